@@ -1,0 +1,26 @@
+"""What can go wrong, as one small tree.
+
+    BertrayError            anything this project raises on purpose
+      RequestError          the caller asked for something that cannot be done: exit code 2, nothing was changed
+        BundleError         a bundle folder that is incomplete, altered or not a bundle
+      ShardError            one shard of an archive cannot be scored: it is listed, the others go on
+
+A message states the value, the limit, the path and the next step; nothing catches these but the command line
+(`bertray.cli`) and, for `ShardError`, the scoring actor.
+"""
+
+
+class BertrayError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class RequestError(BertrayError, ValueError):
+    """A request that cannot be carried out as it stands; the message says what to change."""
+
+
+class BundleError(RequestError):
+    """A model bundle that is missing, incomplete or altered."""
+
+
+class ShardError(BertrayError):
+    """A shard of the archive that cannot be scored; the message is the reason listed in the summary."""
