@@ -1,7 +1,7 @@
 """bertray: fine-tune a BERT classifier and apply it to very large document archives.
 
-    from bertray import Bundle
-    Bundle.load("bundles/sections").predict(["B.Sc. in Physics, 2014", "Python, SQL, Spark"])
+from bertray import Bundle
+Bundle.load("bundles/sections").predict(["B.Sc. in Physics, 2014", "Python, SQL, Spark"])
 """
 
 from importlib import import_module

@@ -1,0 +1,43 @@
+# What a person, README.md and CI type. Every target makes .venv first if it is missing or out of date.
+
+# The constraints were tested on 3.11; 3.12 works too.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$python && break; done)
+PY := .venv/bin/python
+
+.PHONY: install demo check test notebooks bench clean
+
+install: .venv/.installed
+
+# torch goes first: once it is there at the constrained version, no other package asks for a build of its own.
+.venv/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "bertray needs Python 3.11 or 3.12: install one, or say make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --constraint constraints.txt torch
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(PY) -m jobs.demo
+
+check: install
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+test: install
+	$(PY) -m pytest
+
+notebooks: install demo/scored/runs/latest.json
+	$(PY) -m nbconvert --to html --execute notebooks/explore.ipynb --output-dir demo
+	@echo "open demo/explore.html"
+
+demo/scored/runs/latest.json:
+	$(MAKE) demo
+
+bench: install
+	$(PY) -m benchmarks.score
+
+clean:
+	rm -rf .venv demo build .pytest_cache .mypy_cache .ruff_cache .hypothesis lib/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,32 @@
+"""Measure a bundle on a split of a data set, beside TF-IDF + logistic regression fitted on the same training rows.
+
+    python -m jobs.evaluate --bundle bundle --data dataset --output evaluation
+    python -m jobs.evaluate --bundle s3://bucket/bundle --data s3://bucket/dataset --split validation --output eval
+
+Writes metrics.json and predictions.parquet.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from bertray.cli import Outcome, run_job
+from bertray.config import EvaluateConfig
+from bertray.report import print_evaluation
+
+_SUMMARY = ("num_rows", "accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "f1_macro", "baseline")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_job(EvaluateConfig, _run, argv, __doc__ or "")
+
+
+def _run(config: EvaluateConfig) -> Outcome:
+    from bertray.evaluation import evaluate
+
+    metrics = evaluate(config)
+    print_evaluation(metrics)
+    return Outcome({"output": config.output, **{key: metrics[key] for key in (*_SUMMARY, "wall_s")}})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Score an archive of Parquet shards with a bundle: one predictions file a shard, under the same relative path.
+
+    python -m jobs.score --bundle bundle --input archive --output scored
+    python -m jobs.score --bundle s3://b/bundle --input s3://b/archive --output s3://b/scored --keep-columns document_id
+    ray job submit --address http://127.0.0.1:8265 --working-dir . --runtime-env jobs/runtime_env.yaml -- \\
+        python -m jobs.score --bundle s3://b/bundle --input s3://b/archive --output s3://b/scored --device cuda
+
+Run it every night: only new and changed shards are scored. Run it again after a crash: that is the whole recovery.
+Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this machine.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from bertray.cli import EXIT_OK, EXIT_SHARDS_FAILED, Outcome, run_job
+from bertray.config import ScoreConfig
+from bertray.report import print_scoring
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_job(ScoreConfig, _run, argv, __doc__ or "")
+
+
+def _run(config: ScoreConfig) -> Outcome:
+    from bertray.scoring import score
+
+    summary, failures = score(config)
+    print_scoring(summary, failures)
+    return Outcome(summary, EXIT_SHARDS_FAILED if failures else EXIT_OK)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""A model bundle: one self-contained folder that every part of the project, and any Hugging Face tool, can read.
+
+    bundle/
+      config.json, model.safetensors       the classifier, labels in its id2label
+      tokenizer.json, …                    its tokenizer
+      README.md                            the model card
+      bundle.json                          what is here: sha256 of every file, labels, length, origin, metrics; last
+
+    >>> Bundle.load("bundle").predict(["Python, SQL, Spark"])
+    [Prediction(label='Skills', score=0.98, num_tokens=7, truncated=False, error=None)]
+
+Loading checks every file against its sha256. Nothing in a bundle is executable: weights are safetensors, no pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from bertray.config import Precision
+from bertray.encoder import Encoder, softmax
+from bertray.errors import BundleError, RequestError
+from bertray.schema import PREDICTION_SCHEMA
+from bertray.storage import Location
+from bertray.tokenization import ColumnTokenizer
+
+BUNDLE_FILE, CARD_FILE = "bundle.json", "README.md"
+
+
+class BundleInfo(BaseModel):
+    """What bundle.json holds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format_version: int = 1
+    labels: tuple[str, ...]  # by id
+    problem_type: str = "single_label_classification"
+    max_length: int  # tokens a text is cut to, special tokens included
+    long_documents: str = "truncate"  # what happens to the rest of a longer text
+    encoder: str  # what was fine-tuned: Hub id, folder or package
+    data_fingerprint: str  # Dataset.fingerprint() of the training data
+    training: dict[str, Any]  # the job's configuration
+    metrics: dict[str, float]  # of the kept epoch, on validation
+    history: list[dict[str, float]]  # one entry an epoch
+    versions: dict[str, str]  # of Python and the packages that matter
+    files: dict[str, str]  # sha256 of every other file but the card, which a person may edit
+
+    def fingerprint(self) -> str:
+        """What makes two bundles predict alike: the same files, read in the same way."""
+        read = {"files": self.files, "max_length": self.max_length, "long_documents": self.long_documents}
+        return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+
+
+class Prediction(NamedTuple):
+    """What the model says of one text; `label` and `score` are None where `error` is not."""
+
+    label: str | None
+    score: float | None  # softmax probability of the label
+    num_tokens: int  # read by the model, special tokens included
+    truncated: bool
+    error: str | None
+
+
+@dataclass
+class Bundle:
+    """A fine-tuned classifier, ready to predict."""
+
+    info: BundleInfo
+    encoder: Encoder
+    tokenizer: ColumnTokenizer
+
+    @classmethod
+    def load(cls, uri: str, precision: Precision = "auto") -> Bundle:
+        """Load and verify a bundle from a path or URI.
+
+        Raises:
+            BundleError: the folder is missing, incomplete or altered.
+        """
+        location = Location.of(uri)
+        info = read_info(location)
+        transformers_logging.disable_progress_bar()
+        with location.local_copy() as folder:
+            verify(folder, info, uri)
+            model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return cls(info, Encoder(model, precision), ColumnTokenizer(tokenizer.backend_tokenizer, info.max_length))
+
+    def predict(self, texts: Sequence[str | None]) -> list[Prediction]:
+        """Classify texts, in order. A null or empty text gets an `error` instead of a label."""
+        try:
+            column = pa.array(texts, pa.large_string())
+        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
+            raise RequestError(f"predict takes a sequence of strings: {error}") from error
+        table = self.predict_column(column)
+        return [Prediction(**row) for row in table.to_pylist()]
+
+    def predict_column(self, texts: pa.Array | pa.ChunkedArray) -> pa.Table:
+        """Classify an Arrow column: N texts in, a table of N rows in `schema.PREDICTION_SCHEMA` out."""
+        table, _ = self.predict_proba_column(texts)
+        return table
+
+    def predict_proba_column(self, texts: pa.Array | pa.ChunkedArray) -> tuple[pa.Table, np.ndarray]:
+        """`predict_column` and beside it probabilities_NC (float32), NaN for rows with an error."""
+        tokens = self.tokenizer.encode(texts)
+        probabilities_NC = softmax(self.encoder.logits(tokens))
+        scored_N = tokens.errors.is_null()
+        is_error_N = ~scored_N.to_numpy(zero_copy_only=False)
+        best_N = np.where(is_error_N, 0, np.nan_to_num(probabilities_NC).argmax(axis=1))
+        columns = [
+            pa.DictionaryArray.from_arrays(
+                pa.array(best_N.astype(np.int32), mask=is_error_N), pa.array(self.info.labels, pa.string())
+            ).cast(pa.string()),
+            pa.array(probabilities_NC[np.arange(len(best_N)), best_N], pa.float32(), mask=is_error_N),
+            pa.array(tokens.lengths_N.astype(np.int32)),
+            pa.array(tokens.truncated_N),
+            tokens.errors,
+        ]
+        return pa.table(columns, schema=PREDICTION_SCHEMA), probabilities_NC
+
+
+def read_info(location: Location) -> BundleInfo:
+    """Read bundle.json without loading the model.
+
+    Raises:
+        BundleError: it is missing or not what jobs.train writes.
+    """
+    file = location / BUNDLE_FILE
+    if not file.exists():
+        raise BundleError(
+            f"{location} is no model bundle: it has no {BUNDLE_FILE}. Make one with "
+            f"python -m jobs.train --data DATASET --output {location}"
+        )
+    try:
+        info = BundleInfo.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise BundleError(f"{file} cannot be read: {error}. Train the bundle again") from error
+    if info.format_version != 1:
+        raise BundleError(f"{file} is of format {info.format_version}; this version of bertray reads format 1")
+    return info
+
+
+def verify(folder: Path, info: BundleInfo, name: str) -> None:
+    """Check every file of a bundle against its recorded sha256.
+
+    Raises:
+        BundleError: a file is missing or differs.
+    """
+    for file, expected in info.files.items():
+        path = folder / file
+        if not path.is_file():
+            raise BundleError(f"the bundle {name} is incomplete: {file} is missing. Copy or train it again")
+        actual = sha256_of(path)
+        if actual != expected:
+            raise BundleError(
+                f"the bundle {name} was altered: {file} has sha256 {actual[:12]}…, bundle.json says {expected[:12]}…. "
+                "Copy or train it again"
+            )
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a bundle folder but bundle.json and the card, by relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path: str(path.relative_to(folder)) for path in paths}
+    return {name: sha256_of(path) for path, name in names.items() if name not in (BUNDLE_FILE, CARD_FILE)}

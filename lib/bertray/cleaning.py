@@ -1,0 +1,118 @@
+"""Which labelled rows stay, and why the others go.
+
+Every function takes a table of `bertray.labelled` and returns the rows that stay and a count for every reason, so
+that rows in = rows kept + rows out, always. Texts are compared trimmed and in Unicode NFC but kept as they were read:
+the model must train on what it will meet in the archive.
+
+    " Skills: Python"  Skills     kept
+    "Skills: Python "  Skills     duplicate
+    "M.Sc. Physics"    Education  kept            (2 of 3 say Education)
+    "M.Sc. Physics"    Education  duplicate
+    "M.Sc. Physics"    Projects   label_outvoted
+    "   "              Skills     text_empty
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bertray.labelled import GROUP
+from bertray.schema import LABEL, TEXT
+
+_KEPT = ""
+MAX_CONFLICTS_LISTED = 100
+_EXCERPT_CHARS = 200
+
+
+@dataclass
+class Cleaned:
+    """Rows that stay, how many went for which reason, and texts that stood with several labels."""
+
+    rows: pa.Table
+    rows_out: Counter[str] = field(default_factory=Counter)
+    conflicts: list[dict[str, Any]] = field(default_factory=list)
+    num_conflicts: int = 0
+
+
+def clean(rows: pa.Table) -> Cleaned:
+    """Take out unusable rows and merge equal texts; labels come back trimmed.
+
+    Reasons: `text_missing` (null), `text_empty` (empty or white space), `label_missing` (null, empty or white space),
+    `duplicate` (an earlier row has the same text and label), `label_outvoted` (most rows of this text have another
+    label), `label_tied` (several labels share the lead, so none can be believed).
+    """
+    labels = pc.utf8_trim_whitespace(rows[LABEL])
+    rows = rows.set_column(rows.column_names.index(LABEL), LABEL, labels)
+    keys = comparison_keys(rows)
+    reasons = np.full(rows.num_rows, _KEPT, dtype=object)
+    reasons[_mask(pc.or_kleene(pc.is_null(labels), pc.equal(labels, "")))] = "label_missing"
+    reasons[_mask(pc.equal(keys, ""))] = "text_empty"
+    reasons[_mask(pc.is_null(keys))] = "text_missing"
+
+    usable = np.flatnonzero(reasons == _KEPT)
+    votes = pd.DataFrame({"key": _codes(keys)[usable], "label": _codes(labels)[usable], "row": usable})
+    counts = votes.groupby(["key", "label"], sort=False).size().rename("votes").reset_index()
+    lead = counts.groupby("key")["votes"].transform("max")
+    leaders = counts[counts["votes"] == lead]
+    tied_keys = leaders.loc[leaders["key"].duplicated(), "key"].unique()
+    winners = leaders.drop_duplicates("key").set_index("key")["label"]
+
+    outvoted = votes["label"] != votes["key"].map(winners)
+    tied = votes["key"].isin(tied_keys)
+    duplicate = votes.duplicated(["key", "label"])
+    for mask, reason in ((duplicate, "duplicate"), (outvoted, "label_outvoted"), (tied, "label_tied")):
+        reasons[votes.loc[mask, "row"]] = reason
+
+    conflict_keys = counts.loc[counts["key"].duplicated(), "key"].unique()
+    conflicts = [
+        _describe(rows, votes[votes["key"] == key], key in tied_keys) for key in conflict_keys[:MAX_CONFLICTS_LISTED]
+    ]
+    cleaned = _take_out(rows, reasons)
+    return Cleaned(cleaned.rows, cleaned.rows_out, conflicts, len(conflict_keys))
+
+
+def drop_shared(rows: pa.Table, held_out: pa.Table, held_out_name: str) -> Cleaned:
+    """Take out training-side rows whose text, or group, also stands in a held-out split.
+
+    Reasons: `text_in_<name>`, `group_in_<name>`.
+    """
+    reasons = np.full(rows.num_rows, _KEPT, dtype=object)
+    if GROUP in rows.column_names:
+        groups = pc.drop_null(held_out[GROUP])
+        reasons[_mask(pc.is_in(rows[GROUP], value_set=groups.combine_chunks()))] = f"group_in_{held_out_name}"
+    held_out_keys = comparison_keys(held_out).combine_chunks()
+    reasons[_mask(pc.is_in(comparison_keys(rows), value_set=held_out_keys))] = f"text_in_{held_out_name}"
+    return _take_out(rows, reasons)
+
+
+def comparison_keys(rows: pa.Table) -> pa.ChunkedArray:
+    """What two texts are compared by: trimmed, in Unicode NFC."""
+    return pc.utf8_normalize(pc.utf8_trim_whitespace(rows[TEXT]), form="NFC")
+
+
+def _take_out(rows: pa.Table, reasons: np.ndarray) -> Cleaned:
+    kept = reasons == _KEPT
+    return Cleaned(rows.filter(pa.array(kept)), Counter(reasons[~kept].tolist()))
+
+
+def _mask(condition: pa.ChunkedArray) -> np.ndarray:
+    return condition.fill_null(False).to_numpy()
+
+
+def _codes(strings: pa.ChunkedArray) -> np.ndarray:
+    """An integer for every distinct string, -1 for null."""
+    return strings.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
+
+
+def _describe(rows: pa.Table, votes: pd.DataFrame, tied: bool) -> dict[str, Any]:
+    first = int(votes["row"].iloc[0])
+    labels = Counter(rows[LABEL].take(pa.array(votes["row"].to_numpy())).to_pylist())
+    text = str(rows[TEXT][first].as_py())[:_EXCERPT_CHARS]
+    return {"text": text, "labels": dict(labels.most_common()), "kept": None if tied else labels.most_common(1)[0][0]}

@@ -1,0 +1,165 @@
+"""From a command line to a finished job: options, logging, the summary line, the exit code.
+
+1. Options are merged from YAML, environment and flags and checked by the job's class in `bertray.config`.
+2. The job runs. Logs, progress and tables go to stderr; anything printed to stdout meanwhile goes there too.
+3. The last line of stdout is the summary, one JSON object, so `python -m jobs.train … | tail -1 | jq .` works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import EnvSettingsSource
+
+from bertray.config import JobConfig
+from bertray.errors import RequestError
+
+EXIT_OK, EXIT_BAD_REQUEST, EXIT_SHARDS_FAILED = 0, 2, 3
+
+_EXIT_CODES = (
+    "exit codes: 0 done; 1 unexpected failure; 2 bad request, nothing was started; 3 some shards failed (jobs.score)"
+)
+
+Config = TypeVar("Config", bound=JobConfig)
+
+
+class Outcome(NamedTuple):
+    """What a job hands back: the summary to print (None: the job printed its own output) and the exit code."""
+
+    summary: dict[str, Any] | None
+    exit_code: int = EXIT_OK
+
+
+def run_job(config_class: type[Config], run: Callable[[Config], Outcome], argv: Sequence[str] | None, doc: str) -> int:
+    """Carry out one job and return its exit code.
+
+    `doc` is the job's docstring: its first paragraph is the description in --help, the whole of it follows the options.
+    """
+    try:
+        config = load_config(config_class, sys.argv[1:] if argv is None else argv, doc)
+        _log_to_stderr()
+        with redirect_stdout(sys.stderr):
+            outcome = run(config)
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_REQUEST
+    if outcome.summary is not None:
+        print(json.dumps(outcome.summary, ensure_ascii=False), flush=True)
+    return outcome.exit_code
+
+
+def load_config(config_class: type[Config], argv: Sequence[str], doc: str = "") -> Config:
+    """Merge defaults < YAML (`--config`) < environment < flags into a checked configuration.
+
+    Raises:
+        RequestError: an unknown key or a bad value; the message names key, value and what is allowed.
+        SystemExit: `--help` (code 0), or an unknown flag (code 2, from argparse).
+    """
+    flags = vars(_parser(config_class, doc).parse_args(argv))
+    config_path = flags.pop("config", None)
+    values = _read_yaml(config_class, Path(config_path)) if config_path else {}
+    values |= _read_environment(config_class)
+    values |= flags
+    try:
+        return config_class(**values)
+    except ValidationError as error:
+        raise RequestError("\n       ".join(_explain(config_class, item) for item in error.errors())) from error
+
+
+def _parser(config_class: type[JobConfig], doc: str) -> argparse.ArgumentParser:
+    job = config_class.__doc__.partition(":")[0] if config_class.__doc__ else "job"
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {job}",
+        description=doc.strip().partition("\n")[0],
+        epilog=doc.strip().partition("\n")[2].strip("\n") + f"\n\n{_EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with any of the options below, as text_column: body"
+    )
+    for name, field in config_class.model_fields.items():
+        _add_option(parser, name, field)
+    return parser
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    description = (field.description or "").replace("%", "%%")
+    if extra.get("positional"):
+        parser.add_argument(name, nargs="*", metavar=name.rstrip("s").upper(), help=description)
+        return
+    if field.is_required():
+        description += " (required)"
+    elif field.default not in (None, "") and field.default_factory is None:
+        description += f" (default: {str(field.default).replace('%', '%%')})"
+    flag = f"--{name.replace('_', '-')}"
+    if field.annotation is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=description)
+    elif field.annotation == list[str] and field.is_required():
+        parser.add_argument(flag, nargs="+", metavar="PATH", help=description)
+    else:
+        parser.add_argument(flag, metavar=name.rsplit("_", 1)[-1].upper(), help=description)
+
+
+def _read_yaml(config_class: type[JobConfig], path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise RequestError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RequestError(f"--config {path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RequestError(f"--config {path} holds a {type(values).__name__}; write one 'option: value' a line")
+    _refuse_unknown(config_class, [str(key) for key in values], f"--config {path}: unknown key ")
+    return values
+
+
+def _read_environment(config_class: type[JobConfig]) -> dict[str, Any]:
+    prefix = config_class.model_config["env_prefix"]
+    names = [name[len(prefix) :].lower() for name in os.environ if name.upper().startswith(prefix)]
+    _refuse_unknown(config_class, names, f"environment: unknown option {prefix}")
+    return EnvSettingsSource(config_class)()
+
+
+def _refuse_unknown(config_class: type[JobConfig], names: list[str], what: str) -> None:
+    allowed = sorted(config_class.model_fields)
+    for name in names:
+        if name not in allowed:
+            close = difflib.get_close_matches(name, allowed, n=1)
+            meant = f" Did you mean {close[0]!r}?" if close else ""
+            raise RequestError(f"{what}{name!r}.{meant} Allowed: {', '.join(allowed)}")
+
+
+def _explain(config_class: type[JobConfig], item: Any) -> str:
+    """One line for one of pydantic's complaints: key, value, what is allowed."""
+    if not item["loc"]:  # a check over several fields, which names them itself
+        return str(item["msg"]).removeprefix("Value error, ")
+    name = str(item["loc"][0])
+    if item["type"] == "missing":
+        prefix = config_class.model_config["env_prefix"]
+        return f"--{name.replace('_', '-')} is required (or {prefix}{name.upper()}, or '{name}:' in the --config file)"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"--{name.replace('_', '-')}: {item['input']!r} is not allowed. {message}"
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logger = logging.getLogger("bertray")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

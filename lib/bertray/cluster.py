@@ -1,0 +1,88 @@
+"""The Ray cluster that a job runs on: the one in RAY_ADDRESS, else one of this machine's own, for this job only."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from bertray.config import Device
+from bertray.errors import RequestError
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Be connected to Ray inside the block. `ray job submit` sets RAY_ADDRESS; without it a local Ray is started.
+
+    A connection that stands already is used and left standing.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    # Ray's own lines are for Ray's developers: what a job has to say it says itself, and errors carry their traceback.
+    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        ray.init(address=address, **common)
+    else:
+        # Loopback only: a laptop's Ray is nobody else's business.
+        ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+    for name in ("ray.data", "ray.train"):  # these two set up their own handlers on import
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How many processes hold a model, and what each is given."""
+
+    num_processes: int
+    use_gpu: bool
+    cpus_each: int
+
+
+def place(device: Device, num_processes: int | None, what: str, cpus_per_process: int = 1) -> Placement:
+    """Divide the cluster among processes that each hold a model.
+
+    Args:
+        device: auto takes GPUs where the cluster has one now.
+        num_processes: None: one a GPU, or one for every `cpus_per_process` CPUs (at least one).
+        what: the option that the user would change, for messages.
+
+    Raises:
+        RequestError: a cluster that cannot grow (this machine) is too small.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    use_gpu = device == "cuda" or (device == "auto" and num_gpus > 0)
+    node_cpus = [int(node.get("CPU", 0)) for node in nodes]
+    if num_processes is None:
+        num_processes = max(1, num_gpus if use_gpu else sum(node_cpus) // cpus_per_process)
+    have = num_gpus if use_gpu else sum(node_cpus)
+    if num_processes > have:
+        kind = "GPUs" if use_gpu else "CPUs"
+        message = f"{what} {num_processes} needs {num_processes} {kind}; there are {have}"
+        if "RAY_ADDRESS" not in os.environ:
+            raise RequestError(f"{message}. Lower {what}, or run on a cluster with RAY_ADDRESS")
+        _log.warning("%s now: waiting for the cluster to grow", message)
+    if use_gpu:
+        return Placement(num_processes, True, 1)
+    return Placement(num_processes, False, _largest_share(node_cpus, num_processes))
+
+
+def _largest_share(node_cpus: list[int], num_processes: int) -> int:
+    """The most CPUs a process can have so that all fit: 3 processes on nodes of 8 and 4 get 4 each."""
+    for share in range(max(node_cpus, default=1), 1, -1):
+        if sum(cpus // share for cpus in node_cpus) >= num_processes:
+            return share
+    return 1

@@ -1,0 +1,161 @@
+"""What each job can be told: one class a job, one field an option, its unit and the reason of its default beside it.
+
+Values come from, later over earlier: the defaults here, a YAML file (`--config`), the environment
+(`BERTRAY_TRAIN_LEARNING_RATE=3e-5`), flags (`--learning-rate 3e-5`). `bertray.cli` does the reading.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from bertray.schema import RESERVED_COLUMNS
+
+Precision = Literal["auto", "fp32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
+DEVICE_HELP = (
+    "what workers run on; auto is cuda where the cluster has a GPU now; say cuda where GPU nodes start on demand"
+)
+PRECISION_HELP = "arithmetic of the model; auto is bf16 where the processor or GPU has it, else fp32"
+
+
+def _comma_separated(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+# NoDecode: the environment holds plain text, not JSON.
+Paths = Annotated[list[str], NoDecode, BeforeValidator(_one_or_many)]
+Columns = Annotated[list[str], NoDecode, BeforeValidator(_comma_separated)]
+
+
+class JobConfig(BaseSettings):
+    """What all jobs share: unknown keys are refused, and a configuration does not change after it was read."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+
+
+class PrepareConfig(JobConfig):
+    """jobs.prepare: labelled files in, a clean, encoded and split data set out."""
+
+    model_config = SettingsConfigDict(env_prefix="BERTRAY_PREPARE_")
+
+    input: Paths = Field(
+        min_length=1, description="labelled files, folders or globs (CSV, JSON Lines, Parquet; .gz, .zst)"
+    )
+    output: str = Field(description="folder of the data set; written whole, over an earlier data set")
+    text_column: str = Field("text", description="column that holds the text")
+    label_column: str = Field("label", description="column that holds the label")
+    validation: str | None = Field(None, description="file, folder or glob of a validation split of your own")
+    test: str | None = Field(None, description="file, folder or glob of a test split of your own")
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=1, description="share of the kept rows, where --validation is not given"
+    )
+    test_fraction: float = Field(0.1, gt=0, lt=1, description="share of the kept rows, where --test is not given")
+    group_column: str | None = Field(None, description="rows that share its value stay on one side of every split")
+    seed: int = Field(0, ge=0, description="of the splits: the same seed and rows give the same splits")
+
+    @model_validator(mode="after")
+    def _leave_rows_to_train_on(self) -> Self:
+        held_out = (0 if self.validation else self.validation_fraction) + (0 if self.test else self.test_fraction)
+        if held_out >= 1:
+            raise ValueError(
+                f"validation_fraction + test_fraction is {held_out:g}, which leaves no row to train on; keep it below 1"
+            )
+        return self
+
+
+class TrainConfig(JobConfig):
+    """jobs.train: a data set in, a fine-tuned model bundle out."""
+
+    model_config = SettingsConfigDict(env_prefix="BERTRAY_TRAIN_")
+
+    data: str = Field(description="data set folder that jobs.prepare wrote")
+    output: str = Field(description="folder of the model bundle")
+    overwrite: bool = Field(False, description="replace a bundle that stands at --output")
+    encoder: str = Field(
+        "bert-base-uncased",
+        description="Hub id, local folder, or minilm: the small encoder of the extra 'demo'",
+    )
+    epochs: int = Field(3, ge=1, le=1000, description="passes over the training rows; BERT's authors used 2 to 4")
+    learning_rate: float = Field(5e-5, gt=0, lt=1, description="peak of AdamW's; BERT's authors used 2e-5 to 5e-5")
+    batch_size: int = Field(32, ge=1, description="texts a step over all workers together")
+    max_length: int = Field(128, ge=8, description="tokens a text is cut to; the time of a step grows with it")
+    weight_decay: float = Field(0.01, ge=0, lt=1, description="of AdamW, for all weights but biases and norms")
+    warmup_fraction: float = Field(0.1, ge=0, le=1, description="share of the steps in which the learning rate rises")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    num_workers: int = Field(1, ge=1, description="data-parallel workers; one a GPU, on CPUs one a machine")
+    device: Device = Field("auto", description=DEVICE_HELP)
+    precision: Precision = Field("auto", description=PRECISION_HELP)
+    seed: int = Field(0, ge=0, description="of the head's weights, dropout and the order of the rows")
+
+
+class EvaluateConfig(JobConfig):
+    """jobs.evaluate: a bundle and a split of a data set in, metrics and predictions out."""
+
+    model_config = SettingsConfigDict(env_prefix="BERTRAY_EVALUATE_")
+
+    bundle: str = Field(description="model bundle that jobs.train wrote")
+    data: str = Field(description="data set folder that jobs.prepare wrote")
+    split: Literal["train", "validation", "test"] = Field("test", description="rows to evaluate on")
+    output: str = Field(description="folder for metrics.json and predictions.parquet")
+    precision: Precision = Field("auto", description=PRECISION_HELP)
+
+
+class PredictConfig(JobConfig):
+    """jobs.predict: texts in, one JSON object a text out."""
+
+    model_config = SettingsConfigDict(env_prefix="BERTRAY_PREDICT_")
+
+    bundle: str = Field(description="model bundle that jobs.train wrote")
+    texts: list[str] = Field(
+        default_factory=list,
+        description="texts; without any, one text a line from standard input",
+        json_schema_extra={"positional": True},
+    )
+    precision: Precision = Field("auto", description=PRECISION_HELP)
+
+
+class ScoreConfig(JobConfig):
+    """jobs.score: a bundle and an archive of Parquet shards in, one predictions file a shard out."""
+
+    model_config = SettingsConfigDict(env_prefix="BERTRAY_SCORE_")
+
+    bundle: str = Field(description="model bundle that jobs.train wrote; every node must be able to read it")
+    input: str = Field(description="archive: a folder of .parquet shards at any depth, or one shard")
+    output: str = Field(description="folder for predictions/, manifest/ and runs/; not inside the input")
+    text_column: str = Field("text", description="column that holds the text")
+    keep_columns: Columns = Field(default_factory=list, description="columns copied into the output, comma-separated")
+    num_actors: int | None = Field(
+        None, ge=1, description="model actors; default: one a GPU, without GPUs one for every 4 CPUs"
+    )
+    device: Device = Field("auto", description=DEVICE_HELP)
+    precision: Precision = Field("auto", description=PRECISION_HELP)
+
+    @model_validator(mode="after")
+    def _kept_columns_are_distinct(self) -> Self:
+        for name in self.keep_columns:
+            if name in RESERVED_COLUMNS:
+                raise ValueError(
+                    f"keep_columns: {name!r} is a column of the predictions themselves; "
+                    f"reserved are {', '.join(sorted(RESERVED_COLUMNS))}"
+                )
+        if len(set(self.keep_columns)) < len(self.keep_columns):
+            raise ValueError(f"keep_columns: {', '.join(self.keep_columns)} names a column twice")
+        return self
+
+
+class DemoConfig(JobConfig):
+    """jobs.demo: a generated corpus through every job."""
+
+    model_config = SettingsConfigDict(env_prefix="BERTRAY_DEMO_")
+
+    output: str = Field("demo", description="local folder; files of an earlier demo are replaced")
+    num_labelled: int = Field(1839, ge=60, description="labelled chunks, as many as the reference tutorial has")
+    num_archive: int = Field(4000, ge=80, description="unlabelled chunks in 8 shards")
+    encoder: str = Field("minilm", description="as in jobs.train")
+    epochs: int = Field(3, ge=1, description="as in jobs.train")
+    learning_rate: float = Field(2e-4, gt=0, lt=1, description="above jobs.train's: a small encoder, few rows")

@@ -1,0 +1,77 @@
+"""A Hugging Face sequence classifier run over token columns: tokens in, logits out, rows in input order.
+
+Legend: N documents, C classes, B documents of a batch, L tokens of its longest.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from bertray.config import Precision
+from bertray.errors import RequestError
+from bertray.packing import budget_batches, pad
+from bertray.tokenization import TokenColumn
+
+# Tokens of one forward pass. On CPUs activations of a larger batch leave the cache; a GPU wants enough work a launch.
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536}
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What `auto` means on this device.
+
+    Raises:
+        RequestError: bf16 was asked for on a GPU without it. (A CPU without it emulates it, slowly but rightly.)
+    """
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if precision == "bf16" and not has_bf16:
+            name = torch.cuda.get_device_name(device)
+            raise RequestError(f"--precision bf16: {name} has no bf16 arithmetic; use --precision fp32 or auto")
+    else:
+        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if precision == "auto":
+        return "bf16" if has_bf16 else "fp32"
+    return precision
+
+
+class Encoder:
+    """A model on a device, ready to classify.
+
+    Args:
+        model: a transformers sequence classifier; it is moved to the device and converted in place.
+        precision: of weights and activations.
+        device: default: the GPU if there is one.
+    """
+
+    def __init__(self, model: Any, precision: Precision = "auto", device: torch.device | None = None) -> None:
+        self.device = device or default_device()
+        self.precision = resolve_precision(precision, self.device)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self.model = model.to(device=self.device, dtype=dtype).eval()
+        self.pad_id = model.config.pad_token_id or 0
+
+    @torch.inference_mode()
+    def logits(self, tokens: TokenColumn) -> np.ndarray:
+        """logits_NC (float32), NaN for rows without tokens."""
+        logits_NC = np.full((len(tokens.lengths_N), self.model.config.num_labels), np.nan, dtype=np.float32)
+        for rows in budget_batches(tokens.lengths_N, TOKEN_BUDGET[self.device.type]):
+            input_ids_BL, mask_BL = (torch.from_numpy(array) for array in pad(tokens, rows, self.pad_id))
+            output = self.model(
+                input_ids=input_ids_BL.to(self.device, non_blocking=True),
+                attention_mask=mask_BL.to(self.device, non_blocking=True),
+            )
+            logits_NC[rows] = output.logits.float().cpu().numpy()
+        return logits_NC
+
+
+def softmax(logits_NC: np.ndarray) -> np.ndarray:
+    """Probabilities of each row, float32; NaN rows stay NaN."""
+    shifted_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
+    return (shifted_NC / shifted_NC.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -1,0 +1,205 @@
+"""The loop that every training worker runs.
+
+1. Every worker reads and tokenises the data set; the batches of an epoch follow from seed and epoch alone.
+2. A step: each rank takes every world_size-th text of the global batch; the loss is the mean over the global batch.
+3. After each epoch every rank evaluates its share of the validation rows; all ranks see the metrics of all rows.
+4. Rank 0 reports metrics and, as checkpoint, a Hugging Face model folder.
+
+Legend: N rows, C classes, B rows of a rank's share of a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
+from transformers.utils import logging as transformers_logging
+
+from bertray.config import TrainConfig
+from bertray.dataset import Dataset
+from bertray.encoder import TOKEN_BUDGET, resolve_precision
+from bertray.errors import BertrayError
+from bertray.metrics import summary_metrics
+from bertray.packing import budget_batches, epoch_batches, pad
+from bertray.pretrained import encoder_folder, load_tokenizer
+from bertray.schema import LABEL_ID, TEXT
+from bertray.tokenization import ColumnTokenizer, TokenColumn
+
+_log = logging.getLogger(__name__)
+
+_REPORT_INTERVAL_S = 0.5
+
+
+def train_on_worker(settings: dict[str, Any]) -> None:
+    """Entry point of a Ray Train worker.
+
+    Args:
+        settings: `config`, a `TrainConfig` as a dict, and `board`, the progress actor.
+    """
+    Worker(TrainConfig.model_construct(**settings["config"]), settings["board"]).run()
+
+
+class Worker:
+    """One rank of a data-parallel run."""
+
+    def __init__(self, config: TrainConfig, board: Any) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.config, self.board = config, board
+        self.device = ray.train.torch.get_device()
+        self.bf16 = resolve_precision(config.precision, self.device) == "bf16"
+        if self.device.type == "cpu":
+            assigned = ray.get_runtime_context().get_assigned_resources()
+            torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+
+        dataset = Dataset.open(config.data)
+        tokenizer, _ = load_tokenizer(config.encoder, config.max_length)
+        column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length)
+        self.train = _Rows(dataset.split("train"), column_tokenizer)
+        self.validation = _Rows(dataset.split("validation"), column_tokenizer)
+        self.num_labels = len(dataset.labels)
+
+        torch.manual_seed(config.seed)  # the new head is the same on every rank and in every run
+        model = AutoModelForSequenceClassification.from_pretrained(
+            encoder_folder(config.encoder),
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            num_labels=self.num_labels,
+            id2label=dict(enumerate(dataset.labels)),
+            label2id={label: index for index, label in enumerate(dataset.labels)},
+            problem_type="single_label_classification",
+        )
+        self.pad_id = model.config.pad_token_id or 0
+        self.model = ray.train.torch.prepare_model(model)
+        self.steps_per_epoch = math.ceil(len(self.train.labels_N) / config.batch_size)
+        num_steps = self.steps_per_epoch * config.epochs
+        self.optimizer = _optimizer(self.model, config)
+        self.scheduler = get_linear_schedule_with_warmup(
+            self.optimizer, round(num_steps * config.warmup_fraction), num_steps
+        )
+        torch.manual_seed(config.seed + 1 + self.rank)  # dropout differs between ranks
+        self._posted_s = 0.0
+
+    def run(self) -> None:
+        for epoch in range(1, self.config.epochs + 1):
+            started_s = time.monotonic()
+            train_loss = self._train_epoch(epoch)
+            metrics = {"epoch": epoch, "train_loss": train_loss, **self._validate()}
+            metrics["num_train_tokens"] = self.train.tokens.num_tokens
+            metrics["wall_s"] = time.monotonic() - started_s
+            self._report(metrics)
+
+    def _train_epoch(self, epoch: int) -> float:
+        """One pass over the training rows; returns the mean loss of a row."""
+        self.model.train()
+        losses: list[torch.Tensor] = []
+        batches = epoch_batches(self.train.tokens.lengths_N, self.config.batch_size, self.config.seed, epoch)
+        for step, batch in enumerate(batches, start=1):
+            rows = batch[self.rank :: self.world_size]
+            # A last batch of fewer rows than ranks: the others join the gradient exchange with a loss of zero.
+            weight = 1.0 if len(rows) else 0.0
+            rows = rows if len(rows) else batch[:1]
+            loss_sum = weight * cross_entropy(
+                self._logits(self.train.tokens, rows), self.train.targets(rows, self.device), reduction="sum"
+            )
+            # DDP averages gradients over ranks; scaled so, the average is the gradient of the global batch's mean.
+            (loss_sum * (self.world_size / len(batch))).backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+            self.optimizer.step()
+            self.scheduler.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            losses.append(loss_sum.detach())
+            self._post_progress(epoch, step, losses)
+        return self._sum_over_ranks(torch.stack(losses).sum().item()) / len(self.train.labels_N)
+
+    def _logits(self, tokens: TokenColumn, rows: np.ndarray) -> torch.Tensor:
+        """logits_BC (float32) of some rows, under the run's precision."""
+        input_ids_BL, mask_BL = (torch.from_numpy(array).to(self.device) for array in pad(tokens, rows, self.pad_id))
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            output = self.model(input_ids=input_ids_BL, attention_mask=mask_BL)
+        logits_BC: torch.Tensor = output.logits.float()
+        return logits_BC
+
+    @torch.inference_mode()
+    def _validate(self) -> dict[str, float]:
+        """Loss and metrics over all validation rows; each rank runs every world_size-th batch."""
+        self.model.eval()
+        num_rows = len(self.validation.labels_N)
+        # A row is evaluated by one rank, and is zero on the others: the sum over ranks is the whole.
+        totals = torch.zeros(num_rows, 2, dtype=torch.float64)
+        batches = budget_batches(self.validation.tokens.lengths_N, TOKEN_BUDGET[self.device.type])
+        for rows in batches[self.rank :: self.world_size]:
+            logits_BC = self._logits(self.validation.tokens, rows)
+            losses_B = cross_entropy(logits_BC, self.validation.targets(rows, self.device), reduction="none")
+            totals[rows, 0] = losses_B.double().cpu()
+            totals[rows, 1] = logits_BC.argmax(dim=1).double().cpu()
+        if self.world_size > 1:
+            totals = totals.to(self.device)
+            torch.distributed.all_reduce(totals)
+            totals = totals.cpu()
+        predicted_N = totals[:, 1].long().numpy()
+        metrics = summary_metrics(self.validation.labels_N, predicted_N, self.num_labels)
+        return {"loss": totals[:, 0].mean().item(), **metrics}
+
+    def _sum_over_ranks(self, value: float) -> float:
+        if self.world_size == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total)
+        return total.item()
+
+    def _post_progress(self, epoch: int, step: int, losses: list[torch.Tensor]) -> None:
+        now_s = time.monotonic()
+        if self.rank or (now_s - self._posted_s < _REPORT_INTERVAL_S and step < self.steps_per_epoch):
+            return
+        self._posted_s = now_s
+        loss = losses[-1].item()
+        if not math.isfinite(loss):
+            raise BertrayError(
+                f"the loss is {loss} at epoch {epoch}, step {step}: lower --learning-rate (now "
+                f"{self.config.learning_rate:g}) or use --precision fp32"
+            )
+        self.board.post.remote((epoch - 1) * self.steps_per_epoch + step, f"epoch {epoch}/{self.config.epochs}")
+
+    def _report(self, metrics: dict[str, Any]) -> None:
+        if self.rank:
+            ray.train.report(metrics)
+            return
+        self.board.post_epoch.remote(metrics)
+        model = self.model.module if self.world_size > 1 else self.model
+        with tempfile.TemporaryDirectory(prefix="bertray-") as folder:
+            model.save_pretrained(folder)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+class _Rows:
+    """A split in memory: tokens and label ids."""
+
+    def __init__(self, table: pa.Table, tokenizer: ColumnTokenizer) -> None:
+        self.tokens = tokenizer.encode(table[TEXT])
+        self.labels_N = table[LABEL_ID].to_numpy().astype(np.int64)
+
+    def targets(self, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+        return torch.from_numpy(self.labels_N[rows]).to(device)
+
+
+def _optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, with weight decay on matrices alone: biases and norms are the vectors."""
+    decayed = [weights for weights in model.parameters() if weights.requires_grad and weights.ndim > 1]
+    exempt = [weights for weights in model.parameters() if weights.requires_grad and weights.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)

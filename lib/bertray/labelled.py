@@ -1,0 +1,143 @@
+"""Labelled files of any accepted format become one table of strings.
+
+1. A pattern becomes files:            "cv/" -> cv/a.csv, cv/b.jsonl.gz, cv/c.parquet
+2. A file becomes a table:             columns of every type that the format has
+3. Text and label become strings:      text="B.Sc. in Physics"  label="1"  source="cv/a.csv"  source_row=7
+
+Nothing is cleaned or dropped here: nulls and empty texts pass through, so that cleaning can count them.
+"""
+
+from __future__ import annotations
+
+import glob
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from bertray.errors import RequestError
+from bertray.schema import LABEL, SOURCE, SOURCE_ROW, TEXT
+from bertray.storage import Location
+
+GROUP = "group"
+
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_TEXT_FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
+_SUFFIXES = (".parquet", *(text + packed for text in _TEXT_FORMATS for packed in ("", *_COMPRESSIONS)))
+_FORMATS_HELP = "CSV (.csv, .tsv), JSON Lines (.jsonl, .ndjson, .json), each also .gz or .zst, and .parquet"
+
+# Arrow counts a block's bytes in an int32; one block a file lets a row be as long as the file.
+_MAX_BLOCK_BYTES = 2**31 - 1
+
+
+def read_labelled(
+    patterns: list[str], *, text_column: str, label_column: str, group_column: str | None = None
+) -> pa.Table:
+    """Read files, folders and globs into one table.
+
+    Returns:
+        Columns `text`, `label`, with a group column `group` (all string, nullable), `source` and `source_row`;
+        files in sorted order, rows in file order.
+
+    Raises:
+        RequestError: nothing matches, a file cannot be parsed, a column is missing or of a type without labels.
+    """
+    columns = {TEXT: text_column, LABEL: label_column}
+    if group_column is not None:
+        columns[GROUP] = group_column
+    return pa.concat_tables([_read_file(file, columns) for pattern in patterns for file in _expand(pattern)])
+
+
+def _expand(pattern: str) -> list[Location]:
+    place = Location.of(pattern)
+    if glob.has_magic(place.path) and not place.exists():
+        root = place.uri.removesuffix(place.path)
+        places = [Location(place.fs, path, root + path) for path in sorted(place.fs.glob(place.path))]
+    else:
+        places = [place] if place.exists() else []
+    files: list[Location] = []
+    for found in places:
+        files += [found] if found.is_file() else [found / info.path for info in found.files(_SUFFIXES)]
+    if not files:
+        raise RequestError(f"no labelled files at {pattern}. Give a file, a folder or a glob of {_FORMATS_HELP}")
+    return files
+
+
+def _read_file(file: Location, columns: dict[str, str]) -> pa.Table:
+    try:
+        table = _parse(file, [columns[TEXT]])
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        raise RequestError(f"cannot read {file}: {error}") from error
+    strings: dict[str, pa.ChunkedArray] = {}
+    for name, column in columns.items():
+        if column not in table.column_names:
+            raise RequestError(
+                f"{file} has no column {column!r}; it has {', '.join(table.column_names)}. Choose with --{name}-column"
+            )
+        strings[name] = _as_strings(table[column], column, file, numbers=name != TEXT)
+    strings[SOURCE] = pa.chunked_array([pa.repeat(pa.scalar(str(file)), table.num_rows)])
+    strings[SOURCE_ROW] = pa.chunked_array([pa.array(range(table.num_rows), pa.int64())])
+    return pa.table(strings)
+
+
+def _parse(file: Location, string_columns: list[str]) -> pa.Table:
+    """Read one file by its name's endings; `string_columns` are read as text even where they look like numbers."""
+    name = file.name.lower()
+    if name.endswith(".parquet"):
+        with file.open() as stream:
+            return pq.ParquetFile(stream).read()
+    compression = next((codec for suffix, codec in _COMPRESSIONS.items() if name.endswith(suffix)), None)
+    stem = name.rsplit(".", 1)[0] if compression else name
+    text_format = next((kind for suffix, kind in _TEXT_FORMATS.items() if stem.endswith(suffix)), None)
+    if text_format is None:
+        raise RequestError(f"{file} is of no known format. Accepted are {_FORMATS_HELP}")
+    data = pa.BufferReader(file.read_bytes())
+    if compression:
+        data = pa.BufferReader(pa.CompressedInputStream(data, compression).read())
+    block_bytes = min(data.size() + 1, _MAX_BLOCK_BYTES)
+    if text_format == "json":
+        fields = pa.schema([(column, pa.string()) for column in string_columns])
+        return pa.json.read_json(
+            data,
+            read_options=pa.json.ReadOptions(block_size=block_bytes),
+            parse_options=pa.json.ParseOptions(explicit_schema=fields, newlines_in_values=True),
+        )
+    return pa.csv.read_csv(
+        data,
+        read_options=pa.csv.ReadOptions(block_size=block_bytes),
+        parse_options=pa.csv.ParseOptions(delimiter="\t" if text_format == "tsv" else ",", newlines_in_values=True),
+        # Only an empty cell is null: "NA" and "None" may be labels or texts.
+        convert_options=pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(string_columns, pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
+    )
+
+
+def _as_strings(column: pa.ChunkedArray, name: str, file: Location, *, numbers: bool) -> pa.ChunkedArray:
+    """Strings of a text, label or group column. Whole numbers (also as floats: 1.0) and booleans can be labels."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if numbers and pa.types.is_floating(kind):
+        try:
+            column = column.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise RequestError(f"column {name!r} of {file} holds fractions, not classes: {error}") from error
+    elif not (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_null(kind)
+        or (numbers and (pa.types.is_integer(kind) or pa.types.is_boolean(kind)))
+    ):
+        allowed = "strings, whole numbers or booleans" if numbers else "strings"
+        raise RequestError(f"column {name!r} of {file} is of type {kind}; it must hold {allowed}")
+    strings = column.cast(pa.string())
+    try:
+        strings.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise RequestError(f"column {name!r} of {file} is not valid UTF-8: {error}") from error
+    return pc.if_else(pc.is_null(strings), pa.scalar(None, pa.string()), strings)

