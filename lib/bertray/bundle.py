@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +33,12 @@ from transformers.utils import logging as transformers_logging
 from bertray.config import Precision
 from bertray.encoder import Encoder, softmax
 from bertray.errors import BundleError, RequestError
+from bertray.report import model_card
 from bertray.schema import PREDICTION_SCHEMA
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer
+
+_PACKAGES = ("bertray", "torch", "transformers", "tokenizers", "ray", "pyarrow")
 
 BUNDLE_FILE, CARD_FILE = "bundle.json", "README.md"
 
@@ -128,6 +134,29 @@ class Bundle:
         return pa.table(columns, schema=PREDICTION_SCHEMA), probabilities_NC
 
 
+def seal(folder: Path, **facts: Any) -> BundleInfo:
+    """Make a folder with a saved model and tokenizer a bundle: write its card and, last, bundle.json.
+
+    Args:
+        folder: local.
+        facts: the fields of `BundleInfo` but `files` and `versions`, which are found out here.
+    """
+    info = BundleInfo(files=_hash_files(folder), versions=versions(), **facts)
+    (folder / CARD_FILE).write_text(model_card(info), encoding="utf-8")
+    text = json.dumps(info.model_dump(), indent=2, ensure_ascii=False)
+    (folder / BUNDLE_FILE).write_text(text + "\n", encoding="utf-8")
+    return info
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on, where they are installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):  # the engine also runs without Ray
+            found[package] = version(package)
+    return found
+
+
 def read_info(location: Location) -> BundleInfo:
     """Read bundle.json without loading the model.
 
@@ -143,7 +172,8 @@ def read_info(location: Location) -> BundleInfo:
     try:
         info = BundleInfo.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        raise BundleError(f"{file} cannot be read: {error}. Train the bundle again") from error
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise BundleError(f"{file} cannot be read: {wrong}. Train the bundle again") from error
     if info.format_version != 1:
         raise BundleError(f"{file} is of format {info.format_version}; this version of bertray reads format 1")
     return info
@@ -172,7 +202,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_files(folder: Path) -> dict[str, str]:
+def _hash_files(folder: Path) -> dict[str, str]:
     """sha256 of every file of a bundle folder but bundle.json and the card, by relative path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path: str(path.relative_to(folder)) for path in paths}

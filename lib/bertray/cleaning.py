@@ -103,12 +103,12 @@ def _take_out(rows: pa.Table, reasons: np.ndarray) -> Cleaned:
 
 
 def _mask(condition: pa.ChunkedArray) -> np.ndarray:
-    return condition.fill_null(False).to_numpy()
+    return np.asarray(condition.fill_null(False).to_numpy())
 
 
 def _codes(strings: pa.ChunkedArray) -> np.ndarray:
     """An integer for every distinct string, -1 for null."""
-    return strings.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return np.asarray(strings.combine_chunks().dictionary_encode().indices.fill_null(-1))
 
 
 def _describe(rows: pa.Table, votes: pd.DataFrame, tied: bool) -> dict[str, Any]:

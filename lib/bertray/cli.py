@@ -24,12 +24,12 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import EnvSettingsSource
 
 from bertray.config import JobConfig
-from bertray.errors import RequestError
+from bertray.errors import BertrayError, RequestError
 
-EXIT_OK, EXIT_BAD_REQUEST, EXIT_SHARDS_FAILED = 0, 2, 3
+EXIT_OK, EXIT_FAILED, EXIT_BAD_REQUEST, EXIT_SHARDS_FAILED = 0, 1, 2, 3
 
 _EXIT_CODES = (
-    "exit codes: 0 done; 1 unexpected failure; 2 bad request, nothing was started; 3 some shards failed (jobs.score)"
+    "exit codes: 0 done; 1 failed on the way; 2 bad request, nothing was started; 3 some shards failed (jobs.score)"
 )
 
 Config = TypeVar("Config", bound=JobConfig)
@@ -52,9 +52,9 @@ def run_job(config_class: type[Config], run: Callable[[Config], Outcome], argv: 
         _log_to_stderr()
         with redirect_stdout(sys.stderr):
             outcome = run(config)
-    except RequestError as error:
+    except BertrayError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_REQUEST
+        return EXIT_BAD_REQUEST if isinstance(error, RequestError) else EXIT_FAILED
     if outcome.summary is not None:
         print(json.dumps(outcome.summary, ensure_ascii=False), flush=True)
     return outcome.exit_code

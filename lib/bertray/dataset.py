@@ -162,7 +162,7 @@ def _encode(splits: dict[str, pa.Table]) -> list[str]:
 def sort_labels(labels: list[str]) -> list[str]:
     """Sorted order, numbers by their value: 2 before 10."""
     numeric = all(re.fullmatch(r"-?\d+", label) for label in labels)
-    return sorted(labels, key=(lambda label: (int(label), label)) if numeric else None)  # type: ignore[arg-type]
+    return sorted(labels, key=(lambda label: (int(label), label)) if numeric else None)
 
 
 def _report(

@@ -20,6 +20,7 @@ TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536}
 
 
 def default_device() -> torch.device:
+    """The GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -73,5 +74,5 @@ class Encoder:
 
 def softmax(logits_NC: np.ndarray) -> np.ndarray:
     """Probabilities of each row, float32; NaN rows stay NaN."""
-    shifted_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
-    return (shifted_NC / shifted_NC.sum(axis=1, keepdims=True)).astype(np.float32)
+    odds_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
+    return np.asarray(odds_NC / odds_NC.sum(axis=1, keepdims=True), dtype=np.float32)

@@ -84,7 +84,10 @@ class Worker:
             problem_type="single_label_classification",
         )
         self.pad_id = model.config.pad_token_id or 0
-        self.model = ray.train.torch.prepare_model(model)
+        # DDP exchanges gradients in backward; validation must go past it, for its forward is a collective too and
+        # ranks validate unequal numbers of batches.
+        self.ddp_model = ray.train.torch.prepare_model(model)
+        self.model = self.ddp_model.module if self.world_size > 1 else self.ddp_model
         self.steps_per_epoch = math.ceil(len(self.train.labels_N) / config.batch_size)
         num_steps = self.steps_per_epoch * config.epochs
         self.optimizer = _optimizer(self.model, config)
@@ -114,7 +117,9 @@ class Worker:
             weight = 1.0 if len(rows) else 0.0
             rows = rows if len(rows) else batch[:1]
             loss_sum = weight * cross_entropy(
-                self._logits(self.train.tokens, rows), self.train.targets(rows, self.device), reduction="sum"
+                self._logits(self.ddp_model, self.train.tokens, rows),
+                self.train.targets(rows, self.device),
+                reduction="sum",
             )
             # DDP averages gradients over ranks; scaled so, the average is the gradient of the global batch's mean.
             (loss_sum * (self.world_size / len(batch))).backward()
@@ -126,11 +131,11 @@ class Worker:
             self._post_progress(epoch, step, losses)
         return self._sum_over_ranks(torch.stack(losses).sum().item()) / len(self.train.labels_N)
 
-    def _logits(self, tokens: TokenColumn, rows: np.ndarray) -> torch.Tensor:
+    def _logits(self, model: torch.nn.Module, tokens: TokenColumn, rows: np.ndarray) -> torch.Tensor:
         """logits_BC (float32) of some rows, under the run's precision."""
         input_ids_BL, mask_BL = (torch.from_numpy(array).to(self.device) for array in pad(tokens, rows, self.pad_id))
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            output = self.model(input_ids=input_ids_BL, attention_mask=mask_BL)
+            output = model(input_ids=input_ids_BL, attention_mask=mask_BL)
         logits_BC: torch.Tensor = output.logits.float()
         return logits_BC
 
@@ -143,7 +148,7 @@ class Worker:
         totals = torch.zeros(num_rows, 2, dtype=torch.float64)
         batches = budget_batches(self.validation.tokens.lengths_N, TOKEN_BUDGET[self.device.type])
         for rows in batches[self.rank :: self.world_size]:
-            logits_BC = self._logits(self.validation.tokens, rows)
+            logits_BC = self._logits(self.model, self.validation.tokens, rows)
             losses_B = cross_entropy(logits_BC, self.validation.targets(rows, self.device), reduction="none")
             totals[rows, 0] = losses_B.double().cpu()
             totals[rows, 1] = logits_BC.argmax(dim=1).double().cpu()
@@ -180,9 +185,8 @@ class Worker:
             ray.train.report(metrics)
             return
         self.board.post_epoch.remote(metrics)
-        model = self.model.module if self.world_size > 1 else self.model
         with tempfile.TemporaryDirectory(prefix="bertray-") as folder:
-            model.save_pretrained(folder)
+            self.model.save_pretrained(folder)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 

@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import time
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 import ray
@@ -26,7 +24,7 @@ import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
 from bertray import cluster
-from bertray.bundle import Bundle, BundleInfo, read_info
+from bertray.bundle import Bundle, BundleInfo, read_info, versions
 from bertray.config import ScoreConfig
 from bertray.errors import RequestError, ShardError
 from bertray.ledger import Committed, Manifest, fingerprint, new_run_id, pending
@@ -249,10 +247,12 @@ def _write_run(
     summary: dict[str, Any],
     failures: list[dict[str, str]],
 ) -> None:
-    packages = ("bertray", "torch", "transformers", "ray", "pyarrow")
-    versions = {"python": platform.python_version(), **{package: version(package) for package in packages}}
     written = {
-        "config.json": {"config": config.model_dump(), "bundle_fingerprint": info.fingerprint(), "versions": versions},
+        "config.json": {
+            "config": config.model_dump(),
+            "bundle_fingerprint": info.fingerprint(),
+            "versions": versions(),
+        },
         "summary.json": {**summary, "failures": failures},
     }
     for name, content in written.items():

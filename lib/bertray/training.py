@@ -8,15 +8,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import platform
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +23,19 @@ from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 from ray.train.torch import TorchTrainer
 
 from bertray import cluster
-from bertray.bundle import BUNDLE_FILE, CARD_FILE, BundleInfo, hash_files
+from bertray.bundle import BUNDLE_FILE, seal
 from bertray.config import TrainConfig
 from bertray.dataset import Dataset
-from bertray.errors import RequestError
+from bertray.errors import BertrayError, RequestError
 from bertray.finetuning import train_on_worker
 from bertray.pretrained import load_tokenizer
 from bertray.progress import ProgressBar
-from bertray.report import model_card
 from bertray.storage import Location
 
 _log = logging.getLogger(__name__)
 
 _KEPT_BY = "f1_macro"
-_PACKAGES = ("bertray", "torch", "transformers", "tokenizers", "ray", "pyarrow")
+_NOT_SCORES = ("num_train_tokens", "wall_s")
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -69,9 +65,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
             checkpoint.to_directory(folder)
             best = max(history, key=lambda epoch: epoch[_KEPT_BY])
             tokenizer.save_pretrained(folder)
-            info = _describe(config, dataset, folder, best, history)
-            (folder / CARD_FILE).write_text(model_card(info), encoding="utf-8")
-            (folder / BUNDLE_FILE).write_text(json.dumps(info.model_dump(), indent=2, ensure_ascii=False) + "\n")
+            info = seal(
+                folder,
+                labels=dataset.labels,
+                max_length=config.max_length,
+                encoder=config.encoder,
+                data_fingerprint=dataset.fingerprint(),
+                training=config.model_dump(),
+                metrics={name: value for name, value in best.items() if name not in _NOT_SCORES},
+                history=history,
+            )
             output.put_folder(folder, last=BUNDLE_FILE)
         finally:
             scratch.remove()
@@ -104,7 +107,7 @@ def _fit(config: TrainConfig, dataset: Dataset, scratch: Location) -> tuple[Any,
         "GPU workers" if placement.use_gpu else f"CPU workers of {placement.cpus_each} threads",
     )
     filesystem = LocalFileSystem() if scratch.is_local else PyFileSystem(FSSpecHandler(scratch.fs))
-    board = _Board.remote()
+    board = ray.remote(num_cpus=0)(_Board).remote()
     trainer = TorchTrainer(
         train_on_worker,
         train_loop_config={"config": config.model_dump(), "board": board},
@@ -122,14 +125,18 @@ def _fit(config: TrainConfig, dataset: Dataset, scratch: Location) -> tuple[Any,
             ),
         ),
     )
-    with _shown(board, num_steps):
-        result = trainer.fit()
+    try:
+        with _shown(board, num_steps):
+            result = trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        # What a worker said on purpose is the message; anything else keeps Ray's, with the worker's traceback.
+        said = next((one for one in error.worker_failures.values() if isinstance(one, BertrayError)), None)
+        raise said or error from error
     history: list[dict[str, float]] = ray.get(board.epochs.remote())
     checkpoint, _ = max(result.best_checkpoints, key=lambda pair: pair[1][_KEPT_BY])
     return checkpoint, history
 
 
-@ray.remote(num_cpus=0)
 class _Board:
     """Where rank 0 says how far it is and the driver looks."""
 
@@ -178,20 +185,3 @@ def _shown(board: Any, num_steps: int) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-
-
-def _describe(
-    config: TrainConfig, dataset: Dataset, folder: Path, best: dict[str, float], history: list[dict[str, float]]
-) -> BundleInfo:
-    not_scores = ("num_train_tokens", "wall_s")
-    return BundleInfo(
-        labels=dataset.labels,
-        max_length=config.max_length,
-        encoder=config.encoder,
-        data_fingerprint=dataset.fingerprint(),
-        training=config.model_dump(),
-        metrics={name: value for name, value in best.items() if name not in not_scores},
-        history=history,
-        versions={"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
-        files=hash_files(folder),
-    )

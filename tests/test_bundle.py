@@ -1,0 +1,125 @@
+"""A bundle predicts the same wherever it is loaded, and refuses to load altered."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from transformers import pipeline
+
+import bertray
+from bertray import Bundle, BundleError, RequestError
+from bertray.bundle import read_info
+from bertray.schema import PREDICTION_SCHEMA
+from bertray.storage import Location
+
+TEXTS = ["Python, SQL", "B.Sc. in Physics, 2014", "a long text " * 60, "jane@example.org", "東京 – Zürich"]
+
+
+def test_the_hugging_face_pipeline_gives_the_same_labels_and_scores(tiny_bundle: Path) -> None:
+    expected = pipeline("text-classification", model=str(tiny_bundle), truncation=True)(TEXTS)
+    predictions = Bundle.load(str(tiny_bundle), "fp32").predict(TEXTS)
+    assert len({prediction.label for prediction in predictions}) > 1
+    for prediction, other in zip(predictions, expected, strict=True):
+        assert prediction.label == other["label"]
+        assert prediction.score == pytest.approx(other["score"], abs=1e-4)
+    assert [prediction.truncated for prediction in predictions] == [False, False, True, False, False]
+    assert predictions[2].num_tokens == 64
+
+
+def test_rows_that_cannot_be_scored(tiny_bundle: Path) -> None:
+    bundle = Bundle.load(str(tiny_bundle), "fp32")
+    alone = bundle.predict(["Python, SQL"])[0]
+    predictions = bundle.predict([None, "Python, SQL", ""])
+    assert predictions[0] == (None, None, 0, False, "text is null")
+    assert predictions[1].label == alone.label
+    assert predictions[1].score == pytest.approx(alone.score, abs=1e-6)
+    assert predictions[2].error == "text is empty"
+    assert bundle.predict([]) == []
+    assert [prediction.error for prediction in bundle.predict([None])] == ["text is null"]
+
+
+def test_columns_in_columns_out(tiny_bundle: Path) -> None:
+    bundle = Bundle.load(str(tiny_bundle), "fp32")
+    table, probabilities_NC = bundle.predict_proba_column(pa.array([*TEXTS, None]))
+    assert table.schema.equals(PREDICTION_SCHEMA)
+    assert probabilities_NC.shape == (6, 3)
+    for row, prediction in enumerate(bundle.predict(TEXTS)):
+        assert bundle.info.labels[probabilities_NC[row].argmax()] == prediction.label
+        assert probabilities_NC[row].sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_predict_takes_strings_only(tiny_bundle: Path) -> None:
+    bundle = Bundle.load(str(tiny_bundle))
+    for texts in ([1, 2], ["lone surrogate \ud800"]):
+        with pytest.raises(RequestError, match="predict takes a sequence of strings"):
+            bundle.predict(texts)  # type: ignore[arg-type]
+
+
+def test_a_bundle_on_s3(tiny_bundle: Path, s3_folder: str) -> None:
+    Location.of(s3_folder).put_folder(tiny_bundle, last="bundle.json")
+    assert Bundle.load(s3_folder, "fp32").predict(TEXTS) == Bundle.load(str(tiny_bundle), "fp32").predict(TEXTS)
+
+
+@pytest.fixture
+def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_bundle, tmp_path / "copy")
+
+
+def test_an_altered_file_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["id2label"] = {"0": "c", "1": "b", "2": "a"}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BundleError, match=r"was altered: config\.json has sha256 .* bundle\.json says"):
+        Bundle.load(str(copy))
+
+
+def test_a_missing_file_is_refused(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(BundleError, match=r"is incomplete: model\.safetensors is missing"):
+        Bundle.load(str(copy))
+
+
+def test_the_card_may_be_edited(copy: Path) -> None:
+    assert "3-way text classifier" in (copy / "README.md").read_text()
+    (copy / "README.md").write_text("ours")
+    Bundle.load(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda info: info.update(format_version=2), "is of format 2; this version of bertray reads format 1"),
+        (lambda info: info.pop("labels"), "cannot be read: .*labels"),
+    ],
+)
+def test_a_bundle_json_that_does_not_fit_is_refused(copy: Path, change: object, message: str) -> None:
+    info = json.loads((copy / "bundle.json").read_text())
+    change(info)  # type: ignore[operator]
+    (copy / "bundle.json").write_text(json.dumps(info))
+    with pytest.raises(BundleError, match=message):
+        Bundle.load(str(copy))
+
+
+def test_a_folder_that_is_no_bundle_names_jobs_train(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"no model bundle: it has no bundle\.json.*jobs\.train"):
+        Bundle.load(str(tmp_path))
+
+
+def test_the_fingerprint_follows_what_predictions_depend_on(tiny_bundle: Path, copy: Path) -> None:
+    original = read_info(Location.of(str(tiny_bundle)))
+    assert read_info(Location.of(str(copy))).fingerprint() == original.fingerprint()
+    assert original.model_copy(update={"max_length": 32}).fingerprint() != original.fingerprint()
+    assert original.model_copy(update={"files": {}}).fingerprint() != original.fingerprint()
+
+
+def test_nothing_in_a_bundle_is_pickled(tiny_bundle: Path) -> None:
+    assert {path.suffix for path in tiny_bundle.iterdir()} <= {".json", ".safetensors", ".md", ".txt"}
+
+
+def test_the_public_names() -> None:
+    for name in bertray.__all__:
+        assert getattr(bertray, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        bertray.nothing  # noqa: B018

@@ -1,0 +1,116 @@
+"""Options from defaults, YAML, environment and flags; errors that say what to change; the summary line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bertray.cli import Outcome, load_config, run_job
+from bertray.config import PrepareConfig, ScoreConfig, TrainConfig
+from bertray.errors import RequestError
+
+REQUIRED = ["--data", "d", "--output", "o"]
+
+
+def test_each_source_overrides_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("epochs: 4\nbatch_size: 8\nlearning_rate: 1.0e-5\n")
+    monkeypatch.setenv("BERTRAY_TRAIN_BATCH_SIZE", "16")
+    monkeypatch.setenv("BERTRAY_TRAIN_LEARNING_RATE", "2e-5")
+    config = load_config(TrainConfig, [*REQUIRED, "--config", str(file), "--learning-rate", "3e-5"])
+    assert config.max_length == 128  # default
+    assert config.epochs == 4  # YAML over default
+    assert config.batch_size == 16  # environment over YAML
+    assert config.learning_rate == 3e-5  # flag over environment
+
+
+def test_lists_from_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["--bundle", "b", "--input", "i", "--output", "o"]
+    assert load_config(ScoreConfig, [*flags, "--keep-columns", "a, b"]).keep_columns == ["a", "b"]
+    file = tmp_path / "score.yaml"
+    file.write_text("keep_columns: [c, d]\n")
+    assert load_config(ScoreConfig, [*flags, "--config", str(file)]).keep_columns == ["c", "d"]
+    monkeypatch.setenv("BERTRAY_SCORE_KEEP_COLUMNS", "e,f")
+    assert load_config(ScoreConfig, flags).keep_columns == ["e", "f"]
+    assert load_config(PrepareConfig, ["--input", "x.csv", "y.csv", "--output", "o"]).input == ["x.csv", "y.csv"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        ([*REQUIRED, "--epochs", "0"], ["--epochs", "'0'", "greater than or equal to 1"]),
+        ([*REQUIRED, "--precision", "fp8"], ["--precision", "'fp8'", "'auto', 'fp32' or 'bf16'"]),
+        ([*REQUIRED, "--batch-size", "many"], ["--batch-size", "'many'", "integer"]),
+        (["--data", "d"], ["--output is required", "BERTRAY_TRAIN_OUTPUT", "'output:'"]),
+        ([*REQUIRED, "--config", "/nowhere.yaml"], ["/nowhere.yaml", "No such file"]),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(arguments: list[str], messages: list[str]) -> None:
+    with pytest.raises(RequestError) as caught:
+        load_config(TrainConfig, arguments)
+    for message in messages:
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "messages"),
+    [
+        ("epoch: 3\n", ["unknown key 'epoch'", "Did you mean 'epochs'?", "batch_size"]),
+        ("- a\n- b\n", ["holds a list", "option: value"]),
+        ("epochs: [3\n", ["is not YAML"]),
+    ],
+)
+def test_a_bad_yaml_file_is_named(tmp_path: Path, content: str, messages: list[str]) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(content)
+    with pytest.raises(RequestError) as caught:
+        load_config(TrainConfig, [*REQUIRED, "--config", str(file)])
+    for message in [str(file), *messages]:
+        assert message in str(caught.value)
+
+
+def test_an_unknown_environment_option_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BERTRAY_TRAIN_EPOCH", "3")
+    with pytest.raises(RequestError, match=r"environment.*BERTRAY_TRAIN_.*Did you mean 'epochs'"):
+        load_config(TrainConfig, REQUIRED)
+
+
+def test_an_unknown_flag_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load_config(TrainConfig, [*REQUIRED, "--epoch", "3"])
+    assert caught.value.code == 2
+    assert "--epoch" in capsys.readouterr().err
+
+
+def test_checks_over_several_fields() -> None:
+    with pytest.raises(RequestError, match=r"validation_fraction \+ test_fraction is 1.2.*below 1"):
+        load_config(
+            PrepareConfig,
+            ["--input", "x", "--output", "o", "--validation-fraction", "0.6", "--test-fraction", "0.6"],
+        )
+    flags = ["--bundle", "b", "--input", "i", "--output", "o", "--keep-columns"]
+    with pytest.raises(RequestError, match="'label' is a column of the predictions themselves"):
+        load_config(ScoreConfig, [*flags, "document_id,label"])
+    with pytest.raises(RequestError, match="names a column twice"):
+        load_config(ScoreConfig, [*flags, "x,x"])
+
+
+def test_the_summary_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(config: TrainConfig) -> Outcome:
+        print("chatter of a library")
+        return Outcome({"epochs": config.epochs}, 3)
+
+    assert run_job(TrainConfig, run, REQUIRED, "Train.") == 3
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"epochs": 3}
+    assert "chatter" in captured.err
+
+
+def test_a_request_error_ends_with_code_2_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(config: TrainConfig) -> Outcome:
+        raise RequestError("the path /x is wrong")
+
+    assert run_job(TrainConfig, run, REQUIRED, "Train.") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "error: the path /x is wrong\n"

@@ -1,0 +1,58 @@
+"""How a cluster is divided among processes that hold a model."""
+
+import pytest
+import ray
+
+from bertray import cluster
+from bertray.cluster import Placement, place
+from bertray.errors import RequestError
+
+
+def nodes(monkeypatch: pytest.MonkeyPatch, *resources: dict[str, float]) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": one} for one in resources])
+
+
+@pytest.fixture(autouse=True)
+def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def test_cpus_are_shared_so_that_all_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, {"CPU": 8}, {"CPU": 4}, {})
+    assert place("auto", 3, "--n") == Placement(3, False, 4)
+    assert place("auto", 1, "--n") == Placement(1, False, 8)
+    assert place("auto", 12, "--n") == Placement(12, False, 1)
+    assert place("cpu", None, "--n", cpus_per_process=4) == Placement(3, False, 4)
+
+
+def test_gpus_are_taken_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, {"CPU": 8}, {"CPU": 8, "GPU": 2})
+    assert place("auto", None, "--n") == Placement(2, True, 1)
+    assert place("cpu", None, "--n", 4) == Placement(4, False, 4)
+
+
+def test_a_small_laptop_has_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, {"CPU": 2})
+    assert place("auto", None, "--n", cpus_per_process=4) == Placement(1, False, 2)
+
+
+def test_a_machine_that_cannot_grow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, {"CPU": 2})
+    with pytest.raises(RequestError, match=r"--num-workers 8 needs 8 CPUs; there are 2\. Lower --num-workers"):
+        place("auto", 8, "--num-workers")
+    with pytest.raises(RequestError, match="needs 1 GPUs; there are 0"):
+        place("cuda", 1, "--num-workers")
+
+
+def test_a_cluster_may_grow(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    nodes(monkeypatch, {"CPU": 2})
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    with caplog.at_level("WARNING", logger="bertray"):
+        assert place("cuda", 4, "--num-workers") == Placement(4, True, 1)
+    assert "waiting for the cluster to grow" in caplog.text
+
+
+def test_a_standing_connection_is_left_standing(ray_cluster: str) -> None:
+    with cluster.session():
+        assert ray.is_initialized()
+    assert ray.is_initialized()

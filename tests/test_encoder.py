@@ -1,0 +1,82 @@
+"""Sorted, padded batches give the logits of one text at a time."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from transformers import BertForSequenceClassification
+
+from bertray.encoder import Encoder, resolve_precision, softmax
+from bertray.pretrained import load_tokenizer
+from bertray.tokenization import ColumnTokenizer
+from tests.conftest import tiny_config
+
+CPU = torch.device("cpu")
+TEXTS = ["one", "two words", None, "a much longer text " * 20, "", "x" * 300] * 30
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> ColumnTokenizer:
+    return ColumnTokenizer(load_tokenizer("minilm", 64)[0].backend_tokenizer, 64)
+
+
+@pytest.fixture
+def model() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    return BertForSequenceClassification(tiny_config(initializer_range=0.5))
+
+
+def one_at_a_time(model: BertForSequenceClassification, tokenizer: ColumnTokenizer) -> np.ndarray:
+    rows = []
+    for text in TEXTS[:6]:
+        tokens = tokenizer.encode(pa.array([text], pa.string()))
+        if tokens.num_tokens == 0:
+            rows.append(np.full(3, np.nan))
+            continue
+        with torch.inference_mode():
+            rows.append(model(input_ids=torch.tensor(tokens.ids_T[None].astype(np.int64))).logits[0].numpy())
+    return np.stack(rows * 30)
+
+
+def test_fp32_logits_are_of_single_texts(model: BertForSequenceClassification, tokenizer: ColumnTokenizer) -> None:
+    expected_NC = one_at_a_time(model.eval(), tokenizer)
+    logits_NC = Encoder(model, "fp32", CPU).logits(tokenizer.encode(pa.array(TEXTS, pa.string())))
+    assert logits_NC.dtype == np.float32
+    np.testing.assert_allclose(logits_NC, expected_NC, atol=1e-5)
+
+
+def test_bf16_is_close_and_never_nan_with_padding(
+    model: BertForSequenceClassification, tokenizer: ColumnTokenizer
+) -> None:
+    # transformers#31035: BERT with SDPA, bf16 and padded rows once gave NaN.
+    expected_NC = one_at_a_time(model.eval(), tokenizer)
+    logits_NC = Encoder(model, "bf16", CPU).logits(tokenizer.encode(pa.array(TEXTS, pa.string())))
+    assert np.array_equal(np.isnan(logits_NC), np.isnan(expected_NC))
+    assert np.nanmax(np.abs(logits_NC - expected_NC)) < 0.15
+    scored_N = ~np.isnan(expected_NC[:, 0])
+    assert np.mean(logits_NC[scored_N].argmax(1) == expected_NC[scored_N].argmax(1)) > 0.99
+
+
+def test_no_rows(model: BertForSequenceClassification, tokenizer: ColumnTokenizer) -> None:
+    assert Encoder(model, "fp32", CPU).logits(tokenizer.encode(pa.array([], pa.string()))).shape == (0, 3)
+
+
+def test_auto_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for has_bf16, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
+        assert resolve_precision("auto", CPU) == expected
+        assert resolve_precision("fp32", CPU) == "fp32"
+        assert resolve_precision("bf16", CPU) == "bf16"
+
+
+def test_softmax_of_large_logits() -> None:
+    probabilities_NC = softmax(np.array([[1000.0, 1000.0], [0.0, np.log(3.0)]], dtype=np.float32))
+    np.testing.assert_allclose(probabilities_NC, [[0.5, 0.5], [0.25, 0.75]], rtol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_gpu_logits_are_those_of_the_cpu(model: BertForSequenceClassification, tokenizer: ColumnTokenizer) -> None:
+    expected_NC = one_at_a_time(model.eval(), tokenizer)
+    logits_NC = Encoder(model, "fp32", torch.device("cuda")).logits(tokenizer.encode(pa.array(TEXTS, pa.string())))
+    np.testing.assert_allclose(logits_NC, expected_NC, atol=1e-3)

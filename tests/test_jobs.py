@@ -1,0 +1,119 @@
+"""The jobs as a person types them: help, answers, mistakes."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from bertray.config import EvaluateConfig, JobConfig, PredictConfig, PrepareConfig, ScoreConfig, TrainConfig
+from jobs import demo, evaluate, predict, prepare, score, train
+from tests.conftest import ROOT, run_job_process, write_shard
+
+JOBS = {
+    "demo": demo,
+    "evaluate": evaluate,
+    "predict": predict,
+    "prepare": prepare,
+    "score": score,
+    "train": train,
+}
+CONTRACT: list[tuple[type[JobConfig], str]] = [
+    (
+        PrepareConfig,
+        "input output text_column=text label_column=label validation=None test=None validation_fraction=0.1 "
+        "test_fraction=0.1 group_column=None seed=0",
+    ),
+    (
+        TrainConfig,
+        "data output encoder=bert-base-uncased epochs=3 learning_rate=5e-05 batch_size=32 max_length=128 "
+        "num_workers=1 precision=auto seed=0",
+    ),
+    (EvaluateConfig, "bundle data split=test output"),
+    (PredictConfig, "bundle texts"),
+    (ScoreConfig, "bundle input output text_column=text keep_columns num_actors=None precision=auto"),
+]
+
+
+@pytest.mark.parametrize(("config", "options"), CONTRACT)
+def test_options_and_defaults_are_a_contract(config: type[JobConfig], options: str) -> None:
+    for option in options.split():
+        name, _, default = option.partition("=")
+        field = config.model_fields[name]
+        if default:
+            assert str(field.default) == default
+        assert field.description
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_help_shows_commands_and_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        JOBS[name].main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert f"python -m jobs.{name}" in text
+    assert "exit codes: 0 done" in text
+    assert "(required)" in text or name == "demo"
+
+
+def test_predict_arguments(tiny_bundle: Path) -> None:
+    finished = run_job_process("predict", "--bundle", tiny_bundle, "Python, SQL", "", "--precision", "fp32")
+    assert finished.returncode == 0, finished.stderr
+    lines = [json.loads(line) for line in finished.stdout.splitlines()]
+    assert [line["text"] for line in lines] == ["Python, SQL", ""]
+    assert lines[0]["label"] in ("a", "b", "c")
+    assert 0 < lines[0]["score"] <= 1
+    assert lines[1]["error"] == "text is empty"
+
+
+def test_predict_standard_input(tiny_bundle: Path) -> None:
+    finished = run_job_process("predict", "--bundle", tiny_bundle, stdin="Zürich\r\nB.Sc. Physics\n")
+    assert finished.returncode == 0, finished.stderr
+    assert [json.loads(line)["text"] for line in finished.stdout.splitlines()] == ["Zürich", "B.Sc. Physics"]
+
+
+def test_a_missing_bundle(tmp_path: Path) -> None:
+    finished = run_job_process("predict", "--bundle", tmp_path / "no-such-bundle", "x")
+    assert finished.returncode == 2
+    assert finished.stdout == ""
+    assert re.fullmatch(r"error: .*no-such-bundle is no model bundle: .*jobs\.train.*\n", finished.stderr)
+
+
+def test_score_from_the_command_line(ray_cluster: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    write_shard(tmp_path / "archive" / "good.parquet", ["one", "two", None])
+    (tmp_path / "archive" / "bad.parquet").write_bytes(b"")
+    options = ("--bundle", tiny_bundle, "--input", tmp_path / "archive", "--output", tmp_path / "scored")
+    finished = run_job_process("score", *options, "--num-actors", 1)
+    assert finished.returncode == 3, finished.stderr
+    summary = json.loads(finished.stdout.splitlines()[-1])
+    assert summary["num_shards_committed"] == summary["num_shards_failed"] == 1
+    assert summary["num_rows_error"] == 1
+    assert "bad.parquet" in finished.stderr
+    (tmp_path / "archive" / "bad.parquet").unlink()
+    finished = run_job_process("score", *options)
+    assert finished.returncode == 0
+    assert json.loads(finished.stdout)["num_shards_skipped"] == 1
+    assert "nothing to do" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "message"),
+    [
+        ("prepare", ["--input", "/nowhere.csv", "--output", "/tmp/unused"], "no labelled files at /nowhere.csv"),
+        ("train", ["--data", "/nowhere", "--output", "/tmp/unused"], "jobs.prepare"),
+        ("evaluate", ["--bundle", "/nowhere", "--data", "/nowhere", "--output", "/tmp/unused"], "no finished data set"),
+        ("score", ["--bundle", "/nowhere", "--input", "/nowhere", "--output", "/tmp/unused"], "no model bundle"),
+        ("score", ["--bundle", "b", "--input", "i"], "--output is required"),
+    ],
+)
+def test_likely_mistakes(job: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert JOBS[job].main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert not Path("/tmp/unused").exists()
+
+
+def test_jobs_run_from_the_root_alone() -> None:
+    assert {path.stem for path in (ROOT / "jobs").glob("[a-z]*.py")} == set(JOBS)

@@ -1,0 +1,147 @@
+"""Files of every format and what people do to them."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from bertray.errors import RequestError
+from bertray.labelled import read_labelled
+
+ROWS = [("Skills: Python, SQL", "Skills"), ('Said "yes",\nthen left', "Experience"), ("Zürich – 東京", "Contact")]
+
+
+def read(*patterns: object, text: str = "text", label: str = "label", group: str | None = None) -> pa.Table:
+    return read_labelled([str(one) for one in patterns], text_column=text, label_column=label, group_column=group)
+
+
+def pairs(table: pa.Table) -> list[tuple[str | None, str | None]]:
+    return list(zip(table["text"].to_pylist(), table["label"].to_pylist(), strict=True))
+
+
+def write(path: Path, rows: list[tuple[object, object]] = ROWS) -> Path:
+    """Write rows in the format that the name asks for."""
+    table = pa.table({"text": [row[0] for row in rows], "label": [row[1] for row in rows]})
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+        return path
+    if "json" in path.name:
+        data = "\n".join(json.dumps({"text": text, "label": label}) for text, label in rows).encode()
+    else:
+        delimiter = "\t" if ".tsv" in path.name else ","
+        sink = pa.BufferOutputStream()
+        pa.csv.write_csv(table, sink, pa.csv.WriteOptions(delimiter=delimiter))
+        data = sink.getvalue().to_pybytes()
+    if path.suffix == ".gz":
+        data = gzip.compress(data)
+    if path.suffix == ".zst":
+        data = pa.compress(data, "zstd", asbytes=True)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["a.csv", "a.tsv", "a.csv.gz", "a.csv.zst", "a.jsonl", "a.ndjson", "a.json.gz", "a.jsonl.zst", "a.parquet"]
+)
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    table = read(write(tmp_path / name))
+    assert pairs(table) == ROWS
+    assert table["source"].to_pylist() == [str(tmp_path / name)] * 3
+    assert table["source_row"].to_pylist() == [0, 1, 2]
+
+
+def test_folders_globs_and_lists_of_files(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "sub" / "a.csv", ROWS[:1])
+    write(tmp_path / "b.jsonl", ROWS[1:2])
+    (tmp_path / "README.md").write_text("not data")
+    assert sorted(pairs(read(tmp_path))) == sorted(ROWS[:2])
+    assert pairs(read(f"{tmp_path}/*.jsonl")) == ROWS[1:2]
+    assert pairs(read(tmp_path / "b.jsonl", tmp_path / "sub")) == [ROWS[1], ROWS[0]]
+
+
+def test_s3(s3_folder: str, tmp_path: Path) -> None:
+    import s3fs
+
+    s3fs.S3FileSystem().put_file(str(write(tmp_path / "a.csv.gz")), f"{s3_folder}/in/a.csv.gz")
+    assert pairs(read(f"{s3_folder}/in")) == ROWS
+    assert pairs(read(f"{s3_folder}/*/a.csv*")) == ROWS
+
+
+def test_labels_may_be_numbers_and_booleans_but_not_fractions(tmp_path: Path) -> None:
+    assert pairs(read(write(tmp_path / "a.parquet", [("x", 2), ("y", 10)]))) == [("x", "2"), ("y", "10")]
+    assert pairs(read(write(tmp_path / "a.csv", [("7", 2), ("y", 10)]))) == [("7", "2"), ("y", "10")]
+    # pandas turns integers with a gap into floats
+    assert pairs(read(write(tmp_path / "b.parquet", [("x", 2.0), ("y", None)]))) == [("x", "2"), ("y", None)]
+    assert pairs(read(write(tmp_path / "c.jsonl", [("x", True), ("y", False)]))) == [("x", "true"), ("y", "false")]
+    with pytest.raises(RequestError, match=r"'label' of .*d\.parquet holds fractions, not classes"):
+        read(write(tmp_path / "d.parquet", [("x", 0.5)]))
+
+
+def test_dictionary_and_large_strings(tmp_path: Path) -> None:
+    table = pa.table(
+        {"text": pa.array(["x", None], pa.large_string()), "label": pa.array(["a", "a"]).dictionary_encode()}
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert pairs(read(tmp_path / "a.parquet")) == [("x", "a"), (None, "a")]
+
+
+def test_null_empty_and_words_that_look_like_null(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text,label\n,NA\n"",None\nNA,null\n')
+    assert pairs(read(tmp_path / "a.csv")) == [(None, "NA"), ("", "None"), ("NA", "null")]
+
+
+def test_a_row_longer_than_a_default_block(tmp_path: Path) -> None:
+    text = "word " * 500_000
+    assert pairs(read(write(tmp_path / "a.csv", [(text, "x")]))) == [(text, "x")]
+    assert pairs(read(write(tmp_path / "a.jsonl", [(text, "x")]))) == [(text, "x")]
+
+
+def test_group_column(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["x"], "label": ["a"], "author": [7]}), tmp_path / "a.parquet")
+    assert read(tmp_path, group="author")["group"].to_pylist() == ["7"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"body,label\nx,a\n", r"no column 'text'; it has body, label. Choose with --text-column"),
+        ("a.csv", b"", r"cannot read .*a\.csv: Empty CSV file"),
+        ("a.csv", b"text,label\n\xff\xfe,a\n", r"cannot read .*a\.csv: .*UTF8"),
+        ("a.parquet", b"PAR1 but not", r"cannot read .*a\.parquet"),
+        ("a.jsonl", b'{"text": 1, "label": "a"}', r"cannot read .*a\.jsonl"),
+        ("a.jsonl", b"[]", r"cannot read .*a\.jsonl"),
+        ("a.csv.gz", b"not gzip", r"cannot read .*a\.csv\.gz"),
+        ("a.xlsx", b"PK", r"no known format. Accepted are CSV"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RequestError, match=message):
+        read(tmp_path / name)
+
+
+def test_columns_of_the_wrong_type_are_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [1], "label": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(RequestError, match=r"'text' of .*a\.parquet is of type int64; it must hold strings"):
+        read(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["x"], "label": [["a", "b"]]}), tmp_path / "b.parquet")
+    with pytest.raises(RequestError, match=r"'label' .* is of type list"):
+        read(tmp_path / "b.parquet")
+
+
+def test_invalid_utf8_in_parquet_is_named(tmp_path: Path) -> None:
+    text = pa.array([b"\xff\xfe"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": text, "label": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(RequestError, match=r"'text' of .*a\.parquet is not valid UTF-8"):
+        read(tmp_path / "a.parquet")
+
+
+def test_nothing_there_is_said(tmp_path: Path) -> None:
+    for pattern in (tmp_path, tmp_path / "*.csv", tmp_path / "missing"):
+        with pytest.raises(RequestError, match=r"no labelled files at .*CSV"):
+            read(pattern)

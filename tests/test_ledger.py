@@ -1,0 +1,63 @@
+"""What counts as done, and what makes it pending again."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from bertray.bundle import read_info
+from bertray.config import ScoreConfig
+from bertray.ledger import Committed, Manifest, fingerprint, new_run_id, pending
+from bertray.storage import FileInfo, Location
+
+SHARDS = [FileInfo("a.parquet", 10, "v1"), FileInfo("b.parquet", 20, "v1")]
+
+
+def record(shard: FileInfo, request: str, minute: int = 0) -> Committed:
+    committed_at = datetime(2026, 1, 5, tzinfo=UTC) + timedelta(minutes=minute)
+    return Committed(shard.path, shard.size_bytes, shard.version, request, 5, 1, 99, "run", committed_at)
+
+
+@pytest.fixture(params=["local", "s3"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    return Location.of(str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_folder"))
+
+
+def test_an_empty_output_has_nothing_done(output: Location) -> None:
+    assert Manifest(output).done("f") == set()
+    assert pending(SHARDS, set()) == SHARDS
+
+
+def test_records_outlive_the_run_and_content_decides(output: Location) -> None:
+    manifest = Manifest(output)
+    manifest.append("run", [record(SHARDS[0], "f")])
+    manifest.append("run", [record(SHARDS[1], "f")])
+    done = Manifest(output).done("f")
+    assert pending(SHARDS, done) == []
+    rewritten, grown = FileInfo("a.parquet", 10, "v2"), FileInfo("b.parquet", 21, "v1")
+    assert pending([rewritten, grown], done) == [rewritten, grown]
+
+
+def test_another_request_makes_everything_pending_also_on_the_way_back(output: Location) -> None:
+    Manifest(output).append("run1", [record(SHARDS[0], "old", minute=0)])
+    assert Manifest(output).done("new") == set()
+    Manifest(output).append("run2", [record(SHARDS[0], "new", minute=1)])
+    assert pending(SHARDS[:1], Manifest(output).done("new")) == []
+    # the predictions file now holds the new request's rows
+    assert Manifest(output).done("old") == set()
+
+
+def test_the_fingerprint_follows_the_request(tiny_bundle: Path) -> None:
+    info = read_info(Location.of(str(tiny_bundle)))
+
+    def of(**options: object) -> str:
+        return fingerprint(info, ScoreConfig(**{"bundle": "b", "input": "i", "output": "o", **options}))
+
+    assert of() == of(input="elsewhere", output="elsewhere", num_actors=7, bundle="copied", device="cpu")
+    different = [of(), of(text_column="body"), of(keep_columns=["x"]), of(precision="fp32")]
+    assert len(set(different)) == 4
+
+
+def test_run_ids_sort_by_time() -> None:
+    first, second = new_run_id(), new_run_id()
+    assert first < second

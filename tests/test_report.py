@@ -1,0 +1,64 @@
+"""Tables that people read: everything in them, nothing that misleads."""
+
+from pathlib import Path
+
+import pytest
+
+from bertray.metrics import full_metrics
+from bertray.report import print_dataset, print_evaluation, print_look, print_scoring
+from tests.conftest import write_shard
+
+
+def test_data_set_with_many_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    labels = {f"label {number:02}": {"train": number, "validation": 1, "test": 2} for number in range(40)}
+    print_dataset(
+        {
+            "labels": labels,
+            "splits": {"train": 780, "validation": 40, "test": 80},
+            "num_rows_in": 905,
+            "num_rows_kept": 900,
+            "num_rows_out": {"duplicate": 5},
+        }
+    )
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "label 29" in captured.err
+    assert "label 30" not in captured.err
+    assert "10 more labels" in captured.err
+    assert "905 rows read, 900 kept; taken out: 5 duplicate" in captured.err
+
+
+def test_evaluation_puts_the_weakest_class_first(capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+
+    metrics = full_metrics(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), ("good", "weak"))
+    metrics |= {"split": "test", "baseline": {**metrics, "name": "the baseline", "accuracy": 0.5}}
+    print_evaluation(metrics)
+    text = capsys.readouterr().err
+    assert "+0.2500" in text
+    assert text.index("│ weak") < text.index("│ good")
+    assert "weak (1)" in text
+
+
+def test_failed_shards_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    print_scoring({"num_rows": 12345}, [{"path": f"{number}.parquet", "reason": "broken"} for number in range(31)])
+    text = capsys.readouterr().err
+    assert "12,345" in text
+    assert "29.parquet" in text
+    assert "1 more in the run's summary.json" in text
+
+
+def test_a_look_at_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["one\ntwo", None, "x" * 500]
+    write_shard(tmp_path / "archive" / "d=1" / "a.parquet", texts)
+    write_shard(
+        tmp_path / "predictions" / "d=1" / "a.parquet",
+        texts,
+        label=["a", None, "b"],
+        score=[0.5, None, 1.0],
+        error=[None, "text is null", None],
+    )
+    print_look(tmp_path / "archive", tmp_path / "predictions", num_rows=3)
+    text = capsys.readouterr().err
+    for words in ("one two", "0.500", "text is null", "1.000", "…"):
+        assert words in text

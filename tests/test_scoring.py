@@ -1,0 +1,195 @@
+"""The nightly job on a two-node cluster: the row contract, runs that follow runs, failures that stay where they are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import pipeline
+
+from bertray import Bundle
+from bertray.config import ScoreConfig
+from bertray.errors import RequestError
+from bertray.scoring import score
+from bertray.storage import Location
+from tests.conftest import write_shard
+
+SUMMARY_KEYS = {
+    "num_shards_committed",
+    "num_shards_skipped",
+    "num_shards_failed",
+    "num_rows",
+    "num_rows_error",
+    "num_tokens",
+    "wall_s",
+    "rows_per_s",
+    "tokens_per_s",
+}
+
+
+def texts_of(name: str, num_rows: int) -> list[str | None]:
+    return [None if row == 2 else f"{name} text {row} " * (row % 4 + 1) for row in range(num_rows)]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Three good shards in Hive-style folders."""
+    folder = tmp_path / "archive"
+    num_rows = {"date=2026-01-05/part-0": 20, "date=2026-01-05/part-1": 1, "date=2026-01-06/part-0": 9}
+    for name in num_rows:
+        write_shard(folder / f"{name}.parquet", texts_of(name, num_rows[name]))
+    return folder
+
+
+def run(
+    archive: Path | str, output: Path | str, bundle: Path | str, **options: Any
+) -> tuple[dict[str, Any], list[Any]]:
+    settings = {"keep_columns": ["document_id"], "num_actors": 2, "precision": "fp32", **options}
+    return score(ScoreConfig(bundle=str(bundle), input=str(archive), output=str(output), **settings))
+
+
+def counts(summary: dict[str, Any]) -> tuple[int, int, int]:
+    return tuple(summary[f"num_shards_{state}"] for state in ("committed", "skipped", "failed"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.parquet")}
+
+
+def test_every_row_of_every_shard_in_order(ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scored"
+    summary, failures = run(archive, output, tiny_bundle)
+    assert set(summary) >= SUMMARY_KEYS
+    assert counts(summary) == (3, 0, 0)
+    assert (summary["num_rows"], summary["num_rows_error"], failures) == (30, 2, [])
+    bundle = Bundle.load(str(tiny_bundle), "fp32")
+    classify = pipeline("text-classification", model=str(tiny_bundle), truncation=True)
+    num_tokens = 0
+    for shard in archive.rglob("*.parquet"):
+        table = pq.read_table(output / "predictions" / shard.relative_to(archive), partitioning=None)
+        source = pq.read_table(shard, partitioning=None)
+        assert table["row"].to_pylist() == list(range(source.num_rows))
+        assert table["document_id"].equals(source["document_id"])
+        expected = bundle.predict(source["text"].to_pylist())
+        assert table["label"].to_pylist() == [one.label for one in expected]
+        assert table["error"].to_pylist() == [one.error for one in expected]
+        num_tokens += sum(one.num_tokens for one in expected)
+        # and the Hugging Face pipeline says the same
+        rows = [row for row, one in enumerate(expected) if one.error is None]
+        for row, other in zip(rows, classify([source["text"][row].as_py() for row in rows]), strict=True):
+            assert table["label"][row].as_py() == other["label"]
+            assert table["score"][row].as_py() == pytest.approx(other["score"], abs=1e-4)
+    assert summary["num_tokens"] == num_tokens
+    latest = json.loads((output / "runs" / "latest.json").read_text())
+    run_folder = output / "runs" / latest["run_id"]
+    assert json.loads((run_folder / "summary.json").read_text())["num_rows"] == 30
+    assert json.loads((run_folder / "config.json").read_text())["config"]["text_column"] == "text"
+
+
+def test_only_what_is_new_or_changed_is_scored(
+    ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "scored"
+    run(archive, output, tiny_bundle)
+    before = contents(output)
+
+    with caplog.at_level("INFO", logger="bertray"):
+        summary, _ = run(archive, output, tiny_bundle)
+    assert counts(summary) == (0, 3, 0)
+    assert "nothing to do" in caplog.text
+    assert contents(output) == before
+
+    write_shard(archive / "date=2026-01-07" / "part-0.parquet", texts_of("new", 4))
+    write_shard(archive / "date=2026-01-05" / "part-1.parquet", ["rewritten", "and grown"])
+    summary, _ = run(archive, output, tiny_bundle)
+    assert counts(summary) == (2, 2, 0)
+    assert summary["num_rows"] == 6
+    table = pq.read_table(output / "predictions/date=2026-01-05/part-1.parquet", partitioning=None)
+    assert table.num_rows == 2
+
+
+def test_another_bundle_scores_all_again_under_the_same_names(
+    ray_cluster: str, archive: Path, tiny_bundle: Path, make_bundle: Any, tmp_path: Path
+) -> None:
+    output = tmp_path / "scored"
+    run(archive, output, tiny_bundle)
+    before = contents(output / "predictions")
+    summary, _ = run(archive, output, make_bundle(seed=1))
+    assert counts(summary) == (3, 0, 0)
+    after = contents(output / "predictions")
+    assert after.keys() == before.keys()
+    assert after != before
+
+
+def test_bad_shards_are_listed_and_tried_again(
+    ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (archive / "broken.parquet").write_bytes(b"not parquet")
+    pq.write_table(pa.table({"text": ["a text without an identifier"]}), archive / "bare.parquet")
+    output = tmp_path / "scored"
+    summary, failures = run(archive, output, tiny_bundle)
+    assert counts(summary) == (3, 0, 2)
+    reasons = {failure["path"]: failure["reason"] for failure in failures}
+    assert "not a readable Parquet file" in reasons["broken.parquet"]
+    assert "no column 'document_id'; the shard has text" in reasons["bare.parquet"]
+    assert not (output / "predictions" / "broken.parquet").exists()
+
+    write_shard(archive / "broken.parquet", ["mended"])
+    (archive / "bare.parquet").unlink()
+    summary, failures = run(archive, output, tiny_bundle)
+    assert counts(summary) == (1, 3, 0)
+
+
+def test_from_and_to_s3(
+    ray_cluster: str, archive: Path, tiny_bundle: Path, s3_folder: str, s3_server: str, tmp_path: Path
+) -> None:
+    import s3fs
+
+    s3 = s3fs.S3FileSystem()
+    s3.put(f"{archive}/", f"{s3_folder}/archive/", recursive=True)
+    Location.of(f"{s3_folder}/bundle").put_folder(tiny_bundle, last="bundle.json")
+    places = [f"{s3_folder}/{name}" for name in ("archive", "scored", "bundle")]
+    summary, _ = run(*places)
+    assert counts(summary) == (3, 0, 0)
+    assert counts(run(*places)[0]) == (0, 3, 0)
+    run(archive, tmp_path / "scored", tiny_bundle)
+    for path in archive.rglob("*.parquet"):
+        relative = path.relative_to(archive)
+        with s3.open(f"{s3_folder}/scored/predictions/{relative}") as file:
+            remote = pq.ParquetFile(file).read()
+        assert remote.equals(pq.ParquetFile(tmp_path / "scored" / "predictions" / relative).read())
+    for path in s3.find(f"{s3_folder}/scored/runs"):
+        assert b"test-secret-key" not in s3.cat(path)
+
+
+def test_one_shard_alone(ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scored"
+    summary, _ = run(archive / "date=2026-01-06" / "part-0.parquet", output, tiny_bundle)
+    assert counts(summary) == (1, 0, 0)
+    assert (output / "predictions" / "part-0.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text_column": "body"}, "no column 'body' in date=2026-01-05/part-0.parquet; it has document_id, text"),
+        ({"keep_columns": ["url"]}, "no column 'url' .* Choose with --text-column and --keep-columns"),
+    ],
+)
+def test_columns_that_no_shard_has_are_refused(
+    archive: Path, tiny_bundle: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        run(archive, tmp_path / "scored", tiny_bundle, **options)
+    assert not (tmp_path / "scored").exists()
+
+
+def test_places_that_cannot_work_are_refused(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"lies inside --input .*would score predictions"):
+        run(archive, archive / "scored", tiny_bundle)
+    with pytest.raises(RequestError, match=r"no \.parquet file at .*nowhere"):
+        run(tmp_path / "nowhere", tmp_path / "scored", tiny_bundle)
+    with pytest.raises(RequestError, match="no model bundle"):
+        run(archive, tmp_path / "scored", tmp_path)

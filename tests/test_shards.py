@@ -1,0 +1,112 @@
+"""One shard in, one file of the same rows out, whatever the shard holds."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bertray import Bundle
+from bertray import shards as shards_module
+from bertray.errors import ShardError
+from bertray.shards import ShardCounts, score_shard
+from bertray.storage import Location
+from tests.conftest import write_shard
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return Bundle.load(str(tiny_bundle), "fp32")
+
+
+def score(
+    bundle: Bundle, shard: Path, *, keep: tuple[str, ...] = (), text: str = "text"
+) -> tuple[ShardCounts, pa.Table]:
+    output = shard.parent / "out" / shard.name
+    counts = score_shard(bundle, Location.of(str(shard)), Location.of(str(output)), text, list(keep))
+    return counts, pq.read_table(output)
+
+
+def test_rows_stay_in_order_over_many_steps(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module, "_STEP_ROWS", 7)
+    texts: list[str | None] = [f"text number {row} " * (row % 5 + 1) for row in range(50)]
+    texts[3], texts[20] = None, " "
+    counts, table = score(bundle, write_shard(tmp_path / "a.parquet", texts), keep=("document_id",))
+    assert table["row"].to_pylist() == list(range(50))
+    assert table["document_id"].to_pylist() == [f"a-{row}" for row in range(50)]
+    for row, prediction in enumerate(bundle.predict(texts)):
+        assert table["label"][row].as_py() == prediction.label
+        assert table["score"][row].as_py() == pytest.approx(prediction.score, abs=1e-5)
+        assert table["error"][row].as_py() == prediction.error
+    assert counts == ShardCounts(50, 2, sum(table["num_tokens"].to_pylist()))
+
+
+def test_the_schema_of_a_predictions_file(bundle: Bundle, tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "a.parquet", ["x"], page=[3])
+    _, table = score(bundle, shard, keep=("page", "text"))
+    assert [(field.name, str(field.type)) for field in table.schema] == [
+        ("row", "int64"),
+        ("page", "int64"),
+        ("text", "string"),
+        ("label", "string"),
+        ("score", "float"),
+        ("num_tokens", "int32"),
+        ("truncated", "bool"),
+        ("error", "string"),
+    ]
+
+
+def test_no_rows_give_a_file_of_no_rows(bundle: Bundle, tmp_path: Path) -> None:
+    counts, table = score(bundle, write_shard(tmp_path / "a.parquet", []), keep=("document_id",))
+    assert counts == ShardCounts(0, 0, 0)
+    assert table.num_rows == 0
+    assert "label" in table.column_names
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_text_of_other_types(bundle: Bundle, tmp_path: Path, kind: pa.DataType) -> None:
+    texts = pa.array(["Python, SQL", None, "Physics"]).cast(kind)
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    _, table = score(bundle, tmp_path / "a.parquet")
+    assert table["label"].to_pylist() == [one.label for one in bundle.predict(["Python, SQL", None, "Physics"])]
+
+
+def test_invalid_utf8_is_a_row_error(bundle: Bundle, tmp_path: Path) -> None:
+    texts = pa.array([b"fine", b"\xff\xfe"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    _, table = score(bundle, tmp_path / "a.parquet")
+    assert table["error"].to_pylist() == [None, "text is not UTF-8"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "not a readable Parquet file"), (b"PAR1 nonsense PAR1", "not a readable Parquet file")],
+)
+def test_a_file_that_is_not_parquet(bundle: Bundle, tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(ShardError, match=message):
+        score(bundle, tmp_path / "a.parquet")
+
+
+def test_a_damaged_page_leaves_no_file(bundle: Bundle, tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "a.parquet", [f"text {row}" for row in range(1000)])
+    data = bytearray(shard.read_bytes())
+    data[60 : len(data) // 2] = b"\xff" * (len(data) // 2 - 60)
+    shard.write_bytes(data)
+    with pytest.raises(ShardError, match="cannot be read"):
+        score(bundle, shard)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_missing_columns_and_wrong_types(bundle: Bundle, tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "a.parquet", ["x"], page=[3])
+    with pytest.raises(ShardError, match="no column 'body'; the shard has document_id, text, page"):
+        score(bundle, shard, text="body")
+    with pytest.raises(ShardError, match="no column 'url'"):
+        score(bundle, shard, keep=("url",))
+    with pytest.raises(ShardError, match="the text column is of type int64"):
+        score(bundle, shard, text="page")
+    with pytest.raises(ShardError, match="not found"):
+        score(bundle, tmp_path / "gone.parquet")

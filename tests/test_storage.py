@@ -1,0 +1,124 @@
+"""Local folders and an HTTP S3 server behave the same."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bertray.errors import RequestError
+from bertray.storage import Location
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    if request.param == "local":
+        return Location.of(str(tmp_path / "folder"))
+    return Location.of(request.getfixturevalue("s3_folder"))
+
+
+def test_put_read_list_remove(folder: Location) -> None:
+    assert folder.files() == []
+    (folder / "date=2026-01-05/part-0.parquet").put(b"one")
+    (folder / "b.PARQUET").put(b"three")
+    (folder / "notes.txt").put(b"x")
+    (folder / ".hidden/part-1.parquet").put(b"x")
+    (folder / "_SUCCESS").put(b"")
+    assert [(info.path, info.size_bytes) for info in folder.files((".parquet",))] == [
+        ("b.PARQUET", 5),
+        ("date=2026-01-05/part-0.parquet", 3),
+    ]
+    file = folder / "notes.txt"
+    assert file.read_bytes() == b"x"
+    assert file.is_file()
+    assert file.info().path == "notes.txt"
+    with file.open() as stream:
+        assert stream.read() == b"x"
+    file.remove()
+    file.remove()  # nothing there: nothing to do
+    assert not file.exists()
+
+
+def test_the_version_changes_with_the_content(folder: Location) -> None:
+    file = folder / "part.parquet"
+    file.put(b"old")
+    before = folder.files()[0]
+    file.put(b"new")
+    after = folder.files()[0]
+    assert before.size_bytes == after.size_bytes
+    assert before.version != after.version
+    assert file.info().version == after.version
+
+
+def test_a_failed_write_leaves_what_was_there(folder: Location) -> None:
+    file = folder / "part.parquet"
+    file.put(b"whole")
+    with pytest.raises(ZeroDivisionError), file.staged() as path:
+        path.write_bytes(b"ha")
+        raise ZeroDivisionError
+    assert file.read_bytes() == b"whole"
+    assert [info.path for info in folder.files()] == ["part.parquet"]
+    if folder.is_local:
+        assert [path.name for path in Path(folder.path).iterdir()] == ["part.parquet"]
+
+
+def test_put_folder_replaces_all_of_the_old_one(folder: Location, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "a").write_text("1")
+    (source / "last.json").write_text("{}")
+    target = folder / "bundle"
+    target.put_folder(source, last="last.json")
+    (source / "sub" / "a").rename(source / "b")
+    target.put_folder(source, last="last.json")
+    assert [info.path for info in target.files()] == ["b", "last.json"]
+    with target.local_copy() as copy:
+        assert (copy / "b").read_text() == "1"
+
+
+def test_what_is_missing_is_named(folder: Location) -> None:
+    with pytest.raises(RequestError, match=r"not found: .*nothing\.parquet"):
+        (folder / "nothing.parquet").read_bytes()
+
+
+def test_a_missing_bucket_is_named(s3_server: str) -> None:
+    with pytest.raises(RequestError, match=r"not found: s3://no-such-bucket-anywhere/x\. Check the path, the bucket"):
+        Location.of("s3://no-such-bucket-anywhere/x").put(b"")
+
+
+def test_an_endpoint_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    try:
+        with pytest.raises(RequestError, match=r"cannot reach s3://bucket/x: .*127\.0\.0\.1:9.*AWS_ENDPOINT_URL"):
+            Location.of("s3://bucket/x").read_bytes()
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_refused_write_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(RequestError, match="no permission for"):
+        Location.of(str(tmp_path / "sub" / "x")).put(b"")
+
+
+def test_uris() -> None:
+    assert Location.of("file:///a/b").path == "/a/b"
+    assert Location.of("a").path == str(Path.cwd() / "a")
+    with pytest.raises(RequestError, match="names no place"):
+        Location.of("s3://")
+    with pytest.raises(RequestError, match=r"cannot open 'gopher://x'.*s3://"):
+        Location.of("gopher://x")
+
+
+def test_contains(tmp_path: Path) -> None:
+    here = Location.of(str(tmp_path))
+    assert here.contains(here)
+    assert here.contains(here / "a/b")
+    assert not (here / "a").contains(here / "ab")
+    assert not (here / "a").contains(here)

@@ -1,0 +1,126 @@
+"""Training on a two-node cluster: it learns, the bundle holds what was measured, workers do not change the batches."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bertray import Bundle
+from bertray.config import PrepareConfig, TrainConfig
+from bertray.dataset import Dataset, prepare
+from bertray.errors import BertrayError, RequestError
+from bertray.training import train
+
+WORDS = {"fruit": "apple banana cherry mango", "car": "wheel engine motor brake", "sea": "wave shore tide fish"}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three labels that a word tells apart; 130 training rows, so a last batch of 2 is left over."""
+    folder = tmp_path_factory.mktemp("dataset")
+    rows = []
+    for number in range(163):
+        label = sorted(WORDS)[number % 3]
+        word = WORDS[label].split()[number % 4]
+        rows.append({"text": f"the {word} of day {number} " + "and so on " * (number % 6), "label": label})
+    (folder / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    report = prepare(PrepareConfig(input=[str(folder / "in.jsonl")], output=str(folder / "data")))
+    assert report["splits"]["train"] == 129
+    return str(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def calm_encoder(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny encoder without dropout, so that runs can be compared."""
+    folder = shutil.copytree(tiny_encoder, tmp_path_factory.mktemp("calm") / "encoder")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def run(dataset: str, output: Path | str, encoder: str, **options: Any) -> tuple[dict[str, Any], Bundle]:
+    settings = {"epochs": 6, "learning_rate": 3e-3, "batch_size": 32, "max_length": 32, "precision": "fp32", **options}
+    summary = train(TrainConfig(data=dataset, output=str(output), encoder=encoder, **settings))
+    return summary, Bundle.load(str(output), "fp32")
+
+
+@pytest.fixture(scope="module")
+def one_worker(
+    ray_cluster: str, dataset: str, calm_encoder: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Bundle, Path]:
+    output = tmp_path_factory.mktemp("trained") / "bundle"
+    return (*run(dataset, output, calm_encoder), output)
+
+
+def test_it_learns_and_the_best_epoch_is_kept(one_worker: tuple[dict[str, Any], Bundle, Path], dataset: str) -> None:
+    summary, bundle, _ = one_worker
+    history = bundle.info.history
+    assert [epoch["epoch"] for epoch in history] == [1, 2, 3, 4, 5, 6]
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    best = max(history, key=lambda epoch: epoch["f1_macro"])
+    assert best["f1_macro"] > 0.9
+    assert summary["best_epoch"] == best["epoch"]
+    # the kept weights give the metrics that were measured during training
+    rows = Dataset.open(dataset).split("validation")
+    predicted = [prediction.label for prediction in bundle.predict(rows["text"].to_pylist())]
+    accuracy = sum(a == b for a, b in zip(predicted, rows["label"].to_pylist(), strict=True)) / rows.num_rows
+    assert accuracy == pytest.approx(bundle.info.metrics["accuracy"])
+    assert bundle.info.metrics["f1_macro"] == best["f1_macro"]
+
+
+def test_the_bundle_says_where_it_comes_from(one_worker: tuple[dict[str, Any], Bundle, Path], dataset: str) -> None:
+    summary, bundle, output = one_worker
+    info = bundle.info
+    assert info.labels == ("car", "fruit", "sea")
+    assert info.data_fingerprint == Dataset.open(dataset).fingerprint()
+    assert info.training["learning_rate"] == 3e-3
+    assert set(info.versions) >= {"python", "torch", "transformers", "ray", "bertray"}
+    assert info.max_length == 32
+    assert summary["fingerprint"] == info.fingerprint()
+    card = (output / "README.md").read_text()
+    assert "3-way text classifier" in card
+    assert f"{info.metrics['f1_macro']:.4f}" in card
+    # nothing but the bundle is left: the run's checkpoints are gone
+    assert [path.name for path in output.parent.iterdir()] == ["bundle"]
+
+
+def test_two_workers_take_the_same_steps(
+    one_worker: tuple[dict[str, Any], Bundle, Path], dataset: str, calm_encoder: str, tmp_path: Path
+) -> None:
+    _, bundle = run(dataset, tmp_path / "bundle", calm_encoder, num_workers=2)
+    for one, two in zip(one_worker[1].info.history, bundle.info.history, strict=True):
+        assert two["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
+        assert two["accuracy"] == one["accuracy"]
+
+
+def test_bf16_to_s3(ray_cluster: str, dataset: str, tiny_encoder: Path, s3_folder: str) -> None:
+    _, bundle = run(dataset, f"{s3_folder}/bundle", str(tiny_encoder), precision="bf16", epochs=1)
+    assert 0 < bundle.info.metrics["loss"] < 3  # guessing costs ln 3 = 1.1; a NaN fails both
+    import s3fs
+
+    assert s3fs.S3FileSystem().ls(s3_folder) == [f"{s3_folder.removeprefix('s3://')}/bundle"]
+
+
+def test_a_diverging_run_says_so(ray_cluster: str, dataset: str, calm_encoder: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(f"{calm_encoder}/model.safetensors")
+    weights["encoder.layer.0.output.dense.weight"][0, 0] = float("inf")
+    encoder = shutil.copytree(calm_encoder, tmp_path / "broken")
+    save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BertrayError, match=r"the loss is nan at epoch 1, step 1: lower --learning-rate \(now 0\.003\)"):
+        run(dataset, tmp_path / "bundle", str(encoder))
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]  # no bundle, no checkpoints
+
+
+def test_what_cannot_be_trained_is_refused_before_ray_starts(dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"no finished data set"):
+        run(str(tmp_path), tmp_path / "bundle", str(tiny_encoder))
+    with pytest.raises(RequestError, match=r"--output .* exists.*--overwrite"):
+        run(dataset, tmp_path, str(tiny_encoder))
+    with pytest.raises(RequestError, match=r"--max-length 500: .* reads at most 128 tokens"):
+        run(dataset, tmp_path / "bundle", str(tiny_encoder), max_length=500)
