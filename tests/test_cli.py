@@ -95,6 +95,16 @@ def test_checks_over_several_fields() -> None:
         load_config(ScoreConfig, [*flags, "x,x"])
 
 
+def test_a_relative_output_is_refused_in_a_submitted_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert run_job(TrainConfig, lambda config: Outcome({}), REQUIRED, "Train.") == 2
+    assert "--output o is relative" in capsys.readouterr().err
+    for place in ("/absolute", "s3://bucket/o"):
+        assert run_job(TrainConfig, lambda config: Outcome({}), ["--data", "d", "--output", place], "Train.") == 0
+
+
 def test_the_summary_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     def run(config: TrainConfig) -> Outcome:
         print("chatter of a library")

@@ -22,18 +22,18 @@ def test_cpus_are_shared_so_that_all_fit(monkeypatch: pytest.MonkeyPatch) -> Non
     assert place("auto", 3, "--n") == Placement(3, False, 4)
     assert place("auto", 1, "--n") == Placement(1, False, 8)
     assert place("auto", 12, "--n") == Placement(12, False, 1)
-    assert place("cpu", None, "--n", cpus_per_process=4) == Placement(3, False, 4)
+    assert place("cpu", None, "--n") == Placement(3, False, 4)
 
 
 def test_gpus_are_taken_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(monkeypatch, {"CPU": 8}, {"CPU": 8, "GPU": 2})
     assert place("auto", None, "--n") == Placement(2, True, 1)
-    assert place("cpu", None, "--n", 4) == Placement(4, False, 4)
+    assert place("cpu", None, "--n") == Placement(4, False, 4)
 
 
 def test_a_small_laptop_has_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(monkeypatch, {"CPU": 2})
-    assert place("auto", None, "--n", cpus_per_process=4) == Placement(1, False, 2)
+    assert place("auto", None, "--n") == Placement(1, False, 2)
 
 
 def test_a_machine_that_cannot_grow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,6 +49,7 @@ def test_a_cluster_may_grow(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     with caplog.at_level("WARNING", logger="bertray"):
         assert place("cuda", 4, "--num-workers") == Placement(4, True, 1)
+        assert place("cpu", 4, "--num-workers") == Placement(4, False, 4)
     assert "waiting for the cluster to grow" in caplog.text
 
 

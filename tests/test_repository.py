@@ -25,7 +25,7 @@ LAYERS = [
     "storage",
     "labelled",
     "cleaning",
-    "s",
+    "splits",
     "dataset",
     "tokenization",
     "packing",

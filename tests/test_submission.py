@@ -184,7 +184,7 @@ def test_a_bad_request_fails_the_job_and_says_why(head, archive, tmp_path):
     missing = tmp_path / "no-bundle"
     # The job's own `python` and the uploaded package, beside the request: a submission takes seconds.
     where = "import os, sys, bertray; print('runs', sys.prefix, os.path.relpath(bertray.__file__), flush=True); "
-    request = f"from jobs.score import main; sys.exit(main(['--bundle={missing}', '--input={archive}', '--output=x']))"
+    request = f"from jobs.score import main; sys.exit(main(['--bundle={missing}', '--input={archive}', '--output=/x']))"
     failed = submit(head, "python", "-c", where + request)
     assert failed.returncode == 1, failed.stdout
     assert "failed with exit code 2" in failed.stdout

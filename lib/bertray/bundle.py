@@ -198,6 +198,7 @@ def verify(folder: Path, info: BundleInfo, name: str) -> None:
 
 
 def sha256_of(path: Path) -> str:
+    """The file's sha256 as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

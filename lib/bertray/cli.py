@@ -50,6 +50,8 @@ def run_job(config_class: type[Config], run: Callable[[Config], Outcome], argv: 
     try:
         config = load_config(config_class, sys.argv[1:] if argv is None else argv, doc)
         _log_to_stderr()
+        _refuse_relative_output(config)
+        _keep_local_ray_on_loopback()
         with redirect_stdout(sys.stderr):
             outcome = run(config)
     except BertrayError as error:
@@ -154,6 +156,27 @@ def _explain(config_class: type[JobConfig], item: Any) -> str:
         return f"--{name.replace('_', '-')} is required (or {prefix}{name.upper()}, or '{name}:' in the --config file)"
     message = str(item["msg"]).removeprefix("Value error, ")
     return f"--{name.replace('_', '-')}: {item['input']!r} is not allowed. {message}"
+
+
+def _refuse_relative_output(config: JobConfig) -> None:
+    """Inside `ray job submit` the working folder is Ray's copy of the code, which is removed later."""
+    output = getattr(config, "output", None)
+    if (
+        "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        and output
+        and "://" not in output
+        and not Path(output).is_absolute()
+    ):
+        raise RequestError(
+            f"--output {output} is relative, and would lie in Ray's temporary copy of the code: give a URI or a path "
+            "that starts with / on storage that every node can reach"
+        )
+
+
+def _keep_local_ray_on_loopback() -> None:
+    """Ray reads this when it is imported, which the jobs do after this; without it, it listens on every interface."""
+    if "RAY_ADDRESS" not in os.environ:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 def _log_to_stderr() -> None:

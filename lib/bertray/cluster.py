@@ -16,6 +16,9 @@ from bertray.errors import RequestError
 
 _log = logging.getLogger(__name__)
 
+# Four threads keep a small encoder busy; more threads a process scale worse than more processes.
+CPUS_PER_PROCESS = 4
+
 
 @contextmanager
 def session() -> Iterator[None]:
@@ -32,7 +35,7 @@ def session() -> Iterator[None]:
     if address:
         ray.init(address=address, **common)
     else:
-        # Loopback only: a laptop's Ray is nobody else's business.
+        # On loopback, together with what bertray.cli sets before Ray is imported.
         ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
     for name in ("ray.data", "ray.train"):  # these two set up their own handlers on import
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -51,12 +54,13 @@ class Placement:
     cpus_each: int
 
 
-def place(device: Device, num_processes: int | None, what: str, cpus_per_process: int = 1) -> Placement:
+def place(device: Device, num_processes: int | None, what: str, cpus_per_process: int = CPUS_PER_PROCESS) -> Placement:
     """Divide the cluster among processes that each hold a model.
 
     Args:
         device: auto takes GPUs where the cluster has one now.
         num_processes: None: one a GPU, or one for every `cpus_per_process` CPUs (at least one).
+        cpus_per_process: also what is asked for where CPU nodes have yet to start.
         what: the option that the user would change, for messages.
 
     Raises:
@@ -75,6 +79,8 @@ def place(device: Device, num_processes: int | None, what: str, cpus_per_process
         if "RAY_ADDRESS" not in os.environ:
             raise RequestError(f"{message}. Lower {what}, or run on a cluster with RAY_ADDRESS")
         _log.warning("%s now: waiting for the cluster to grow", message)
+        if not use_gpu:
+            return Placement(num_processes, False, cpus_per_process)
     if use_gpu:
         return Placement(num_processes, True, 1)
     return Placement(num_processes, False, _largest_share(node_cpus, num_processes))

@@ -34,8 +34,6 @@ from bertray.storage import FileInfo, Location
 
 _log = logging.getLogger(__name__)
 
-# An actor of four threads keeps a small encoder busy; more threads an actor scale worse than more actors.
-CPUS_PER_ACTOR = 4
 # How many shards are looked into before Ray is started, to refuse a request that cannot succeed.
 _NUM_PROBED_SHARDS = 5
 # Committed shards are recorded at least so often; a crash costs the work since.
@@ -129,7 +127,7 @@ def _stream(
     config: ScoreConfig, archive: Location, output: Location, shards: list[FileInfo]
 ) -> Iterator[dict[str, Any]]:
     """Run the actor pool over the shards; yields one outcome a shard, as they finish."""
-    placement = cluster.place(config.device, config.num_actors, "--num-actors", CPUS_PER_ACTOR)
+    placement = cluster.place(config.device, config.num_actors, "--num-actors")
     num_actors = min(placement.num_processes, len(shards))
     _log.info("%d %s actors", num_actors, "GPU" if placement.use_gpu else f"CPU ({placement.cpus_each} threads)")
     context = ray.data.DataContext.get_current()
