@@ -116,6 +116,12 @@ def test_uris() -> None:
         Location.of("gopher://x")
 
 
+def test_a_bucket_has_no_parent() -> None:
+    assert Location.of("s3://bucket/a").parent().uri == "s3://bucket"
+    with pytest.raises(RequestError, match="s3://bucket is a whole bucket: name a folder in it"):
+        Location.of("s3://bucket").parent()
+
+
 def test_contains(tmp_path: Path) -> None:
     here = Location.of(str(tmp_path))
     assert here.contains(here)

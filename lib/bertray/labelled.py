@@ -99,11 +99,14 @@ def _parse(file: Location, string_columns: list[str]) -> pa.Table:
     block_bytes = min(data.size() + 1, _MAX_BLOCK_BYTES)
     if text_format == "json":
         fields = pa.schema([(column, pa.string()) for column in string_columns])
-        return pa.json.read_json(
-            data,
-            read_options=pa.json.ReadOptions(block_size=block_bytes),
-            parse_options=pa.json.ParseOptions(explicit_schema=fields, newlines_in_values=True),
-        )
+        try:
+            return pa.json.read_json(
+                data,
+                read_options=pa.json.ReadOptions(block_size=block_bytes),
+                parse_options=pa.json.ParseOptions(explicit_schema=fields, newlines_in_values=True),
+            )
+        except pa.ArrowInvalid as error:
+            raise pa.ArrowInvalid(f"{error}. It must hold one JSON object a line, texts as strings") from error
     return pa.csv.read_csv(
         data,
         read_options=pa.csv.ReadOptions(block_size=block_bytes),

@@ -83,7 +83,9 @@ class Manifest:
         }
 
     def append(self, run_id: str, records: list[Committed]) -> None:
-        """Record shards as done. Call after their predictions are in place."""
+        """Record shards as done, in one file; none: no file. Call after their predictions are in place."""
+        if not records:
+            return
         table = pa.Table.from_pylist([asdict(record) for record in records], schema=MANIFEST_SCHEMA)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")

@@ -66,21 +66,21 @@ def score(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, str]]]:
         num_bytes = sum(shard.size_bytes for shard in todo)
         _log.info("scoring %.1f MB in run %s", num_bytes / 1e6, run_id)
         with cluster.session(), ProgressBar("scoring", len(todo), "shards") as bar:
-            unrecorded: list[Committed] = []
-            recorded_s = time.monotonic()
-            for outcome in _stream(config, archive, output, todo):
-                if outcome["failure"]:
-                    failures.append({"path": outcome["path"], "reason": outcome["failure"]})
-                    _log.warning("failed: %s: %s", outcome["path"], outcome["failure"])
-                else:
-                    committed.append(_record(outcome, request_fingerprint, run_id))
-                    unrecorded.append(committed[-1])
-                bar.update(len(committed) + len(failures), f"{sum(one.num_rows for one in committed):,} rows")
-                if unrecorded and time.monotonic() - recorded_s >= _RECORD_INTERVAL_S:
-                    manifest.append(run_id, unrecorded)
-                    unrecorded, recorded_s = [], time.monotonic()
-            if unrecorded:
-                manifest.append(run_id, unrecorded)
+            num_recorded, recorded_s, num_rows = 0, time.monotonic(), 0
+            try:
+                for outcome in _stream(config, archive, output, todo):
+                    if outcome["failure"]:
+                        failures.append({"path": outcome["path"], "reason": outcome["failure"]})
+                        _log.warning("failed: %s: %s", outcome["path"], outcome["failure"])
+                    else:
+                        committed.append(_record(outcome, request_fingerprint, run_id))
+                        num_rows += outcome["num_rows"]
+                    bar.update(len(committed) + len(failures), f"{num_rows:,} rows")
+                    if time.monotonic() - recorded_s >= _RECORD_INTERVAL_S:
+                        manifest.append(run_id, committed[num_recorded:])
+                        num_recorded, recorded_s = len(committed), time.monotonic()
+            finally:  # also where the run is interrupted: what is in place need not be scored again
+                manifest.append(run_id, committed[num_recorded:])
     else:
         _log.info("nothing to do: every shard is committed under this bundle and these columns")
 
@@ -195,6 +195,9 @@ class ScoringActor:
             outcome |= vars(counts)
         except ShardError as error:
             outcome["failure"] = str(error)
+        except Exception as error:  # whatever it is, it is this shard's: it is listed, and the others go on
+            _log.exception("unexpected failure of %s", outcome["path"])
+            outcome["failure"] = f"{type(error).__name__}: {error}"
         return {name: [value] for name, value in outcome.items()}
 
 

@@ -82,7 +82,7 @@ def _opened(shard: Location) -> Iterator[pq.ParquetFile]:
     with stream:
         try:
             file = pq.ParquetFile(stream)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise ShardError(f"not a readable Parquet file: {error}") from error
         yield file
 
@@ -101,6 +101,6 @@ def _batches(file: pq.ParquetFile, shard: Location, columns: list[str]) -> Itera
             batch = next(batches)
         except StopIteration:
             return
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise ShardError(f"cannot be read: {error}") from error
         yield batch

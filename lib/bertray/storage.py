@@ -85,6 +85,13 @@ class Location:
         return self.uri
 
     def parent(self) -> Location:
+        """The folder that this lies in.
+
+        Raises:
+            RequestError: this is a bucket.
+        """
+        if "/" not in self.path:
+            raise RequestError(f"{self} is a whole bucket: name a folder in it, as in {self}/folder")
         return Location(self.fs, self.path.rsplit("/", 1)[0], self.uri.rsplit("/", 1)[0])
 
     def contains(self, other: Location) -> bool:
