@@ -35,7 +35,7 @@ notebooks: install demo/scored/runs/latest.json
 demo/scored/runs/latest.json:
 	$(MAKE) demo
 
-bench: install
+bench: install demo/scored/runs/latest.json
 	$(PY) -m benchmarks.score
 
 clean:

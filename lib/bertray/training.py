@@ -60,10 +60,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     scratch = output.parent() / f".{output.name}.train-{time.strftime('%Y%m%dT%H%M%S')}"
     with cluster.session(), tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
         try:
-            checkpoint, history = _fit(config, dataset, scratch)
+            checkpoint, best, history = _fit(config, dataset, scratch)
             folder = Path(temporary) / "bundle"
             checkpoint.to_directory(folder)
-            best = max(history, key=lambda epoch: epoch[_KEPT_BY])
             tokenizer.save_pretrained(folder)
             info = seal(
                 folder,
@@ -91,8 +90,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _fit(config: TrainConfig, dataset: Dataset, scratch: Location) -> tuple[Any, list[dict[str, float]]]:
-    """Run the workers; returns the best checkpoint and the metrics of every epoch."""
+def _fit(
+    config: TrainConfig, dataset: Dataset, scratch: Location
+) -> tuple[Any, dict[str, float], list[dict[str, float]]]:
+    """Run the workers; returns the best checkpoint, its epoch's metrics, and those of every epoch."""
     placement = cluster.place(config.device, config.num_workers, "--num-workers")
     num_rows = dataset.num_rows("train")
     num_steps = -(-num_rows // config.batch_size) * config.epochs
@@ -133,8 +134,8 @@ def _fit(config: TrainConfig, dataset: Dataset, scratch: Location) -> tuple[Any,
         said = next((one for one in error.worker_failures.values() if isinstance(one, BertrayError)), None)
         raise said or error from error
     history: list[dict[str, float]] = ray.get(board.epochs.remote())
-    checkpoint, _ = max(result.best_checkpoints, key=lambda pair: pair[1][_KEPT_BY])
-    return checkpoint, history
+    checkpoint, best = max(result.best_checkpoints, key=lambda pair: pair[1][_KEPT_BY])
+    return checkpoint, best, history
 
 
 class _Board:
