@@ -5,6 +5,7 @@ python -m jobs.predict --bundle bundle < texts.txt | jq -r .label
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -21,20 +22,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: PredictConfig) -> Outcome:
+    import pyarrow as pa
+
     from bertray.bundle import Bundle
 
     bundle = Bundle.load(config.bundle, config.precision)
-    lines = (line.rstrip("\r\n") for line in sys.stdin)
-    for texts in _chunks(config.texts or lines):
-        for text, prediction in zip(texts, bundle.predict(texts), strict=True):
-            line = json.dumps({"text": text, **prediction._asdict()}, ensure_ascii=False)
-            print(line, file=sys.__stdout__, flush=True)
+    # Bytes: what is not UTF-8 is an error of its line, as in an archive.
+    lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+    texts = (os.fsencode(text) for text in config.texts) if config.texts else lines
+    try:
+        for chunk in _chunks(texts, 1 if sys.stdin.isatty() else _CHUNK):
+            predictions = bundle.predict_column(pa.array(chunk, pa.large_binary())).to_pylist()
+            for text, prediction in zip(chunk, predictions, strict=True):
+                line = {"text": text.decode(errors="replace"), **prediction}
+                print(json.dumps(line, ensure_ascii=False), file=sys.__stdout__, flush=True)
+    except BrokenPipeError:  # the reader, such as head, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return Outcome(None)
 
 
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+def _chunks(texts: Iterable[bytes], num_texts: int) -> Iterator[list[bytes]]:
     rest = iter(texts)
-    while chunk := list(islice(rest, _CHUNK)):
+    while chunk := list(islice(rest, num_texts)):
         yield chunk
 
 

@@ -81,6 +81,14 @@ def test_a_missing_file_is_refused(copy: Path) -> None:
         Bundle.load(str(copy))
 
 
+def test_an_added_file_is_refused(copy: Path) -> None:
+    (copy / ".note").write_text("of another tool")
+    Bundle.load(str(copy))
+    (copy / "adapter_config.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"was altered: adapter_config\.json is not its own"):
+        Bundle.load(str(copy))
+
+
 def test_the_card_may_be_edited(copy: Path) -> None:
     assert "3-way text classifier" in (copy / "README.md").read_text()
     (copy / "README.md").write_text("ours")

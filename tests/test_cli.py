@@ -82,6 +82,21 @@ def test_an_unknown_flag_ends_with_code_2(capsys: pytest.CaptureFixture[str]) ->
     assert "--epoch" in capsys.readouterr().err
 
 
+def test_messages_name_where_a_value_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("epochs: 0\n")
+    monkeypatch.setenv("BERTRAY_TRAIN_BATCH_SIZE", "-1")
+    with pytest.raises(RequestError) as caught:
+        load_config(TrainConfig, [*REQUIRED, "--config", str(file), "--precision", "fp8"])
+    for words in (f"{file}: epochs: 0 is", "BERTRAY_TRAIN_BATCH_SIZE: '-1' is", "--precision: 'fp8' is"):
+        assert words in str(caught.value)
+
+
+def test_an_unset_shell_variable_is_no_place() -> None:
+    with pytest.raises(RequestError, match=r"--output: '' is not allowed.*at least 1 character"):
+        load_config(TrainConfig, ["--data", "d", "--output", ""])
+
+
 def test_checks_over_several_fields() -> None:
     with pytest.raises(RequestError, match=r"validation_fraction \+ test_fraction is 1.2.*below 1"):
         load_config(

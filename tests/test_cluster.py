@@ -2,6 +2,7 @@
 
 import pytest
 import ray
+import torch
 
 from bertray import cluster
 from bertray.cluster import Placement, place
@@ -27,8 +28,17 @@ def test_cpus_are_shared_so_that_all_fit(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_gpus_are_taken_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(monkeypatch, {"CPU": 8}, {"CPU": 8, "GPU": 2})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert place("auto", None, "--n") == Placement(2, True, 1)
     assert place("cpu", None, "--n") == Placement(4, False, 4)
+
+
+def test_a_gpu_that_torch_cannot_use_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, {"CPU": 8, "GPU": 1})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert place("auto", None, "--n") == Placement(2, False, 4)
+    with pytest.raises(RequestError, match="sees no GPU here"):
+        place("cuda", None, "--n")
 
 
 def test_a_small_laptop_has_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,6 +124,14 @@ def test_one_label_is_refused(tmp_path: Path) -> None:
         run(tmp_path, input=write(tmp_path / "in.parquet", [(str(row), "a") for row in range(50)]))
 
 
+def test_the_input_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    source = write(tmp_path / "raw" / "train.parquet", many(50))
+    with pytest.raises(RequestError, match=r"--output .*raw holds .*train\.parquet, which is read"):
+        prepare(PrepareConfig(input=[source], output=str(tmp_path / "raw")))
+    assert pq.ParquetFile(source).metadata.num_rows == 50
+
+
 def test_a_split_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no row is left for the test split"):
         run(

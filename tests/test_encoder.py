@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
-from bertray.encoder import Encoder, resolve_precision, softmax
+from bertray.encoder import Encoder, resolve_device, resolve_precision, softmax
+from bertray.errors import RequestError
 from bertray.pretrained import load_tokenizer
 from bertray.tokenization import ColumnTokenizer
 from tests.conftest import tiny_config
@@ -40,7 +41,7 @@ def one_at_a_time(model: BertForSequenceClassification, tokenizer: ColumnTokeniz
 
 def test_fp32_logits_are_of_single_texts(model: BertForSequenceClassification, tokenizer: ColumnTokenizer) -> None:
     expected_NC = one_at_a_time(model.eval(), tokenizer)
-    logits_NC = Encoder(model, "fp32", CPU).logits(tokenizer.encode(pa.array(TEXTS, pa.string())))
+    logits_NC = Encoder(model, "fp32", "cpu").logits(tokenizer.encode(pa.array(TEXTS, pa.string())))
     assert logits_NC.dtype == np.float32
     np.testing.assert_allclose(logits_NC, expected_NC, atol=1e-5)
 
@@ -50,7 +51,7 @@ def test_bf16_is_close_and_never_nan_with_padding(
 ) -> None:
     # transformers#31035: BERT with SDPA, bf16 and padded rows once gave NaN.
     expected_NC = one_at_a_time(model.eval(), tokenizer)
-    logits_NC = Encoder(model, "bf16", CPU).logits(tokenizer.encode(pa.array(TEXTS, pa.string())))
+    logits_NC = Encoder(model, "bf16", "cpu").logits(tokenizer.encode(pa.array(TEXTS, pa.string())))
     assert np.array_equal(np.isnan(logits_NC), np.isnan(expected_NC))
     assert np.nanmax(np.abs(logits_NC - expected_NC)) < 0.15
     scored_N = ~np.isnan(expected_NC[:, 0])
@@ -58,7 +59,7 @@ def test_bf16_is_close_and_never_nan_with_padding(
 
 
 def test_no_rows(model: BertForSequenceClassification, tokenizer: ColumnTokenizer) -> None:
-    assert Encoder(model, "fp32", CPU).logits(tokenizer.encode(pa.array([], pa.string()))).shape == (0, 3)
+    assert Encoder(model, "fp32", "cpu").logits(tokenizer.encode(pa.array([], pa.string()))).shape == (0, 3)
 
 
 def test_auto_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +71,23 @@ def test_auto_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -
         assert resolve_precision("bf16", CPU) == "bf16"
 
 
+def test_the_last_layer_is_not_rounded_to_bf16(
+    model: BertForSequenceClassification, tokenizer: ColumnTokenizer
+) -> None:
+    encoder = Encoder(model, "bf16", "cpu")
+    assert encoder.model.bert.encoder.layer[0].output.dense.weight.dtype == torch.bfloat16
+    assert encoder.model.classifier.weight.dtype == torch.float32
+    logits_NC = encoder.logits(tokenizer.encode(pa.array(["one text"])))
+    assert not np.array_equal(logits_NC, torch.from_numpy(logits_NC).bfloat16().float().numpy())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_named() -> None:
+    assert resolve_device("auto").type == "cpu"
+    with pytest.raises(RequestError, match=r"--device cuda: torch .* sees no GPU here"):
+        resolve_device("cuda")
+
+
 def test_softmax_of_large_logits() -> None:
     probabilities_NC = softmax(np.array([[1000.0, 1000.0], [0.0, np.log(3.0)]], dtype=np.float32))
     np.testing.assert_allclose(probabilities_NC, [[0.5, 0.5], [0.25, 0.75]], rtol=1e-6)
@@ -78,5 +96,5 @@ def test_softmax_of_large_logits() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_gpu_logits_are_those_of_the_cpu(model: BertForSequenceClassification, tokenizer: ColumnTokenizer) -> None:
     expected_NC = one_at_a_time(model.eval(), tokenizer)
-    logits_NC = Encoder(model, "fp32", torch.device("cuda")).logits(tokenizer.encode(pa.array(TEXTS, pa.string())))
+    logits_NC = Encoder(model, "fp32", "cuda").logits(tokenizer.encode(pa.array(TEXTS, pa.string())))
     np.testing.assert_allclose(logits_NC, expected_NC, atol=1e-3)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,20 @@ def test_predict_standard_input(tiny_bundle: Path) -> None:
     finished = run_job_process("predict", "--bundle", tiny_bundle, stdin="Zürich\r\nB.Sc. Physics\n")
     assert finished.returncode == 0, finished.stderr
     assert [json.loads(line)["text"] for line in finished.stdout.splitlines()] == ["Zürich", "B.Sc. Physics"]
+
+
+def test_predict_takes_bytes_that_are_no_text_as_an_error_of_their_line(tiny_bundle: Path) -> None:
+    command = [sys.executable, "-m", "jobs.predict", "--bundle", str(tiny_bundle)]
+    finished = subprocess.run(command, cwd=ROOT, input=b"fine\n\xff\xfe\nalso fine\n", capture_output=True, check=True)
+    errors = [json.loads(line)["error"] for line in finished.stdout.splitlines()]
+    assert errors == [None, "text is not UTF-8", None]
+
+
+def test_predict_ends_quietly_when_its_reader_does(tiny_bundle: Path) -> None:
+    command = f"yes text | head -2000 | {sys.executable} -m jobs.predict --bundle {tiny_bundle} | head -1"
+    finished = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(finished.stdout)["text"] == "text"
+    assert finished.stderr == ""
 
 
 def test_a_missing_bundle(tmp_path: Path) -> None:

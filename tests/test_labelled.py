@@ -82,6 +82,22 @@ def test_labels_may_be_numbers_and_booleans_but_not_fractions(tmp_path: Path) ->
         read(write(tmp_path / "d.parquet", [("x", 0.5)]))
 
 
+def test_labels_stay_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label,when\nx,007,2026-01-05\ny,7,2026-01-06\nz,True,2026-01-07\n")
+    table = read(tmp_path / "a.csv", group="when")
+    assert table["label"].to_pylist() == ["007", "7", "True"]
+    assert table["group"].to_pylist() == ["2026-01-05", "2026-01-06", "2026-01-07"]
+    (tmp_path / "b.jsonl").write_text(
+        '{"text": "x", "label": "2026-01-05", "meta": 1}\n\n{"meta": "z", "text": "line\\u2028end", "label": "007"}\n'
+    )
+    assert pairs(read(tmp_path / "b.jsonl")) == [("x", "2026-01-05"), ("line\u2028end", "007")]
+
+
+def test_members_that_a_line_lacks_are_null(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"label": "a"}\n')
+    assert pairs(read(tmp_path / "a.jsonl")) == [("x", None), (None, "a")]
+
+
 def test_dictionary_and_large_strings(tmp_path: Path) -> None:
     table = pa.table(
         {"text": pa.array(["x", None], pa.large_string()), "label": pa.array(["a", "a"]).dictionary_encode()}
@@ -113,8 +129,11 @@ def test_group_column(tmp_path: Path) -> None:
         ("a.csv", b"", r"cannot read .*a\.csv: Empty CSV file"),
         ("a.csv", b"text,label\n\xff\xfe,a\n", r"cannot read .*a\.csv: .*UTF8"),
         ("a.parquet", b"PAR1 but not", r"cannot read .*a\.parquet"),
-        ("a.jsonl", b'{"text": 1, "label": "a"}', r"cannot read .*a\.jsonl: .*texts as strings"),
-        ("a.jsonl", b"[]", r"cannot read .*a\.jsonl: .*one JSON object a line"),
+        ("a.csv", b"text,label,text\nx,a,y\n", r"2 columns 'text'; it has text, label, text"),
+        ("a.jsonl", b'{"text": 1, "label": "a"}', r"'text' of .*a\.jsonl is of type int64; it must hold strings"),
+        ("a.jsonl", b'{"text": "x", "label": "a"}\n{"text": 1, "label": "a"}', r"'text' of .* several types"),
+        ("a.jsonl", b'{"text": "x", "label": "a"}\n{"text": ', r"line 2 of .*a\.jsonl is not JSON"),
+        ("a.json", b"[]", r"line 1 of .*a\.json holds a list\. Write one object a line"),
         ("a.csv.gz", b"not gzip", r"cannot read .*a\.csv\.gz"),
         ("a.xlsx", b"PK", r"no known format. Accepted are CSV"),
     ],

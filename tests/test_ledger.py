@@ -38,6 +38,19 @@ def test_records_outlive_the_run_and_content_decides(output: Location) -> None:
     assert pending([rewritten, grown], done) == [rewritten, grown]
 
 
+def test_a_finished_run_leaves_one_file(output: Location) -> None:
+    manifest = Manifest(output)
+    records = [record(shard, "f") for shard in SHARDS]
+    for one in records:
+        manifest.append("run", [one])
+    manifest.finish("run", records)
+    assert [info.path for info in (output / "manifest").files()] == ["run.parquet"]
+    assert pending(SHARDS, Manifest(output).done("f")) == []
+    Manifest(output).append("empty", [])
+    Manifest(output).finish("empty", [])
+    assert len((output / "manifest").files()) == 1
+
+
 def test_another_request_makes_everything_pending_also_on_the_way_back(output: Location) -> None:
     Manifest(output).append("run1", [record(SHARDS[0], "old", minute=0)])
     assert Manifest(output).done("new") == set()

@@ -34,7 +34,11 @@ def test_an_unreachable_hub_names_both_ways_out() -> None:
 
 @pytest.mark.parametrize(
     ("encoder", "message"),
-    [("./missing", "no such folder"), ("not a/hub/id", "neither a folder nor a Hub id.*--encoder PATH")],
+    [
+        ("./missing", "no such folder"),
+        ("s3://bucket/encoder", "copy it to a folder that every node can read"),
+        ("not a/hub/id", "neither a folder nor a Hub id.*--encoder PATH"),
+    ],
 )
 def test_names_that_cannot_be_encoders(encoder: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):
@@ -46,6 +50,23 @@ def test_a_folder_without_safetensors_is_refused(tiny_encoder: Path, tmp_path: P
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(RequestError, match=r"has no model\.safetensors; give a model saved with save_pretrained"):
         encoder_folder(str(folder))
+
+
+def test_a_folder_without_its_tokenizer_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_encoder, tmp_path / "copy")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(
+        RequestError, match=r"the model knows 30522 tokens, its tokenizer \d+: copy the tokenizer's files"
+    ):
+        load_tokenizer(str(folder), 64)
+
+
+def test_a_broken_configuration_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_encoder, tmp_path / "copy")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(RequestError, match="transformers cannot read"):
+        load_tokenizer(str(folder), 64)
 
 
 def test_a_text_longer_than_the_window_is_refused() -> None:

@@ -40,6 +40,15 @@ def test_evaluation_puts_the_weakest_class_first(capsys: pytest.CaptureFixture[s
     assert "weak (1)" in text
 
 
+def test_labels_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    labels = {label: {"train": 1, "validation": 1, "test": 1} for label in ("[/b]", "[other]", ":smile:")}
+    splits = {"train": 3, "validation": 3, "test": 3}
+    print_dataset({"labels": labels, "splits": splits, "num_rows_in": 9, "num_rows_kept": 9, "num_rows_out": {}})
+    text = capsys.readouterr().err
+    for label in labels:
+        assert label in text
+
+
 def test_failed_shards_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     print_scoring({"num_rows": 12345}, [{"path": f"{number}.parquet", "reason": "broken"} for number in range(31)])
     text = capsys.readouterr().err

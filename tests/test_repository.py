@@ -19,6 +19,7 @@ LIBRARY = ROOT / "lib" / "bertray"
 # A module may import those above it, as data passes; nothing imports upwards.
 LAYERS = [
     "errors",
+    "versions",
     "schema",
     "config",
     "cli",

@@ -1,18 +1,21 @@
 """The nightly job on a two-node cluster: the row contract, runs that follow runs, failures that stay where they are."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from transformers import pipeline
 
 from bertray import Bundle
+from bertray.bundle import read_info
 from bertray.config import ScoreConfig
 from bertray.errors import RequestError
-from bertray.scoring import score
+from bertray.scoring import ScoringActor, score
 from bertray.storage import Location
 from tests.conftest import write_shard
 
@@ -39,7 +42,8 @@ def archive(tmp_path: Path) -> Path:
     folder = tmp_path / "archive"
     num_rows = {"date=2026-01-05/part-0": 20, "date=2026-01-05/part-1": 1, "date=2026-01-06/part-0": 9}
     for name in num_rows:
-        write_shard(folder / f"{name}.parquet", texts_of(name, num_rows[name]))
+        rows = num_rows[name]
+        write_shard(folder / f"{name}.parquet", texts_of(name, rows), page=list(range(rows)))
     return folder
 
 
@@ -64,6 +68,7 @@ def test_every_row_of_every_shard_in_order(ray_cluster: str, archive: Path, tiny
     assert set(summary) >= SUMMARY_KEYS
     assert counts(summary) == (3, 0, 0)
     assert (summary["num_rows"], summary["num_rows_error"], failures) == (30, 2, [])
+    assert summary["precision"] == "fp32"
     bundle = Bundle.load(str(tiny_bundle), "fp32")
     classify = pipeline("text-classification", model=str(tiny_bundle), truncation=True)
     num_tokens = 0
@@ -164,6 +169,24 @@ def test_from_and_to_s3(
         assert b"test-secret-key" not in s3.cat(path)
 
 
+def test_places_may_be_relative(
+    ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path)  # the actors' working folder is another
+    assert counts(run("archive", "scored", "bundle")[0]) == (3, 0, 0)
+
+
+def test_a_bundle_that_is_replaced_meanwhile_is_noticed(ray_cluster: str, tiny_bundle: Path, make_bundle: Any) -> None:
+    actor = ray.remote(ScoringActor).remote(
+        {"bundle": str(tiny_bundle), "precision": "fp32"},
+        "cpu",
+        read_info(Location.of(str(make_bundle(seed=2)))).fingerprint(),
+    )
+    with pytest.raises(Exception, match=r"was replaced while the job ran\. Run it again"):
+        ray.get(actor.__call__.remote({}))
+
+
 def test_one_shard_alone(ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "scored"
     summary, _ = run(archive / "date=2026-01-06" / "part-0.parquet", output, tiny_bundle)
@@ -174,7 +197,8 @@ def test_one_shard_alone(ray_cluster: str, archive: Path, tiny_bundle: Path, tmp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"text_column": "body"}, "no column 'body' in date=2026-01-05/part-0.parquet; it has document_id, text"),
+        ({"text_column": "body"}, "no column 'body' in date=2026-01-05/part-0.parquet; it has document_id, text, page"),
+        ({"text_column": "page"}, "date=2026-01-05/part-0.parquet: the text column is of type int64"),
         ({"keep_columns": ["url"]}, "no column 'url' .* Choose with --text-column and --keep-columns"),
     ],
 )
@@ -187,8 +211,13 @@ def test_columns_that_no_shard_has_are_refused(
 
 
 def test_places_that_cannot_work_are_refused(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"lies inside --input .*would score predictions"):
+    with pytest.raises(RequestError, match="lie in each other"):
         run(archive, archive / "scored", tiny_bundle)
+    with pytest.raises(RequestError, match="lie in each other"):
+        run(archive, archive.parent, tiny_bundle)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RequestError, match=r"storage refused .*file/runs"):
+        run(archive, tmp_path / "file", tiny_bundle)
     with pytest.raises(RequestError, match=r"no \.parquet file at .*nowhere"):
         run(tmp_path / "nowhere", tmp_path / "scored", tiny_bundle)
     with pytest.raises(RequestError, match="no model bundle"):

@@ -49,6 +49,23 @@ def test_groups_are_not_divided(fraction: float) -> None:
     assert sorted([*staying, *held_out]) == list(range(600))
 
 
+def test_a_class_whose_groups_were_all_held_out_comes_back() -> None:
+    labels = [*LABELS, *["rare"] * 3]
+    groups: list[str | None] = [*(str(row // 2) for row in range(100)), *["only"] * 3]
+    for seed in range(12):
+        staying, held_out, only_staying = hold_out(labels, 0.1, seed, groups)
+        assert "rare" in only_staying
+        assert {100, 101, 102} <= set(staying)
+        assert len(held_out) > 0
+
+
+def test_a_group_split_that_no_class_has_rows_for_is_refused() -> None:
+    labels = [str(row // 6) for row in range(60)]
+    groups: list[str | None] = [str(row // 2) for row in range(60)]
+    with pytest.raises(RequestError, match=r"the most frequent label 6 rows.* at least 10 of both"):
+        hold_out(labels, 0.1, seed=0, groups=groups)
+
+
 def test_too_few_groups_are_refused() -> None:
-    with pytest.raises(RequestError, match=r"--group-column has 2 distinct values.*at least 10"):
+    with pytest.raises(RequestError, match=r"--group-column has 2 distinct values.*at least 10 of both"):
         hold_out(LABELS, 0.1, seed=0, groups=["x", "y"] * 50)

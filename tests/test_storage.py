@@ -75,6 +75,31 @@ def test_put_folder_replaces_all_of_the_old_one(folder: Location, tmp_path: Path
         assert (copy / "b").read_text() == "1"
 
 
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "new").mkdir()
+    old = tmp_path / "place" / "bundle"
+    old.mkdir(parents=True)
+    (old / "file").write_text("old")
+    rename = Path.replace
+
+    def fail_on_the_new_one(self: Path, target: Path) -> Path:
+        if target == old and (self / "file").exists() is False:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail_on_the_new_one)
+    with pytest.raises(KeyboardInterrupt):
+        Location.of(str(old)).put_folder(tmp_path / "new", last="bundle.json")
+    assert (old / "file").read_text() == "old"
+    assert [path.name for path in old.parent.iterdir()] == ["bundle"]
+
+
+def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RequestError, match=r"storage refused .*file/x: "):
+        Location.of(str(tmp_path / "file" / "x")).put(b"")
+
+
 def test_what_is_missing_is_named(folder: Location) -> None:
     with pytest.raises(RequestError, match=r"not found: .*nothing\.parquet"):
         (folder / "nothing.parquet").read_bytes()
@@ -112,8 +137,10 @@ def test_uris() -> None:
     assert Location.of("a").path == str(Path.cwd() / "a")
     with pytest.raises(RequestError, match="names no place"):
         Location.of("s3://")
-    with pytest.raises(RequestError, match=r"cannot open 'gopher://x'.*s3://"):
-        Location.of("gopher://x")
+    assert Location.of("S3://bucket/x").uri == "s3://bucket/x"
+    for uri in ("gopher://x", "ftp://host/x", "memory://x"):
+        with pytest.raises(RequestError, match=rf"cannot open '{uri}': use a local path or an s3:// URI"):
+            Location.of(uri)
 
 
 def test_a_bucket_has_no_parent() -> None:

@@ -62,7 +62,7 @@ def test_it_learns_and_the_best_epoch_is_kept(one_worker: tuple[dict[str, Any], 
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     best = max(history, key=lambda epoch: epoch["f1_macro"])
     assert best["f1_macro"] > 0.9
-    assert summary["best_epoch"] == best["epoch"]
+    assert history[summary["best_epoch"] - 1]["f1_macro"] == best["f1_macro"]
     # the kept weights give the metrics that were measured during training
     rows = Dataset.open(dataset).split("validation")
     predicted = [prediction.label for prediction in bundle.predict(rows["text"].to_pylist())]
@@ -120,7 +120,14 @@ def test_a_diverging_run_says_so(ray_cluster: str, dataset: str, calm_encoder: s
 def test_what_cannot_be_trained_is_refused_before_ray_starts(dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no finished data set"):
         run(str(tmp_path), tmp_path / "bundle", str(tiny_encoder))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "file").write_text("")
     with pytest.raises(RequestError, match=r"--output .* exists.*--overwrite"):
-        run(dataset, tmp_path, str(tiny_encoder))
+        run(dataset, tmp_path / "sub", str(tiny_encoder))
+    (tmp_path / "notes.txt").write_text("precious")
+    with pytest.raises(RequestError, match=r"exists and is no bundle .*it is not replaced"):
+        run(dataset, tmp_path, str(tiny_encoder), overwrite=True)
+    with pytest.raises(RequestError, match=r"--output .* holds --data"):
+        run(dataset, Path(dataset).parent, str(tiny_encoder), overwrite=True)
     with pytest.raises(RequestError, match=r"--max-length 500: .* reads at most 128 tokens"):
         run(dataset, tmp_path / "bundle", str(tiny_encoder), max_length=500)

@@ -16,11 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,15 +27,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from bertray.config import Precision
+from bertray.config import Device, Precision
 from bertray.encoder import Encoder, softmax
 from bertray.errors import BundleError, RequestError
 from bertray.report import model_card
 from bertray.schema import PREDICTION_SCHEMA
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer
-
-_PACKAGES = ("bertray", "torch", "transformers", "tokenizers", "ray", "pyarrow")
+from bertray.versions import versions
 
 BUNDLE_FILE, CARD_FILE = "bundle.json", "README.md"
 
@@ -86,20 +82,25 @@ class Bundle:
     tokenizer: ColumnTokenizer
 
     @classmethod
-    def load(cls, uri: str, precision: Precision = "auto") -> Bundle:
+    def load(cls, uri: str, precision: Precision = "auto", device: Device = "auto") -> Bundle:
         """Load and verify a bundle from a path or URI.
 
         Raises:
             BundleError: the folder is missing, incomplete or altered.
+            RequestError: the device is not there, or lacks the precision.
         """
         location = Location.of(uri)
         info = read_info(location)
         transformers_logging.disable_progress_bar()
         with location.local_copy() as folder:
             verify(folder, info, uri)
-            model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        return cls(info, Encoder(model, precision), ColumnTokenizer(tokenizer.backend_tokenizer, info.max_length))
+        return cls(
+            info, Encoder(model, precision, device), ColumnTokenizer(tokenizer.backend_tokenizer, info.max_length)
+        )
 
     def predict(self, texts: Sequence[str | None]) -> list[Prediction]:
         """Classify texts, in order. A null or empty text gets an `error` instead of a label."""
@@ -148,15 +149,6 @@ def seal(folder: Path, **facts: Any) -> BundleInfo:
     return info
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on, where they are installed."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):  # the engine also runs without Ray
-            found[package] = version(package)
-    return found
-
-
 def read_info(location: Location) -> BundleInfo:
     """Read bundle.json without loading the model.
 
@@ -183,8 +175,10 @@ def verify(folder: Path, info: BundleInfo, name: str) -> None:
     """Check every file of a bundle against its recorded sha256.
 
     Raises:
-        BundleError: a file is missing or differs.
+        BundleError: a file is missing, differs, or was not there when the bundle was made.
     """
+    if added := sorted(_content(folder) - set(info.files)):
+        raise BundleError(f"the bundle {name} was altered: {', '.join(added)} is not its own. Take it out")
     for file, expected in info.files.items():
         path = folder / file
         if not path.is_file():
@@ -205,6 +199,10 @@ def sha256_of(path: Path) -> str:
 
 def _hash_files(folder: Path) -> dict[str, str]:
     """sha256 of every file of a bundle folder but bundle.json and the card, by relative path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = {path: str(path.relative_to(folder)) for path in paths}
-    return {name: sha256_of(path) for path, name in names.items() if name not in (BUNDLE_FILE, CARD_FILE)}
+    return {name: sha256_of(folder / name) for name in sorted(_content(folder))}
+
+
+def _content(folder: Path) -> set[str]:
+    """Files of a bundle that predictions may depend on; hidden ones are other tools' notes."""
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {name for name in names - {BUNDLE_FILE, CARD_FILE} if not name.startswith(".")}

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -28,9 +28,9 @@ from bertray.errors import BertrayError, RequestError
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_REQUEST, EXIT_SHARDS_FAILED = 0, 1, 2, 3
 
-_EXIT_CODES = (
-    "exit codes: 0 done; 1 failed on the way; 2 bad request, nothing was started; 3 some shards failed (jobs.score)"
-)
+_EXIT_CODES = """\
+exit codes: 0 done; 1 failed on the way; 2 bad request, the message says what to change;
+            3 some shards failed (jobs.score)"""
 
 Config = TypeVar("Config", bound=JobConfig)
 
@@ -71,13 +71,23 @@ def load_config(config_class: type[Config], argv: Sequence[str], doc: str = "") 
     """
     flags = vars(_parser(config_class, doc).parse_args(argv))
     config_path = flags.pop("config", None)
-    values = _read_yaml(config_class, Path(config_path)) if config_path else {}
-    values |= _read_environment(config_class)
-    values |= flags
+    prefix = config_class.model_config["env_prefix"]
+    values: dict[str, Any] = {}
+    given_as: dict[str, str] = {}  # how each option was given, for messages
+    for source, name in (
+        (_read_yaml(config_class, Path(config_path)) if config_path else {}, f"{config_path}: {{key}}"),
+        (_read_environment(config_class), "{PREFIXED}"),
+        (flags, "{flag}"),
+    ):
+        values |= source
+        for key in source:
+            given_as[key] = name.format(key=key, PREFIXED=f"{prefix}{key.upper()}", flag=_flag(key))
     try:
         return config_class(**values)
     except ValidationError as error:
-        raise RequestError("\n       ".join(_explain(config_class, item) for item in error.errors())) from error
+        raise RequestError(
+            "\n       ".join(_explain(config_class, item, given_as) for item in error.errors())
+        ) from error
 
 
 def _parser(config_class: type[JobConfig], doc: str) -> argparse.ArgumentParser:
@@ -108,10 +118,10 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) ->
         description += " (required)"
     elif field.default not in (None, "") and field.default_factory is None:
         description += f" (default: {str(field.default).replace('%', '%%')})"
-    flag = f"--{name.replace('_', '-')}"
+    flag = _flag(name)
     if field.annotation is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=description)
-    elif field.annotation == list[str] and field.is_required():
+    elif get_origin(field.annotation) is list and field.is_required():
         parser.add_argument(flag, nargs="+", metavar="PATH", help=description)
     else:
         parser.add_argument(flag, metavar=name.rsplit("_", 1)[-1].upper(), help=description)
@@ -146,16 +156,20 @@ def _refuse_unknown(config_class: type[JobConfig], names: list[str], what: str) 
             raise RequestError(f"{what}{name!r}.{meant} Allowed: {', '.join(allowed)}")
 
 
-def _explain(config_class: type[JobConfig], item: Any) -> str:
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _explain(config_class: type[JobConfig], item: Any, given_as: dict[str, str]) -> str:
     """One line for one of pydantic's complaints: key, value, what is allowed."""
     if not item["loc"]:  # a check over several fields, which names them itself
         return str(item["msg"]).removeprefix("Value error, ")
     name = str(item["loc"][0])
     if item["type"] == "missing":
         prefix = config_class.model_config["env_prefix"]
-        return f"--{name.replace('_', '-')} is required (or {prefix}{name.upper()}, or '{name}:' in the --config file)"
+        return f"{_flag(name)} is required (or {prefix}{name.upper()}, or '{name}:' in the --config file)"
     message = str(item["msg"]).removeprefix("Value error, ")
-    return f"--{name.replace('_', '-')}: {item['input']!r} is not allowed. {message}"
+    return f"{given_as.get(name, _flag(name))}: {item['input']!r} is not allowed. {message}"
 
 
 def _refuse_relative_output(config: JobConfig) -> None:
@@ -179,8 +193,16 @@ def _keep_local_ray_on_loopback() -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
+class _StderrHandler(logging.StreamHandler[Any]):
+    """Writes to what stderr is at the moment: a progress bar stands in for it while it is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def _log_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logger = logging.getLogger("bertray")
     logger.handlers[:] = [handler]

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from bertray.config import Device
+from bertray.encoder import resolve_device
 from bertray.errors import RequestError
 
 _log = logging.getLogger(__name__)
@@ -54,33 +55,37 @@ class Placement:
     cpus_each: int
 
 
-def place(device: Device, num_processes: int | None, what: str, cpus_per_process: int = CPUS_PER_PROCESS) -> Placement:
+def place(device: Device, num_processes: int | None, what: str) -> Placement:
     """Divide the cluster among processes that each hold a model.
 
     Args:
         device: auto takes GPUs where the cluster has one now.
-        num_processes: None: one a GPU, or one for every `cpus_per_process` CPUs (at least one).
-        cpus_per_process: also what is asked for where CPU nodes have yet to start.
+        num_processes: None: one a GPU, or one for every `CPUS_PER_PROCESS` CPUs (at least one).
         what: the option that the user would change, for messages.
 
     Raises:
-        RequestError: a cluster that cannot grow (this machine) is too small.
+        RequestError: a cluster that cannot grow (this machine) is too small, or torch does not see its GPU.
     """
+    alone = "RAY_ADDRESS" not in os.environ
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    use_gpu = device == "cuda" or (device == "auto" and num_gpus > 0)
+    if alone and num_gpus:
+        # Ray counts GPUs by the driver; a torch built without CUDA, or for a newer driver, cannot use them.
+        use_gpu = resolve_device(device).type == "cuda"
+    else:
+        use_gpu = device == "cuda" or (device == "auto" and num_gpus > 0)
     node_cpus = [int(node.get("CPU", 0)) for node in nodes]
     if num_processes is None:
-        num_processes = max(1, num_gpus if use_gpu else sum(node_cpus) // cpus_per_process)
+        num_processes = max(1, num_gpus if use_gpu else sum(node_cpus) // CPUS_PER_PROCESS)
     have = num_gpus if use_gpu else sum(node_cpus)
     if num_processes > have:
         kind = "GPUs" if use_gpu else "CPUs"
         message = f"{what} {num_processes} needs {num_processes} {kind}; there are {have}"
-        if "RAY_ADDRESS" not in os.environ:
+        if alone:
             raise RequestError(f"{message}. Lower {what}, or run on a cluster with RAY_ADDRESS")
         _log.warning("%s now: waiting for the cluster to grow", message)
         if not use_gpu:
-            return Placement(num_processes, False, cpus_per_process)
+            return Placement(num_processes, False, CPUS_PER_PROCESS)
     if use_gpu:
         return Placement(num_processes, True, 1)
     return Placement(num_processes, False, _largest_share(node_cpus, num_processes))

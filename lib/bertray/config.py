@@ -6,7 +6,7 @@ Values come from, later over earlier: the defaults here, a YAML file (`--config`
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bertray.schema import RESERVED_COLUMNS
@@ -27,8 +27,11 @@ def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+# A path or URI; an empty one, as from an unset shell variable, would be the working folder.
+Place = Annotated[str, StringConstraints(min_length=1)]
 # NoDecode: the environment holds plain text, not JSON.
-Paths = Annotated[list[str], NoDecode, BeforeValidator(_one_or_many)]
+Paths = Annotated[list[Place], NoDecode, BeforeValidator(_one_or_many)]
+Texts = Annotated[list[str], NoDecode, BeforeValidator(_one_or_many)]
 Columns = Annotated[list[str], NoDecode, BeforeValidator(_comma_separated)]
 
 
@@ -46,11 +49,11 @@ class PrepareConfig(JobConfig):
     input: Paths = Field(
         min_length=1, description="labelled files, folders or globs (CSV, JSON Lines, Parquet; .gz, .zst)"
     )
-    output: str = Field(description="folder of the data set; written whole, over an earlier data set")
+    output: Place = Field(description="folder of the data set; written whole, over an earlier data set")
     text_column: str = Field("text", description="column that holds the text")
     label_column: str = Field("label", description="column that holds the label")
-    validation: str | None = Field(None, description="file, folder or glob of a validation split of your own")
-    test: str | None = Field(None, description="file, folder or glob of a test split of your own")
+    validation: Place | None = Field(None, description="file, folder or glob of a validation split of your own")
+    test: Place | None = Field(None, description="file, folder or glob of a test split of your own")
     validation_fraction: float = Field(
         0.1, gt=0, lt=1, description="share of the kept rows, where --validation is not given"
     )
@@ -73,20 +76,22 @@ class TrainConfig(JobConfig):
 
     model_config = SettingsConfigDict(env_prefix="BERTRAY_TRAIN_")
 
-    data: str = Field(description="data set folder that jobs.prepare wrote")
-    output: str = Field(description="folder of the model bundle")
+    data: Place = Field(description="data set folder that jobs.prepare wrote")
+    output: Place = Field(description="folder of the model bundle")
     overwrite: bool = Field(False, description="replace a bundle that stands at --output")
-    encoder: str = Field(
+    encoder: Place = Field(
         "bert-base-uncased",
-        description="Hub id, local folder, or minilm: the small encoder of the extra 'demo'",
+        description="Hub id, folder that every node can read, or minilm: the small encoder of the extra 'demo'",
     )
     epochs: int = Field(3, ge=1, le=1000, description="passes over the training rows; BERT's authors used 2 to 4")
-    learning_rate: float = Field(5e-5, gt=0, lt=1, description="peak of AdamW's; BERT's authors used 2e-5 to 5e-5")
-    batch_size: int = Field(32, ge=1, description="texts a step over all workers together")
+    learning_rate: float = Field(5e-5, gt=0, lt=1, description="peak of the schedule; BERT's authors used 2e-5 to 5e-5")
+    batch_size: int = Field(32, ge=1, description="texts a step, over all workers together; BERT's used 16, 32")
     max_length: int = Field(128, ge=8, description="tokens a text is cut to; the time of a step grows with it")
-    weight_decay: float = Field(0.01, ge=0, lt=1, description="of AdamW, for all weights but biases and norms")
-    warmup_fraction: float = Field(0.1, ge=0, le=1, description="share of the steps in which the learning rate rises")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    weight_decay: float = Field(0.01, ge=0, lt=1, description="of AdamW, but of biases and norms; as BERT's")
+    warmup_fraction: float = Field(
+        0.1, ge=0, le=1, description="share of steps in which the learning rate rises; as BERT's"
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm; as BERT's")
     num_workers: int = Field(1, ge=1, description="data-parallel workers; one a GPU, on CPUs one a machine")
     device: Device = Field("auto", description=DEVICE_HELP)
     precision: Precision = Field("auto", description=PRECISION_HELP)
@@ -98,10 +103,10 @@ class EvaluateConfig(JobConfig):
 
     model_config = SettingsConfigDict(env_prefix="BERTRAY_EVALUATE_")
 
-    bundle: str = Field(description="model bundle that jobs.train wrote")
-    data: str = Field(description="data set folder that jobs.prepare wrote")
+    bundle: Place = Field(description="model bundle that jobs.train wrote")
+    data: Place = Field(description="data set folder that jobs.prepare wrote")
     split: Literal["train", "validation", "test"] = Field("test", description="rows to evaluate on")
-    output: str = Field(description="folder for metrics.json and predictions.parquet")
+    output: Place = Field(description="folder for metrics.json and predictions.parquet")
     precision: Precision = Field("auto", description=PRECISION_HELP)
 
 
@@ -110,8 +115,8 @@ class PredictConfig(JobConfig):
 
     model_config = SettingsConfigDict(env_prefix="BERTRAY_PREDICT_")
 
-    bundle: str = Field(description="model bundle that jobs.train wrote")
-    texts: list[str] = Field(
+    bundle: Place = Field(description="model bundle that jobs.train wrote")
+    texts: Texts = Field(
         default_factory=list,
         description="texts; without any, one text a line from standard input",
         json_schema_extra={"positional": True},
@@ -124,9 +129,9 @@ class ScoreConfig(JobConfig):
 
     model_config = SettingsConfigDict(env_prefix="BERTRAY_SCORE_")
 
-    bundle: str = Field(description="model bundle that jobs.train wrote; every node must be able to read it")
-    input: str = Field(description="archive: a folder of .parquet shards at any depth, or one shard")
-    output: str = Field(description="folder for predictions/, manifest/ and runs/; not inside the input")
+    bundle: Place = Field(description="model bundle that jobs.train wrote; every node must be able to read it")
+    input: Place = Field(description="archive: a folder of .parquet shards at any depth, or one shard")
+    output: Place = Field(description="folder for predictions/, manifest/ and runs/; not inside the input")
     text_column: str = Field("text", description="column that holds the text")
     keep_columns: Columns = Field(default_factory=list, description="columns copied into the output, comma-separated")
     num_actors: int | None = Field(
@@ -153,7 +158,7 @@ class DemoConfig(JobConfig):
 
     model_config = SettingsConfigDict(env_prefix="BERTRAY_DEMO_")
 
-    output: str = Field("demo", description="local folder; files of an earlier demo are replaced")
+    output: Place = Field("demo", description="local folder; files of an earlier demo are replaced")
     num_labelled: int = Field(1839, ge=60, description="labelled chunks, as many as the reference tutorial has")
     num_archive: int = Field(4000, ge=80, description="unlabelled chunks in 8 shards")
     encoder: str = Field("minilm", description="as in jobs.train")

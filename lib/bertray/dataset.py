@@ -26,10 +26,11 @@ import pyarrow.parquet as pq
 from bertray.cleaning import Cleaned, clean, drop_shared
 from bertray.config import PrepareConfig
 from bertray.errors import RequestError
-from bertray.labelled import GROUP, read_labelled
+from bertray.labelled import GROUP, find_files, read_labelled
 from bertray.schema import DATASET_SCHEMA, LABEL, LABEL_ID, SPLITS
 from bertray.splits import hold_out
 from bertray.storage import Location
+from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     output = Location.of(config.output)
     sources = {"input": config.input}
     sources |= {name: [path] for name in ("validation", "test") if (path := getattr(config, name))}
+    _refuse_own_input(output, sources)
     num_rows_in: dict[str, int] = {}
     cleaned: dict[str, Cleaned] = {}
     for name, patterns in sources.items():
@@ -108,6 +110,14 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     return report
 
 
+def _refuse_own_input(output: Location, sources: dict[str, list[str]]) -> None:
+    """A data set has a train.parquet; so may have the folder that the rows come from."""
+    for patterns in sources.values():
+        for file in (file for pattern in patterns for file in find_files(pattern)):
+            if output.contains(file):
+                raise RequestError(f"--output {output} holds {file}, which is read: writing there could destroy it")
+
+
 def _separate(cleaned: dict[str, Cleaned]) -> None:
     """What stands on two given sides leaves the one nearer to training: test > validation > input."""
     for name, held_out in (("validation", "test"), ("input", "test"), ("input", "validation")):
@@ -127,9 +137,9 @@ def _split(cleaned: dict[str, Cleaned], config: PrepareConfig) -> tuple[dict[str
         # Both shares are of all the kept rows, so the second is a larger share of what the first has left.
         share = fraction * num_rows / max(rows.num_rows, 1)
         groups = rows[GROUP].to_pylist() if GROUP in rows.column_names else None
-        staying, held_out, single = hold_out(rows[LABEL].to_pylist(), share, config.seed, groups)
-        if single:
-            warnings.append(f"{name}: classes with a single row left stay in training: {', '.join(single)}")
+        staying, held_out, absent = hold_out(rows[LABEL].to_pylist(), share, config.seed, groups)
+        if absent:
+            warnings.append(f"{name} has no row of these classes, too small to share: {', '.join(absent)}")
         splits[name], rows = rows.take(pa.array(held_out)), rows.take(pa.array(staying))
     splits["train"] = rows
     return {name: splits[name] for name in SPLITS}, warnings
@@ -194,6 +204,7 @@ def _report(
         "sources": sources,
         "warnings": warnings,
         "config": config.model_dump(),
+        "versions": versions(),
     }
 
 

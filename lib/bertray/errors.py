@@ -1,7 +1,7 @@
 """What can go wrong, as one small tree.
 
     BertrayError            anything this project raises on purpose
-      RequestError          the caller asked for something that cannot be done: exit code 2, nothing was changed
+      RequestError          an option, a path, data or storage does not fit: exit code 2
         BundleError         a bundle folder that is incomplete, altered or not a bundle
       ShardError            one shard of an archive cannot be scored: it is listed, the others go on
 

@@ -25,6 +25,7 @@ from bertray.errors import RequestError
 from bertray.metrics import full_metrics, summary_metrics
 from bertray.schema import LABEL, LABEL_ID, NUM_TOKENS, SCORE, TEXT, TRUNCATED
 from bertray.storage import Location
+from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "bundle_fingerprint": bundle.info.fingerprint(),
         "data": str(dataset.location),
         "same_data_as_training": bundle.info.data_fingerprint == dataset.fingerprint(),
+        "config": config.model_dump(),
+        "versions": versions(),
         "wall_s": round(time.monotonic() - started_s, 1),
     }
     if not metrics["same_data_as_training"]:

@@ -10,11 +10,11 @@ Nothing is cleaned or dropped here: nulls and empty texts pass through, so that 
 from __future__ import annotations
 
 import glob
+import json
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from bertray.errors import RequestError
@@ -47,10 +47,15 @@ def read_labelled(
     columns = {TEXT: text_column, LABEL: label_column}
     if group_column is not None:
         columns[GROUP] = group_column
-    return pa.concat_tables([_read_file(file, columns) for pattern in patterns for file in _expand(pattern)])
+    return pa.concat_tables([_read_file(file, columns) for pattern in patterns for file in find_files(pattern)])
 
 
-def _expand(pattern: str) -> list[Location]:
+def find_files(pattern: str) -> list[Location]:
+    """The labelled files at a path, folder or glob, sorted.
+
+    Raises:
+        RequestError: there is none.
+    """
     place = Location.of(pattern)
     if glob.has_magic(place.path) and not place.exists():
         root = place.uri.removesuffix(place.path)
@@ -67,14 +72,16 @@ def _expand(pattern: str) -> list[Location]:
 
 def _read_file(file: Location, columns: dict[str, str]) -> pa.Table:
     try:
-        table = _parse(file, [columns[TEXT]])
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        table = _parse(file, list(columns.values()))
+    except (pa.ArrowException, OSError) as error:
         raise RequestError(f"cannot read {file}: {error}") from error
     strings: dict[str, pa.ChunkedArray] = {}
     for name, column in columns.items():
-        if column not in table.column_names:
+        found = table.column_names.count(column)
+        if found != 1:
             raise RequestError(
-                f"{file} has no column {column!r}; it has {', '.join(table.column_names)}. Choose with --{name}-column"
+                f"{file} has {found or 'no'} column{'s' * (found > 1)} {column!r}; it has "
+                f"{', '.join(table.column_names)}. Choose with --{name}-column"
             )
         strings[name] = _as_strings(table[column], column, file, numbers=name != TEXT)
     strings[SOURCE] = pa.chunked_array([pa.repeat(pa.scalar(str(file)), table.num_rows)])
@@ -82,8 +89,8 @@ def _read_file(file: Location, columns: dict[str, str]) -> pa.Table:
     return pa.table(strings)
 
 
-def _parse(file: Location, string_columns: list[str]) -> pa.Table:
-    """Read one file by its name's endings; `string_columns` are read as text even where they look like numbers."""
+def _parse(file: Location, wanted: list[str]) -> pa.Table:
+    """Read one file by its name's endings. Text formats give the wanted columns as they are written: 007 stays 007."""
     name = file.name.lower()
     if name.endswith(".parquet"):
         with file.open() as stream:
@@ -96,24 +103,15 @@ def _parse(file: Location, string_columns: list[str]) -> pa.Table:
     data = pa.BufferReader(file.read_bytes())
     if compression:
         data = pa.BufferReader(pa.CompressedInputStream(data, compression).read())
-    block_bytes = min(data.size() + 1, _MAX_BLOCK_BYTES)
     if text_format == "json":
-        fields = pa.schema([(column, pa.string()) for column in string_columns])
-        try:
-            return pa.json.read_json(
-                data,
-                read_options=pa.json.ReadOptions(block_size=block_bytes),
-                parse_options=pa.json.ParseOptions(explicit_schema=fields, newlines_in_values=True),
-            )
-        except pa.ArrowInvalid as error:
-            raise pa.ArrowInvalid(f"{error}. It must hold one JSON object a line, texts as strings") from error
+        return _parse_json_lines(data.read(), file, wanted)
     return pa.csv.read_csv(
         data,
-        read_options=pa.csv.ReadOptions(block_size=block_bytes),
+        read_options=pa.csv.ReadOptions(block_size=min(data.size() + 1, _MAX_BLOCK_BYTES)),
         parse_options=pa.csv.ParseOptions(delimiter="\t" if text_format == "tsv" else ",", newlines_in_values=True),
         # Only an empty cell is null: "NA" and "None" may be labels or texts.
         convert_options=pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(string_columns, pa.string()),
+            column_types=dict.fromkeys(wanted, pa.string()),
             null_values=[""],
             strings_can_be_null=True,
             quoted_strings_can_be_null=False,
@@ -121,8 +119,38 @@ def _parse(file: Location, string_columns: list[str]) -> pa.Table:
     )
 
 
+def _parse_json_lines(data: bytes, file: Location, wanted: list[str]) -> pa.Table:
+    """The wanted members of one JSON object a line; a member that a line lacks is null there.
+
+    Arrow's own reader would turn dates into timestamps and refuse columns of mixed type that nobody asked for.
+    """
+    values: dict[str, list[Any]] = {}
+    num_rows = 0
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise RequestError(f"line {number} of {file} is not JSON: {error}. Write one object a line") from error
+        if not isinstance(row, dict):
+            raise RequestError(f"line {number} of {file} holds a {type(row).__name__}. Write one object a line")
+        for name in row.keys() - values.keys():
+            values[name] = [None] * num_rows
+        for name, column in values.items():
+            column.append(row.get(name) if name in wanted else None)
+        num_rows += 1
+    columns = {}
+    for name, column in values.items():
+        try:
+            columns[name] = pa.array(column)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise RequestError(f"{name!r} of {file} holds values of several types: {error}") from error
+    return pa.table(columns)
+
+
 def _as_strings(column: pa.ChunkedArray, name: str, file: Location, *, numbers: bool) -> pa.ChunkedArray:
-    """Strings of a text, label or group column. Whole numbers (also as floats: 1.0) and booleans can be labels."""
+    """Strings of a text, label or group column. Labels can be whole numbers (also as floats: 1.0), dates, booleans."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if numbers and pa.types.is_floating(kind):
         try:
@@ -134,13 +162,13 @@ def _as_strings(column: pa.ChunkedArray, name: str, file: Location, *, numbers: 
         or pa.types.is_large_string(kind)
         or pa.types.is_string_view(kind)
         or pa.types.is_null(kind)
-        or (numbers and (pa.types.is_integer(kind) or pa.types.is_boolean(kind)))
+        or (numbers and (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_temporal(kind)))
     ):
-        allowed = "strings, whole numbers or booleans" if numbers else "strings"
+        allowed = "strings, whole numbers, dates or booleans" if numbers else "strings"
         raise RequestError(f"column {name!r} of {file} is of type {kind}; it must hold {allowed}")
     strings = column.cast(pa.string())
     try:
         strings.validate(full=True)
     except pa.ArrowInvalid as error:
         raise RequestError(f"column {name!r} of {file} is not valid UTF-8: {error}") from error
-    return pc.if_else(pc.is_null(strings), pa.scalar(None, pa.string()), strings)
+    return strings

@@ -2,7 +2,8 @@
 
 1. The predictions file of a shard is put in one atomic step under a name that follows from the shard's:
        input/date=2026-01-05/part-0.parquet  ->  output/predictions/date=2026-01-05/part-0.parquet
-2. Its record goes into the manifest: output/manifest/<run-id>-00000.parquet.
+2. Its record goes into the manifest: output/manifest/<run-id>-00000.parquet; at the end of the run its files are
+   merged into output/manifest/<run-id>.parquet.
 
 A shard is done when the manifest holds its path, size and version under the fingerprint of the request. A crash
 between 1 and 2 costs the work of a shard and nothing else: the next run writes the same file again.
@@ -61,7 +62,7 @@ class Manifest:
 
     def __init__(self, output: Location) -> None:
         self._folder = output / "manifest"
-        self._num_written = 0
+        self._written: list[Location] = []
 
     def done(self, request_fingerprint: str) -> set[tuple[str, int, str]]:
         """(path, size, version) of every shard committed under this fingerprint and not since under another."""
@@ -86,11 +87,25 @@ class Manifest:
         """Record shards as done, in one file; none: no file. Call after their predictions are in place."""
         if not records:
             return
-        table = pa.Table.from_pylist([asdict(record) for record in records], schema=MANIFEST_SCHEMA)
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        (self._folder / f"{run_id}-{self._num_written:05d}.parquet").put(buffer.getvalue())
-        self._num_written += 1
+        file = self._folder / f"{run_id}-{len(self._written):05d}.parquet"
+        _put_records(file, records)
+        self._written.append(file)
+
+    def finish(self, run_id: str, records: list[Committed]) -> None:
+        """Merge what `append` wrote into one file, so that the next run reads one a run. A crash here harms nothing."""
+        if not records:
+            return
+        _put_records(self._folder / f"{run_id}.parquet", records)
+        for file in self._written:
+            file.remove()
+        self._written = []
+
+
+def _put_records(file: Location, records: list[Committed]) -> None:
+    table = pa.Table.from_pylist([asdict(record) for record in records], schema=MANIFEST_SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    file.put(buffer.getvalue())
 
 
 def pending(shards: list[FileInfo], done: set[tuple[str, int, str]]) -> list[FileInfo]:

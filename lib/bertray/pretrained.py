@@ -40,8 +40,10 @@ def encoder_folder(encoder: str) -> Path:
     """
     if encoder == MINILM:
         folder = _minilm_folder()
-    elif Path(encoder).is_dir():
-        folder = Path(encoder)
+    elif "://" in encoder:
+        raise RequestError(f"--encoder {encoder}: copy it to a folder that every node can read, and give that")
+    elif Path(encoder).expanduser().is_dir():
+        folder = Path(encoder).expanduser().resolve()
     elif encoder.startswith((".", "/", "~")):
         raise RequestError(f"--encoder {encoder}: no such folder")
     else:
@@ -58,15 +60,25 @@ def load_tokenizer(encoder: str, max_length: int) -> tuple[PreTrainedTokenizerBa
     """The encoder's tokenizer and configuration, checked before any time is spent.
 
     Raises:
-        RequestError: no fast tokenizer, no sequence classifier of this architecture, or a window below max_length.
+        RequestError: unreadable files, no fast tokenizer, no sequence classifier of this architecture, or a window
+            below max_length.
     """
     folder = encoder_folder(encoder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise RequestError(f"--encoder {encoder}: transformers cannot read {folder}: {error}") from error
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise RequestError(f"--encoder {encoder}: transformers has no sequence classifier for {config.model_type!r}")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not tokenizer.is_fast:
         raise RequestError(f"--encoder {encoder}: it has no tokenizer.json (fast tokenizer), which bertray needs")
+    if len(tokenizer) < config.vocab_size // 2:
+        # Without its files transformers makes an empty tokenizer, to which every word is unknown.
+        raise RequestError(
+            f"--encoder {encoder}: the model knows {config.vocab_size} tokens, its tokenizer {len(tokenizer)}: "
+            f"copy the tokenizer's files (tokenizer.json, tokenizer_config.json) to {folder}"
+        )
     window = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or max_length)
     if max_length > window:
         raise RequestError(f"--max-length {max_length}: {encoder} reads at most {window} tokens")

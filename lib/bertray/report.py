@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,9 +146,9 @@ def print_look(archive: Path, predictions: Path, num_rows: int = 5) -> None:
 
 
 def _print(table: Table, note: str = "") -> None:
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console = Console(stderr=True, width=120)  # a log has no width; rich would assume 80
+    # Labels and paths are data, not markup. A log has no width; rich would assume 80.
+    width = None if sys.stderr.isatty() else 120
+    console = Console(stderr=True, width=width, markup=False, emoji=False, highlight=False)
     console.print(table)
     if note:
-        console.print(note, highlight=False)
+        console.print(note)

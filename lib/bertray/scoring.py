@@ -15,22 +15,25 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import ray
 import ray.data
+import torch
 from ray.util.annotations import RayDeprecationWarning
 
 from bertray import cluster
-from bertray.bundle import Bundle, BundleInfo, read_info, versions
-from bertray.config import ScoreConfig
-from bertray.errors import RequestError, ShardError
+from bertray.bundle import Bundle, BundleInfo, read_info
+from bertray.config import Device, ScoreConfig
+from bertray.errors import BundleError, RequestError, ShardError
 from bertray.ledger import Committed, Manifest, fingerprint, new_run_id, pending
 from bertray.progress import ProgressBar
 from bertray.shards import read_schema, score_shard
 from bertray.storage import FileInfo, Location
+from bertray.tokenization import check_text_type
+from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +51,15 @@ def score(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, str]]]:
         RequestError: bundle, input, output or columns do not fit; nothing was started.
     """
     started_s = time.monotonic()
+    # Actors may run in other folders: from here on places are absolute.
+    places = {name: str(Location.of(getattr(config, name))) for name in ("bundle", "input", "output")}
+    config = config.model_copy(update=places)
     source, output = Location.of(config.input), Location.of(config.output)
     info = read_info(Location.of(config.bundle))
-    if source.contains(output):
-        raise RequestError(f"--output {output} lies inside --input {source}: the next run would score predictions")
+    if source.contains(output) or output.contains(source):
+        raise RequestError(
+            f"--input {source} and --output {output} lie in each other: predictions would be scored or shards replaced"
+        )
     archive, shards = _list_shards(source)
     run_id = new_run_id()
     request_fingerprint = fingerprint(info, config)
@@ -59,37 +67,88 @@ def score(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, str]]]:
     todo = pending(shards, manifest.done(request_fingerprint))
     _log.info("%d shards, %d to score, %d done before", len(shards), len(todo), len(shards) - len(todo))
 
-    committed: list[Committed] = []
-    failures: list[dict[str, str]] = []
+    run = _Run(manifest, run_id, request_fingerprint)
     if todo:
         _probe(archive, todo, config)
-        num_bytes = sum(shard.size_bytes for shard in todo)
-        _log.info("scoring %.1f MB in run %s", num_bytes / 1e6, run_id)
-        with cluster.session(), ProgressBar("scoring", len(todo), "shards") as bar:
-            num_recorded, recorded_s, num_rows = 0, time.monotonic(), 0
-            try:
-                for outcome in _stream(config, archive, output, todo):
-                    if outcome["failure"]:
-                        failures.append({"path": outcome["path"], "reason": outcome["failure"]})
-                        _log.warning("failed: %s: %s", outcome["path"], outcome["failure"])
-                    else:
-                        committed.append(_record(outcome, request_fingerprint, run_id))
-                        num_rows += outcome["num_rows"]
-                    bar.update(len(committed) + len(failures), f"{num_rows:,} rows")
-                    if time.monotonic() - recorded_s >= _RECORD_INTERVAL_S:
-                        manifest.append(run_id, committed[num_recorded:])
-                        num_recorded, recorded_s = len(committed), time.monotonic()
-            finally:  # also where the run is interrupted: what is in place need not be scored again
-                manifest.append(run_id, committed[num_recorded:])
+        # Written first: what cannot be written is found out before any work, and a crashed run leaves its request.
+        _put_json(output / "runs" / run_id / "config.json", _request(config, info))
+        _log.info("scoring %.1f MB in run %s", sum(shard.size_bytes for shard in todo) / 1e6, run_id)
+        with cluster.session():
+            run.follow(_stream(config, info, archive, output, todo), len(todo))
     else:
         _log.info("nothing to do: every shard is committed under this bundle and these columns")
 
-    summary = _summarise(
-        output, run_id if todo else None, len(shards) - len(todo), committed, failures, time.monotonic() - started_s
-    )
+    summary = {
+        "output": str(output),
+        "run_id": run_id if todo else None,
+        "num_shards_skipped": len(shards) - len(todo),
+        **run.summary(time.monotonic() - started_s),
+    }
     if todo:
-        _write_run(output, run_id, config, info, summary, failures)
-    return summary, failures
+        _put_json(output / "runs" / run_id / "summary.json", {**summary, "failures": run.failures})
+        _put_json(output / "runs" / "latest.json", {"run_id": run_id})
+    return summary, run.failures
+
+
+class _Run:
+    """What has become of the shards of one run so far."""
+
+    def __init__(self, manifest: Manifest, run_id: str, request_fingerprint: str) -> None:
+        self._manifest, self._run_id, self._fingerprint = manifest, run_id, request_fingerprint
+        self.committed: list[Committed] = []
+        self.failures: list[dict[str, str]] = []
+        self._precisions: set[str] = set()
+
+    def follow(self, outcomes: Iterable[dict[str, Any]], num_shards: int) -> None:
+        """Take in outcomes as they come: show progress, record what is committed."""
+        num_recorded, recorded_s, num_rows = 0, time.monotonic(), 0
+        with ProgressBar("scoring", num_shards, "shards") as bar:
+            try:
+                for outcome in outcomes:
+                    self._take(outcome)
+                    num_rows += outcome["num_rows"]
+                    bar.update(len(self.committed) + len(self.failures), f"{num_rows:,} rows")
+                    if time.monotonic() - recorded_s >= _RECORD_INTERVAL_S:
+                        self._manifest.append(self._run_id, self.committed[num_recorded:])
+                        num_recorded, recorded_s = len(self.committed), time.monotonic()
+            finally:  # also where the run is interrupted: what is in place need not be scored again
+                self._manifest.append(self._run_id, self.committed[num_recorded:])
+        self._manifest.finish(self._run_id, self.committed)
+
+    def _take(self, outcome: dict[str, Any]) -> None:
+        if outcome["failure"]:
+            self.failures.append({"path": outcome["path"], "reason": outcome["failure"]})
+            _log.warning("failed: %s: %s", outcome["path"], outcome["failure"])
+            return
+        self._precisions.add(outcome["precision"])
+        self.committed.append(
+            Committed(
+                path=outcome["path"],
+                size_bytes=outcome["size_bytes"],
+                version=outcome["version"],
+                fingerprint=self._fingerprint,
+                num_rows=outcome["num_rows"],
+                num_rows_error=outcome["num_rows_error"],
+                num_tokens=outcome["num_tokens"],
+                run_id=self._run_id,
+                committed_at=datetime.now(UTC),
+            )
+        )
+
+    def summary(self, wall_s: float) -> dict[str, Any]:
+        num_rows = sum(record.num_rows for record in self.committed)
+        num_tokens = sum(record.num_tokens for record in self.committed)
+        return {
+            "num_shards_committed": len(self.committed),
+            "num_shards_failed": len(self.failures),
+            "num_rows": num_rows,
+            "num_rows_error": sum(record.num_rows_error for record in self.committed),
+            "num_tokens": num_tokens,
+            "wall_s": round(wall_s, 2),
+            "rows_per_s": round(num_rows / wall_s, 1),
+            "tokens_per_s": round(num_tokens / wall_s, 1),
+            "precision": "+".join(sorted(self._precisions)) or None,
+        }
 
 
 def _list_shards(source: Location) -> tuple[Location, list[FileInfo]]:
@@ -112,10 +171,16 @@ def _probe(archive: Location, shards: list[FileInfo], config: ScoreConfig) -> No
     seen = ""
     for shard in shards[:_NUM_PROBED_SHARDS]:
         try:
-            names = read_schema(archive / shard.path).names
+            schema = read_schema(archive / shard.path)
         except ShardError:
             continue  # the run itself lists it as failed
+        names = schema.names
         if all(name in names for name in wanted):
+            try:
+                check_text_type(schema.field(config.text_column).type)
+            except ShardError as error:
+                seen = seen or f"{shard.path}: {error}"
+                continue
             return
         missing = next(name for name in wanted if name not in names)
         seen = seen or f"no column {missing!r} in {shard.path}; it has {', '.join(names)}"
@@ -124,7 +189,7 @@ def _probe(archive: Location, shards: list[FileInfo], config: ScoreConfig) -> No
 
 
 def _stream(
-    config: ScoreConfig, archive: Location, output: Location, shards: list[FileInfo]
+    config: ScoreConfig, info: BundleInfo, archive: Location, output: Location, shards: list[FileInfo]
 ) -> Iterator[dict[str, Any]]:
     """Run the actor pool over the shards; yields one outcome a shard, as they finish."""
     placement = cluster.place(config.device, config.num_actors, "--num-actors")
@@ -148,7 +213,11 @@ def _stream(
         # One row is one shard and one block: Ray neither mixes nor splits shards, and a retry repeats one alone.
         dataset = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
             ScoringActor,
-            fn_constructor_kwargs={"config": config.model_dump()},
+            fn_constructor_kwargs={
+                "config": config.model_dump(),
+                "device": "cuda" if placement.use_gpu else "cpu",
+                "fingerprint": info.fingerprint(),
+            },
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=2),
@@ -164,14 +233,14 @@ def _stream(
 class ScoringActor:
     """Holds the model; called with one unit of work at a time."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        import torch
-
+    def __init__(self, config: dict[str, Any], device: Device, fingerprint: str) -> None:
         self._config = ScoreConfig.model_construct(**config)
-        assigned = ray.get_runtime_context().get_assigned_resources()
-        if not assigned.get("GPU"):
+        if device == "cpu":
+            assigned = ray.get_runtime_context().get_assigned_resources()
             torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
-        self._bundle = Bundle.load(self._config.bundle, self._config.precision)
+        self._bundle = Bundle.load(self._config.bundle, self._config.precision, device)
+        if self._bundle.info.fingerprint() != fingerprint:
+            raise BundleError(f"the bundle {self._config.bundle} was replaced while the job ran. Run it again")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         unit = {name: values[0] for name, values in batch.items()}
@@ -182,6 +251,7 @@ class ScoringActor:
             "num_rows": 0,
             "num_rows_error": 0,
             "num_tokens": 0,
+            "precision": self._bundle.encoder.precision,
             "failure": "",
         }
         try:
@@ -195,67 +265,17 @@ class ScoringActor:
             outcome |= vars(counts)
         except ShardError as error:
             outcome["failure"] = str(error)
+        except torch.AcceleratorError:
+            raise  # a GPU that has failed once fails every later shard: those are not at fault
         except Exception as error:  # whatever it is, it is this shard's: it is listed, and the others go on
             _log.exception("unexpected failure of %s", outcome["path"])
             outcome["failure"] = f"{type(error).__name__}: {error}"
         return {name: [value] for name, value in outcome.items()}
 
 
-def _record(outcome: dict[str, Any], request_fingerprint: str, run_id: str) -> Committed:
-    return Committed(
-        path=outcome["path"],
-        size_bytes=outcome["size_bytes"],
-        version=outcome["version"],
-        fingerprint=request_fingerprint,
-        num_rows=outcome["num_rows"],
-        num_rows_error=outcome["num_rows_error"],
-        num_tokens=outcome["num_tokens"],
-        run_id=run_id,
-        committed_at=datetime.now(UTC),
-    )
+def _request(config: ScoreConfig, info: BundleInfo) -> dict[str, Any]:
+    return {"config": config.model_dump(), "bundle_fingerprint": info.fingerprint(), "versions": versions()}
 
 
-def _summarise(
-    output: Location,
-    run_id: str | None,
-    num_skipped: int,
-    committed: list[Committed],
-    failures: list[dict[str, str]],
-    wall_s: float,
-) -> dict[str, Any]:
-    num_rows = sum(record.num_rows for record in committed)
-    num_tokens = sum(record.num_tokens for record in committed)
-    return {
-        "output": str(output),
-        "run_id": run_id,
-        "num_shards_committed": len(committed),
-        "num_shards_skipped": num_skipped,
-        "num_shards_failed": len(failures),
-        "num_rows": num_rows,
-        "num_rows_error": sum(record.num_rows_error for record in committed),
-        "num_tokens": num_tokens,
-        "wall_s": round(wall_s, 2),
-        "rows_per_s": round(num_rows / wall_s, 1),
-        "tokens_per_s": round(num_tokens / wall_s, 1),
-    }
-
-
-def _write_run(
-    output: Location,
-    run_id: str,
-    config: ScoreConfig,
-    info: BundleInfo,
-    summary: dict[str, Any],
-    failures: list[dict[str, str]],
-) -> None:
-    written = {
-        "config.json": {
-            "config": config.model_dump(),
-            "bundle_fingerprint": info.fingerprint(),
-            "versions": versions(),
-        },
-        "summary.json": {**summary, "failures": failures},
-    }
-    for name, content in written.items():
-        (output / "runs" / run_id / name).put((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-    (output / "runs" / "latest.json").put((json.dumps({"run_id": run_id}) + "\n").encode())
+def _put_json(file: Location, content: dict[str, Any]) -> None:
+    file.put((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

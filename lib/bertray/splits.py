@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from fractions import Fraction
 
@@ -10,8 +11,8 @@ from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from bertray.errors import RequestError
 
-# A held-out share is cut from at most this many folds of groups: 0.1 is one of 10, 0.15 three of 20.
-_MAX_FOLDS = 20
+# A held-out share is cut from at most this many folds of groups: 0.1 is one of 10, 0.15 three of 20, 0.02 one of 50.
+_MAX_FOLDS = 50
 
 
 def hold_out(
@@ -26,25 +27,20 @@ def hold_out(
         groups: one a row; rows of one group stay together, a null group is a group of its own.
 
     Returns:
-        Positions of the staying and of the held-out rows, both ascending, and the classes with a single row, which
-        cannot stand on both sides and therefore stay.
+        Positions of the staying and of the held-out rows, both ascending, and the classes without a held-out row:
+        those of a single row, and others too small for their share to be one, or to divide by groups.
 
     Raises:
         RequestError: too few rows or groups for that fraction.
     """
-    counts = Counter(labels)
-    single = sorted(label for label, count in counts.items() if count == 1)
-    divisible = np.array([row for row, label in enumerate(labels) if counts[label] > 1], dtype=np.int64)
-    if groups is None:
-        held_out = _stratified(labels, divisible, fraction, seed)
-    else:
-        held_out = _by_group(labels, groups, fraction, seed)
-        single = []
+    held_out = _stratified(labels, fraction, seed) if groups is None else _by_group(labels, groups, fraction, seed)
     staying = np.setdiff1d(np.arange(len(labels)), held_out)
-    return staying, np.sort(held_out), single
+    return staying, np.sort(held_out), sorted(set(labels) - {labels[row] for row in held_out})
 
 
-def _stratified(labels: list[str], rows: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def _stratified(labels: list[str], fraction: float, seed: int) -> np.ndarray:
+    counts = Counter(labels)
+    rows = np.array([row for row, label in enumerate(labels) if counts[label] > 1], dtype=np.int64)
     strata = [labels[row] for row in rows]
     try:
         _, held_out = train_test_split(rows, test_size=fraction, random_state=seed, stratify=strata)
@@ -59,14 +55,22 @@ def _stratified(labels: list[str], rows: np.ndarray, fraction: float, seed: int)
 
 def _by_group(labels: list[str], groups: list[str | None], fraction: float, seed: int) -> np.ndarray:
     share = Fraction(fraction).limit_denominator(_MAX_FOLDS)
-    share = max(share, Fraction(1, _MAX_FOLDS))
+    share = min(max(share, Fraction(1, _MAX_FOLDS)), Fraction(_MAX_FOLDS - 1, _MAX_FOLDS))
     names = [f"row {row}" if group is None else f"group {group}" for row, group in enumerate(groups)]
     num_groups = len(set(names))
-    if num_groups < share.denominator:
+    most_frequent = max(Counter(labels).values())
+    if min(num_groups, most_frequent) < share.denominator:
         raise RequestError(
-            f"--group-column has {num_groups} distinct values; holding out {fraction:g} of the rows without dividing a "
-            f"group needs at least {share.denominator}. Raise the fractions or give splits with --validation and --test"
+            f"--group-column has {num_groups} distinct values, the most frequent label {most_frequent} rows; holding "
+            f"out {fraction:g} of the rows without dividing a group needs at least {share.denominator} of both. Choose "
+            "rounder or larger fractions, add rows, or give splits with --validation and --test"
         )
     folds = StratifiedGroupKFold(n_splits=share.denominator, shuffle=True, random_state=seed)
-    parts = [held_out for _, held_out in folds.split(np.zeros(len(labels)), labels, names)]
-    return np.concatenate(parts[: share.numerator])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # handled by the caller
+        parts = [held_out for _, held_out in folds.split(np.zeros(len(labels)), labels, names)]
+    held_out = np.concatenate(parts[: share.numerator])
+    # A label whose groups were all held out could not be learnt: they come back.
+    staying_labels = {labels[row] for row in np.setdiff1d(np.arange(len(labels)), held_out)}
+    returning = {names[row] for row in held_out if labels[row] not in staying_labels}
+    return np.array([row for row in held_out if names[row] not in returning], dtype=np.int64)

@@ -28,6 +28,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from bertray.errors import RequestError
 
+_SCHEMES = ("s3", "s3a")
 _CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or the role"
 
 
@@ -53,21 +54,21 @@ class Location:
         """Resolve a local path or an fsspec URI.
 
         Raises:
-            RequestError: the URI's scheme is unknown or its package is not installed.
+            RequestError: the URI's scheme is none of those, or it names no place.
         """
         scheme, has_scheme, rest = str(uri).partition("://")
+        scheme = scheme.lower()
         if not has_scheme:
             path = os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111 - keeps symbolic links
             return cls(LocalFileSystem(), path, path)
         if scheme == "file":
             return cls.of(rest)
+        if scheme not in _SCHEMES:
+            raise RequestError(f"cannot open {uri!r}: use a local path or an s3:// URI")
         if not rest.strip("/"):
             raise RequestError(f"{uri!r} names no place: give a bucket and a path, as in {scheme}://bucket/folder")
-        try:
-            # Listings are never cached: another process may write between two looks.
-            fs = fsspec.filesystem(scheme, use_listings_cache=False)
-        except (ValueError, ImportError) as error:
-            raise RequestError(f"cannot open {uri!r}: {error}. Use a local path or an s3:// URI") from error
+        # Listings are never cached: another process may write between two looks.
+        fs = fsspec.filesystem(scheme, use_listings_cache=False)
         return cls(fs, rest.strip("/"), f"{scheme}://{rest.strip('/')}")
 
     @property
@@ -213,9 +214,13 @@ def _replace_folder(source: Path, target: Path) -> None:
         if target.exists():
             target.replace(replaced)
         staging.replace(target)
+    except BaseException:
+        if replaced.exists() and not target.exists():
+            replaced.replace(target)
+        raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _version(detail: dict[str, Any]) -> str:
@@ -239,3 +244,5 @@ def _explained(location: Location) -> Iterator[None]:
         raise RequestError(f"no permission for {location}: {error}. Check {check}") from error
     except BotoCoreError as error:
         raise RequestError(f"cannot reach {location}: {error}. Check {_CREDENTIALS} and AWS_ENDPOINT_URL") from error
+    except OSError as error:  # a file where a folder should be, a full disk, an answer of S3 that s3fs has no name for
+        raise RequestError(f"storage refused {location}: {error}") from error

@@ -2,7 +2,7 @@
 
     ["B.Sc. Physics", null, "Python"]
       -> ids_T      [101, 1038, …, 102, 101, 18750, 102]      int32, all documents end to end
-         offsets_N1 [0, 9, 9, 12]                             int64, document n is ids_T[offsets_N1[n]:offsets_N1[n+1]]
+         offsets_N1 [0, 7, 7, 10]                             int64, document n is ids_T[offsets_N1[n]:offsets_N1[n+1]]
          truncated_N [False, False, False]
          errors      [null, "text is null", null]             a row with an error has no tokens
 
@@ -90,16 +90,11 @@ def as_text(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeStringArray, pa
         column = column.combine_chunks()
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    kind = column.type
-    if pa.types.is_null(kind):
-        column = column.cast(pa.large_binary())
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        # Through a large type: a column of two-billion-byte chunks must not overflow 32-bit offsets in a kernel.
-        column = column.cast(pa.large_string()).cast(pa.large_binary())
-    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
-        column = column.cast(pa.large_binary())
-    else:
-        raise ShardError(f"the text column is of type {kind}; it must hold strings")
+    check_text_type(column.type)
+    if pa.types.is_string_view(column.type):
+        column = column.cast(pa.large_string())
+    # Large: a column of two billion bytes must not overflow 32-bit offsets in a kernel.
+    column = column.cast(pa.large_binary())
     not_utf8_N = _not_utf8(column)
     strings = pc.if_else(pa.array(not_utf8_N), pa.scalar(b"", pa.large_binary()), column).cast(pa.large_string())
     errors = pc.case_when(
@@ -114,6 +109,26 @@ def as_text(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeStringArray, pa
         pa.scalar(None, pa.string()),
     )
     return strings, errors
+
+
+def check_text_type(kind: pa.DataType) -> None:
+    """Refuse a column that cannot hold text.
+
+    Raises:
+        ShardError: it holds neither strings nor bytes nor nulls alone.
+    """
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (
+        pa.types.is_null(kind)
+        or pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+    ):
+        raise ShardError(f"the text column is of type {kind}; it must hold strings")
 
 
 def _not_utf8(column: pa.LargeBinaryArray) -> np.ndarray:

@@ -46,21 +46,25 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     started_s = time.monotonic()
     output = Location.of(config.output)
-    if output.exists() and not config.overwrite:
-        raise RequestError(f"--output {output} exists. Choose another folder, or replace it with --overwrite")
+    _check_output(output, config)
     dataset = Dataset.open(config.data)
     tokenizer, _ = load_tokenizer(config.encoder, config.max_length)
     # Workers may run in other folders: from here on places are absolute.
     update = {"data": str(dataset.location), "output": str(output)}
-    if Path(config.encoder).is_dir():
-        update["encoder"] = str(Path(config.encoder).resolve())
+    if Path(config.encoder).expanduser().is_dir():
+        update["encoder"] = str(Path(config.encoder).expanduser().resolve())
     config = config.model_copy(update=update)
 
     # Checkpoints of the run, beside the bundle because every worker can reach that place; removed when it is done.
     scratch = output.parent() / f".{output.name}.train-{time.strftime('%Y%m%dT%H%M%S')}"
-    with cluster.session(), tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
+    with cluster.session():
         try:
             checkpoint, best, history = _fit(config, dataset, scratch)
+        except BaseException:
+            scratch.remove()
+            raise
+    try:
+        with tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
             folder = Path(temporary) / "bundle"
             checkpoint.to_directory(folder)
             tokenizer.save_pretrained(folder)
@@ -75,8 +79,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 history=history,
             )
             output.put_folder(folder, last=BUNDLE_FILE)
-        finally:
-            scratch.remove()
+    except BaseException:
+        _log.error("the bundle could not be written; the trained weights are in %s", checkpoint.path)
+        raise
+    scratch.remove()
     wall_s = time.monotonic() - started_s
     num_tokens = sum(epoch["num_train_tokens"] for epoch in history)
     return {
@@ -88,6 +94,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "wall_s": round(wall_s, 1),
         "fingerprint": info.fingerprint(),
     }
+
+
+def _check_output(output: Location, config: TrainConfig) -> None:
+    """Refuse to replace anything but a bundle."""
+    if output.contains(Location.of(config.data)):
+        raise RequestError(f"--output {output} holds --data {config.data}: choose a folder of its own for the bundle")
+    if not output.exists() or (not output.is_file() and not output.files()):
+        return
+    if not config.overwrite:
+        raise RequestError(f"--output {output} exists. Choose another folder, or replace a bundle with --overwrite")
+    if not (output / BUNDLE_FILE).exists():
+        raise RequestError(f"--output {output} exists and is no bundle (it has no {BUNDLE_FILE}): it is not replaced")
 
 
 def _fit(
