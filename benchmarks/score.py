@@ -29,7 +29,7 @@ import torch
 from transformers import pipeline
 
 from bertray import Bundle
-from bertray.bundle import versions
+from bertray.versions import versions
 
 ROOT = Path(__file__).parent.parent
 PIPELINE_BATCH_SIZE = 32
@@ -70,9 +70,8 @@ def main() -> None:
         ]
     )
     print(table)
-    _write(
-        table, options, {"pipeline_wall_s": [before_s, after_s], "score": score, "max_length": bundle.info.max_length}
-    )
+    del score["output"]  # a temporary folder
+    _write(table, options, bundle, {"pipeline_wall_s": [before_s, after_s], "score": score})
 
 
 def _sample(archive: Path, num_texts: int) -> list[str]:
@@ -105,7 +104,7 @@ def _table(rows: list[tuple[str, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def _write(table: str, options: argparse.Namespace, details: dict[str, Any]) -> None:
+def _write(table: str, options: argparse.Namespace, bundle: Bundle, details: dict[str, Any]) -> None:
     now = datetime.now(UTC)
     facts = {
         "date": now.isoformat(timespec="seconds"),
@@ -113,6 +112,9 @@ def _write(table: str, options: argparse.Namespace, details: dict[str, Any]) -> 
         "num_cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions(),
+        "encoder": bundle.info.encoder,
+        "bundle_fingerprint": bundle.info.fingerprint(),
+        "max_length": bundle.info.max_length,
         "archive": options.archive.name,
         "sample": options.sample,
         "num_actors": options.num_actors,
@@ -120,7 +122,7 @@ def _write(table: str, options: argparse.Namespace, details: dict[str, Any]) -> 
     }
     folder = ROOT / "benchmarks" / "results"
     folder.mkdir(exist_ok=True)
-    path = folder / f"{now:%Y-%m-%d}-score-{options.archive.name}.md"
+    path = folder / f"{now:%Y-%m-%dT%H%M}-score-{options.archive.name}.md"
     path.write_text(f"# benchmarks/score.py\n\n{table}\n\n```json\n{json.dumps(facts, indent=2)}\n```\n")
     print(f"written to {path.relative_to(ROOT)}")
 
