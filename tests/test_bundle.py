@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 from transformers import pipeline
 
 import bertray
-from bertray import Bundle, BundleError, RequestError
+from bertray import Bundle, BundleError, Prediction, RequestError
 from bertray.bundle import read_info
 from bertray.schema import PREDICTION_SCHEMA
 from bertray.storage import Location
@@ -42,12 +43,18 @@ def test_rows_that_cannot_be_scored(tiny_bundle: Path) -> None:
 
 def test_columns_in_columns_out(tiny_bundle: Path) -> None:
     bundle = Bundle.load(str(tiny_bundle), "fp32")
-    table, probabilities_NC = bundle.predict_proba_column(pa.array([*TEXTS, None]))
+    table = bundle.predict_column(pa.array([*TEXTS, None]))
     assert table.schema.equals(PREDICTION_SCHEMA)
-    assert probabilities_NC.shape == (6, 3)
-    for row, prediction in enumerate(bundle.predict(TEXTS)):
-        assert bundle.info.labels[probabilities_NC[row].argmax()] == prediction.label
-        assert probabilities_NC[row].sum() == pytest.approx(1, abs=1e-6)
+    assert [Prediction(**row) for row in table.to_pylist()] == bundle.predict([*TEXTS, None])
+    assert bundle.predict_column(pa.array([], pa.string())).num_rows == 0
+
+
+def test_a_model_that_gives_no_number_gives_no_label(tiny_bundle: Path) -> None:
+    bundle = Bundle.load(str(tiny_bundle), "fp32")
+    torch.nn.init.constant_(bundle.encoder.model.classifier.weight, float("nan"))
+    predictions = bundle.predict(["some text", None])
+    assert [(one.label, one.score) for one in predictions] == [(None, None)] * 2
+    assert [one.error for one in predictions] == ["the model's output is not a number", "text is null"]
 
 
 def test_predict_takes_strings_only(tiny_bundle: Path) -> None:
@@ -55,6 +62,8 @@ def test_predict_takes_strings_only(tiny_bundle: Path) -> None:
     for texts in ([1, 2], ["lone surrogate \ud800"]):
         with pytest.raises(RequestError, match="predict takes a sequence of strings"):
             bundle.predict(texts)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"not one string: predict\(\[text\]\)"):
+        bundle.predict("a text")
 
 
 def test_a_bundle_on_s3(tiny_bundle: Path, s3_folder: str) -> None:

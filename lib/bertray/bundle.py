@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -104,35 +105,39 @@ class Bundle:
 
     def predict(self, texts: Sequence[str | None]) -> list[Prediction]:
         """Classify texts, in order. A null or empty text gets an `error` instead of a label."""
+        if isinstance(texts, str):
+            raise RequestError("predict takes a sequence of strings, not one string: predict([text])")
         try:
             column = pa.array(texts, pa.large_string())
         except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
             raise RequestError(f"predict takes a sequence of strings: {error}") from error
-        table = self.predict_column(column)
-        return [Prediction(**row) for row in table.to_pylist()]
+        return [Prediction(**row) for row in self.predict_column(column).to_pylist()]
 
     def predict_column(self, texts: pa.Array | pa.ChunkedArray) -> pa.Table:
-        """Classify an Arrow column: N texts in, a table of N rows in `schema.PREDICTION_SCHEMA` out."""
-        table, _ = self.predict_proba_column(texts)
-        return table
+        """Classify an Arrow column: N texts in, a table of N rows in `schema.PREDICTION_SCHEMA` out.
 
-    def predict_proba_column(self, texts: pa.Array | pa.ChunkedArray) -> tuple[pa.Table, np.ndarray]:
-        """`predict_column` and beside it probabilities_NC (float32), NaN for rows with an error."""
+        Raises:
+            ShardError: the column holds no text.
+        """
         tokens = self.tokenizer.encode(texts)
         probabilities_NC = softmax(self.encoder.logits(tokens))
-        scored_N = tokens.errors.is_null()
-        is_error_N = ~scored_N.to_numpy(zero_copy_only=False)
-        best_N = np.where(is_error_N, 0, np.nan_to_num(probabilities_NC).argmax(axis=1))
+        not_a_number_N = np.isnan(probabilities_NC).any(axis=1)  # also where there was nothing to read
+        errors = pc.if_else(
+            pc.and_(pa.array(not_a_number_N), tokens.errors.is_null()),
+            "the model's output is not a number",
+            tokens.errors,
+        )
+        best_N = np.nan_to_num(probabilities_NC).argmax(axis=1)
         columns = [
             pa.DictionaryArray.from_arrays(
-                pa.array(best_N.astype(np.int32), mask=is_error_N), pa.array(self.info.labels, pa.string())
+                pa.array(best_N.astype(np.int32), mask=not_a_number_N), pa.array(self.info.labels, pa.string())
             ).cast(pa.string()),
-            pa.array(probabilities_NC[np.arange(len(best_N)), best_N], pa.float32(), mask=is_error_N),
+            pa.array(probabilities_NC[np.arange(len(best_N)), best_N], pa.float32(), mask=not_a_number_N),
             pa.array(tokens.lengths_N.astype(np.int32)),
             pa.array(tokens.truncated_N),
-            tokens.errors,
+            errors,
         ]
-        return pa.table(columns, schema=PREDICTION_SCHEMA), probabilities_NC
+        return pa.table(columns, schema=PREDICTION_SCHEMA)
 
 
 def seal(folder: Path, **facts: Any) -> BundleInfo:
