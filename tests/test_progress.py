@@ -1,8 +1,14 @@
 """Progress in a log: a line now and then, with the time left."""
 
+import io
+import logging
+import re
+import sys
+
 import pytest
 
 from bertray import progress
+from bertray.cli import _log_to_stderr
 from bertray.progress import ProgressBar
 
 
@@ -18,6 +24,24 @@ def test_lines_in_a_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
         "training: 15 of 100 steps, about 0:01:25 left epoch 1/2",
         "training: 30 of 100 steps, about 0:01:10 left epoch 1/2",
     ]
+
+
+def test_on_a_terminal_log_lines_stand_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    _log_to_stderr()
+    with ProgressBar("training", 10, "steps") as bar:
+        bar.update(5, "epoch 1/2")
+        logging.getLogger("bertray").info("epoch 1 is done")
+        bar.update(10, "epoch 2/2")
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).replace("\r", "\n").split("\n")
+    assert any(re.fullmatch(r"\d\d:\d\d:\d\d epoch 1 is done *", line) for line in lines)
+    assert any("training" in line and "10/10" in line and "epoch 2/2" in line and "left" in line for line in lines)
 
 
 def test_nothing_is_said_before_anything_is_done(caplog: pytest.LogCaptureFixture) -> None:

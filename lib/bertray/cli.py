@@ -207,4 +207,3 @@ def _log_to_stderr() -> None:
     logger = logging.getLogger("bertray")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
-    logger.propagate = False

@@ -42,9 +42,8 @@ class ProgressBar:
             )
             self._task = self._bar.add_task(title, total=total, note="")
         self._logged = time.monotonic()
-        self._first: tuple[float, int] | None = (
-            None  # when the first step was seen done: start-up is no part of the rate
-        )
+        # When the first step was seen done: start-up is no part of the rate.
+        self._first: tuple[float, int] | None = None
 
     def __enter__(self) -> Self:
         if self._bar:
