@@ -28,10 +28,13 @@ def _run(config: PredictConfig) -> Outcome:
 
     bundle = Bundle.load(config.bundle, config.precision)
     # Bytes: what is not UTF-8 is an error of its line, as in an archive.
-    lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
-    texts = (os.fsencode(text) for text in config.texts) if config.texts else lines
+    texts: Iterable[bytes] = map(os.fsencode, config.texts)
+    num_together = _CHUNK
+    if not config.texts:
+        texts = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+        num_together = 1 if sys.stdin.isatty() else _CHUNK
     try:
-        for chunk in _chunks(texts, 1 if sys.stdin.isatty() else _CHUNK):
+        for chunk in _chunks(texts, num_together):
             predictions = bundle.predict_column(pa.array(chunk, pa.large_binary())).to_pylist()
             for text, prediction in zip(chunk, predictions, strict=True):
                 line = {"text": text.decode(errors="replace"), **prediction}

@@ -54,6 +54,11 @@ class Placement:
     use_gpu: bool
     cpus_each: int
 
+    @property
+    def share(self) -> str:
+        """What a process is given, for messages."""
+        return "1 GPU" if self.use_gpu else f"{self.cpus_each} CPU"
+
 
 def place(device: Device, num_processes: int | None, what: str) -> Placement:
     """Divide the cluster among processes that each hold a model.

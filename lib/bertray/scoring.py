@@ -194,7 +194,7 @@ def _stream(
     """Run the actor pool over the shards; yields one outcome a shard, as they finish."""
     placement = cluster.place(config.device, config.num_actors, "--num-actors")
     num_actors = min(placement.num_processes, len(shards))
-    _log.info("%d %s actors", num_actors, "GPU" if placement.use_gpu else f"CPU ({placement.cpus_each} threads)")
+    _log.info("actors: %d, each with %s", num_actors, placement.share)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # one bar, ours
     units = [

@@ -116,14 +116,14 @@ def _fit(
     num_rows = dataset.num_rows("train")
     num_steps = -(-num_rows // config.batch_size) * config.epochs
     _log.info(
-        "fine-tuning %s on %d rows of %d labels: %d epochs of %d steps on %d %s",
+        "fine-tuning %s on %d rows of %d labels; epochs: %d of %d steps; workers: %d, each with %s",
         config.encoder,
         num_rows,
         len(dataset.labels),
         config.epochs,
         num_steps // config.epochs,
         placement.num_processes,
-        "GPU workers" if placement.use_gpu else f"CPU workers of {placement.cpus_each} threads",
+        placement.share,
     )
     filesystem = LocalFileSystem() if scratch.is_local else PyFileSystem(FSSpecHandler(scratch.fs))
     board = ray.remote(num_cpus=0)(_Board).remote()
