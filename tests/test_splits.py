@@ -62,10 +62,19 @@ def test_a_class_whose_groups_were_all_held_out_comes_back() -> None:
 def test_a_group_split_that_no_class_has_rows_for_is_refused() -> None:
     labels = [str(row // 6) for row in range(60)]
     groups: list[str | None] = [str(row // 2) for row in range(60)]
-    with pytest.raises(RequestError, match=r"the most frequent label 6 rows.* at least 10 of both"):
+    with pytest.raises(RequestError, match=r"the most frequent label 6 rows.* needs some 10 of both"):
         hold_out(labels, 0.1, seed=0, groups=groups)
 
 
+@pytest.mark.parametrize("fraction", [0.1, 0.1132, 0.1 / 0.9])
+def test_few_groups_are_enough_for_odd_fractions(fraction: float) -> None:
+    labels = ["ab"[row % 2] for row in range(90)]
+    groups: list[str | None] = [str(row // 4) for row in range(90)]  # 23 of them
+    staying, held_out, _ = hold_out(labels, fraction, seed=0, groups=groups)
+    assert not {groups[row] for row in staying} & {groups[row] for row in held_out}
+    assert abs(len(held_out) / 90 - fraction) < 0.05
+
+
 def test_too_few_groups_are_refused() -> None:
-    with pytest.raises(RequestError, match=r"--group-column has 2 distinct values.*at least 10 of both"):
+    with pytest.raises(RequestError, match=r"--group-column has 2 distinct values.*needs some 10 of both"):
         hold_out(LABELS, 0.1, seed=0, groups=["x", "y"] * 50)

@@ -54,16 +54,18 @@ def _stratified(labels: list[str], fraction: float, seed: int) -> np.ndarray:
 
 
 def _by_group(labels: list[str], groups: list[str | None], fraction: float, seed: int) -> np.ndarray:
-    share = Fraction(fraction).limit_denominator(_MAX_FOLDS)
-    share = min(max(share, Fraction(1, _MAX_FOLDS)), Fraction(_MAX_FOLDS - 1, _MAX_FOLDS))
     names = [f"row {row}" if group is None else f"group {group}" for row, group in enumerate(groups)]
     num_groups = len(set(names))
     most_frequent = max(Counter(labels).values())
-    if min(num_groups, most_frequent) < share.denominator:
+    # The closest share that can be cut; scikit-learn wants as many groups, and rows of some label, as folds.
+    max_folds = max(2, min(_MAX_FOLDS, num_groups, most_frequent))
+    share = Fraction(fraction).limit_denominator(max_folds)
+    share = min(max(share, Fraction(1, max_folds)), Fraction(max_folds - 1, max_folds))
+    if min(num_groups, most_frequent) < share.denominator or abs(share - fraction) > fraction / 2:
         raise RequestError(
             f"--group-column has {num_groups} distinct values, the most frequent label {most_frequent} rows; holding "
-            f"out {fraction:g} of the rows without dividing a group needs at least {share.denominator} of both. Choose "
-            "rounder or larger fractions, add rows, or give splits with --validation and --test"
+            f"out {fraction:.3g} of the rows without dividing a group needs some {round(1 / fraction)} of both. Choose "
+            "larger fractions, add rows, or give splits of your own with --validation and --test"
         )
     folds = StratifiedGroupKFold(n_splits=share.denominator, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
