@@ -1,5 +1,7 @@
 """Sorted, padded batches give the logits of one text at a time."""
 
+import copy
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -41,9 +43,10 @@ def one_at_a_time(model: BertForSequenceClassification, tokenizer: ColumnTokeniz
 
 def test_fp32_logits_are_of_single_texts(model: BertForSequenceClassification, tokenizer: ColumnTokenizer) -> None:
     expected_NC = one_at_a_time(model.eval(), tokenizer)
-    logits_NC = Encoder(model, "fp32", "cpu").logits(tokenizer.encode(pa.array(TEXTS, pa.string())))
-    assert logits_NC.dtype == np.float32
-    np.testing.assert_allclose(logits_NC, expected_NC, atol=1e-5)
+    tokens = tokenizer.encode(pa.array(TEXTS, pa.string()))
+    logits_SC = Encoder(model, "fp32", "cpu").logits(tokens)
+    assert logits_SC.dtype == np.float32
+    np.testing.assert_allclose(logits_SC, expected_NC[tokens.documents_S], atol=1e-5)
 
 
 def test_bf16_is_close_and_never_nan_with_padding(
@@ -51,11 +54,12 @@ def test_bf16_is_close_and_never_nan_with_padding(
 ) -> None:
     # transformers#31035: BERT with SDPA, bf16 and padded rows once gave NaN.
     expected_NC = one_at_a_time(model.eval(), tokenizer)
-    logits_NC = Encoder(model, "bf16", "cpu").logits(tokenizer.encode(pa.array(TEXTS, pa.string())))
-    assert np.array_equal(np.isnan(logits_NC), np.isnan(expected_NC))
-    assert np.nanmax(np.abs(logits_NC - expected_NC)) < 0.15
-    scored_N = ~np.isnan(expected_NC[:, 0])
-    assert np.mean(logits_NC[scored_N].argmax(1) == expected_NC[scored_N].argmax(1)) > 0.99
+    tokens = tokenizer.encode(pa.array(TEXTS, pa.string()))
+    expected_SC = expected_NC[tokens.documents_S]
+    for packed in (True, False):
+        logits_SC = Encoder(copy.deepcopy(model), "bf16", "cpu", packed=packed).logits(tokens)
+        assert np.abs(logits_SC - expected_SC).max() < 0.15
+        assert np.mean(logits_SC.argmax(1) == expected_SC.argmax(1)) > 0.99
 
 
 def test_no_rows(model: BertForSequenceClassification, tokenizer: ColumnTokenizer) -> None:
@@ -75,7 +79,7 @@ def test_the_last_layer_is_not_rounded_to_bf16(
     model: BertForSequenceClassification, tokenizer: ColumnTokenizer
 ) -> None:
     encoder = Encoder(model, "bf16", "cpu")
-    assert encoder.model.bert.encoder.layer[0].output.dense.weight.dtype == torch.bfloat16
+    assert encoder.model.bert.embeddings.word_embeddings.weight.dtype == torch.bfloat16
     assert encoder.model.classifier.weight.dtype == torch.float32
     logits_NC = encoder.logits(tokenizer.encode(pa.array(["one text"])))
     assert not np.array_equal(logits_NC, torch.from_numpy(logits_NC).bfloat16().float().numpy())
@@ -96,5 +100,6 @@ def test_softmax_of_large_logits() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_gpu_logits_are_those_of_the_cpu(model: BertForSequenceClassification, tokenizer: ColumnTokenizer) -> None:
     expected_NC = one_at_a_time(model.eval(), tokenizer)
-    logits_NC = Encoder(model, "fp32", "cuda").logits(tokenizer.encode(pa.array(TEXTS, pa.string())))
-    np.testing.assert_allclose(logits_NC, expected_NC, atol=1e-3)
+    tokens = tokenizer.encode(pa.array(TEXTS, pa.string()))
+    logits_SC = Encoder(model, "fp32", "cuda").logits(tokens)
+    np.testing.assert_allclose(logits_SC, expected_NC[tokens.documents_S], atol=1e-3)

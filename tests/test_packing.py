@@ -2,50 +2,87 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertray.packing import budget_batches, epoch_batches, pad
-from bertray.tokenization import TokenColumn
+from bertray.packing import epoch_batches, pack, packed_batches, pad, padded_batches
+from bertray.pretrained import load_tokenizer
+from bertray.tokenization import ColumnTokenizer, TokenColumn
+from tests.conftest import SHARED_DATA, needs_shared_data
 
-lengths_strategy = st.lists(st.integers(0, 40), max_size=200).map(lambda lengths: np.array(lengths, dtype=np.int64))
+lengths_strategy = st.lists(st.integers(1, 40), max_size=200).map(lambda lengths: np.array(lengths, dtype=np.int64))
 
 
 @given(lengths_strategy, st.integers(1, 200))
-def test_budget_batches_hold_every_document_once_within_the_budget(lengths_N: np.ndarray, budget: int) -> None:
-    batches = budget_batches(lengths_N, budget)
-    rows = np.concatenate(batches) if batches else np.zeros(0, dtype=np.int64)
-    assert sorted(rows) == np.flatnonzero(lengths_N).tolist()
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * lengths_N[batch].max() <= budget
+def test_batches_hold_every_sequence_once_within_the_budget(lengths_S: np.ndarray, budget: int) -> None:
+    for plan in (packed_batches, padded_batches):
+        batches = plan(lengths_S, budget)
+        rows = np.concatenate(batches) if batches else np.zeros(0, dtype=np.int64)
+        assert sorted(rows) == list(range(len(lengths_S)))
+        for batch in batches:
+            held = lengths_S[batch].sum() if plan is packed_batches else len(batch) * lengths_S[batch].max()
+            assert len(batch) == 1 or held <= budget
+
+
+def test_at_most_2_percent_of_a_budget_is_wasted() -> None:
+    lengths_S = 2 + np.random.default_rng(0).lognormal(3, 0.7, size=4096).astype(np.int64)  # as of news and abstracts
+    padded = sum(len(batch) * lengths_S[batch].max() for batch in padded_batches(lengths_S, 2048))
+    assert 1 - lengths_S.sum() / padded <= 0.02
+    full = packed_batches(lengths_S, 2048)[:-1]
+    assert 1 - lengths_S[np.concatenate(full)].sum() / (2048 * len(full)) <= 0.02
+
+
+@pytest.mark.parametrize("name", ["csabstruct", "banking77", "goemotions_multilabel", "movie_reviews_long"])
+@needs_shared_data
+def test_little_is_wasted_on_real_lengths(name: str) -> None:
+    tokenizer = ColumnTokenizer(load_tokenizer("minilm", 512)[0].backend_tokenizer, 512)
+    texts = pq.read_table(SHARED_DATA / name / "train.parquet", columns=["text"])["text"][:4096]
+    lengths_S = tokenizer.encode(texts).lengths_S
+    padded = sum(len(batch) * lengths_S[batch].max() for batch in padded_batches(lengths_S, 2048))
+    assert 1 - lengths_S.sum() / padded <= 0.02
 
 
 @given(lengths_strategy, st.integers(1, 16), st.integers(0, 3), st.integers(1, 3))
-def test_epoch_batches_hold_every_row_once(lengths_N: np.ndarray, batch_size: int, seed: int, epoch: int) -> None:
-    batches = epoch_batches(lengths_N, batch_size, seed, epoch)
+def test_epoch_batches_hold_every_row_once(lengths_S: np.ndarray, batch_size: int, seed: int, epoch: int) -> None:
+    batches = epoch_batches(lengths_S, batch_size, seed, epoch)
     rows = np.concatenate(batches) if batches else np.zeros(0, dtype=np.int64)
-    assert sorted(rows) == list(range(len(lengths_N)))
+    assert sorted(rows) == list(range(len(lengths_S)))
     assert all(1 <= len(batch) <= batch_size for batch in batches)
-    again = epoch_batches(lengths_N, batch_size, seed, epoch)
+    again = epoch_batches(lengths_S, batch_size, seed, epoch)
     assert all(np.array_equal(one, other) for one, other in zip(batches, again, strict=True))
 
 
 def test_epochs_and_seeds_differ_and_padding_is_small() -> None:
-    lengths_N = np.random.default_rng(0).lognormal(3, 0.7, size=5000).astype(np.int64) + 2
+    lengths_S = np.random.default_rng(0).lognormal(3, 0.7, size=5000).astype(np.int64) + 2
     first, second, other = (
-        np.concatenate(epoch_batches(lengths_N, 32, seed, epoch)) for seed, epoch in ((0, 1), (0, 2), (1, 1))
+        np.concatenate(epoch_batches(lengths_S, 32, seed, epoch)) for seed, epoch in ((0, 1), (0, 2), (1, 1))
     )
     assert not np.array_equal(first, second)
     assert not np.array_equal(first, other)
-    for batches, most in ((epoch_batches(lengths_N, 32, 0, 1), 0.10), (budget_batches(lengths_N, 2048), 0.03)):
-        padded = sum(len(batch) * lengths_N[batch].max() for batch in batches)
-        assert 1 - lengths_N.sum() / padded < most
+    padded = sum(len(batch) * lengths_S[batch].max() for batch in epoch_batches(lengths_S, 32, 0, 1))
+    assert 1 - lengths_S.sum() / padded < 0.10
+
+
+TOKENS = TokenColumn(
+    np.array([1, 2, 3, 4, 5], dtype=np.int32),
+    np.array([0, 3, 5]),
+    np.array([0, 2]),
+    np.zeros(3, dtype=bool),
+    pa.nulls(3),
+)
 
 
 def test_pad() -> None:
-    tokens = TokenColumn(
-        np.array([1, 2, 3, 4, 5], dtype=np.int32), np.array([0, 3, 3, 5]), np.zeros(3, dtype=bool), pa.nulls(3)
-    )
-    input_ids_BL, mask_BL = pad(tokens, np.array([2, 0]), pad_id=9)
+    input_ids_BL, mask_BL = pad(TOKENS, np.array([1, 0]), pad_id=9)
     assert input_ids_BL.tolist() == [[4, 5, 9], [1, 2, 3]]
     assert mask_BL.tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+def test_pack() -> None:
+    batch = pack(TOKENS, np.array([1, 0, 0]))
+    assert batch.input_ids_T.tolist() == [4, 5, 1, 2, 3, 1, 2, 3]
+    assert batch.position_ids_T.tolist() == [0, 1, 0, 1, 2, 0, 1, 2]
+    assert batch.offsets_B1.tolist() == [0, 2, 5, 8]
+    assert batch.runs() == ((0, 1, 2), (2, 2, 3))

@@ -28,11 +28,16 @@ LAYERS = [
     "cleaning",
     "splits",
     "dataset",
+    "ragged",
+    "text",
+    "wordpiece",
     "tokenization",
     "packing",
     "metrics",
     "baseline",
     "report",
+    "attention",
+    "prepacked",
     "encoder",
     "bundle",
     "pretrained",
@@ -47,7 +52,7 @@ LAYERS = [
     "scoring",
 ]
 # The engine also runs, and is measured, on a machine without Ray; what is above it needs no torch either.
-WITHOUT_TORCH = LAYERS[: LAYERS.index("encoder")]
+WITHOUT_TORCH = LAYERS[: LAYERS.index("attention")]
 WITHOUT_RAY = LAYERS[: LAYERS.index("cluster")]
 
 

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from bertray.errors import ShardError
 from bertray.pretrained import encoder_folder
-from bertray.tokenization import ColumnTokenizer, TokenColumn, as_text
+from bertray.text import as_text
+from bertray.tokenization import ColumnTokenizer, TokenColumn
 
 REFERENCE = AutoTokenizer.from_pretrained(encoder_folder("minilm"))
 MAX_LENGTH = 16
@@ -17,7 +18,10 @@ TOKENIZER = ColumnTokenizer(REFERENCE.backend_tokenizer, MAX_LENGTH)
 
 
 def documents(tokens: TokenColumn) -> list[list[int]]:
-    return [tokens.ids_T[a:b].tolist() for a, b in zip(tokens.offsets_N1, tokens.offsets_N1[1:], strict=False)]
+    found: list[list[int]] = [[] for _ in range(len(tokens.errors))]
+    for document, a, b in zip(tokens.documents_S, tokens.offsets_S1, tokens.offsets_S1[1:], strict=False):
+        found[document] += tokens.ids_T[a:b].tolist()
+    return found
 
 
 def test_ids_offsets_and_truncation() -> None:
@@ -28,7 +32,7 @@ def test_ids_offsets_and_truncation() -> None:
     assert tokens.truncated_N.tolist() == [False, False, True, False, False]
     assert tokens.errors.to_pylist() == [None, "text is null", None, "text is empty", None]
     assert tokens.num_tokens == sum(map(len, expected))
-    assert tokens.lengths_N.tolist() == [len(expected[0]), 0, MAX_LENGTH, 0, len(expected[2])]
+    assert tokens.num_tokens_N.tolist() == [len(expected[0]), 0, MAX_LENGTH, 0, len(expected[2])]
 
 
 @given(st.lists(st.one_of(st.none(), st.text()), max_size=8))
@@ -70,7 +74,7 @@ def test_invalid_utf8_is_a_row_error() -> None:
 def test_a_column_of_nulls_and_no_rows() -> None:
     assert TOKENIZER.encode(pa.nulls(2)).errors.to_pylist() == ["text is null"] * 2
     empty = TOKENIZER.encode(pa.array([], pa.string()))
-    assert empty.offsets_N1.tolist() == [0]
+    assert empty.offsets_S1.tolist() == [0]
     assert empty.num_tokens == 0
 
 

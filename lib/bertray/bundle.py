@@ -120,7 +120,9 @@ class Bundle:
             ShardError: the column holds no text.
         """
         tokens = self.tokenizer.encode(texts)
-        probabilities_NC = softmax(self.encoder.logits(tokens))
+        logits_NC = np.full((len(tokens.errors), len(self.info.labels)), np.nan, dtype=np.float32)
+        logits_NC[tokens.documents_S] = self.encoder.logits(tokens)
+        probabilities_NC = softmax(logits_NC)
         not_a_number_N = np.isnan(probabilities_NC).any(axis=1)  # also where there was nothing to read
         errors = pc.if_else(
             pc.and_(pa.array(not_a_number_N), tokens.errors.is_null()),
@@ -133,7 +135,7 @@ class Bundle:
                 pa.array(best_N.astype(np.int32), mask=not_a_number_N), pa.array(self.info.labels, pa.string())
             ).cast(pa.string()),
             pa.array(probabilities_NC[np.arange(len(best_N)), best_N], pa.float32(), mask=not_a_number_N),
-            pa.array(tokens.lengths_N.astype(np.int32)),
+            pa.array(tokens.num_tokens_N.astype(np.int32)),
             pa.array(tokens.truncated_N),
             errors,
         ]

@@ -1,22 +1,37 @@
-"""A Hugging Face sequence classifier run over token columns: tokens in, logits out, rows in input order.
+"""A Hugging Face sequence classifier run over token columns: tokens in, logits out, sequences in input order.
 
-Legend: N documents, C classes, B documents of a batch, L tokens of its longest.
+1. A batch is a budget of tokens, sequences of like length in it                        [bertray.packing]
+2. Where the model uses transformers' attention interface, its sequences lie end to end in one row, without padding;
+   other models get a padded rectangle. Which of both is found out by trying.           [bertray.attention]
+3. The head sees the first token of each sequence alone.
+
+Legend: S sequences, C classes, B sequences of a batch, L tokens of its longest, T all its tokens, D size of a state.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 
+from bertray import attention, prepacked
 from bertray.config import Device, Precision
 from bertray.errors import RequestError
-from bertray.packing import budget_batches, pad
+from bertray.packing import pack, packed_batches, pad, padded_batches
+from bertray.ragged import offsets
 from bertray.tokenization import TokenColumn
+
+_log = logging.getLogger(__name__)
 
 # Tokens of one forward pass. On CPUs activations of a larger batch leave the cache; a GPU wants enough work a launch.
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536}
+# Packed and padded logits of the same sequences differ by rounding; a model that reads other positions, or other
+# sequences' tokens, differs by far more.
+_PACKING_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 
 
 def resolve_device(device: Device) -> torch.device:
@@ -57,26 +72,147 @@ class Encoder:
         model: a transformers sequence classifier; it is moved to the device and converted in place.
         precision: of weights and activations; the last layer is fp32 always, for bf16 would tie close labels.
         device: auto: the GPU if there is one.
+        packed: False: padded batches also where the model can do without.
+
+    Attributes:
+        is_packed: whether batches have no padding.
+        token_budget: tokens of a batch; halved where they do not fit into the GPU's memory.
     """
 
-    def __init__(self, model: Any, precision: Precision = "auto", device: Device = "auto") -> None:
+    def __init__(
+        self, model: Any, precision: Precision = "auto", device: Device = "auto", *, packed: bool = True
+    ) -> None:
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
+        self.token_budget = TOKEN_BUDGET[self.device.type]
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        self.model = model.to(device=self.device, dtype=dtype).eval()
+        self.model = model.to(self.device).eval()
+        self.pad_id = model.config.pad_token_id or 0
+        self._first_position = _first_position(model)
+        if self.device.type == "cuda":  # where the kernel depends on the precision: try what will run
+            self.model.to(dtype)
+        self.is_packed = packed and self._try_packing()
+        self.model.to(dtype)
         if dtype != torch.float32:
             _keep_last_layer_fp32(self.model)
-        self.pad_id = model.config.pad_token_id or 0
+            if self.device.type == "cpu" and prepacked.is_available():
+                prepacked.prepack(self.model, self.token_budget)
 
     @torch.inference_mode()
     def logits(self, tokens: TokenColumn) -> np.ndarray:
-        """logits_NC (float32), NaN for rows without tokens."""
-        logits_NC = np.full((len(tokens.lengths_N), self.model.config.num_labels), np.nan, dtype=np.float32)
-        for rows in budget_batches(tokens.lengths_N, TOKEN_BUDGET[self.device.type]):
-            input_ids_BL, mask_BL = (torch.from_numpy(array) for array in pad(tokens, rows, self.pad_id))
-            output = self.model(input_ids=input_ids_BL.to(self.device), attention_mask=mask_BL.to(self.device))
-            logits_NC[rows] = output.logits.float().cpu().numpy()
-        return logits_NC
+        """logits_SC (float32) of every sequence.
+
+        Raises:
+            torch.OutOfMemoryError: one sequence alone does not fit into the GPU's memory.
+        """
+        rows_done: list[np.ndarray] = []
+        outputs: list[torch.Tensor] = []
+        batches = deque(self._batches(tokens.lengths_S))
+        while batches:
+            rows = batches.popleft()
+            try:
+                outputs.append(self._forward(tokens, rows))
+                rows_done.append(rows)
+            except torch.OutOfMemoryError:
+                if len(rows) == 1:
+                    raise
+                left = np.concatenate([rows, *batches])
+                batches = deque(left[part] for part in self._smaller_batches(tokens.lengths_S[left]))
+        logits_SC = np.empty((len(tokens.lengths_S), self.model.config.num_labels), dtype=np.float32)
+        if outputs:
+            # Copied at the end: the host lays out batches while the GPU is at work on earlier ones.
+            logits_SC[np.concatenate(rows_done)] = torch.cat(outputs).cpu().numpy()
+        return logits_SC
+
+    def _batches(self, lengths_S: np.ndarray) -> list[np.ndarray]:
+        return (packed_batches if self.is_packed else padded_batches)(lengths_S, self.token_budget)
+
+    def _smaller_batches(self, lengths_S: np.ndarray) -> list[np.ndarray]:
+        self.token_budget //= 2
+        _log.warning("out of GPU memory: going on with batches of %d tokens", self.token_budget)
+        torch.cuda.empty_cache()
+        return self._batches(lengths_S)
+
+    def _forward(self, tokens: TokenColumn, rows: np.ndarray) -> torch.Tensor:
+        """logits_BC (float32) of one batch, on the device."""
+        if not self.is_packed:
+            input_ids_BL, mask_BL = pad(tokens, rows, self.pad_id)
+            output = self.model(input_ids=self._put(input_ids_BL), attention_mask=self._put(mask_BL))
+        else:
+            batch = pack(tokens, rows)
+            packing = attention.Packing(
+                self._put(batch.offsets_B1.astype(np.int32)), batch.runs(), int(tokens.lengths_S[rows].max())
+            )
+            output = self.model(
+                input_ids=self._put(batch.input_ids_T)[None],
+                position_ids=self._put(batch.position_ids_T + self._first_position)[None],
+                packing=packing,
+            )
+        logits_BC: torch.Tensor = output.logits.float()
+        return logits_BC
+
+    def _put(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+    @torch.inference_mode()
+    def _try_packing(self) -> bool:
+        """Switch the model to packed attention if its logits are then the same; otherwise leave it as it is."""
+        before = self.model.config._attn_implementation
+        encoder = getattr(self.model, self.model.base_model_prefix, None)
+        if encoder is None or not self.model._supports_attention_backend:
+            return False
+        probe = _probe(self.model.config)
+        rows = np.arange(len(probe.lengths_S))
+        self.is_packed = False
+        expected_BC = self._forward(probe, rows)
+        handle = encoder.register_forward_hook(_only_first_tokens, with_kwargs=True)
+        self.model.set_attn_implementation(attention.NAME)
+        self.is_packed = True
+        try:
+            difference = (self._forward(probe, rows) - expected_BC).abs().max().item()
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            difference, why = float("inf"), f"{type(error).__name__}: {error}"
+        else:
+            why = f"logits differ by {difference:.3g}"
+        if difference <= _PACKING_TOLERANCE[self.model.dtype] * max(1.0, expected_BC.abs().max().item()):
+            return True
+        _log.info("%s is run on padded batches (%s)", type(self.model).__name__, why)
+        handle.remove()
+        self.model.set_attn_implementation(before)
+        return False
+
+
+def _only_first_tokens(encoder: Any, _: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    """Forward hook of the encoder below the head: of a packed row, leave the state of each sequence's first token.
+
+    To the head, packed sequences then look like a batch [B, 1, D].
+    """
+    packing = kwargs.get("packing")
+    if packing is None:
+        return output
+    states_B1D = output.last_hidden_state[0, packing.offsets_B1[:-1].long()][:, None]
+    output.last_hidden_state = states_B1D
+    if getattr(encoder, "pooler", None) is not None:
+        output.pooler_output = encoder.pooler(states_B1D)
+    return output
+
+
+def _first_position(model: Any) -> int:
+    """The position of a text's first token: 0, or in RoBERTa's family the one after the padding's."""
+    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    padding = next((getattr(table, "padding_idx", None) for table in tables), None)
+    return 0 if padding is None else padding + 1
+
+
+def _probe(config: Any) -> TokenColumn:
+    """Random sequences of three lengths, the longest above the span of local attention where there is one."""
+    rng = np.random.default_rng(0)
+    longest = min(96, config.max_position_embeddings - 8)
+    lengths_S = np.array([longest, 9, 9, 3])
+    ids_T = rng.integers(1, config.vocab_size, lengths_S.sum()).astype(np.int32)
+    ids_T[ids_T == (config.pad_token_id or 0)] = (config.pad_token_id or 0) + 1
+    return TokenColumn(ids_T, offsets(lengths_S), np.arange(4), np.zeros(4, dtype=bool), pa.nulls(4, pa.string()))
 
 
 def _keep_last_layer_fp32(model: Any) -> None:

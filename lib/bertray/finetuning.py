@@ -31,7 +31,7 @@ from bertray.dataset import Dataset
 from bertray.encoder import TOKEN_BUDGET, resolve_precision
 from bertray.errors import BertrayError
 from bertray.metrics import summary_metrics
-from bertray.packing import budget_batches, epoch_batches, pad
+from bertray.packing import epoch_batches, pad, padded_batches
 from bertray.pretrained import encoder_folder, load_tokenizer
 from bertray.schema import LABEL_ID, TEXT
 from bertray.tokenization import ColumnTokenizer, TokenColumn
@@ -110,7 +110,7 @@ class Worker:
         """One pass over the training rows; returns the mean loss of a row."""
         self.model.train()
         losses: list[torch.Tensor] = []
-        batches = epoch_batches(self.train.tokens.lengths_N, self.config.batch_size, self.config.seed, epoch)
+        batches = epoch_batches(self.train.tokens.lengths_S, self.config.batch_size, self.config.seed, epoch)
         for step, batch in enumerate(batches, start=1):
             rows = batch[self.rank :: self.world_size]
             # A last batch of fewer rows than ranks: the others join the gradient exchange with a loss of zero.
@@ -146,7 +146,7 @@ class Worker:
         num_rows = len(self.validation.labels_N)
         # A row is evaluated by one rank, and is zero on the others: the sum over ranks is the whole.
         totals = torch.zeros(num_rows, 2, dtype=torch.float64)
-        batches = budget_batches(self.validation.tokens.lengths_N, TOKEN_BUDGET[self.device.type])
+        batches = padded_batches(self.validation.tokens.lengths_S, TOKEN_BUDGET[self.device.type])
         for rows in batches[self.rank :: self.world_size]:
             logits_BC = self._logits(self.model, self.validation.tokens, rows)
             losses_B = cross_entropy(logits_BC, self.validation.targets(rows, self.device), reduction="none")

@@ -32,7 +32,7 @@ from bertray.ledger import Committed, Manifest, fingerprint, new_run_id, pending
 from bertray.progress import ProgressBar
 from bertray.shards import read_schema, score_shard
 from bertray.storage import FileInfo, Location
-from bertray.tokenization import check_text_type
+from bertray.text import check_text_type
 from bertray.versions import versions
 
 _log = logging.getLogger(__name__)

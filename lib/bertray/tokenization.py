@@ -1,12 +1,15 @@
 """An Arrow text column becomes flat token ids, offsets, and a reason for every row that has no text to score.
 
     ["B.Sc. Physics", null, "Python"]
-      -> ids_T      [101, 1038, …, 102, 101, 18750, 102]      int32, all documents end to end
-         offsets_N1 [0, 7, 7, 10]                             int64, document n is ids_T[offsets_N1[n]:offsets_N1[n+1]]
+      -> ids_T       [101, 1038, …, 102, 101, 18750, 102]     int32, all sequences end to end
+         offsets_S1  [0, 7, 10]                               int64, sequence s is ids_T[offsets_S1[s]:offsets_S1[s+1]]
+         documents_S [0, 2]                                   the document of each sequence
          truncated_N [False, False, False]
-         errors      [null, "text is null", null]             a row with an error has no tokens
+         errors      [null, "text is null", null]             a row with an error has no sequence
 
-Legend: N documents, N1 = N + 1, T tokens.
+A sequence is what the model reads at once, special tokens included.
+
+Legend: N documents, S sequences, S1 = S + 1, T tokens.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
-from bertray.errors import ShardError
+from bertray.ragged import offsets, positions
+from bertray.text import as_text
+from bertray.wordpiece import ColumnWordPiece, Tokens, plain_copy
 
-# Texts handed to the tokenizer at a time: bounds the Python strings and encodings that live at once.
+# Texts handed to the reference tokenizer at a time: bounds the Python strings and encodings that live at once.
 _CALL_ROWS = 1024
 
 
@@ -29,21 +34,27 @@ class TokenColumn:
     """Token ids of N documents; see the module's example."""
 
     ids_T: np.ndarray
-    offsets_N1: np.ndarray
+    offsets_S1: np.ndarray
+    documents_S: np.ndarray
     truncated_N: np.ndarray
     errors: pa.StringArray
 
     @property
-    def lengths_N(self) -> np.ndarray:
-        return np.diff(self.offsets_N1)
+    def lengths_S(self) -> np.ndarray:
+        return np.diff(self.offsets_S1)
 
     @property
     def num_tokens(self) -> int:
-        return int(self.offsets_N1[-1])
+        return int(self.offsets_S1[-1])
+
+    @property
+    def num_tokens_N(self) -> np.ndarray:
+        """Tokens that the model reads of each document (int64)."""
+        return np.bincount(self.documents_S, self.lengths_S, minlength=len(self.errors)).astype(np.int64)
 
 
 class ColumnTokenizer:
-    """A bundle's tokenizer applied to whole columns.
+    """A bundle's tokenizer applied to whole columns: WordPiece by kernels, other tokenizers text by text.
 
     Args:
         tokenizer: the reference tokenizer; it is copied, so that its own padding and truncation stay as they are.
@@ -51,9 +62,11 @@ class ColumnTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
-        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length)
+        self._reference = plain_copy(tokenizer)
+        self._columnar = ColumnWordPiece(tokenizer) if ColumnWordPiece.supports(tokenizer) else None
+        self._prefix, self._suffix = _special_tokens(self._reference)
+        self._window = max_length - len(self._prefix) - len(self._suffix)
+        self._reference.enable_truncation(self._window + 1)  # one more tells that the text is longer
 
     def encode(self, texts: pa.Array | pa.ChunkedArray) -> TokenColumn:
         """Tokenise a column.
@@ -65,81 +78,45 @@ class ColumnTokenizer:
             ShardError: the column is of another type.
         """
         strings, errors = as_text(texts)
-        pieces: list[np.ndarray] = []
-        lengths_N = np.zeros(len(strings), dtype=np.int64)
-        truncated_N = np.zeros(len(strings), dtype=bool)
-        rows = np.flatnonzero(errors.is_null().to_numpy(zero_copy_only=False))
-        for start in range(0, len(rows), _CALL_ROWS):
-            part = rows[start : start + _CALL_ROWS]
-            encodings = self._tokenizer.encode_batch_fast(strings.take(pa.array(part)).to_pylist())
-            for row, encoding in zip(part, encodings, strict=True):
+        contents = self._encode_contents(strings)
+        num_tokens_N = np.diff(contents.offsets_N1)
+        if not self._prefix and not self._suffix:  # a text of control characters alone leaves nothing to read
+            errors = pc.if_else(pc.and_(pa.array(num_tokens_N == 0), errors.is_null()), "text has no tokens", errors)
+        documents_S = np.flatnonzero(errors.is_null().to_numpy(zero_copy_only=False))
+        starts_S = contents.offsets_N1[:-1][documents_S]
+        lengths_S = np.minimum(num_tokens_N[documents_S], self._window)
+        ids_T, offsets_S1 = self._add_special_tokens(contents.ids_T, starts_S, lengths_S)
+        return TokenColumn(ids_T, offsets_S1, documents_S, num_tokens_N > self._window, errors)
+
+    def _encode_contents(self, strings: pa.LargeStringArray) -> Tokens:
+        """Ids without special tokens; of longer texts at least one more than fits into the window."""
+        if self._columnar:
+            return self._columnar.encode(strings, limit=self._window)
+        pieces, lengths = [np.zeros(0, dtype=np.int32)], []
+        for start in range(0, len(strings), _CALL_ROWS):
+            texts = [text or "" for text in strings[start : start + _CALL_ROWS].to_pylist()]
+            for encoding in self._reference.encode_batch_fast(texts, add_special_tokens=False):
                 pieces.append(np.array(encoding.ids, dtype=np.int32))
-                lengths_N[row] = len(pieces[-1])
-                truncated_N[row] = bool(encoding.overflowing)
-        ids_T = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32)
-        return TokenColumn(ids_T, np.concatenate([[0], np.cumsum(lengths_N)]), truncated_N, errors)
+                lengths.append(len(pieces[-1]))
+        return Tokens(np.concatenate(pieces), offsets(lengths))
+
+    def _add_special_tokens(
+        self, ids: np.ndarray, starts_S: np.ndarray, lengths_S: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Lay the pieces of `ids` end to end, each between the special tokens; returns ids_T and offsets_S1."""
+        num_before, num_after = len(self._prefix), len(self._suffix)
+        offsets_S1 = offsets(lengths_S + num_before + num_after)
+        ids_T = np.empty(offsets_S1[-1], dtype=np.int32)
+        for at, special in enumerate(self._prefix):
+            ids_T[offsets_S1[:-1] + at] = special
+        for at, special in enumerate(self._suffix):
+            ids_T[offsets_S1[1:] - num_after + at] = special
+        ids_T[positions(offsets_S1[:-1] + num_before, lengths_S)] = ids[positions(starts_S, lengths_S)]
+        return ids_T, offsets_S1
 
 
-def as_text(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeStringArray, pa.StringArray]:
-    """The column as valid strings, and for every row null or the reason why it cannot be scored.
-
-    Raises:
-        ShardError: the column's type holds no text.
-    """
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    check_text_type(column.type)
-    if pa.types.is_string_view(column.type):
-        column = column.cast(pa.large_string())
-    # Large: a column of two billion bytes must not overflow 32-bit offsets in a kernel.
-    column = column.cast(pa.large_binary())
-    not_utf8_N = _not_utf8(column)
-    strings = pc.if_else(pa.array(not_utf8_N), pa.scalar(b"", pa.large_binary()), column).cast(pa.large_string())
-    errors = pc.case_when(
-        pc.make_struct(
-            pa.array(not_utf8_N),
-            pc.is_null(strings),
-            pc.fill_null(pc.equal(pc.utf8_trim_whitespace(strings), ""), False),
-        ),
-        pa.scalar("text is not UTF-8"),
-        pa.scalar("text is null"),
-        pa.scalar("text is empty"),
-        pa.scalar(None, pa.string()),
-    )
-    return strings, errors
-
-
-def check_text_type(kind: pa.DataType) -> None:
-    """Refuse a column that cannot hold text.
-
-    Raises:
-        ShardError: it holds neither strings nor bytes nor nulls alone.
-    """
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if not (
-        pa.types.is_null(kind)
-        or pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
-    ):
-        raise ShardError(f"the text column is of type {kind}; it must hold strings")
-
-
-def _not_utf8(column: pa.LargeBinaryArray) -> np.ndarray:
-    """Which rows are not valid UTF-8; rows are looked at one by one only where the whole column is not."""
-    invalid_N = np.zeros(len(column), dtype=bool)
-    try:
-        column.cast(pa.large_string())
-    except pa.ArrowInvalid:
-        for row, value in enumerate(column):
-            try:
-                (value.as_py() or b"").decode("utf-8")
-            except UnicodeDecodeError:
-                invalid_N[row] = True
-    return invalid_N
+def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """What the tokenizer sets before and after a text."""
+    encoding = tokenizer.encode("a")
+    content = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
+    return encoding.ids[: content[0]], encoding.ids[content[-1] + 1 :]
