@@ -16,6 +16,7 @@ os.environ |= {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback only, as bertray.cli does it
+    "OMP_NUM_THREADS": "1",  # on a busy machine threads that wait for each other cost more than they bring
     "TOKENIZERS_PARALLELISM": "false",
     "HF_ENDPOINT": "http://127.0.0.1:9",  # nothing listens there: the Hub cannot be reached from a test
 }

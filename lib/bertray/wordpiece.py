@@ -74,8 +74,9 @@ class ColumnWordPiece:
         added = parts["added_tokens"]
         return (
             kinds == ["BertNormalizer", "BertPreTokenizer", "WordPiece"]
-            # An added token that is sought after normalization can be met in many spellings.
-            and not any(token["normalized"] or not token["content"] for token in added)
+            # An added token that is sought after normalization can be met in many spellings; one with white space
+            # could lie across a cut.
+            and not any(token["normalized"] or len(token["content"].split()) != 1 for token in added)
             and len(added) <= 64
         )
 

@@ -1,0 +1,175 @@
+"""Packed batches give the logits of the plain padded forward, on every architecture that can be packed."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import transformers
+from torch.nn.functional import scaled_dot_product_attention
+
+from bertray import attention
+from bertray.attention import Packing, packed_attention
+from bertray.encoder import Encoder
+from bertray.ragged import offsets
+from bertray.tokenization import TokenColumn
+
+SIZES = {
+    "vocab_size": 500,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 160,
+    "initializer_range": 0.06,
+    "num_labels": 2,
+}
+DISTILBERT = {"dim": 64, "n_layers": 3, "n_heads": 4, "hidden_dim": 96}
+MODERNBERT = {"local_attention": 16, "global_attn_every_n_layers": 2, "cls_token_id": 1, "sep_token_id": 2}
+DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16}
+# name, what is special, whether it can be packed
+ARCHITECTURES: list[tuple[str, dict[str, Any], bool]] = [
+    ("Bert", {}, True),
+    ("Roberta", {"pad_token_id": 1}, True),
+    ("DistilBert", DISTILBERT, True),
+    ("ModernBert", {**MODERNBERT, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}, True),
+    ("Electra", {"embedding_size": 32}, True),
+    ("DebertaV2", DEBERTA, False),  # does not use the attention interface
+    ("Albert", {"embedding_size": 32}, False),  # its pooler reads a batch of whole sequences
+]
+
+
+def build(name: str, changes: dict[str, Any]) -> Any:
+    sizes = {key: value for key, value in SIZES.items() if name != "DistilBert" or key[:6] not in ("hidden", "interm")}
+    sizes = {key: value for key, value in sizes.items() if name != "DistilBert" or not key.startswith("num_a")}
+    sizes.pop("num_hidden_layers") if name == "DistilBert" else None
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**sizes, **changes)
+    return getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+
+
+def random_tokens(num_sequences: int, longest: int) -> TokenColumn:
+    rng = np.random.default_rng(1)
+    lengths_S = rng.integers(2, longest, num_sequences)
+    return TokenColumn(
+        rng.integers(3, SIZES["vocab_size"], lengths_S.sum()).astype(np.int32),
+        offsets(lengths_S),
+        np.arange(num_sequences),
+        np.zeros(num_sequences, dtype=bool),
+        pa.nulls(num_sequences, pa.string()),
+    )
+
+
+TOKENS = random_tokens(400, 100)
+
+
+@torch.inference_mode()
+def padded_forward(model: Any) -> np.ndarray:
+    """What transformers alone gives, in batches of 50 as they come."""
+    parts = []
+    for start in range(0, len(TOKENS.lengths_S), 50):
+        rows = range(start, start + 50)
+        pieces = [torch.from_numpy(TOKENS.ids_T[TOKENS.offsets_S1[row] : TOKENS.offsets_S1[row + 1]]) for row in rows]
+        input_ids_BL = torch.nn.utils.rnn.pad_sequence(
+            pieces, batch_first=True, padding_value=model.config.pad_token_id or 0
+        ).long()
+        lengths_B = torch.tensor([len(piece) for piece in pieces])
+        mask_BL = (torch.arange(input_ids_BL.shape[1]) < lengths_B[:, None]).long()
+        parts.append(model(input_ids=input_ids_BL, attention_mask=mask_BL).logits)
+    return torch.cat(parts).numpy()
+
+
+@pytest.mark.parametrize(("name", "changes", "can_be_packed"), ARCHITECTURES, ids=[one[0] for one in ARCHITECTURES])
+def test_logits_are_those_of_the_padded_forward(name: str, changes: dict[str, Any], can_be_packed: bool) -> None:
+    model = build(name, changes)
+    expected_SC = padded_forward(model)
+    encoder = Encoder(copy.deepcopy(model), "fp32", "cpu")
+    assert encoder.is_packed == can_be_packed
+    np.testing.assert_allclose(encoder.logits(TOKENS), expected_SC, atol=1e-4)
+
+    logits_SC = Encoder(copy.deepcopy(model), "bf16", "cpu").logits(TOKENS)
+    assert np.abs(logits_SC - expected_SC).max() <= 0.05
+    is_clear_S = np.ptp(expected_SC, axis=1) > 0.01  # random weights bring near ties that a trained head does not
+    assert np.mean((logits_SC.argmax(1) == expected_SC.argmax(1))[is_clear_S]) >= 0.995
+    assert is_clear_S.mean() > 0.9
+
+
+def whole_attention(
+    query_HTD: torch.Tensor, key_HTD: torch.Tensor, value_HTD: torch.Tensor, is_seen_TT: torch.Tensor
+) -> torch.Tensor:
+    return scaled_dot_product_attention(query_HTD, key_HTD, value_HTD, attn_mask=is_seen_TT, scale=0.3)
+
+
+@pytest.mark.parametrize("sliding_window", [None, 3])
+@pytest.mark.parametrize("on_cuda", [False, True])
+def test_documents_see_themselves_alone(
+    sliding_window: int | None, on_cuda: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offsets_B1 = torch.tensor([0, 5, 10, 12], dtype=torch.int32)
+    packing = Packing(offsets_B1, ((0, 2, 5), (10, 1, 2)), 5)
+    torch.manual_seed(0)
+    query_1HTD, key_1HTD, value_1HTD = (torch.randn(1, 12, 4, 8).transpose(1, 2) for _ in range(3))
+    documents_T = torch.tensor([0] * 5 + [1] * 5 + [2] * 2)
+    is_seen_TT = documents_T[:, None] == documents_T
+    if sliding_window:
+        is_seen_TT &= (torch.arange(12)[:, None] - torch.arange(12)).abs() < sliding_window
+    expected_1THD = whole_attention(query_1HTD, key_1HTD, value_1HTD, is_seen_TT).transpose(1, 2)
+    if on_cuda:  # the kernel needs a GPU; here its documented meaning stands in for it
+
+        def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):  # type: ignore[no-untyped-def]
+            assert query.shape == key.shape == value.shape == (12, 4, 8)
+            assert cu_seq_q is cu_seq_k is offsets_B1
+            assert (max_q, max_k, scale) == (5, 5, 0.3)
+            assert window_size == ((2, 2) if sliding_window else (-1, -1))
+            return whole_attention(*(one.transpose(0, 1) for one in (query, key, value)), is_seen_TT).transpose(0, 1)
+
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+        states_1THD = attention._on_cuda(query_1HTD, key_1HTD, value_1HTD, packing, 0.3, sliding_window)
+    else:
+        states_1THD, weights = packed_attention(
+            torch.nn.Module(),
+            query_1HTD,
+            key_1HTD,
+            value_1HTD,
+            None,
+            0.3,
+            packing=packing,
+            sliding_window=sliding_window,
+        )
+        assert weights is None
+    torch.testing.assert_close(states_1THD, expected_1THD)
+
+
+def test_a_model_that_reads_other_positions_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("Roberta", {"pad_token_id": 1})
+    expected_SC = padded_forward(model)
+    monkeypatch.setattr("bertray.encoder._first_position", lambda _: 0)
+    encoder = Encoder(model, "fp32", "cpu")
+    assert not encoder.is_packed
+    np.testing.assert_allclose(encoder.logits(TOKENS), expected_SC, atol=1e-4)
+
+
+def test_out_of_memory_is_answered_by_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder(build("Bert", {}), "fp32", "cpu")
+    expected_SC = encoder.logits(TOKENS)
+    forward, sizes = encoder._forward, []
+
+    def limited(tokens: TokenColumn, rows: np.ndarray) -> torch.Tensor:
+        sizes.append(int(tokens.lengths_S[rows].sum()))
+        if sizes[-1] > 600:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(tokens, rows)
+
+    monkeypatch.setattr(encoder, "_forward", limited)
+    np.testing.assert_allclose(encoder.logits(TOKENS), expected_SC, atol=1e-5)
+    assert encoder.token_budget == 512
+    assert [size > 600 for size in sizes[:3]] == [True, True, False]
+
+    def never(tokens: TokenColumn, rows: np.ndarray) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(encoder, "_forward", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        encoder.logits(TOKENS)
