@@ -28,7 +28,7 @@ def score(
 
 
 def test_rows_stay_in_order_over_many_steps(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_module, "_STEP_ROWS", 7)
+    monkeypatch.setattr(shards_module, "_MAX_STEP_ROWS", 7)
     texts: list[str | None] = [f"text number {row} " * (row % 5 + 1) for row in range(50)]
     texts[3], texts[20] = None, " "
     counts, table = score(bundle, write_shard(tmp_path / "a.parquet", texts), keep=("document_id",))
@@ -38,7 +38,7 @@ def test_rows_stay_in_order_over_many_steps(bundle: Bundle, tmp_path: Path, monk
         assert table["label"][row].as_py() == prediction.label
         assert table["score"][row].as_py() == pytest.approx(prediction.score, abs=1e-5)
         assert table["error"][row].as_py() == prediction.error
-    assert counts == ShardCounts(50, 2, sum(table["num_tokens"].to_pylist()))
+    assert counts == ShardCounts(50, 2, 0, sum(table["num_tokens"].to_pylist()), 0)
 
 
 def test_the_schema_of_a_predictions_file(bundle: Bundle, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_the_schema_of_a_predictions_file(bundle: Bundle, tmp_path: Path) -> Non
 
 def test_no_rows_give_a_file_of_no_rows(bundle: Bundle, tmp_path: Path) -> None:
     counts, table = score(bundle, write_shard(tmp_path / "a.parquet", []), keep=("document_id",))
-    assert counts == ShardCounts(0, 0, 0)
+    assert counts == ShardCounts(0, 0, 0, 0, 0)
     assert table.num_rows == 0
     assert "label" in table.column_names
 
@@ -110,3 +110,31 @@ def test_missing_columns_and_wrong_types(bundle: Bundle, tmp_path: Path) -> None
         score(bundle, shard, text="page")
     with pytest.raises(ShardError, match="not found"):
         score(bundle, tmp_path / "gone.parquet")
+
+
+def test_identical_texts_are_scored_once(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str | None] = ["one text", "another one", "one text", None, "", None, "one text"]
+    asked: list[list[object]] = []
+    predict = bundle.predict_column
+    monkeypatch.setattr(bundle, "predict_column", lambda column: asked.append(column.to_pylist()) or predict(column))
+    counts, table = score(bundle, write_shard(tmp_path / "a.parquet", texts), keep=("document_id",))
+    assert asked == [[b"one text", b"another one", None, b""]]
+    assert table["document_id"].to_pylist() == [f"a-{row}" for row in range(7)]
+    for row, prediction in enumerate(bundle.predict(texts)):
+        found = table.slice(row, 1).to_pylist()[0]
+        assert (found["label"], found["error"], found["num_tokens"]) == (
+            prediction.label,
+            prediction.error,
+            prediction.num_tokens,
+        )
+    num_tokens = table["num_tokens"].to_pylist()
+    assert counts == ShardCounts(7, 3, 3, sum(num_tokens), 2 * num_tokens[0])
+
+
+def test_a_step_holds_so_many_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": range(100), "text": ["word " * 200] * 100}), path, use_dictionary=False)
+    metadata = pq.read_metadata(path)
+    num_bytes = metadata.row_group(0).column(1).total_uncompressed_size
+    for step_bytes, expected in ((num_bytes * 3, 300), (10, 64), (num_bytes * 10_000, 1 << 18)):
+        assert shards_module._step_rows(metadata, "text", step_bytes) == expected

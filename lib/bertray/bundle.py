@@ -28,8 +28,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from bertray.config import Device, Precision
-from bertray.encoder import Encoder, softmax
+from bertray.config import Device, Precision, ProblemType
+from bertray.encoder import Encoder, probabilities
 from bertray.errors import BundleError, RequestError
 from bertray.report import model_card
 from bertray.schema import PREDICTION_SCHEMA
@@ -47,7 +47,7 @@ class BundleInfo(BaseModel):
 
     format_version: int = 1
     labels: tuple[str, ...]  # by id
-    problem_type: str = "single_label_classification"
+    problem_type: ProblemType = "single_label_classification"
     max_length: int  # tokens a text is cut to, special tokens included
     long_documents: str = "truncate"  # what happens to the rest of a longer text
     encoder: str  # what was fine-tuned: Hub id, folder or package
@@ -68,7 +68,7 @@ class Prediction(NamedTuple):
     """What the model says of one text; `label` and `score` are None where `error` is not."""
 
     label: str | None
-    score: float | None  # softmax probability of the label
+    score: float | None  # probability of the label: softmax, or sigmoid of a multi-label model
     num_tokens: int  # read by the model, special tokens included
     truncated: bool
     error: str | None
@@ -122,7 +122,7 @@ class Bundle:
         tokens = self.tokenizer.encode(texts)
         logits_NC = np.full((len(tokens.errors), len(self.info.labels)), np.nan, dtype=np.float32)
         logits_NC[tokens.documents_S] = self.encoder.logits(tokens)
-        probabilities_NC = softmax(logits_NC)
+        probabilities_NC = probabilities(logits_NC, self.info.problem_type)
         not_a_number_N = np.isnan(probabilities_NC).any(axis=1)  # also where there was nothing to read
         errors = pc.if_else(
             pc.and_(pa.array(not_a_number_N), tokens.errors.is_null()),

@@ -13,6 +13,7 @@ from bertray.schema import RESERVED_COLUMNS
 
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
+ProblemType = Literal["single_label_classification", "multi_label_classification"]  # transformers' names
 DEVICE_HELP = (
     "what workers run on; auto is cuda where the cluster has a GPU now; say cuda where GPU nodes start on demand"
 )

@@ -31,7 +31,8 @@ DATASET_SCHEMA = pa.schema(
 
 ROW, SCORE, NUM_TOKENS, TRUNCATED, ERROR = "row", "score", "num_tokens", "truncated", "error"
 
-# What a model says of one text. `score` is the softmax probability of `label`; both are null where `error` is not.
+# What a model says of one text. `label` is the likeliest, `score` its probability; both are null where `error`
+# is not.
 PREDICTION_FIELDS = (
     pa.field(LABEL, pa.string()),
     pa.field(SCORE, pa.float32()),

@@ -30,7 +30,7 @@ from bertray.config import Device, ScoreConfig
 from bertray.errors import BundleError, RequestError, ShardError
 from bertray.ledger import Committed, Manifest, fingerprint, new_run_id, pending
 from bertray.progress import ProgressBar
-from bertray.shards import read_schema, score_shard
+from bertray.shards import STEP_BYTES, read_schema, score_shard
 from bertray.storage import FileInfo, Location
 from bertray.text import check_text_type
 from bertray.versions import versions
@@ -97,6 +97,7 @@ class _Run:
         self._manifest, self._run_id, self._fingerprint = manifest, run_id, request_fingerprint
         self.committed: list[Committed] = []
         self.failures: list[dict[str, str]] = []
+        self._num_repeated = {"num_rows_repeated": 0, "num_tokens_repeated": 0}
         self._precisions: set[str] = set()
 
     def follow(self, outcomes: Iterable[dict[str, Any]], num_shards: int) -> None:
@@ -121,6 +122,8 @@ class _Run:
             _log.warning("failed: %s: %s", outcome["path"], outcome["failure"])
             return
         self._precisions.add(outcome["precision"])
+        for name in self._num_repeated:
+            self._num_repeated[name] += outcome[name]
         self.committed.append(
             Committed(
                 path=outcome["path"],
@@ -144,9 +147,10 @@ class _Run:
             "num_rows": num_rows,
             "num_rows_error": sum(record.num_rows_error for record in self.committed),
             "num_tokens": num_tokens,
+            **self._num_repeated,  # texts that stood earlier in the same step: scored once
             "wall_s": round(wall_s, 2),
             "rows_per_s": round(num_rows / wall_s, 1),
-            "tokens_per_s": round(num_tokens / wall_s, 1),
+            "tokens_per_s": round((num_tokens - self._num_repeated["num_tokens_repeated"]) / wall_s, 1),
             "precision": "+".join(sorted(self._precisions)) or None,
         }
 
@@ -250,7 +254,9 @@ class ScoringActor:
             "version": str(unit["version"]),
             "num_rows": 0,
             "num_rows_error": 0,
+            "num_rows_repeated": 0,
             "num_tokens": 0,
+            "num_tokens_repeated": 0,
             "precision": self._bundle.encoder.precision,
             "failure": "",
         }
@@ -261,6 +267,7 @@ class ScoringActor:
                 Location.of(str(unit["predictions"])),
                 self._config.text_column,
                 list(self._config.keep_columns),
+                STEP_BYTES[self._bundle.encoder.device.type],
             )
             outcome |= vars(counts)
         except ShardError as error:

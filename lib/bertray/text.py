@@ -23,15 +23,7 @@ def as_text(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeStringArray, pa
     Raises:
         ShardError: the column's type holds no text.
     """
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    check_text_type(column.type)
-    if pa.types.is_string_view(column.type):
-        column = column.cast(pa.large_string())
-    # Large: a column of two billion bytes must not overflow 32-bit offsets in a kernel.
-    column = column.cast(pa.large_binary())
+    column = _as_bytes(column)
     not_utf8_N = _not_utf8(column)
     strings = pc.if_else(pa.array(not_utf8_N), pa.scalar(b"", pa.large_binary()), column).cast(pa.large_string())
     errors = pc.case_when(
@@ -42,6 +34,28 @@ def as_text(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeStringArray, pa
         pa.scalar(None, pa.string()),
     )
     return strings, errors
+
+
+def distinct(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeBinaryArray, pa.Int32Array]:
+    """The column's distinct texts, null among them, and for every row the place of its text there.
+
+    Raises:
+        ShardError: the column's type holds no text.
+    """
+    encoded = _as_bytes(column).dictionary_encode(null_encoding="encode")
+    return encoded.dictionary, encoded.indices
+
+
+def _as_bytes(column: pa.Array | pa.ChunkedArray) -> pa.LargeBinaryArray:
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    check_text_type(column.type)
+    if pa.types.is_string_view(column.type):
+        column = column.cast(pa.large_string())
+    # Large: a column of two billion bytes must not overflow 32-bit offsets in a kernel.
+    return column.cast(pa.large_binary())
 
 
 def check_text_type(kind: pa.DataType) -> None:
