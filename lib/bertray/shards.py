@@ -120,7 +120,7 @@ def _step_rows(metadata: pq.FileMetaData, text_column: str, step_bytes: int) -> 
     ]
     num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == text_column)
     num_rows = step_bytes * metadata.num_rows // max(1, num_bytes)
-    return min(max(num_rows, _MIN_STEP_ROWS), _MAX_STEP_ROWS)
+    return int(min(max(num_rows, _MIN_STEP_ROWS), _MAX_STEP_ROWS))
 
 
 def _sum(column: pa.ChunkedArray) -> int:

@@ -1,0 +1,267 @@
+"""The bare engine, text to logits, beside what people run today; without Ray, without the network.
+
+    python -m benchmarks.engine                       CPU: MiniLM (extra 'demo') on real sentences
+    python -m benchmarks.engine --bundle bundle       the same with a bundle's model; with OpenVINO, if it is installed
+    python -m benchmarks.engine --device cuda         BERT-base's shape, random weights, lengths of real texts
+
+On CUDA nothing but torch, transformers and pyarrow is needed: vocabulary and texts are made up, their lengths are
+those of abstracts. Every row of the table is measured in the same run, in turns; tokens are those of the texts,
+padding is not counted. `of the products` is the model's arithmetic a second over that of a large bf16 matrix product
+of this run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordPiece
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
+from transformers.utils import logging as transformers_logging
+
+from benchmarks.results import ROOT, SHARED_DATA, interleaved, write_result
+from bertray.encoder import Encoder
+from bertray.tokenization import ColumnTokenizer
+
+PIPELINE_BATCH_SIZE = {"cpu": 32, "cuda": 256}
+SORTED_BATCH_SIZE = {"cpu": 32, "cuda": 256}
+PIPELINE_DTYPE = {"cpu": torch.float32, "cuda": torch.float16}
+NUM_TEXTS = {"cpu": 1000, "cuda": 100_000}
+SAMPLE = {"cpu": 0.25, "cuda": 0.1}  # share of the texts that slow peers get
+MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
+# Tokens of an abstract (eight consecutive sentences of csabstruct) at 0, 5, …, 100 % of them.
+ABSTRACT_LENGTHS = [
+    *[113, 160, 174, 184, 190, 196, 202, 207, 213, 219, 223],
+    *[228, 233, 239, 247, 254, 262, 272, 284, 308, 512],
+]
+VOCABULARY_SIZE = 30_522
+
+
+@dataclass
+class Subject:
+    """What is run: texts, their tokenizer, and a model that each peer gets a copy of."""
+
+    name: str
+    texts: list[str]
+    tokenizer: Any
+    model: Any
+    max_length: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--bundle", type=Path, help="a bundle of jobs.train, for the CPU")
+    parser.add_argument("--texts", type=Path, help="a Parquet file with a column text, for the CPU")
+    parser.add_argument("--num-texts", type=int)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of torch, on the CPU; default: all")
+    options = parser.parse_args()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("torch sees no GPU here: leave --device out")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    subject = _bert_base(options) if options.device == "cuda" else _minilm(options)
+    _measure(subject, options)
+
+
+def _measure(subject: Subject, options: argparse.Namespace) -> None:
+    device = options.device
+    columnar = ColumnTokenizer(subject.tokenizer.backend_tokenizer, subject.max_length)
+    tokens = columnar.encode(pa.array(subject.texts))
+    sample = random.Random(0).sample(range(len(subject.texts)), round(SAMPLE[device] * len(subject.texts)))
+    sampled = [subject.texts[index] for index in sample]
+    num_sampled_tokens = int(tokens.lengths_S[sample].sum())
+
+    runs: dict[str, tuple[int, Callable[[], object]]] = {}
+    dtype = PIPELINE_DTYPE[device]
+    short = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    batch_size = PIPELINE_BATCH_SIZE[device]
+    classify = pipeline(
+        "text-classification",
+        model=copy.deepcopy(subject.model).to(dtype),
+        tokenizer=subject.tokenizer,
+        device=device,
+        batch_size=batch_size,
+    )
+    runs[f"transformers.pipeline, batch {batch_size}, {short[dtype]}"] = (
+        num_sampled_tokens,
+        lambda: classify(sampled, truncation=True, max_length=subject.max_length),
+    )
+    for dtype in (torch.float32, torch.bfloat16) if device == "cpu" else (torch.bfloat16,):
+        peer = _SortedPadded(subject, copy.deepcopy(subject.model).to(device, dtype).eval(), SORTED_BATCH_SIZE[device])
+        name = f"sorted, padded batches of {SORTED_BATCH_SIZE[device]}, SDPA, {short[dtype]}"
+        runs[name] = (num_sampled_tokens, lambda peer=peer: peer.logits(sampled))
+    if device == "cuda":
+        with contextlib.suppress(ImportError):
+            import flash_attn  # noqa: F401
+
+            unpadded = copy.deepcopy(subject.model).to(device, torch.bfloat16).eval()
+            unpadded.set_attn_implementation("flash_attention_2")
+            peer = _SortedPadded(subject, unpadded, SORTED_BATCH_SIZE[device])
+            runs["FlashAttention 2, unpadded, bf16"] = (num_sampled_tokens, lambda peer=peer: peer.logits(sampled))
+    encoders = {
+        f"bertray, torch, {precision}": Encoder(copy.deepcopy(subject.model), precision, device)
+        for precision in (("fp32", "bf16") if device == "cpu" else ("bf16",))
+    }
+    for name, encoder in encoders.items():
+        runs[name] = (
+            tokens.num_tokens,
+            lambda encoder=encoder: encoder.logits(columnar.encode(pa.array(subject.texts))),
+        )
+
+    for _, run in runs.values():  # warm up
+        run()
+    products = [_product_rate(device)]
+    walls_s = interleaved({name: run for name, (_, run) in runs.items()}, options.repeats)
+    products.append(_product_rate(device))
+    product_rate = max(products)
+
+    base = next(iter(runs))
+    rates = {name: num_tokens / walls_s[name] for name, (num_tokens, _) in runs.items()}
+    lines = ["| what | tokens/s | texts/s | ratio | of the products |", "|---|---|---|---|---|"]
+    mean_length = tokens.num_tokens / len(tokens.lengths_S)
+    flop_a_token = _flop(subject.model, tokens.lengths_S) / tokens.num_tokens
+    for name, rate in rates.items():
+        share = rate * flop_a_token / product_rate
+        lines.append(
+            f"| {name} | {rate:.0f} | {rate / mean_length:.1f} | {rate / rates[base]:.2f} | {100 * share:.0f} % |"
+        )
+    lines += ["", f"A bf16 matrix product of {MATRIX_SIZE[device]}² runs at {product_rate / 1e9:.0f} GFLOP/s here."]
+    facts = {
+        "texts": subject.name,
+        "num_texts": len(subject.texts),
+        "num_texts_of_slow_peers": len(sampled),
+        "num_tokens": tokens.num_tokens,
+        "mean_tokens": round(mean_length, 1),
+        "max_length": subject.max_length,
+        "num_parameters": sum(one.numel() for one in subject.model.parameters()),
+        "flop_a_token": round(flop_a_token),
+        "product_gflop_per_s": [round(rate / 1e9, 1) for rate in products],
+        "num_threads": torch.get_num_threads(),
+        "token_budget": next(reversed(encoders.values())).token_budget,
+        "repeats": options.repeats,
+        "wall_s": {name: round(wall_s, 3) for name, wall_s in walls_s.items()},
+    }
+    write_result("engine", f"{device}-{subject.name}", "\n".join(lines), facts)
+
+
+class _SortedPadded:
+    """What sentence-transformers does: sort all texts by length, batches of so many texts, padded to the longest."""
+
+    def __init__(self, subject: Subject, model: Any, batch_size: int) -> None:
+        self._tokenizer, self._max_length = subject.tokenizer, subject.max_length
+        self._model, self._batch_size = model, batch_size
+
+    @torch.inference_mode()
+    def logits(self, texts: list[str]) -> np.ndarray:
+        order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+        parts = []
+        for start in range(0, len(order), self._batch_size):
+            batch = self._tokenizer(
+                [texts[index] for index in order[start : start + self._batch_size]],
+                padding=True,
+                truncation=True,
+                max_length=self._max_length,
+                return_tensors="pt",
+            ).to(self._model.device)
+            parts.append(self._model(**batch).logits.float().cpu())
+        return torch.cat(parts).numpy()
+
+
+def _minilm(options: argparse.Namespace) -> Subject:
+    from bertray.pretrained import encoder_folder
+
+    path = options.texts or SHARED_DATA / "csabstruct" / "train.parquet"
+    if not path.exists() and not options.texts:
+        path = ROOT / "demo" / "archive"
+    if not path.exists():
+        sys.exit(f"{path} is missing: run make demo, or give --texts FILE")
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    column = pa.concat_tables([pq.read_table(file, columns=["text"]) for file in files])["text"].drop_null()
+    texts = [text for text in column.to_pylist() if text.strip()]
+    texts = random.Random(0).sample(texts, min(len(texts), options.num_texts or NUM_TEXTS["cpu"]))
+    folder = options.bundle or encoder_folder("minilm")
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    name = path.parent.name if path.is_file() else path.name
+    return Subject(name, texts, tokenizer, model.eval(), options.max_length)
+
+
+def _bert_base(options: argparse.Namespace) -> Subject:
+    """BERT-base of random weights, and texts of made-up words: one token each."""
+    words = [f"w{number}" for number in range(VOCABULARY_SIZE - 5)]
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    backend = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    rng = np.random.default_rng(0)
+    lengths = np.interp(rng.random(options.num_texts or NUM_TEXTS["cuda"]), np.linspace(0, 1, 21), ABSTRACT_LENGTHS)
+    # Words follow Zipf's law, as in languages.
+    ranks = np.minimum(rng.zipf(1.2, int(lengths.sum()) + len(lengths)), len(words)) - 1
+    texts, at = [], 0
+    for length in lengths.astype(int) - 2:
+        texts.append(" ".join(words[rank] for rank in ranks[at : at + length]))
+        at += length
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY_SIZE, num_labels=4)).eval()
+    return Subject("bert-base-random", texts, tokenizer, model, options.max_length)
+
+
+def _flop(model: Any, lengths_S: np.ndarray) -> float:
+    """Floating-point operations of the encoder's matrix products on sequences of these lengths."""
+    encoder = getattr(model, model.base_model_prefix)
+    linear = sum(
+        2 * layer.in_features * layer.out_features
+        for name, layer in encoder.named_modules()
+        if isinstance(layer, torch.nn.Linear) and "pooler" not in name
+    )
+    attention = 4 * model.config.num_hidden_layers * model.config.hidden_size * np.square(lengths_S, dtype=float)
+    return float(linear * lengths_S.sum() + attention.sum())
+
+
+def _product_rate(device: str) -> float:
+    """Floating-point operations a second of a large bf16 matrix product: the best of some."""
+    size = MATRIX_SIZE[device]
+    one, other = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    best_s = float("inf")
+    for _ in range(8):
+        started_s = time.perf_counter()
+        one @ other
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best_s = min(best_s, time.perf_counter() - started_s)
+    return 2 * size**3 / best_s
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Memory of `jobs.score`: the driver and a model actor over 10,000 and over 1,000,000 rows.
+
+    python -m benchmarks.memory
+    python -m benchmarks.memory --rows 10000 100000
+
+A model of two tiny layers stands in for a real one: it is rows that are counted here, not tokens a second. The texts
+are sentences of random words, so that hardly any is met twice. What is reported is the peak of each process's resident
+memory, read from the system while the job runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers.utils import logging as transformers_logging
+
+from benchmarks.results import ROOT, write_result
+from bertray.bundle import seal
+from bertray.pretrained import encoder_folder
+
+NUM_SHARDS = 4
+POLL_S = 0.1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
+    options = parser.parse_args()
+    transformers_logging.disable_progress_bar()
+    runs = {}
+    with tempfile.TemporaryDirectory(prefix="bertray-bench-") as folder:
+        bundle = _tiny_bundle(Path(folder) / "bundle")
+        for num_rows in options.rows:
+            archive = _archive(Path(folder) / f"archive-{num_rows}", num_rows)
+            runs[num_rows] = _score(bundle, archive, Path(folder) / f"scored-{num_rows}")
+    first = runs[options.rows[0]]
+    lines = ["| rows | driver, MiB | model actor, MiB | wall, s | driver / first | actor / first |", "|---" * 6 + "|"]
+    for num_rows, run in runs.items():
+        lines.append(
+            f"| {num_rows} | {run['driver_mib']:.0f} | {run['actor_mib']:.0f} | {run['wall_s']:.0f} "
+            f"| {run['driver_mib'] / first['driver_mib']:.2f} | {run['actor_mib'] / first['actor_mib']:.2f} |"
+        )
+    write_result("memory", "rows", "\n".join(lines), {"num_shards": NUM_SHARDS, "runs": runs})
+
+
+def _tiny_bundle(folder: Path) -> Path:
+    folder.mkdir()
+    labels = ("a", "b", "c")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=30522,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoder_folder("minilm")).save_pretrained(folder)
+    keys = ("learning_rate", "batch_size", "weight_decay", "warmup_fraction", "precision", "seed", "epochs", "data")
+    figures = {"epoch": 1.0, "train_loss": 0.0, "loss": 0.0, "accuracy": 0.0, "f1_macro": 0.0, "wall_s": 0.0}
+    seal(
+        folder,
+        labels=labels,
+        max_length=128,
+        encoder="random weights",
+        data_fingerprint="0" * 64,
+        training=dict.fromkeys(keys, 0),
+        metrics=figures,
+        history=[figures],
+    )
+    return folder
+
+
+def _archive(folder: Path, num_rows: int) -> Path:
+    folder.mkdir()
+    vocabulary = AutoTokenizer.from_pretrained(encoder_folder("minilm")).get_vocab()
+    words = np.array(sorted(word for word in vocabulary if word.isalpha() and len(word) > 2))
+    rng = np.random.default_rng(0)
+    for shard in range(NUM_SHARDS):
+        picked = words[rng.integers(len(words), (num_rows // NUM_SHARDS, 12))]
+        texts = pa.array([" ".join(row) for row in picked])
+        pq.write_table(pa.table({"text": texts}), folder / f"part-{shard}.parquet", row_group_size=50_000)
+    return folder
+
+
+def _score(bundle: Path, archive: Path, output: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "jobs.score", "--bundle", bundle, "--input", archive, "--output", output]
+    arguments = [*map(str, command), "--num-actors", "1", "--device", "cpu"]
+    with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True) as job:
+        driver = psutil.Process(job.pid)
+        peaks = {"driver": 0, "actor": 0}
+        while job.poll() is None:
+            _note_peaks(driver, peaks)
+            time.sleep(POLL_S)
+        assert job.stdout is not None
+        summary = json.loads(job.stdout.read().splitlines()[-1])
+    if job.returncode or not peaks["actor"]:
+        sys.exit(f"jobs.score ended with {job.returncode}; peaks seen: {peaks}")
+    return {"driver_mib": peaks["driver"] / 2**20, "actor_mib": peaks["actor"] / 2**20, "wall_s": summary["wall_s"]}
+
+
+def _note_peaks(driver: psutil.Process, peaks: dict[str, int]) -> None:
+    try:
+        peaks["driver"] = max(peaks["driver"], _own_bytes(driver))
+        for process in driver.children(recursive=True):
+            if "ScoringActor" in " ".join(process.cmdline()):
+                peaks["actor"] = max(peaks["actor"], _own_bytes(process))
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return  # it ended between being listed and being looked at
+
+
+def _own_bytes(process: psutil.Process) -> int:
+    """Resident memory without what is shared with others: Ray's object store is counted in every process."""
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)
+
+
+if __name__ == "__main__":
+    main()
