@@ -1,6 +1,7 @@
 """Fine-tune a BERT classifier on a prepared data set, data-parallel, and write the bundle.
 
     python -m jobs.train --data dataset --output bundle --encoder minilm
+    python -m jobs.train --data dataset --output bundle --encoder minilm --max-length 256 --long-documents mean
     python -m jobs.train --data dataset --output bundle --encoder bert-base-uncased --epochs 3 --learning-rate 5e-5
     ray job submit --address http://127.0.0.1:8265 --working-dir . --runtime-env jobs/runtime_env.yaml -- \\
         python -m jobs.train --data s3://bucket/dataset --output s3://bucket/bundle --num-workers 4 --device cuda

@@ -1,6 +1,8 @@
 """Small real things that many tests share: a tiny encoder, bundles, a two-node Ray cluster, an S3 server, a demo."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -66,10 +68,20 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def calm_encoder(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny encoder without dropout, so that runs can be compared."""
+    folder = shutil.copytree(tiny_encoder, tmp_path_factory.mktemp("calm") / "encoder")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def make_bundle(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Builds a bundle of a randomly initialised classifier; same seed, same bundle."""
 
-    def build(max_length: int = 64, seed: int = 0) -> Path:
+    def build(max_length: int = 64, seed: int = 0, **policy: object) -> Path:
         folder = tmp_path_factory.mktemp("bundle")
         torch.manual_seed(seed)
         # With the usual initial weights all texts get the same label; these spread them.
@@ -86,6 +98,7 @@ def make_bundle(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) ->
             folder,
             labels=TINY_LABELS,
             max_length=max_length,
+            **policy,
             encoder="tiny",
             data_fingerprint="0" * 64,
             training=training,

@@ -1,13 +1,16 @@
 """A bundle predicts the same wherever it is loaded, and refuses to load altered."""
 
+import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from transformers import pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import bertray
 from bertray import Bundle, BundleError, Prediction, RequestError
@@ -71,6 +74,47 @@ def test_a_bundle_on_s3(tiny_bundle: Path, s3_folder: str) -> None:
     assert Bundle.load(s3_folder, "fp32").predict(TEXTS) == Bundle.load(str(tiny_bundle), "fp32").predict(TEXTS)
 
 
+def words(num_words: int) -> str:
+    """Text of different words: its windows have different logits."""
+    return " ".join(["physics", "sql", "Zürich", "cook", "sales", "north", "wave"][n * n % 7] for n in range(num_words))
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_long_documents_are_read_to_their_end(make_bundle: Callable[..., Path], how: str) -> None:
+    folder = make_bundle(max_length=16, long_documents=how, stride=4)
+    bundle = Bundle.load(str(folder), "fp32")
+    texts = [words(3), words(14), words(50), None, words(15), words(400)]
+    predictions = bundle.predict(texts)
+    assert [one.truncated for one in predictions] == [False] * 6
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    for text, prediction in zip(texts, predictions, strict=True):
+        if text is None:
+            assert prediction == (None, None, 0, False, "text is null")
+            continue
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        starts = [0]
+        if len(ids) > 14:
+            num_steps = -(-(len(ids) - 14) // 10)
+            starts = [step * (len(ids) - 14) // num_steps for step in range(num_steps + 1)]
+        windows = [[tokenizer.cls_token_id, *ids[at : at + 14], tokenizer.sep_token_id] for at in starts]
+        with torch.inference_mode():
+            logits = np.stack([model(input_ids=torch.tensor([one])).logits[0].numpy() for one in windows])
+        logits_C = logits.mean(axis=0) if how == "mean" else logits.max(axis=0)
+        probabilities = torch.tensor(logits_C).softmax(dim=0)
+        assert prediction.label == bundle.info.labels[int(probabilities.argmax())]
+        assert prediction.score == pytest.approx(float(probabilities.max()), abs=1e-4)
+        assert prediction.num_tokens == sum(map(len, windows))
+
+
+def test_texts_that_fit_do_not_depend_on_the_policy(make_bundle: Callable[..., Path]) -> None:
+    texts = [words(number) for number in (1, 5, 14)]
+    plain, mean, largest = (
+        Bundle.load(str(make_bundle(max_length=16, **policy)), "fp32").predict(texts)
+        for policy in ({}, {"long_documents": "mean", "stride": 4}, {"long_documents": "max", "stride": 4})
+    )
+    assert plain == mean == largest
+
+
 @pytest.fixture
 def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_bundle, tmp_path / "copy")
@@ -109,6 +153,8 @@ def test_the_card_may_be_edited(copy: Path) -> None:
     [
         (lambda info: info.update(format_version=2), "is of format 2; this version of bertray reads format 1"),
         (lambda info: info.pop("labels"), "cannot be read: .*labels"),
+        (lambda info: info.update(long_documents="middle"), "cannot be read: long_documents: .*'truncate', 'mean'"),
+        (lambda info: info.update(long_documents="mean"), "long_documents mean does not go with stride None"),
     ],
 )
 def test_a_bundle_json_that_does_not_fit_is_refused(copy: Path, change: object, message: str) -> None:
@@ -129,6 +175,26 @@ def test_the_fingerprint_follows_what_predictions_depend_on(tiny_bundle: Path, c
     assert read_info(Location.of(str(copy))).fingerprint() == original.fingerprint()
     assert original.model_copy(update={"max_length": 32}).fingerprint() != original.fingerprint()
     assert original.model_copy(update={"files": {}}).fingerprint() != original.fingerprint()
+    policies = [{}, *({"long_documents": how, "stride": stride} for how in ("mean", "max") for stride in (8, 16))]
+    assert len({original.model_copy(update=policy).fingerprint() for policy in policies}) == 5
+
+
+def test_a_bundle_of_before_there_were_windows(copy: Path) -> None:
+    before = read_info(Location.of(str(copy))).fingerprint()
+    info = json.loads((copy / "bundle.json").read_text())
+    del info["stride"]
+    (copy / "bundle.json").write_text(json.dumps(info))
+    assert Bundle.load(str(copy)).info.fingerprint() == before
+    # What such a version computed, so that archives are not scored anew.
+    read = {"files": info["files"], "max_length": 64, "long_documents": "truncate"}
+    assert before == hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+
+
+def test_the_card_says_how_long_documents_are_read(make_bundle: Callable[..., Path]) -> None:
+    assert "Texts are cut to 64 tokens." in (make_bundle() / "README.md").read_text()
+    card = (make_bundle(long_documents="max", stride=8) / "README.md").read_text()
+    assert "windows of 64 that overlap by 8 or more; a text's logits are the max of its windows'." in card
+    assert "That pipeline reads the first 64 tokens" in card
 
 
 def test_nothing_in_a_bundle_is_pickled(tiny_bundle: Path) -> None:

@@ -29,6 +29,7 @@ LAYERS = [
     "splits",
     "dataset",
     "ragged",
+    "windows",
     "text",
     "wordpiece",
     "tokenization",

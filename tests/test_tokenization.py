@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from bertray.errors import ShardError
@@ -44,6 +45,65 @@ def test_ids_are_the_reference_ids(texts: list[str | None]) -> None:
         else:
             assert ids == []
             assert text is None or not text.strip()
+
+
+STRIDE = 4
+WINDOWS = ColumnTokenizer(REFERENCE.backend_tokenizer, MAX_LENGTH, STRIDE)
+
+
+def reference_windows(text: str) -> list[list[int]]:
+    options = {"max_length": MAX_LENGTH, "stride": STRIDE, "return_overflowing_tokens": True}
+    windows: list[list[int]] = REFERENCE(text, truncation=True, **options)["input_ids"]
+    return windows
+
+
+@given(st.lists(st.one_of(st.none(), st.text(max_size=200)), max_size=8))
+def test_windows_of_any_text(texts: list[str | None]) -> None:
+    column = pa.array(texts, pa.string())
+    tokens, beginnings = WINDOWS.encode(column), TOKENIZER.encode(column)
+    assert tokens.errors.equals(beginnings.errors)
+    assert not tokens.truncated_N.any()
+    for document, text in enumerate(texts):
+        mine = np.flatnonzero(tokens.documents_S == document)
+        windows = [tokens.ids_T[tokens.offsets_S1[one] : tokens.offsets_S1[one + 1]].tolist() for one in mine]
+        assert tokens.num_tokens_N[document] == sum(map(len, windows))
+        if tokens.errors[document].is_valid:
+            assert windows == []
+            continue
+        assert text is not None
+        expected = reference_windows(text)
+        assert len(windows) == len(expected)
+        assert windows[0] == expected[0]
+        ids = REFERENCE(text)["input_ids"]
+        assert windows[-1][1:-1] == ids[1:-1][-(MAX_LENGTH - 2) :]
+        if not beginnings.truncated_N[document]:
+            assert windows == [ids]
+
+
+@pytest.mark.parametrize("num_words", [14, 24, 34, 94])
+def test_where_the_last_window_is_full_all_are_those_of_transformers(num_words: int) -> None:
+    words = ["one", "two", "three", "cat", "dog", "sun", "red"]  # each of one token
+    text = " ".join(words[number % 7] for number in range(num_words))
+    tokens = WINDOWS.encode(pa.array([text]))
+    assert [tokens.ids_T[a:b].tolist() for a, b in zip(tokens.offsets_S1, tokens.offsets_S1[1:], strict=False)] == (
+        reference_windows(text)
+    )
+
+
+def test_windows_with_a_tokenizer_of_another_kind() -> None:
+    tokenizer = Tokenizer(models.WordLevel({f"w{number}": number for number in range(50)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="w48 $A w49", special_tokens=[("w48", 48), ("w49", 49)]
+    )
+    text = " ".join(f"w{number}" for number in range(1, 11))
+    column = pa.array([text, None, "w5"])
+    windows = ColumnTokenizer(tokenizer, 8, 2).encode(column)
+    assert windows.documents_S.tolist() == [0, 0, 2]
+    assert windows.ids_T.tolist() == [48, 1, 2, 3, 4, 5, 6, 49, 48, 5, 6, 7, 8, 9, 10, 49, 48, 5, 49]
+    truncated = ColumnTokenizer(tokenizer, 8).encode(column)
+    assert truncated.ids_T.tolist() == [48, 1, 2, 3, 4, 5, 6, 49, 48, 5, 49]
+    assert truncated.truncated_N.tolist() == [True, False, False]
 
 
 def test_the_reference_tokenizer_is_left_as_it_was() -> None:

@@ -31,16 +31,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "data")
 
 
-@pytest.fixture(scope="module")
-def calm_encoder(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tiny encoder without dropout, so that runs can be compared."""
-    folder = shutil.copytree(tiny_encoder, tmp_path_factory.mktemp("calm") / "encoder")
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
-
-
 def run(dataset: str, output: Path | str, encoder: str, **options: Any) -> tuple[dict[str, Any], Bundle]:
     settings = {"epochs": 6, "learning_rate": 3e-3, "batch_size": 32, "max_length": 32, "precision": "fp32", **options}
     summary = train(TrainConfig(data=dataset, output=str(output), encoder=encoder, **settings))

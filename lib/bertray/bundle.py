@@ -19,16 +19,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from bertray.config import Device, Precision, ProblemType
+from bertray.config import Device, LongDocuments, Precision, ProblemType
 from bertray.encoder import Encoder, probabilities
 from bertray.errors import BundleError, RequestError
 from bertray.report import model_card
@@ -36,6 +36,7 @@ from bertray.schema import PREDICTION_SCHEMA
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer
 from bertray.versions import versions
+from bertray.windows import aggregate
 
 BUNDLE_FILE, CARD_FILE = "bundle.json", "README.md"
 
@@ -48,8 +49,9 @@ class BundleInfo(BaseModel):
     format_version: int = 1
     labels: tuple[str, ...]  # by id
     problem_type: ProblemType = "single_label_classification"
-    max_length: int  # tokens a text is cut to, special tokens included
-    long_documents: str = "truncate"  # what happens to the rest of a longer text
+    max_length: int  # tokens of a window, special tokens included
+    long_documents: LongDocuments = "truncate"  # what is read of a text that is longer; see bertray.windows
+    stride: int | None = None  # tokens that its neighbouring windows share at least; None: truncate
     encoder: str  # what was fine-tuned: Hub id, folder or package
     data_fingerprint: str  # Dataset.fingerprint() of the training data
     training: dict[str, Any]  # the job's configuration
@@ -58,9 +60,17 @@ class BundleInfo(BaseModel):
     versions: dict[str, str]  # of Python and the packages that matter
     files: dict[str, str]  # sha256 of every other file but the card, which a person may edit
 
+    @model_validator(mode="after")
+    def _stride_belongs_to_windows(self) -> Self:
+        if (self.stride is None) != (self.long_documents == "truncate"):
+            raise ValueError(f"long_documents {self.long_documents} does not go with stride {self.stride}")
+        return self
+
     def fingerprint(self) -> str:
         """What makes two bundles predict alike: the same files, read in the same way."""
         read = {"files": self.files, "max_length": self.max_length, "long_documents": self.long_documents}
+        if self.stride is not None:  # added later: a bundle that truncates keeps its fingerprint, and its archive
+            read["stride"] = self.stride
         return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
@@ -69,7 +79,7 @@ class Prediction(NamedTuple):
 
     label: str | None
     score: float | None  # probability of the label: softmax, or sigmoid of a multi-label model
-    num_tokens: int  # read by the model, special tokens included
+    num_tokens: int  # read by the model, special tokens included, in all windows
     truncated: bool
     error: str | None
 
@@ -100,7 +110,9 @@ class Bundle:
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return cls(
-            info, Encoder(model, precision, device), ColumnTokenizer(tokenizer.backend_tokenizer, info.max_length)
+            info,
+            Encoder(model, precision, device),
+            ColumnTokenizer(tokenizer.backend_tokenizer, info.max_length, info.stride),
         )
 
     def predict(self, texts: Sequence[str | None]) -> list[Prediction]:
@@ -120,8 +132,8 @@ class Bundle:
             ShardError: the column holds no text.
         """
         tokens = self.tokenizer.encode(texts)
-        logits_NC = np.full((len(tokens.errors), len(self.info.labels)), np.nan, dtype=np.float32)
-        logits_NC[tokens.documents_S] = self.encoder.logits(tokens)
+        logits_SC = self.encoder.logits(tokens)
+        logits_NC = aggregate(logits_SC, tokens.documents_S, len(tokens.errors), self.info.long_documents)
         probabilities_NC = probabilities(logits_NC, self.info.problem_type)
         not_a_number_N = np.isnan(probabilities_NC).any(axis=1)  # also where there was nothing to read
         errors = pc.if_else(

@@ -14,6 +14,7 @@ from bertray.schema import RESERVED_COLUMNS
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 ProblemType = Literal["single_label_classification", "multi_label_classification"]  # transformers' names
+LongDocuments = Literal["truncate", "mean", "max"]
 DEVICE_HELP = (
     "what workers run on; auto is cuda where the cluster has a GPU now; say cuda where GPU nodes start on demand"
 )
@@ -86,8 +87,19 @@ class TrainConfig(JobConfig):
     )
     epochs: int = Field(3, ge=1, le=1000, description="passes over the training rows; BERT's authors used 2 to 4")
     learning_rate: float = Field(5e-5, gt=0, lt=1, description="peak of the schedule; BERT's authors used 2e-5 to 5e-5")
-    batch_size: int = Field(32, ge=1, description="texts a step, over all workers together; BERT's used 16, 32")
-    max_length: int = Field(128, ge=8, description="tokens a text is cut to; the time of a step grows with it")
+    batch_size: int = Field(32, ge=1, description="texts (or windows) a step, over all workers; BERT's used 16, 32")
+    max_length: int = Field(128, ge=8, description="tokens the model reads at once; the time of a step grows with it")
+    long_documents: LongDocuments = Field(
+        "truncate",
+        description="of a text over --max-length: truncate reads the beginning; mean and max read all, in overlapping "
+        "windows, and take the mean, or of each label the largest, of the windows' logits; kept in the bundle",
+    )
+    stride: int | None = Field(
+        None,
+        ge=0,
+        description="with mean and max: tokens that neighbouring windows share at least, as transformers means it; "
+        "default: a quarter of --max-length, so that most sentences stand whole in a window, at 4/3 of the tokens",
+    )
     weight_decay: float = Field(0.01, ge=0, lt=1, description="of AdamW, but of biases and norms; as BERT's")
     warmup_fraction: float = Field(
         0.1, ge=0, le=1, description="share of steps in which the learning rate rises; as BERT's"
@@ -97,6 +109,21 @@ class TrainConfig(JobConfig):
     device: Device = Field("auto", description=DEVICE_HELP)
     precision: Precision = Field("auto", description=PRECISION_HELP)
     seed: int = Field(0, ge=0, description="of the head's weights, dropout and the order of the rows")
+
+    @model_validator(mode="after")
+    def _stride_belongs_to_windows(self) -> Self:
+        if self.long_documents == "truncate" and self.stride is not None:
+            raise ValueError(
+                f"stride {self.stride} has no meaning with long_documents truncate: leave it out, or say mean or max"
+            )
+        return self
+
+    @property
+    def overlap(self) -> int | None:
+        """Tokens that neighbouring windows share at least: --stride or its default; None: no windows."""
+        if self.long_documents == "truncate":
+            return None
+        return self.max_length // 4 if self.stride is None else self.stride
 
 
 class EvaluateConfig(JobConfig):

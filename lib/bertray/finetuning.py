@@ -1,11 +1,13 @@
 """The loop that every training worker runs.
 
 1. Every worker reads and tokenises the data set; the batches of an epoch follow from seed and epoch alone.
-2. A step: each rank takes every world_size-th text of the global batch; the loss is the mean over the global batch.
+2. A step: each rank takes every world_size-th sequence of the global batch; the loss is the mean over the global batch.
 3. After each epoch every rank evaluates its share of the validation rows; all ranks see the metrics of all rows.
 4. Rank 0 reports metrics and, as checkpoint, a Hugging Face model folder.
 
-Legend: N rows, C classes, B rows of a rank's share of a batch.
+A sequence is a text, or a window of a long one with the text's label; metrics are of texts.
+
+Legend: N rows, S sequences, C classes, B sequences of a rank's share of a batch.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from bertray.packing import epoch_batches, pad, padded_batches
 from bertray.pretrained import encoder_folder, load_tokenizer
 from bertray.schema import LABEL_ID, TEXT
 from bertray.tokenization import ColumnTokenizer, TokenColumn
+from bertray.windows import aggregate, training_weights
 
 _log = logging.getLogger(__name__)
 
@@ -66,8 +69,8 @@ class Worker:
         transformers_logging.set_verbosity_error()
 
         dataset = Dataset.open(config.data)
-        tokenizer, _ = load_tokenizer(config.encoder, config.max_length)
-        column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length)
+        tokenizer, _ = load_tokenizer(config.encoder, config.max_length, config.overlap)
+        column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
         self.train = _Rows(dataset.split("train"), column_tokenizer)
         self.validation = _Rows(dataset.split("validation"), column_tokenizer)
         self.num_labels = len(dataset.labels)
@@ -88,11 +91,11 @@ class Worker:
         # ranks validate unequal numbers of batches.
         self.ddp_model = ray.train.torch.prepare_model(model)
         self.model = self.ddp_model.module if self.world_size > 1 else self.ddp_model
-        self.steps_per_epoch = math.ceil(len(self.train.labels_N) / config.batch_size)
-        num_steps = self.steps_per_epoch * config.epochs
+        self.steps_per_epoch = math.ceil(len(self.train.labels_S) / config.batch_size)
+        self.num_steps = self.steps_per_epoch * config.epochs
         self.optimizer = _optimizer(self.model, config)
         self.scheduler = get_linear_schedule_with_warmup(
-            self.optimizer, round(num_steps * config.warmup_fraction), num_steps
+            self.optimizer, round(self.num_steps * config.warmup_fraction), self.num_steps
         )
         torch.manual_seed(config.seed + 1 + self.rank)  # dropout differs between ranks
         self._posted_s = 0.0
@@ -107,7 +110,7 @@ class Worker:
             self._report(metrics)
 
     def _train_epoch(self, epoch: int) -> float:
-        """One pass over the training rows; returns the mean loss of a row."""
+        """One pass over the training rows; returns the mean loss of a row, which is the mean of its windows'."""
         self.model.train()
         losses: list[torch.Tensor] = []
         batches = epoch_batches(self.train.tokens.lengths_S, self.config.batch_size, self.config.seed, epoch)
@@ -116,11 +119,12 @@ class Worker:
             # A last batch of fewer rows than ranks: the others join the gradient exchange with a loss of zero.
             weight = 1.0 if len(rows) else 0.0
             rows = rows if len(rows) else batch[:1]
-            loss_sum = weight * cross_entropy(
-                self._logits(self.ddp_model, self.train.tokens, rows),
-                self.train.targets(rows, self.device),
-                reduction="sum",
+            logits_BC = self._logits(self.ddp_model, self.train.tokens, rows)
+            targets_B, weights_B = (
+                torch.from_numpy(values_S[rows]).to(self.device)
+                for values_S in (self.train.labels_S, self.train.weights_S)
             )
+            loss_sum = weight * (weights_B * cross_entropy(logits_BC, targets_B, reduction="none")).sum()
             # DDP averages gradients over ranks; scaled so, the average is the gradient of the global batch's mean.
             (loss_sum * (self.world_size / len(batch))).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
@@ -129,7 +133,7 @@ class Worker:
             self.optimizer.zero_grad(set_to_none=True)
             losses.append(loss_sum.detach())
             self._post_progress(epoch, step, losses)
-        return self._sum_over_ranks(torch.stack(losses).sum().item()) / len(self.train.labels_N)
+        return self._sum_over_ranks(torch.stack(losses).sum().item()) / len(self.train.labels_S)
 
     def _logits(self, model: torch.nn.Module, tokens: TokenColumn, rows: np.ndarray) -> torch.Tensor:
         """logits_BC (float32) of some rows, under the run's precision."""
@@ -143,22 +147,22 @@ class Worker:
     def _validate(self) -> dict[str, float]:
         """Loss and metrics over all validation rows; each rank runs every world_size-th batch."""
         self.model.eval()
-        num_rows = len(self.validation.labels_N)
-        # A row is evaluated by one rank, and is zero on the others: the sum over ranks is the whole.
-        totals = torch.zeros(num_rows, 2, dtype=torch.float64)
-        batches = padded_batches(self.validation.tokens.lengths_S, TOKEN_BUDGET[self.device.type])
+        tokens = self.validation.tokens
+        # A sequence is run by one rank, and is zero on the others: the sum over ranks is the whole.
+        logits_SC = torch.zeros(len(tokens.documents_S), self.num_labels)
+        batches = padded_batches(tokens.lengths_S, TOKEN_BUDGET[self.device.type])
         for rows in batches[self.rank :: self.world_size]:
-            logits_BC = self._logits(self.model, self.validation.tokens, rows)
-            losses_B = cross_entropy(logits_BC, self.validation.targets(rows, self.device), reduction="none")
-            totals[rows, 0] = losses_B.double().cpu()
-            totals[rows, 1] = logits_BC.argmax(dim=1).double().cpu()
+            logits_SC[rows] = self._logits(self.model, tokens, rows).cpu()
         if self.world_size > 1:
-            totals = totals.to(self.device)
-            torch.distributed.all_reduce(totals)
-            totals = totals.cpu()
-        predicted_N = totals[:, 1].long().numpy()
-        metrics = summary_metrics(self.validation.labels_N, predicted_N, self.num_labels)
-        return {"loss": totals[:, 0].mean().item(), **metrics}
+            logits_SC = logits_SC.to(self.device)
+            torch.distributed.all_reduce(logits_SC)
+            logits_SC = logits_SC.cpu()
+        num_rows = len(self.validation.labels_N)
+        logits_NC = aggregate(logits_SC.numpy(), tokens.documents_S, num_rows, self.config.long_documents)
+        read = np.unique(tokens.documents_S)  # a text without tokens has no logits
+        labels_N, logits_NC = self.validation.labels_N[read], logits_NC[read]
+        loss = cross_entropy(torch.from_numpy(logits_NC).double(), torch.from_numpy(labels_N)).item()
+        return {"loss": loss, **summary_metrics(labels_N, logits_NC.argmax(axis=1), self.num_labels)}
 
     def _sum_over_ranks(self, value: float) -> float:
         if self.world_size == 1:
@@ -178,7 +182,8 @@ class Worker:
                 f"the loss is {loss} at epoch {epoch}, step {step}: lower --learning-rate (now "
                 f"{self.config.learning_rate:g}) or use --precision fp32"
             )
-        self.board.post.remote((epoch - 1) * self.steps_per_epoch + step, f"epoch {epoch}/{self.config.epochs}")
+        step_of_all = (epoch - 1) * self.steps_per_epoch + step
+        self.board.post.remote(step_of_all, self.num_steps, f"epoch {epoch}/{self.config.epochs}")
 
     def _report(self, metrics: dict[str, Any]) -> None:
         if self.rank:
@@ -191,14 +196,13 @@ class Worker:
 
 
 class _Rows:
-    """A split in memory: tokens and label ids."""
+    """A split in memory: tokens and label ids, and what a sequence counts in the loss."""
 
     def __init__(self, table: pa.Table, tokenizer: ColumnTokenizer) -> None:
         self.tokens = tokenizer.encode(table[TEXT])
         self.labels_N = table[LABEL_ID].to_numpy().astype(np.int64)
-
-    def targets(self, rows: np.ndarray, device: torch.device) -> torch.Tensor:
-        return torch.from_numpy(self.labels_N[rows]).to(device)
+        self.labels_S = self.labels_N[self.tokens.documents_S]
+        self.weights_S = training_weights(self.tokens.documents_S)
 
 
 def _optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

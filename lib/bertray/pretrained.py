@@ -56,12 +56,14 @@ def encoder_folder(encoder: str) -> Path:
     return folder
 
 
-def load_tokenizer(encoder: str, max_length: int) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
+def load_tokenizer(
+    encoder: str, max_length: int, stride: int | None = None
+) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
     """The encoder's tokenizer and configuration, checked before any time is spent.
 
     Raises:
-        RequestError: unreadable files, no fast tokenizer, no sequence classifier of this architecture, or a window
-            below max_length.
+        RequestError: unreadable files, no fast tokenizer, no sequence classifier of this architecture, a window
+            below max_length, or a stride that leaves no step from window to window.
     """
     folder = encoder_folder(encoder)
     try:
@@ -82,6 +84,12 @@ def load_tokenizer(encoder: str, max_length: int) -> tuple[PreTrainedTokenizerBa
     window = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or max_length)
     if max_length > window:
         raise RequestError(f"--max-length {max_length}: {encoder} reads at most {window} tokens")
+    held = max_length - tokenizer.num_special_tokens_to_add()
+    if stride is not None and stride >= held:
+        raise RequestError(
+            f"--stride {stride}: windows of --max-length {max_length} hold {held} tokens of a text beside the special "
+            f"ones, and share less than that. Say --stride {max_length // 4}, or raise --max-length"
+        )
     tokenizer.model_max_length = max_length
     return tokenizer, config
 

@@ -56,10 +56,11 @@ class ProgressBar:
         if self._bar:
             self._bar.stop()
 
-    def update(self, done: int, note: str = "") -> None:
-        """Say how much is done in all, and anything else worth knowing at the moment."""
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+        """Say how much is done in all, anything else worth knowing at the moment, and a total that was found out."""
+        self._total = total or self._total
         if self._bar:
-            self._bar.update(self._task, completed=done, note=note)
+            self._bar.update(self._task, completed=done, total=self._total, note=note)
             return
         now = time.monotonic()
         if done and self._first is None:

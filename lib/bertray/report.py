@@ -32,7 +32,12 @@ pipeline_tag: text-classification
 
 Labels: {% for label in labels %}`{{ label }}`{{ ", " if not loop.last else "" }}{% endfor %}
 
-Texts are cut to {{ max_length }} tokens. Epoch {{ metrics.epoch | int }} of {{ training.epochs }} is kept: \
+{% if stride is none -%}
+Texts are cut to {{ max_length }} tokens.
+{%- else -%}
+Texts of more than {{ max_length }} tokens are read in windows of {{ max_length }} that overlap by {{ stride }} or \
+more; a text's logits are the {{ long_documents }} of its windows'.
+{%- endif %} Epoch {{ metrics.epoch | int }} of {{ training.epochs }} is kept: \
 the best macro-F1 on validation.
 
 | validation | value |
@@ -50,7 +55,9 @@ the best macro-F1 on validation.
 from transformers import pipeline
 pipeline("text-classification", model="PATH OF THIS FOLDER", truncation=True)("a text")
 ```
-
+{% if stride is not none %}
+That pipeline reads the first {{ max_length }} tokens; `bertray` reads all, as above.
+{% endif %}
 Training: {% for name in ("learning_rate", "batch_size", "weight_decay", "warmup_fraction", "precision", "seed") -%}
 {{ name }} {{ training[name] }}{{ ", " if not loop.last else "" }}{% endfor %}.
 Versions: {% for name, value in versions.items() -%}

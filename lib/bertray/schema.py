@@ -36,8 +36,8 @@ ROW, SCORE, NUM_TOKENS, TRUNCATED, ERROR = "row", "score", "num_tokens", "trunca
 PREDICTION_FIELDS = (
     pa.field(LABEL, pa.string()),
     pa.field(SCORE, pa.float32()),
-    pa.field(NUM_TOKENS, pa.int32(), nullable=False),  # tokens that the model read, special tokens included
-    pa.field(TRUNCATED, pa.bool_(), nullable=False),  # the text was longer than the model's window
+    pa.field(NUM_TOKENS, pa.int32(), nullable=False),  # tokens that the model read, special ones too, in all windows
+    pa.field(TRUNCATED, pa.bool_(), nullable=False),  # the model did not read the text to its end
     pa.field(ERROR, pa.string()),  # why the row could not be scored
 )
 PREDICTION_SCHEMA = pa.schema(PREDICTION_FIELDS)

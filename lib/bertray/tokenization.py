@@ -7,7 +7,8 @@
          truncated_N [False, False, False]
          errors      [null, "text is null", null]             a row with an error has no sequence
 
-A sequence is what the model reads at once, special tokens included.
+A sequence is what the model reads at once, special tokens included: the beginning of a long document, or one of the
+overlapping windows that cover it. Then the document stands in documents_S once for every window.
 
 Legend: N documents, S sequences, S1 = S + 1, T tokens.
 """
@@ -23,6 +24,7 @@ from tokenizers import Tokenizer
 
 from bertray.ragged import offsets, positions
 from bertray.text import as_text
+from bertray.windows import cut
 from bertray.wordpiece import ColumnWordPiece, Tokens, plain_copy
 
 # Texts handed to the reference tokenizer at a time: bounds the Python strings and encodings that live at once.
@@ -49,7 +51,7 @@ class TokenColumn:
 
     @property
     def num_tokens_N(self) -> np.ndarray:
-        """Tokens that the model reads of each document (int64)."""
+        """Tokens that the model reads of each document, in all its windows (int64)."""
         return np.bincount(self.documents_S, self.lengths_S, minlength=len(self.errors)).astype(np.int64)
 
 
@@ -58,15 +60,20 @@ class ColumnTokenizer:
 
     Args:
         tokenizer: the reference tokenizer; it is copied, so that its own padding and truncation stay as they are.
-        max_length: tokens a document is cut to, special tokens included.
+        max_length: tokens of a sequence, special tokens included.
+        stride: tokens that neighbouring windows of a longer document share at least; None: it is truncated.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, max_length: int, stride: int | None = None) -> None:
         self._reference = plain_copy(tokenizer)
         self._columnar = ColumnWordPiece(tokenizer) if ColumnWordPiece.supports(tokenizer) else None
         self._prefix, self._suffix = _special_tokens(self._reference)
         self._window = max_length - len(self._prefix) - len(self._suffix)
-        self._reference.enable_truncation(self._window + 1)  # one more tells that the text is longer
+        self._stride = stride
+        if stride is None:
+            self._reference.enable_truncation(self._window + 1)  # one more tells that the text is longer
+        else:
+            assert 0 <= stride < self._window, f"{self._window} tokens fit into a window, its overlap is {stride}"
 
     def encode(self, texts: pa.Array | pa.ChunkedArray) -> TokenColumn:
         """Tokenise a column.
@@ -84,14 +91,23 @@ class ColumnTokenizer:
             errors = pc.if_else(pc.and_(pa.array(num_tokens_N == 0), errors.is_null()), "text has no tokens", errors)
         documents_S = np.flatnonzero(errors.is_null().to_numpy(zero_copy_only=False))
         starts_S = contents.offsets_N1[:-1][documents_S]
-        lengths_S = np.minimum(num_tokens_N[documents_S], self._window)
+        lengths_S = num_tokens_N[documents_S]
+        if self._stride is None:
+            lengths_S = np.minimum(lengths_S, self._window)
+            truncated_N = num_tokens_N > self._window
+        else:
+            windows = cut(lengths_S, self._window, self._stride)
+            documents_S = documents_S[windows.documents_S]
+            starts_S = starts_S[windows.documents_S] + windows.starts_S
+            lengths_S = windows.lengths_S
+            truncated_N = np.zeros(len(errors), dtype=bool)
         ids_T, offsets_S1 = self._add_special_tokens(contents.ids_T, starts_S, lengths_S)
-        return TokenColumn(ids_T, offsets_S1, documents_S, num_tokens_N > self._window, errors)
+        return TokenColumn(ids_T, offsets_S1, documents_S, truncated_N, errors)
 
     def _encode_contents(self, strings: pa.LargeStringArray) -> Tokens:
-        """Ids without special tokens; of longer texts at least one more than fits into the window."""
+        """Ids without special tokens; where long texts are truncated, at least one more than fits into the window."""
         if self._columnar:
-            return self._columnar.encode(strings, limit=self._window)
+            return self._columnar.encode(strings, limit=self._window if self._stride is None else None)
         pieces, lengths = [np.zeros(0, dtype=np.int32)], []
         for start in range(0, len(strings), _CALL_ROWS):
             texts = [text or "" for text in strings[start : start + _CALL_ROWS].to_pylist()]

@@ -48,7 +48,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     output = Location.of(config.output)
     _check_output(output, config)
     dataset = Dataset.open(config.data)
-    tokenizer, _ = load_tokenizer(config.encoder, config.max_length)
+    tokenizer, _ = load_tokenizer(config.encoder, config.max_length, config.overlap)
     # Workers may run in other folders: from here on places are absolute.
     update = {"data": str(dataset.location), "output": str(output)}
     if Path(config.encoder).expanduser().is_dir():
@@ -72,6 +72,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 folder,
                 labels=dataset.labels,
                 max_length=config.max_length,
+                long_documents=config.long_documents,
+                stride=config.overlap,
                 encoder=config.encoder,
                 data_fingerprint=dataset.fingerprint(),
                 training=config.model_dump(),
@@ -116,11 +118,12 @@ def _fit(
     num_rows = dataset.num_rows("train")
     num_steps = -(-num_rows // config.batch_size) * config.epochs
     _log.info(
-        "fine-tuning %s on %d rows of %d labels; epochs: %d of %d steps; workers: %d, each with %s",
+        "fine-tuning %s on %d rows of %d labels; epochs: %d of %s%d steps; workers: %d, each with %s",
         config.encoder,
         num_rows,
         len(dataset.labels),
         config.epochs,
+        "" if config.overlap is None else "at least ",
         num_steps // config.epochs,
         placement.num_processes,
         placement.share,
@@ -160,17 +163,17 @@ class _Board:
     """Where rank 0 says how far it is and the driver looks."""
 
     def __init__(self) -> None:
-        self._step, self._note = 0, "starting workers"
+        self._step, self._num_steps, self._note = 0, 0, "starting workers"
         self._epochs: list[dict[str, float]] = []
 
-    def post(self, step: int, note: str) -> None:
-        self._step, self._note = step, note
+    def post(self, step: int, num_steps: int, note: str) -> None:
+        self._step, self._num_steps, self._note = step, num_steps, note
 
     def post_epoch(self, metrics: dict[str, float]) -> None:
         self._epochs.append(metrics)
 
-    def state(self) -> tuple[int, str, int]:
-        return self._step, self._note, len(self._epochs)
+    def state(self) -> tuple[int, int, str, int]:
+        return self._step, self._num_steps, self._note, len(self._epochs)
 
     def epochs(self) -> list[dict[str, float]]:
         return self._epochs
@@ -186,8 +189,8 @@ def _shown(board: Any, num_steps: int) -> Iterator[None]:
         with ProgressBar("training", num_steps, "steps") as bar:
             while True:
                 last_look = done.wait(0.5)
-                step, note, num_epochs = ray.get(board.state.remote())
-                bar.update(step, note)
+                step, num_steps_found, note, num_epochs = ray.get(board.state.remote())
+                bar.update(step, note, num_steps_found)
                 for metrics in ray.get(board.epochs.remote())[num_logged:] if num_epochs > num_logged else []:
                     _log.info(
                         "epoch %d: train loss %.4f, validation loss %.4f, accuracy %.4f, macro-F1 %.4f, %.0f s",
