@@ -26,6 +26,20 @@ def test_lines_in_a_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
     ]
 
 
+def test_a_total_that_is_found_out_on_the_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with caplog.at_level("INFO", logger="bertray"), ProgressBar("training", 100, "steps") as bar:
+        for now_s, done in ((30, 0), (40, 10), (60, 30)):
+            now[0] = now_s
+            bar.update(done, "epoch 1/2", 200 if done else 0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "training: 30 of 200 steps, about 0:02:50 left epoch 1/2"
+    ]
+
+
 def test_on_a_terminal_log_lines_stand_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

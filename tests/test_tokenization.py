@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
@@ -57,6 +57,7 @@ def reference_windows(text: str) -> list[list[int]]:
     return windows
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.none(), st.text(max_size=200)), max_size=8))
 def test_windows_of_any_text(texts: list[str | None]) -> None:
     column = pa.array(texts, pa.string())
