@@ -14,6 +14,7 @@ from bertray.config import EvaluateConfig
 from bertray.report import print_evaluation
 
 _SUMMARY = ("num_rows", "accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "f1_macro", "baseline")
+_ENGINE = ("engine", "precision", "accuracy_fp32", "accuracy_int8", "accuracy_drop_points")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +26,9 @@ def _run(config: EvaluateConfig) -> Outcome:
 
     metrics = evaluate(config)
     print_evaluation(metrics)
-    return Outcome({"output": config.output, **{key: metrics[key] for key in (*_SUMMARY, "wall_s")}})
+    return Outcome(
+        {"output": config.output, **{key: metrics[key] for key in (*_SUMMARY, *_ENGINE, "wall_s") if key in metrics}}
+    )
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(config: PredictConfig) -> Outcome:
     import pyarrow as pa
 
-    from bertray.bundle import Bundle
+    from bertray.openvino_engine import open_bundle
 
-    bundle = Bundle.load(config.bundle, config.precision)
+    bundle, _ = open_bundle(config.bundle, config.engine, config.precision)
     # Bytes: what is not UTF-8 is an error of its line, as in an archive.
     texts: Iterable[bytes] = map(os.fsencode, config.texts)
     num_together = _CHUNK

@@ -67,8 +67,12 @@ def test_the_fingerprint_follows_the_request(tiny_bundle: Path) -> None:
         return fingerprint(info, ScoreConfig(**{"bundle": "b", "input": "i", "output": "o", **options}))
 
     assert of() == of(input="elsewhere", output="elsewhere", num_actors=7, bundle="copied", device="cpu")
-    different = [of(), of(text_column="body"), of(keep_columns=["x"]), of(precision="fp32")]
-    assert len(set(different)) == 4
+    assert of() == of(engine="torch")
+    different = [
+        *(of(), of(text_column="body"), of(keep_columns=["x"]), of(precision="fp32")),
+        *(of(engine="openvino"), of(engine="openvino", precision="int8")),
+    ]
+    assert len(set(different)) == 6
 
 
 def test_run_ids_sort_by_time() -> None:

@@ -41,6 +41,7 @@ LAYERS = [
     "prepacked",
     "encoder",
     "bundle",
+    "openvino_engine",
     "pretrained",
     "evaluation",
     "synthetic",

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +35,7 @@ from bertray.errors import BundleError, RequestError
 from bertray.report import model_card
 from bertray.schema import PREDICTION_SCHEMA
 from bertray.storage import Location
-from bertray.tokenization import ColumnTokenizer
+from bertray.tokenization import ColumnTokenizer, TokenColumn
 from bertray.versions import versions
 from bertray.windows import aggregate
 
@@ -84,12 +85,23 @@ class Prediction(NamedTuple):
     error: str | None
 
 
+class Classifier(Protocol):
+    """What runs the model: `bertray.encoder.Encoder`, or that of another engine."""
+
+    @property
+    def precision(self) -> str:
+        """Of the arithmetic that is really used."""
+
+    def logits(self, tokens: TokenColumn) -> np.ndarray:
+        """logits_SC (float32) of every sequence."""
+
+
 @dataclass
 class Bundle:
     """A fine-tuned classifier, ready to predict."""
 
     info: BundleInfo
-    encoder: Encoder
+    encoder: Classifier
     tokenizer: ColumnTokenizer
 
     @classmethod
@@ -100,20 +112,9 @@ class Bundle:
             BundleError: the folder is missing, incomplete or altered.
             RequestError: the device is not there, or lacks the precision.
         """
-        location = Location.of(uri)
-        info = read_info(location)
-        transformers_logging.disable_progress_bar()
-        with location.local_copy() as folder:
-            verify(folder, info, uri)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        return cls(
-            info,
-            Encoder(model, precision, device),
-            ColumnTokenizer(tokenizer.backend_tokenizer, info.max_length, info.stride),
-        )
+        with opened(uri) as (folder, info):
+            model, tokenizer = load_model(folder), load_tokenizer(folder, info)
+        return cls(info, Encoder(model, precision, device), tokenizer)
 
     def predict(self, texts: Sequence[str | None]) -> list[Prediction]:
         """Classify texts, in order. A null or empty text gets an `error` instead of a label."""
@@ -152,6 +153,32 @@ class Bundle:
             errors,
         ]
         return pa.table(columns, schema=PREDICTION_SCHEMA)
+
+
+@contextmanager
+def opened(uri: str) -> Iterator[tuple[Path, BundleInfo]]:
+    """A bundle's folder as a verified local one, and its bundle.json, inside the block.
+
+    Raises:
+        BundleError: the folder is missing, incomplete or altered.
+    """
+    location = Location.of(uri)
+    info = read_info(location)
+    with location.local_copy() as folder:
+        verify(folder, info, uri)
+        yield folder, info
+
+
+def load_model(folder: Path) -> Any:
+    """The classifier of an opened bundle, fp32, on the CPU."""
+    transformers_logging.disable_progress_bar()
+    return AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+
+
+def load_tokenizer(folder: Path, info: BundleInfo) -> ColumnTokenizer:
+    """The tokenizer of an opened bundle."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return ColumnTokenizer(tokenizer.backend_tokenizer, info.max_length, info.stride)
 
 
 def seal(folder: Path, **facts: Any) -> BundleInfo:

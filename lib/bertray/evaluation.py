@@ -23,6 +23,7 @@ from bertray.config import EvaluateConfig
 from bertray.dataset import Dataset
 from bertray.errors import RequestError
 from bertray.metrics import full_metrics, summary_metrics
+from bertray.openvino_engine import open_bundle
 from bertray.schema import LABEL, LABEL_ID, NUM_TOKENS, SCORE, TEXT, TRUNCATED
 from bertray.storage import Location
 from bertray.versions import versions
@@ -41,7 +42,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     started_s = time.monotonic()
     output = Location.of(config.output)
     dataset = Dataset.open(config.data)
-    bundle = Bundle.load(config.bundle, config.precision)
+    bundle, engine = open_bundle(config.bundle, config.engine, config.precision)
     _check_labels(bundle, dataset)
     rows = dataset.split(config.split)
     train = dataset.split("train")
@@ -58,6 +59,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         **full_metrics(true_N, predicted_N, dataset.labels),
         "baseline": {"name": baseline.NAME, **summary_metrics(true_N, baseline_N, len(dataset.labels))},
         "split": config.split,
+        **engine,
         "precision": bundle.encoder.precision,
         "bundle": str(Location.of(config.bundle)),
         "bundle_fingerprint": bundle.info.fingerprint(),

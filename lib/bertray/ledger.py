@@ -27,11 +27,12 @@ from bertray.storage import FileInfo, Location
 
 
 def fingerprint(info: BundleInfo, config: ScoreConfig) -> str:
-    """What predictions depend on beside the shard: the bundle, the columns, the precision, the output's form."""
+    """What predictions depend on beside the shard: bundle, columns, engine, precision, the output's form."""
     request = {
         "bundle": info.fingerprint(),
         "text_column": config.text_column,
         "keep_columns": config.keep_columns,
+        "engine": "torch" if config.engine == "auto" else config.engine,
         "precision": config.precision,
         "version": PREDICTIONS_VERSION,
     }

@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.data
@@ -26,9 +26,10 @@ from ray.util.annotations import RayDeprecationWarning
 
 from bertray import cluster
 from bertray.bundle import Bundle, BundleInfo, read_info
-from bertray.config import Device, ScoreConfig
+from bertray.config import ScoreConfig
 from bertray.errors import BundleError, RequestError, ShardError
 from bertray.ledger import Committed, Manifest, fingerprint, new_run_id, pending
+from bertray.openvino_engine import load_prepared, prepare
 from bertray.progress import ProgressBar
 from bertray.shards import STEP_BYTES, read_schema, score_shard
 from bertray.storage import FileInfo, Location
@@ -37,6 +38,8 @@ from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
+# Of the output: models that were exported for another engine than torch.
+ENGINE_FOLDER = "engine"
 # How many shards are looked into before Ray is started, to refuse a request that cannot succeed.
 _NUM_PROBED_SHARDS = 5
 # Committed shards are recorded at least so often; a crash costs the work since.
@@ -68,10 +71,14 @@ def score(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, str]]]:
     _log.info("%d shards, %d to score, %d done before", len(shards), len(todo), len(shards) - len(todo))
 
     run = _Run(manifest, run_id, request_fingerprint)
+    engine: dict[str, Any] = {"engine": "openvino" if config.engine == "openvino" else "torch"}
     if todo:
         _probe(archive, todo, config)
         # Written first: what cannot be written is found out before any work, and a crashed run leaves its request.
         _put_json(output / "runs" / run_id / "config.json", _request(config, info))
+        if config.engine == "openvino":
+            # Once, here: actors on other nodes find it beside the predictions, and so does the next run.
+            engine = prepare(config.bundle, config.precision, output / ENGINE_FOLDER).summary()
         _log.info("scoring %.1f MB in run %s", sum(shard.size_bytes for shard in todo) / 1e6, run_id)
         with cluster.session():
             run.follow(_stream(config, info, archive, output, todo), len(todo))
@@ -83,6 +90,7 @@ def score(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, str]]]:
         "run_id": run_id if todo else None,
         "num_shards_skipped": len(shards) - len(todo),
         **run.summary(time.monotonic() - started_s),
+        **engine,
     }
     if todo:
         _put_json(output / "runs" / run_id / "summary.json", {**summary, "failures": run.failures})
@@ -196,7 +204,8 @@ def _stream(
     config: ScoreConfig, info: BundleInfo, archive: Location, output: Location, shards: list[FileInfo]
 ) -> Iterator[dict[str, Any]]:
     """Run the actor pool over the shards; yields one outcome a shard, as they finish."""
-    placement = cluster.place(config.device, config.num_actors, "--num-actors")
+    device = "cpu" if config.engine == "openvino" else config.device
+    placement = cluster.place(device, config.num_actors, "--num-actors")
     num_actors = min(placement.num_processes, len(shards))
     _log.info("actors: %d, each with %s", num_actors, placement.share)
     context = ray.data.DataContext.get_current()
@@ -237,12 +246,19 @@ def _stream(
 class ScoringActor:
     """Holds the model; called with one unit of work at a time."""
 
-    def __init__(self, config: dict[str, Any], device: Device, fingerprint: str) -> None:
+    def __init__(self, config: dict[str, Any], device: Literal["cpu", "cuda"], fingerprint: str) -> None:
         self._config = ScoreConfig.model_construct(**config)
+        self._step_bytes = STEP_BYTES[device]
+        assigned = ray.get_runtime_context().get_assigned_resources()
+        num_threads = max(1, int(assigned.get("CPU", 1)))
         if device == "cpu":
-            assigned = ray.get_runtime_context().get_assigned_resources()
-            torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
-        self._bundle = Bundle.load(self._config.bundle, self._config.precision, device)
+            torch.set_num_threads(num_threads)
+        if self._config.engine == "openvino":
+            cache = Location.of(self._config.output) / ENGINE_FOLDER
+            self._bundle = load_prepared(self._config.bundle, self._config.precision, cache, num_threads)
+        else:
+            assert self._config.precision != "int8"  # bertray.config has checked it
+            self._bundle = Bundle.load(self._config.bundle, self._config.precision, device)
         if self._bundle.info.fingerprint() != fingerprint:
             raise BundleError(f"the bundle {self._config.bundle} was replaced while the job ran. Run it again")
 
@@ -267,7 +283,7 @@ class ScoringActor:
                 Location.of(str(unit["predictions"])),
                 self._config.text_column,
                 list(self._config.keep_columns),
-                STEP_BYTES[self._bundle.encoder.device.type],
+                self._step_bytes,
             )
             outcome |= vars(counts)
         except ShardError as error:

@@ -4,7 +4,7 @@ import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
-_PACKAGES = ("bertray", "torch", "transformers", "tokenizers", "scikit-learn", "ray", "pyarrow")
+_PACKAGES = ("bertray", "torch", "transformers", "tokenizers", "scikit-learn", "ray", "pyarrow", "openvino", "nncf")
 
 
 def versions() -> dict[str, str]:
