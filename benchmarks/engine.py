@@ -15,11 +15,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import json
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.results import ROOT, SHARED_DATA, interleaved, write_result
 from bertray.encoder import Encoder
-from bertray.tokenization import ColumnTokenizer
+from bertray.tokenization import ColumnTokenizer, TokenColumn
 
 PIPELINE_BATCH_SIZE = {"cpu": 32, "cuda": 256}
 SORTED_BATCH_SIZE = {"cpu": 32, "cuda": 256}
@@ -74,7 +77,8 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="a bundle of jobs.train, for the CPU")
     parser.add_argument("--texts", type=Path, help="a Parquet file with a column text, for the CPU")
     parser.add_argument("--num-texts", type=int)
-    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--join", type=int, default=1, help="so many consecutive texts make one")
+    parser.add_argument("--max-length", type=int, help="tokens a text is cut to; default: 512, or the bundle's")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of torch, on the CPU; default: all")
     options = parser.parse_args()
@@ -82,6 +86,9 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("torch sees no GPU here: leave --device out")
+    if options.max_length is None:
+        info = json.loads((options.bundle / "bundle.json").read_text()) if options.bundle else {}
+        options.max_length = info.get("max_length", 512)
     if options.threads:
         torch.set_num_threads(options.threads)
     subject = _bert_base(options) if options.device == "cuda" else _minilm(options)
@@ -91,7 +98,8 @@ def main() -> None:
 def _measure(subject: Subject, options: argparse.Namespace) -> None:
     device = options.device
     columnar = ColumnTokenizer(subject.tokenizer.backend_tokenizer, subject.max_length)
-    tokens = columnar.encode(pa.array(subject.texts))
+    column = pa.array(subject.texts)
+    tokens = columnar.encode(column)
     sample = random.Random(0).sample(range(len(subject.texts)), round(SAMPLE[device] * len(subject.texts)))
     sampled = [subject.texts[index] for index in sample]
     num_sampled_tokens = int(tokens.lengths_S[sample].sum())
@@ -133,6 +141,10 @@ def _measure(subject: Subject, options: argparse.Namespace) -> None:
             lambda encoder=encoder: encoder.logits(columnar.encode(pa.array(subject.texts))),
         )
 
+    openvino: dict[str, Any] = {}
+    if options.bundle and find_spec("openvino"):
+        openvino = _add_openvino(runs, options.bundle, tokens, column)
+
     for _, run in runs.values():  # warm up
         run()
     products = [_product_rate(device)]
@@ -164,9 +176,28 @@ def _measure(subject: Subject, options: argparse.Namespace) -> None:
         "num_threads": torch.get_num_threads(),
         "token_budget": next(reversed(encoders.values())).token_budget,
         "repeats": options.repeats,
+        "openvino": openvino,
         "wall_s": {name: round(wall_s, 3) for name, wall_s in walls_s.items()},
     }
     write_result("engine", f"{device}-{subject.name}", "\n".join(lines), facts)
+
+
+def _add_openvino(
+    runs: dict[str, tuple[int, Callable[[], object]]], bundle: Path, tokens: TokenColumn, column: pa.Array
+) -> dict[str, Any]:
+    """Add the bundle's exported model in bf16 and, if it loses no accuracy, in int8; returns what was decided."""
+    from bertray.openvino_engine import open_bundle
+    from bertray.storage import Location
+
+    facts = {}
+    with tempfile.TemporaryDirectory(prefix="bertray-bench-") as cache:
+        for precision in ("bf16", "int8"):
+            opened, facts[precision] = open_bundle(str(bundle), "openvino", precision, cache=Location.of(cache))
+            runs[f"bertray, OpenVINO, {opened.encoder.precision}"] = (
+                tokens.num_tokens,
+                lambda opened=opened: opened.encoder.logits(opened.tokenizer.encode(column)),
+            )
+    return facts
 
 
 class _SortedPadded:
@@ -203,6 +234,8 @@ def _minilm(options: argparse.Namespace) -> Subject:
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     column = pa.concat_tables([pq.read_table(file, columns=["text"]) for file in files])["text"].drop_null()
     texts = [text for text in column.to_pylist() if text.strip()]
+    if options.join > 1:
+        texts = [" ".join(texts[start : start + options.join]) for start in range(0, len(texts), options.join)]
     texts = random.Random(0).sample(texts, min(len(texts), options.num_texts or NUM_TEXTS["cpu"]))
     folder = options.bundle or encoder_folder("minilm")
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)

@@ -20,6 +20,7 @@ LIBRARY = ROOT / "lib" / "bertray"
 LAYERS = [
     "errors",
     "versions",
+    "choices",
     "schema",
     "config",
     "cli",
@@ -93,6 +94,23 @@ def test_imports_run_one_way(name: str) -> None:
         assert "ray" not in packages
     if name in WITHOUT_TORCH:
         assert not packages & {"torch", "transformers"}
+
+
+def test_the_bare_engine_needs_few_packages() -> None:
+    """It is measured on GPU machines that have torch, transformers and pyarrow alone."""
+    needed, todo = set(), ["encoder", "tokenization"]
+    while todo:
+        found = modules(LIBRARY)[todo.pop()]
+        needed |= {module.split(".")[0] for module in found}
+        todo += [module.split(".")[1] for module in found if module.startswith("bertray.") and module.count(".") == 1]
+    assert needed - set(sys.stdlib_module_names) == {
+        "bertray",
+        "numpy",
+        "pyarrow",
+        "tokenizers",
+        "torch",
+        "transformers",
+    }
 
 
 def test_training_and_scoring_do_not_know_each_other() -> None:

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from bertray.config import Device, LongDocuments, Precision, ProblemType
+from bertray.choices import Device, LongDocuments, Precision, ProblemType
 from bertray.encoder import Encoder, probabilities
 from bertray.errors import BundleError, RequestError
 from bertray.report import model_card

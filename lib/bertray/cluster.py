@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from bertray.config import Device
+from bertray.choices import Device
 from bertray.encoder import resolve_device
 from bertray.errors import RequestError
 

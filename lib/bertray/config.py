@@ -9,15 +9,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from bertray.choices import Device, Engine, InferencePrecision, LongDocuments, Precision
 from bertray.schema import RESERVED_COLUMNS
 
-Precision = Literal["auto", "fp32", "bf16"]
-# What a finished model can be run in; nothing is trained in int8.
-InferencePrecision = Literal["auto", "fp32", "bf16", "int8"]
-Engine = Literal["auto", "torch", "openvino"]
-Device = Literal["auto", "cpu", "cuda"]
-ProblemType = Literal["single_label_classification", "multi_label_classification"]  # transformers' names
-LongDocuments = Literal["truncate", "mean", "max"]
 DEVICE_HELP = (
     "what workers run on; auto is cuda where the cluster has a GPU now; say cuda where GPU nodes start on demand"
 )

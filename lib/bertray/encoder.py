@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 
 from bertray import attention, prepacked
-from bertray.config import Device, Precision, ProblemType
+from bertray.choices import Device, Precision, ProblemType
 from bertray.errors import RequestError
 from bertray.packing import pack, packed_batches, pad, padded_batches
 from bertray.ragged import offsets

@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers.utils import logging as transformers_logging
 
 from bertray.bundle import Bundle, BundleInfo, load_model, load_tokenizer, opened, read_info, sha256_of
-from bertray.config import Device, Engine, InferencePrecision
+from bertray.choices import Device, Engine, InferencePrecision
 from bertray.dataset import Dataset
 from bertray.encoder import Encoder
 from bertray.errors import BundleError, RequestError

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bertray.config import LongDocuments
+from bertray.choices import LongDocuments
 from bertray.ragged import positions
 
 
