@@ -5,14 +5,15 @@
       2. words    The cat . the cat                                              where the class changes, and every
                                                                                  punctuation mark and ideograph
       3. distinct [The, cat, .] and [0, 1, 2, 3, 1]                              Arrow's dictionary encoding
-      4. ids      The -> 1996, cat -> 4937, . -> 1012                            remembered, or asked of the reference
+      4. ids      The -> 1996, cat -> 4937, . -> 1012                            remembered, or from the reference
       5. gather   ids_T [1996, 4937, 1012, 1996, 4937], offsets_N1 [0, 3, 5]
 
 Why the ids are those of the reference: BERT's normalizer works character by character (cleaning, spaces around
 ideographs, canonical decomposition, dropped accents, lower case), its pre-tokenizer splits at white space and around
 every punctuation mark, and its model tokenises word by word. ASCII white space, ASCII punctuation and ideographs are
 starters in canonical decomposition, so that text can be cut around them before all of that. What is cut off is not
-interpreted here: the reference normalises and tokenises it. Texts that contain an added token such as [SEP] are
+interpreted here: the reference normalises and tokenises it, or, where it is ASCII letters and digits, to which all
+steps but lower case do nothing, its model alone. Texts that contain an added token such as [SEP] are
 not cut at all, for the reference looks for those first.
 
 Legend: N documents, T tokens, W words, U distinct words, X bytes.
@@ -21,7 +22,7 @@ Legend: N documents, T tokens, W words, U distinct words, X bytes.
 from __future__ import annotations
 
 import json
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,8 +63,13 @@ class ColumnWordPiece:
         self._classes[list(WHITE_SPACE)] = _SPACE
         self._classes[list(_PUNCTUATION)] = _ALONE
         self._class_table = self._classes.tobytes()
-        self._splits_ideographs = bool(json.loads(tokenizer.to_str())["normalizer"]["handle_chinese_chars"])
-        self._separator, self._separator_id = self._find_separator()
+        normalizer = json.loads(tokenizer.to_str())["normalizer"]
+        self._splits_ideographs = bool(normalizer["handle_chinese_chars"])
+        self._lowercases = bool(normalizer["lowercase"])
+        self._model = self._reference.model
+        self._vocabulary = self._reference.get_vocab(with_added_tokens=False)
+        self._max_characters = self._model.max_input_chars_per_word
+        self._separator = self._find_separator()
         self._known = _KnownWords()
 
     @staticmethod
@@ -158,35 +164,50 @@ class ColumnWordPiece:
         unknown = np.flatnonzero(entries_U < 0)
         if len(unknown):
             new = [words[index] for index in unknown]
-            entries_U[unknown] = self._known.add(new, self._tokenize_words([word.decode() for word in new]))
+            entries_U[unknown] = self._known.add(new, self._tokenize_words(new))
         return entries_U
 
-    def _tokenize_words(self, words: list[str]) -> Tokens:
-        """Ids of words by the reference. Joined to texts by a mark, for a call costs more than a word."""
-        rest = [word for word in words if word != self._separator]
+    def _tokenize_words(self, words: list[bytes]) -> Tokens:
+        """Ids of words by the reference, or by its model where the other steps leave a word as it is."""
+        ids = [self._pieces(word) if word.isalnum() else [] for word in words]  # of bytes: ASCII letters and digits
+        others = [index for index, word in enumerate(words) if not word.isalnum()]
+        for index, found in zip(
+            others, self._tokenize_others([words[index].decode() for index in others]), strict=True
+        ):
+            ids[index] = found
+        return Tokens(np.fromiter(chain.from_iterable(ids), dtype=np.int32), offsets(list(map(len, ids))))
+
+    def _pieces(self, word: bytes) -> list[int]:
+        """Ids of ASCII letters and digits: no cleaning, accent or split concerns them."""
+        text = (word.lower() if self._lowercases else word).decode()
+        whole = self._vocabulary.get(text)
+        if whole is not None and len(text) <= self._max_characters:  # the longest match first: the word itself
+            return [whole]
+        return [token.id for token in self._model.tokenize(text)]
+
+    def _tokenize_others(self, words: list[str]) -> list[list[int]]:
+        """Ids of words by the reference; joined to texts by a mark, for a call costs more than a word."""
+        if self._separator is None:
+            return [encoding.ids for encoding in self._ask(words)]
+        mark, mark_id = self._separator
+        rest = [word for word in words if word != mark]
         joined = [
-            f" {self._separator} ".join(rest[at : at + _JOINED_WORDS]) + f" {self._separator}"
-            for at in range(0, len(rest), _JOINED_WORDS)
+            f" {mark} ".join(rest[at : at + _JOINED_WORDS]) + f" {mark}" for at in range(0, len(rest), _JOINED_WORDS)
         ]
         ids_T = np.array([one for encoding in self._ask(joined) for one in encoding.ids], dtype=np.int32)
-        is_end_T = ids_T == self._separator_id
-        lengths = np.diff(np.flatnonzero(is_end_T), prepend=-1) - 1
-        assert len(lengths) == len(rest)
-        tokens = Tokens(ids_T[~is_end_T], offsets(lengths))
-        if len(rest) == len(words):
-            return tokens
-        at = words.index(self._separator)
-        lengths = np.insert(lengths, at, 1)
-        return Tokens(np.insert(tokens.ids_T, tokens.offsets_N1[at], self._separator_id), offsets(lengths))
+        ends = np.flatnonzero(ids_T == mark_id)
+        assert len(ends) == len(rest)
+        found = iter(np.split(ids_T, ends + 1)[:-1])
+        return [[mark_id] if word == mark else next(found)[:-1].tolist() for word in words]
 
-    def _find_separator(self) -> tuple[str, int]:
+    def _find_separator(self) -> tuple[str, int] | None:
         """A punctuation mark that the vocabulary knows: its id ends a word and stands in no other."""
-        unknown_id = self._reference.token_to_id(json.loads(self._reference.to_str())["model"]["unk_token"])
+        unknown_id = self._reference.token_to_id(self._model.unk_token)
         for mark in ";|~,.":
             ids = self._reference.encode(mark, add_special_tokens=False).ids
             if len(ids) == 1 and ids[0] != unknown_id:
                 return mark, ids[0]
-        raise ValueError("the vocabulary knows none of ; | ~ , . : no WordPiece vocabulary of a language")
+        return None
 
     def _ask(self, texts: list[str]) -> list[Any]:
         return list(self._reference.encode_batch_fast(texts, add_special_tokens=False))
