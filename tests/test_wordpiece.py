@@ -93,7 +93,7 @@ def without_ideographs() -> Tokenizer:
 
 def without_punctuation() -> Tokenizer:
     """A vocabulary of letters and digits alone, words of at most 6 characters: all else is unknown."""
-    pieces = [letter for letter in "abcdefghijklmnopqrstuvwxyz0123456789"]
+    pieces = list("abcdefghijklmnopqrstuvwxyz0123456789")
     vocabulary = {
         piece: index for index, piece in enumerate([*SPECIAL, *pieces, *(f"##{one}" for one in pieces), "unbreakable"])
     }
