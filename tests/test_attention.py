@@ -29,15 +29,15 @@ SIZES = {
 DISTILBERT = {"dim": 64, "n_layers": 3, "n_heads": 4, "hidden_dim": 96}
 MODERNBERT = {"local_attention": 16, "global_attn_every_n_layers": 2, "cls_token_id": 1, "sep_token_id": 2}
 DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16}
-# name, what is special, whether it can be packed
-ARCHITECTURES: list[tuple[str, dict[str, Any], bool]] = [
-    ("Bert", {}, True),
-    ("Roberta", {"pad_token_id": 1}, True),
-    ("DistilBert", DISTILBERT, True),
-    ("ModernBert", {**MODERNBERT, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}, True),
-    ("Electra", {"embedding_size": 32}, True),
-    ("DebertaV2", DEBERTA, False),  # does not use the attention interface
-    ("Albert", {"embedding_size": 32}, False),  # its pooler reads a batch of whole sequences
+# name, what is special, whether it can be packed, and its last layer cut
+ARCHITECTURES: list[tuple[str, dict[str, Any], bool, bool]] = [
+    ("Bert", {}, True, True),
+    ("Roberta", {"pad_token_id": 1}, True, True),
+    ("DistilBert", DISTILBERT, True, False),
+    ("ModernBert", {**MODERNBERT, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}, True, False),
+    ("Electra", {"embedding_size": 32}, True, True),
+    ("DebertaV2", DEBERTA, False, True),  # does not use the attention interface
+    ("Albert", {"embedding_size": 32}, False, False),  # its pooler reads a batch of whole sequences
 ]
 
 
@@ -81,12 +81,16 @@ def padded_forward(model: Any) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-@pytest.mark.parametrize(("name", "changes", "can_be_packed"), ARCHITECTURES, ids=[one[0] for one in ARCHITECTURES])
-def test_logits_are_those_of_the_padded_forward(name: str, changes: dict[str, Any], can_be_packed: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes", "is_packed", "is_cut"), ARCHITECTURES, ids=[one[0] for one in ARCHITECTURES]
+)
+def test_logits_are_those_of_the_padded_forward(
+    name: str, changes: dict[str, Any], is_packed: bool, is_cut: bool
+) -> None:
     model = build(name, changes)
     expected_SC = padded_forward(model)
     encoder = Encoder(copy.deepcopy(model), "fp32", "cpu")
-    assert encoder.is_packed == can_be_packed
+    assert (encoder.is_packed, encoder.is_cut) == (is_packed, is_cut)
     np.testing.assert_allclose(encoder.logits(TOKENS), expected_SC, atol=1e-4)
 
     logits_SC = Encoder(copy.deepcopy(model), "bf16", "cpu").logits(TOKENS)

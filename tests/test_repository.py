@@ -39,6 +39,7 @@ LAYERS = [
     "baseline",
     "report",
     "attention",
+    "first_tokens",
     "prepacked",
     "encoder",
     "bundle",

@@ -3,7 +3,7 @@
 1. A batch is a budget of tokens, sequences of like length in it                        [bertray.packing]
 2. Where the model uses transformers' attention interface, its sequences lie end to end in one row, without padding;
    other models get a padded rectangle. Which of both is found out by trying.           [bertray.attention]
-3. The head sees the first token of each sequence alone.
+3. The head sees the first token of each sequence alone, and the last layer finishes no other, if that is the same.
 
 Legend: S sequences, C classes, B sequences of a batch, L tokens of its longest, T all its tokens, D size of a state.
 """
@@ -21,6 +21,7 @@ import torch
 from bertray import attention, prepacked
 from bertray.choices import Device, Precision, ProblemType
 from bertray.errors import RequestError
+from bertray.first_tokens import finish_first_tokens_alone
 from bertray.packing import pack, packed_batches, pad, padded_batches
 from bertray.ragged import offsets
 from bertray.tokenization import TokenColumn
@@ -29,9 +30,9 @@ _log = logging.getLogger(__name__)
 
 # Tokens of one forward pass. On CPUs activations of a larger batch leave the cache; a GPU wants enough work a launch.
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536}
-# Packed and padded logits of the same sequences differ by rounding; a model that reads other positions, or other
-# sequences' tokens, differs by far more.
-_PACKING_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+# Logits of the same sequences, batched otherwise, differ by rounding; where other positions or other sequences' tokens
+# are read they differ by far more.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 
 
 def resolve_device(device: Device) -> torch.device:
@@ -76,6 +77,7 @@ class Encoder:
 
     Attributes:
         is_packed: whether batches have no padding.
+        is_cut: whether the last layer finishes the first tokens alone.
         token_budget: tokens of a batch; halved where they do not fit into the GPU's memory.
     """
 
@@ -89,9 +91,11 @@ class Encoder:
         self.model = model.to(self.device).eval()
         self.pad_id = model.config.pad_token_id or 0
         self._first_position = _first_position(model)
+        self._first_tokens_B: torch.Tensor | None = None  # of the batch at work, where it is packed
         if self.device.type == "cuda":  # where the kernel depends on the precision: try what will run
             self.model.to(dtype)
-        self.is_packed = packed and self._try_packing()
+        self.is_packed = self.is_cut = False
+        self._adapt(packed)
         self.model.to(dtype)
         if dtype != torch.float32:
             _keep_last_layer_fp32(self.model)
@@ -143,6 +147,7 @@ class Encoder:
             packing = attention.Packing(
                 self._put(batch.offsets_B1.astype(np.int32)), batch.runs(), int(tokens.lengths_S[rows].max())
             )
+            self._first_tokens_B = packing.offsets_B1[:-1].long()
             output = self.model(
                 input_ids=self._put(batch.input_ids_T)[None],
                 position_ids=self._put(batch.position_ids_T + self._first_position)[None],
@@ -156,46 +161,55 @@ class Encoder:
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     @torch.inference_mode()
-    def _try_packing(self) -> bool:
-        """Switch the model to packed attention if its logits are then the same; otherwise leave it as it is."""
-        before = self.model.config._attn_implementation
+    def _adapt(self, packed: bool) -> None:
+        """Do without padding, and without what the head does not read, if the logits are then the same."""
         encoder = getattr(self.model, self.model.base_model_prefix, None)
-        if encoder is None or not self.model._supports_attention_backend:
-            return False
+        if encoder is None:
+            return
         probe = _probe(self.model.config)
-        rows = np.arange(len(probe.lengths_S))
-        self.is_packed = False
-        expected_BC = self._forward(probe, rows)
-        handle = encoder.register_forward_hook(_only_first_tokens, with_kwargs=True)
-        self.model.set_attn_implementation(attention.NAME)
-        self.is_packed = True
+        expected_BC = self._forward(probe, np.arange(len(probe.lengths_S)))
+        if packed and self.model._supports_attention_backend:
+            before = self.model.config._attn_implementation
+            handle = encoder.register_forward_hook(self._only_first_tokens, with_kwargs=True)
+            self.model.set_attn_implementation(attention.NAME)
+            self.is_packed = True
+            if not self._gives(expected_BC, probe, "padded batches"):
+                self.is_packed = False
+                handle.remove()
+                self.model.set_attn_implementation(before)
+        handle = finish_first_tokens_alone(encoder, self._select_first_tokens)
+        if handle:
+            self.is_cut = True
+            if not self._gives(expected_BC, probe, "all tokens of the last layer"):
+                self.is_cut = False
+                handle.remove()
+
+    def _gives(self, expected_BC: torch.Tensor, probe: TokenColumn, otherwise: str) -> bool:
         try:
-            difference = (self._forward(probe, rows) - expected_BC).abs().max().item()
+            difference = (self._forward(probe, np.arange(len(probe.lengths_S))) - expected_BC).abs().max().item()
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             difference, why = float("inf"), f"{type(error).__name__}: {error}"
         else:
             why = f"logits differ by {difference:.3g}"
-        if difference <= _PACKING_TOLERANCE[self.model.dtype] * max(1.0, expected_BC.abs().max().item()):
+        if difference <= _TOLERANCE[self.model.dtype] * max(1.0, expected_BC.abs().max().item()):
             return True
-        _log.info("%s is run on padded batches (%s)", type(self.model).__name__, why)
-        handle.remove()
-        self.model.set_attn_implementation(before)
+        _log.info("%s is run on %s (%s)", type(self.model).__name__, otherwise, why)
         return False
 
+    def _select_first_tokens(self, states: torch.Tensor) -> torch.Tensor:
+        """[1, T, D] -> [1, B, D] of a packed row, [B, L, D] -> [B, 1, D] of a padded batch."""
+        return states[:, self._first_tokens_B] if self.is_packed else states[:, :1]
 
-def _only_first_tokens(encoder: Any, _: Any, kwargs: dict[str, Any], output: Any) -> Any:
-    """Forward hook of the encoder below the head: of a packed row, leave the state of each sequence's first token.
+    def _only_first_tokens(self, encoder: Any, _: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        """Forward hook of the encoder below the head: of a packed row, leave the state of each first token.
 
-    To the head, packed sequences then look like a batch [B, 1, D].
-    """
-    packing = kwargs.get("packing")
-    if packing is None:
+        To the head, packed sequences then look like a batch [B, 1, D].
+        """
+        states_BD = output.last_hidden_state[0] if self.is_cut else output.last_hidden_state[0, self._first_tokens_B]
+        output.last_hidden_state = states_BD[:, None]
+        if getattr(encoder, "pooler", None) is not None:
+            output.pooler_output = encoder.pooler(output.last_hidden_state)
         return output
-    states_B1D = output.last_hidden_state[0, packing.offsets_B1[:-1].long()][:, None]
-    output.last_hidden_state = states_B1D
-    if getattr(encoder, "pooler", None) is not None:
-        output.pooler_output = encoder.pooler(states_B1D)
-    return output
 
 
 def _first_position(model: Any) -> int:
