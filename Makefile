@@ -36,7 +36,10 @@ demo/scored/runs/latest.json:
 	$(MAKE) demo
 
 bench: install demo/scored/runs/latest.json
+	$(PY) -m benchmarks.tokenize
+	$(PY) -m benchmarks.engine --bundle demo/bundle
 	$(PY) -m benchmarks.score
+	$(PY) -m benchmarks.memory
 
 clean:
 	rm -rf .venv demo build .pytest_cache .mypy_cache .ruff_cache .hypothesis lib/*.egg-info
