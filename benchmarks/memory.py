@@ -4,8 +4,8 @@
     python -m benchmarks.memory --rows 10000 100000
 
 A model of two tiny layers stands in for a real one: it is rows that are counted here, not tokens a second. The texts
-are sentences of random words, so that hardly any is met twice. What is reported is the peak of each process's resident
-memory, read from the system while the job runs.
+are random words, some 450 bytes each, so that 10,000 rows are several steps of an actor and no text comes twice. What
+is reported is the peak of each process's resident memory, read from the system while the job runs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from benchmarks.results import ROOT, write_result
 from bertray.bundle import seal
 from bertray.pretrained import encoder_folder
 
-NUM_SHARDS = 4
+ROWS_A_SHARD = 250_000
+WORDS_A_TEXT = 60
 POLL_S = 0.1
 
 
@@ -53,7 +54,9 @@ def main() -> None:
             f"| {num_rows} | {run['driver_mib']:.0f} | {run['actor_mib']:.0f} | {run['wall_s']:.0f} "
             f"| {run['driver_mib'] / first['driver_mib']:.2f} | {run['actor_mib'] / first['actor_mib']:.2f} |"
         )
-    write_result("memory", "rows", "\n".join(lines), {"num_shards": NUM_SHARDS, "runs": runs})
+    write_result(
+        "memory", "rows", "\n".join(lines), {"rows_a_shard": ROWS_A_SHARD, "words_a_text": WORDS_A_TEXT, "runs": runs}
+    )
 
 
 def _tiny_bundle(folder: Path) -> Path:
@@ -91,8 +94,8 @@ def _archive(folder: Path, num_rows: int) -> Path:
     vocabulary = AutoTokenizer.from_pretrained(encoder_folder("minilm")).get_vocab()
     words = np.array(sorted(word for word in vocabulary if word.isalpha() and len(word) > 2))
     rng = np.random.default_rng(0)
-    for shard in range(NUM_SHARDS):
-        picked = words[rng.integers(len(words), (num_rows // NUM_SHARDS, 12))]
+    for shard, start in enumerate(range(0, num_rows, ROWS_A_SHARD)):
+        picked = words[rng.integers(len(words), size=(min(ROWS_A_SHARD, num_rows - start), WORDS_A_TEXT))]
         texts = pa.array([" ".join(row) for row in picked])
         pq.write_table(pa.table({"text": texts}), folder / f"part-{shard}.parquet", row_group_size=50_000)
     return folder

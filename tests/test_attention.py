@@ -129,7 +129,7 @@ def test_documents_see_themselves_alone(
             assert window_size == ((2, 2) if sliding_window else (-1, -1))
             return whole_attention(*(one.transpose(0, 1) for one in (query, key, value)), is_seen_TT).transpose(0, 1)
 
-        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+        monkeypatch.setattr("bertray.attention.varlen_attn", varlen_attn)
         states_1THD = attention._on_cuda(query_1HTD, key_1HTD, value_1HTD, packing, 0.3, sliding_window)
     else:
         states_1THD, weights = packed_attention(
@@ -144,6 +144,52 @@ def test_documents_see_themselves_alone(
         )
         assert weights is None
     torch.testing.assert_close(states_1THD, expected_1THD)
+
+
+@pytest.mark.parametrize("fault", [None, "refuses", "sees other documents"])
+def test_a_kernel_that_does_not_work_is_noticed(
+    fault: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def on_cuda(query, key, value, packing, scaling, sliding_window):  # type: ignore[no-untyped-def]
+        if fault == "refuses":
+            raise TypeError("varlen_attn() got an unexpected keyword argument 'scale'")
+        if fault:
+            return scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        return attention._by_runs(query, key, value, packing, scaling, sliding_window)
+
+    monkeypatch.setattr(attention, "_on_cuda", on_cuda)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_: self)  # this machine's memory stands in for a GPU's
+    assert attention.kernel_works(torch.device("cuda"), torch.bfloat16) is (fault is None)
+    assert ("batches will be padded" in caplog.text) is (fault is not None)
+
+
+class OfAnotherKind(transformers.BertForSequenceClassification):
+    """A model whose code refuses what the encoder tries."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        if input_ids.shape[0] != 1:
+            raise ValueError("All examples must have the same number of <eos> tokens.")
+        return super().forward(input_ids, attention_mask, **kwargs)
+
+
+def test_a_model_that_cannot_be_tried_is_run_as_it_is() -> None:
+    encoder = Encoder(OfAnotherKind(build("Bert", {}).config), "fp32", "cpu")
+    assert not encoder.is_packed and not encoder.is_cut
+    one = TokenColumn(np.array([2, 5, 3], np.int32), offsets([3]), np.zeros(1, int), np.zeros(1, bool), pa.nulls(1))
+    assert np.isfinite(encoder.logits(one)).all()
+
+
+def test_padding_may_be_the_last_id() -> None:
+    assert Encoder(build("Bert", {"pad_token_id": SIZES["vocab_size"] - 1}), "fp32", "cpu").is_packed
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize(("name", "settings"), [("Bert", {}), ("ModernBert", {})])
+def test_packed_on_a_gpu(name: str, settings: dict[str, Any]) -> None:
+    expected_SC = padded_forward(build(name, settings))
+    encoder = Encoder(build(name, settings), "bf16", "cuda")
+    assert encoder.is_packed
+    np.testing.assert_allclose(encoder.logits(TOKENS), expected_SC, atol=0.05)
 
 
 def test_a_model_that_reads_other_positions_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,3 +223,4 @@ def test_out_of_memory_is_answered_by_smaller_batches(monkeypatch: pytest.Monkey
     monkeypatch.setattr(encoder, "_forward", never)
     with pytest.raises(torch.OutOfMemoryError):
         encoder.logits(TOKENS)
+    assert encoder.token_budget == 512  # what this text needs says nothing of the next

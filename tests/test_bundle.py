@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,19 @@ def test_the_hugging_face_pipeline_gives_the_same_labels_and_scores(tiny_bundle:
         assert prediction.score == pytest.approx(other["score"], abs=1e-4)
     assert [prediction.truncated for prediction in predictions] == [False, False, True, False, False]
     assert predictions[2].num_tokens == 64
+
+
+def test_threads_that_share_a_bundle_take_turns(tiny_bundle: Path) -> None:
+    bundle = Bundle.load(str(tiny_bundle), "fp32")
+    columns = [[f"{thread} word{number} " * (number % 30 + 1) for number in range(200)] for thread in range(4)]
+    expected = [bundle.predict(column) for column in columns]
+    fresh = Bundle.load(str(tiny_bundle), "fp32")
+    with ThreadPoolExecutor(len(columns)) as pool:
+        for _ in range(3):
+            found = list(pool.map(fresh.predict, columns))
+            assert [[one.label for one in column] for column in found] == [
+                [one.label for one in column] for column in expected
+            ]
 
 
 def test_rows_that_cannot_be_scored(tiny_bundle: Path) -> None:

@@ -57,7 +57,10 @@ def test_bf16_is_close_and_never_nan_with_padding(
     tokens = tokenizer.encode(pa.array(TEXTS, pa.string()))
     expected_SC = expected_NC[tokens.documents_S]
     for packed in (True, False):
-        logits_SC = Encoder(copy.deepcopy(model), "bf16", "cpu", packed=packed).logits(tokens)
+        model._supports_attention_backend = packed
+        encoder = Encoder(copy.deepcopy(model), "bf16", "cpu")
+        assert encoder.is_packed is packed
+        logits_SC = encoder.logits(tokens)
         assert np.abs(logits_SC - expected_SC).max() < 0.15
         assert np.mean(logits_SC.argmax(1) == expected_SC.argmax(1)) > 0.99
 

@@ -41,6 +41,7 @@ LAYERS = [
     "attention",
     "first_tokens",
     "prepacked",
+    "process",
     "encoder",
     "bundle",
     "openvino_engine",

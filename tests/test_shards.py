@@ -11,6 +11,7 @@ from bertray import shards as shards_module
 from bertray.errors import ShardError
 from bertray.shards import ShardCounts, score_shard
 from bertray.storage import Location
+from bertray.text import distinct, num_text_bytes
 from tests.conftest import write_shard
 
 
@@ -20,18 +21,18 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 
 def score(
-    bundle: Bundle, shard: Path, *, keep: tuple[str, ...] = (), text: str = "text"
+    bundle: Bundle, shard: Path, *, keep: tuple[str, ...] = (), text: str = "text", step_bytes: int = 1 << 20
 ) -> tuple[ShardCounts, pa.Table]:
     output = shard.parent / "out" / shard.name
-    counts = score_shard(bundle, Location.of(str(shard)), Location.of(str(output)), text, list(keep))
+    counts = score_shard(bundle, Location.of(str(shard)), Location.of(str(output)), text, list(keep), step_bytes)
     return counts, pq.read_table(output)
 
 
 def test_rows_stay_in_order_over_many_steps(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_module, "_MAX_STEP_ROWS", 7)
+    monkeypatch.setattr(shards_module, "_READ_ROWS", 3)
     texts: list[str | None] = [f"text number {row} " * (row % 5 + 1) for row in range(50)]
     texts[3], texts[20] = None, " "
-    counts, table = score(bundle, write_shard(tmp_path / "a.parquet", texts), keep=("document_id",))
+    counts, table = score(bundle, write_shard(tmp_path / "a.parquet", texts), keep=("document_id",), step_bytes=300)
     assert table["row"].to_pylist() == list(range(50))
     assert table["document_id"].to_pylist() == [f"a-{row}" for row in range(50)]
     for row, prediction in enumerate(bundle.predict(texts)):
@@ -131,10 +132,34 @@ def test_identical_texts_are_scored_once(bundle: Bundle, tmp_path: Path, monkeyp
     assert counts == ShardCounts(7, 3, 3, sum(num_tokens), 2 * num_tokens[0])
 
 
-def test_a_step_holds_so_many_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("use_dictionary", [True, False])
+@pytest.mark.parametrize("row_group_size", [10, 4000, 100_000])
+def test_a_step_holds_so_many_bytes(tmp_path: Path, use_dictionary: bool, row_group_size: int) -> None:
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"id": range(100), "text": ["word " * 200] * 100}), path, use_dictionary=False)
-    metadata = pq.read_metadata(path)
-    num_bytes = metadata.row_group(0).column(1).total_uncompressed_size
-    for step_bytes, expected in ((num_bytes * 3, 300), (10, 64), (num_bytes * 10_000, 1 << 18)):
-        assert shards_module._step_rows(metadata, "text", step_bytes) == expected
+    texts = [f"{row % 7} word " * 10 for row in range(9000)]  # 70 bytes; encoded by a dictionary, a fraction of one
+    table = pa.table({"id": range(9000), "text": texts})
+    pq.write_table(table, path, use_dictionary=use_dictionary, row_group_size=row_group_size)
+    with pq.ParquetFile(path) as file:
+        steps = list(shards_module._steps(file, "text", ["id"], 2000 * 70))
+    assert pa.concat_tables(steps)["id"].to_pylist() == list(range(9000))
+    read_rows = shards_module._READ_ROWS
+    assert all(2000 <= len(step) < 2000 + read_rows for step in steps[:-1])
+
+
+def test_long_texts_are_read_few_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"{row}" * 100_000 for row in range(30)]}), path, compression="none")
+    with pq.ParquetFile(path) as file:
+        steps = list(shards_module._steps(file, "text", [], 1000))
+    assert [len(step) for step in steps] == [1] * 30
+
+
+def test_texts_of_a_dictionary_are_not_decoded(bundle: Bundle, tmp_path: Path) -> None:
+    values = pa.array(["one text", None, "another", "one text", "not used"])
+    indices = pa.array([0, 3, None, 1, 2] * 200, pa.int32())
+    column = pa.DictionaryArray.from_arrays(indices, values)
+    texts, places = distinct(pa.chunked_array([column.slice(0, 500), column.slice(500)]))
+    assert texts.to_pylist() == [b"one text", None, b"another"]
+    assert texts.take(places).to_pylist() == [b"one text", b"one text", None, None, b"another"] * 200
+    assert num_text_bytes(column) == 200 * (8 + 8 + 7)
+    assert distinct(pa.chunked_array([], column.type))[0].to_pylist() == []

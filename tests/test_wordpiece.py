@@ -55,6 +55,10 @@ TRICKY = [
         "~",
         "`",
         "^",
+        "\u037e",  # becomes a semicolon
+        "\u1fef",  # a grave accent
+        "\u212a",  # a K
+        "≠",
     ],
 ]
 texts_strategy = st.lists(
@@ -189,6 +193,22 @@ def test_memory_is_bounded_and_forgetting_changes_nothing(monkeypatch: pytest.Mo
     for _ in range(2):
         assert columnar_ids(columnar, texts) == reference_ids(TOKENIZERS["uncased"], texts)
     assert len(columnar._known.entries) < 150
+
+
+def test_memory_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wordpiece, "_MAX_KNOWN_BYTES", 1000)
+    monkeypatch.setattr(wordpiece, "_CHUNK_BYTES", 200)
+    columnar = ColumnWordPiece(TOKENIZERS["uncased"])
+    texts = [f"{number}" * 20 for number in range(500)]
+    assert columnar_ids(columnar, texts) == reference_ids(TOKENIZERS["uncased"], texts)
+    assert columnar._known.num_bytes < 1500
+
+
+def test_a_word_that_turns_into_the_separator() -> None:
+    columnar = ColumnWordPiece(TOKENIZERS["uncased"])
+    columnar._separator = (";", TOKENIZERS["uncased"].token_to_id(";"))
+    texts = ["τι\u037e και ; \u037e", "τι"]
+    assert columnar_ids(columnar, texts) == reference_ids(TOKENIZERS["uncased"], texts)
 
 
 def test_each_distinct_word_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,15 +9,21 @@ Legend: B documents, B1 = B + 1, T tokens, H heads, D size of a head, L tokens o
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+_log = logging.getLogger(__name__)
+
 NAME = "bertray_packed"
+# States are about 1; 16 bits round them by 0.004, and a token that should not be seen moves them by 0.1 or more.
+_KERNEL_TOLERANCE = 0.03
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,19 @@ def packed_attention(
     """
     if query_1HTD.is_cuda and query_1HTD.dtype != torch.float32:  # which the kernel does not take
         return _on_cuda(query_1HTD, key_1HTD, value_1HTD, packing, scaling, sliding_window), None
+    return _by_runs(query_1HTD, key_1HTD, value_1HTD, packing, scaling, sliding_window, dropout), None
+
+
+def _by_runs(
+    query_1HTD: torch.Tensor,
+    key_1HTD: torch.Tensor,
+    value_1HTD: torch.Tensor,
+    packing: Packing,
+    scaling: float | None,
+    sliding_window: int | None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """SDPA over runs of documents of equal length."""
     states_1THD = torch.empty_like(query_1HTD.transpose(1, 2), memory_format=torch.contiguous_format)
     for first, num_documents, length in packing.runs:
         span = slice(first, first + num_documents * length)
@@ -71,7 +90,7 @@ def packed_attention(
             query_BHLD, key_BHLD, value_BHLD, attn_mask=is_near_LL, dropout_p=dropout, scale=scaling
         )
         states_1THD[0, span].unflatten(0, (num_documents, length)).copy_(states_BHLD.transpose(1, 2))
-    return states_1THD, None
+    return states_1THD
 
 
 def _on_cuda(
@@ -82,8 +101,6 @@ def _on_cuda(
     scaling: float | None,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # needs a build of torch with CUDA
-
     reach = -1 if sliding_window is None else sliding_window - 1
     states_THD = varlen_attn(
         query_1HTD[0].transpose(0, 1),
@@ -98,6 +115,34 @@ def _on_cuda(
     )
     assert isinstance(states_THD, torch.Tensor)  # a pair where more is asked for
     return states_THD[None]
+
+
+def kernel_works(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether attention in this precision gives there what SDPA gives; on a CPU it is SDPA.
+
+    Builds of torch differ in what the variable-length kernel takes, and GPUs in which kernels they have.
+    """
+    if device.type != "cuda":
+        return True
+    generator = torch.Generator().manual_seed(0)
+    lengths_B, num_heads, head_size = (93, 9, 9, 3), 4, 64
+    query, key, value = (
+        torch.randn((1, num_heads, sum(lengths_B), head_size), generator=generator).to(device, dtype) for _ in range(3)
+    )
+    offsets_B1 = torch.tensor([0, 93, 102, 111, 114], dtype=torch.int32).to(device)
+    packing = Packing(offsets_B1, ((0, 1, 93), (93, 2, 9), (111, 1, 3)), 93)
+    for sliding_window in (None, 17):
+        try:
+            actual = _on_cuda(query, key, value, packing, None, sliding_window)
+        except (TypeError, RuntimeError) as error:
+            _log.warning("batches will be padded: torch %s: %s: %s", torch.__version__, type(error).__name__, error)
+            return False
+        expected = _by_runs(query, key, value, packing, None, sliding_window)
+        difference = (actual.float() - expected.float()).abs().max().item()
+        if difference > _KERNEL_TOLERANCE:
+            _log.warning("batches will be padded: torch %s: varlen_attn is off by %.2g", torch.__version__, difference)
+            return False
+    return True
 
 
 def _is_near(length: int, sliding_window: int | None, device: torch.device) -> torch.Tensor | None:

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -98,11 +99,12 @@ class Classifier(Protocol):
 
 @dataclass
 class Bundle:
-    """A fine-tuned classifier, ready to predict."""
+    """A fine-tuned classifier, ready to predict; several threads may share it, and take turns."""
 
     info: BundleInfo
     encoder: Classifier
     tokenizer: ColumnTokenizer
+    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
     def load(cls, uri: str, precision: Precision = "auto", device: Device = "auto") -> Bundle:
@@ -132,8 +134,9 @@ class Bundle:
         Raises:
             ShardError: the column holds no text.
         """
-        tokens = self.tokenizer.encode(texts)
-        logits_SC = self.encoder.logits(tokens)
+        with self._turn:  # tokenizer and encoder keep what they are at work on
+            tokens = self.tokenizer.encode(texts)
+            logits_SC = self.encoder.logits(tokens)
         logits_NC = aggregate(logits_SC, tokens.documents_S, len(tokens.errors), self.info.long_documents)
         probabilities_NC = probabilities(logits_NC, self.info.problem_type)
         not_a_number_N = np.isnan(probabilities_NC).any(axis=1)  # also where there was nothing to read

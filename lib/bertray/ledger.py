@@ -32,10 +32,11 @@ def fingerprint(info: BundleInfo, config: ScoreConfig) -> str:
         "bundle": info.fingerprint(),
         "text_column": config.text_column,
         "keep_columns": config.keep_columns,
-        "engine": "torch" if config.engine == "auto" else config.engine,
         "precision": config.precision,
         "version": PREDICTIONS_VERSION,
     }
+    if config.engine == "openvino":  # added later: what torch has scored stays scored
+        request["engine"] = config.engine
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 

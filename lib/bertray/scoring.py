@@ -30,6 +30,7 @@ from bertray.config import ScoreConfig
 from bertray.errors import BundleError, RequestError, ShardError
 from bertray.ledger import Committed, Manifest, fingerprint, new_run_id, pending
 from bertray.openvino_engine import load_prepared, prepare
+from bertray.process import ModelThread
 from bertray.progress import ProgressBar
 from bertray.shards import STEP_BYTES, read_schema, score_shard
 from bertray.storage import FileInfo, Location
@@ -247,6 +248,13 @@ class ScoringActor:
     """Holds the model; called with one unit of work at a time."""
 
     def __init__(self, config: dict[str, Any], device: Literal["cpu", "cuda"], fingerprint: str) -> None:
+        self._thread = ModelThread()
+        self._thread.run(self._load, config, device, fingerprint)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return self._thread.run(self._score, batch)
+
+    def _load(self, config: dict[str, Any], device: Literal["cpu", "cuda"], fingerprint: str) -> None:
         self._config = ScoreConfig.model_construct(**config)
         self._step_bytes = STEP_BYTES[device]
         assigned = ray.get_runtime_context().get_assigned_resources()
@@ -262,7 +270,7 @@ class ScoringActor:
         if self._bundle.info.fingerprint() != fingerprint:
             raise BundleError(f"the bundle {self._config.bundle} was replaced while the job ran. Run it again")
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def _score(self, batch: dict[str, Any]) -> dict[str, Any]:
         unit = {name: values[0] for name, values in batch.items()}
         outcome = {
             "path": str(unit["path"]),

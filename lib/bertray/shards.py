@@ -1,6 +1,6 @@
 """One shard of the archive becomes one predictions file.
 
-1. read     the text column and the kept columns, some megabytes of text at a time     [Parquet]
+1. read     the text column and the kept columns, a step of some megabytes of text     [Parquet]
 2. predict  label, score, num_tokens, truncated, error of every distinct text of these  [Bundle]
 3. write    row, kept columns, predictions, in the shard's order, to a staged file
 4. put      the file in one atomic step
@@ -23,11 +23,14 @@ from bertray.bundle import Bundle
 from bertray.errors import RequestError, ShardError
 from bertray.schema import ERROR, NUM_TOKENS, predictions_schema
 from bertray.storage import Location
-from bertray.text import distinct
+from bertray.text import distinct, num_text_bytes
 
 # Text of a step: enough for batches of like length, and for a GPU to be at work for seconds.
 STEP_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
-_MIN_STEP_ROWS, _MAX_STEP_ROWS = 64, 1 << 18
+# Rows read at a time, of which steps are put together: how much text they hold is known only then, for Parquet counts
+# the bytes of a repeated text once.
+_READ_ROWS = 1024
+_ROWS_A_GROUP_READER = 16 * _READ_ROWS
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,17 @@ def score_shard(
         kept = _kept_fields(file.schema_arrow, text_column, keep_columns)
         schema = predictions_schema(kept)
         with predictions.staged() as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            step_rows = _step_rows(file.metadata, text_column, step_bytes)
-            for batch in _batches(file, list(dict.fromkeys([text_column, *keep_columns])), step_rows):
-                texts, places = distinct(batch[text_column])
+            for step in _steps(file, text_column, keep_columns, step_bytes):
+                texts, places = distinct(step[text_column])
                 predicted = bundle.predict_column(texts)
                 table = predicted.take(places)
-                rows = pa.array(np.arange(num_rows, num_rows + len(batch)))
-                columns = [rows, *(batch[name] for name in keep_columns), *table.columns]
+                rows = pa.array(np.arange(num_rows, num_rows + len(step)))
+                columns = [rows, *(step[name] for name in keep_columns), *table.columns]
                 writer.write_table(pa.table(columns, schema=schema))
-                num_rows += len(batch)
-                num_rows_error += len(batch) - table[ERROR].null_count
+                num_rows += len(step)
+                num_rows_error += len(step) - table[ERROR].null_count
                 num_tokens += (num_step_tokens := _sum(table[NUM_TOKENS]))
-                num_rows_repeated += len(batch) - len(texts)
+                num_rows_repeated += len(step) - len(texts)
                 num_tokens_repeated += num_step_tokens - _sum(predicted[NUM_TOKENS])
             if num_rows != file.metadata.num_rows:
                 raise ShardError(f"{num_rows} rows were read, the file's footer says {file.metadata.num_rows}")
@@ -111,29 +113,59 @@ def _kept_fields(schema: pa.Schema, text_column: str, keep_columns: list[str]) -
     return [schema.field(name) for name in keep_columns]
 
 
-def _step_rows(metadata: pq.FileMetaData, text_column: str, step_bytes: int) -> int:
-    """Rows that hold so much text on average."""
-    chunks = [
-        metadata.row_group(group).column(column)
-        for group in range(metadata.num_row_groups)
-        for column in range(metadata.num_columns)
-    ]
-    num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == text_column)
-    num_rows = step_bytes * metadata.num_rows // max(1, num_bytes)
-    return int(min(max(num_rows, _MIN_STEP_ROWS), _MAX_STEP_ROWS))
-
-
 def _sum(column: pa.ChunkedArray) -> int:
     return sum(int(np.sum(chunk.to_numpy())) for chunk in column.chunks)
 
 
-def _batches(file: pq.ParquetFile, columns: list[str], step_rows: int) -> Iterator[pa.RecordBatch]:
-    batches = file.iter_batches(batch_size=step_rows, columns=columns)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except (pa.ArrowException, OSError) as error:
-            raise ShardError(f"cannot be read: {error}") from error
-        yield batch
+def _steps(file: pq.ParquetFile, text_column: str, keep_columns: list[str], step_bytes: int) -> Iterator[pa.Table]:
+    """The rows in order, in tables of so much text, or of one read."""
+    held: list[pa.RecordBatch] = []
+    held_bytes = 0
+    for batch in _batches(file, text_column, keep_columns, step_bytes):
+        held.append(batch)
+        held_bytes += num_text_bytes(batch[text_column])
+        if held_bytes >= step_bytes:
+            yield pa.Table.from_batches(held)
+            held, held_bytes = [], 0
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def _batches(
+    file: pq.ParquetFile, text_column: str, keep_columns: list[str], step_bytes: int
+) -> Iterator[pa.RecordBatch]:
+    columns = list(dict.fromkeys([text_column, *keep_columns]))
+    for groups in _group_runs(file.metadata):
+        num_rows, num_bytes = _size(file.metadata, groups, text_column)
+        read_rows = min(_READ_ROWS, max(1, step_bytes * num_rows // max(1, num_bytes)))
+        batches = file.iter_batches(batch_size=read_rows, row_groups=groups, columns=columns)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                break
+            except (pa.ArrowException, OSError) as error:
+                raise ShardError(f"cannot be read: {error}") from error
+            yield batch
+
+
+def _group_runs(metadata: pq.FileMetaData) -> Iterator[list[int]]:
+    """Row groups to read together. Arrow's reader keeps the bytes of a row group until it has read its last one."""
+    groups: list[int] = []
+    num_rows = 0
+    for group in range(metadata.num_row_groups):
+        groups.append(group)
+        num_rows += metadata.row_group(group).num_rows
+        if num_rows >= _ROWS_A_GROUP_READER:
+            yield groups
+            groups, num_rows = [], 0
+    if groups:
+        yield groups
+
+
+def _size(metadata: pq.FileMetaData, groups: list[int], text_column: str) -> tuple[int, int]:
+    """Rows of some row groups, and bytes of their text as it is encoded."""
+    infos = [metadata.row_group(group) for group in groups]
+    chunks = [info.column(column) for info in infos for column in range(info.num_columns)]
+    num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == text_column)
+    return sum(info.num_rows for info in infos), num_bytes

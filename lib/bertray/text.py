@@ -42,15 +42,41 @@ def distinct(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeBinaryArray, p
     Raises:
         ShardError: the column's type holds no text.
     """
-    encoded = _as_bytes(column).dictionary_encode(null_encoding="encode")
-    return encoded.dictionary, encoded.indices
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    texts, places = [pa.array([], pa.large_binary())], [np.zeros(0, dtype=np.int64)]
+    for chunk in chunks:
+        texts_of_chunk, places_of_chunk = _distinct(chunk)
+        places.append(places_of_chunk.to_numpy() + sum(map(len, texts)))
+        texts.append(texts_of_chunk)
+    encoded = pa.concat_arrays(texts).dictionary_encode(null_encoding="encode")
+    return encoded.dictionary, encoded.indices.take(pa.array(np.concatenate(places)))
+
+
+def _distinct(column: pa.Array) -> tuple[pa.LargeBinaryArray, pa.Int32Array]:
+    """Its texts, hardly any of them twice, and for every row the place of its text."""
+    if not pa.types.is_dictionary(column.type):
+        encoded = _as_bytes(column).dictionary_encode(null_encoding="encode")
+        return encoded.dictionary, encoded.indices
+    # Not decoded: a few long texts may stand in very many rows. Its entries may be unused, null, or there twice.
+    used = column.indices.dictionary_encode(null_encoding="encode")
+    return _as_bytes(column.dictionary).take(used.dictionary), used.indices
+
+
+def num_text_bytes(column: pa.Array) -> int:
+    """Bytes of all rows' texts, repeated ones counted each time."""
+    if pa.types.is_dictionary(column.type):
+        lengths_N = pc.binary_length(_as_bytes(column.dictionary)).take(column.indices)
+    else:
+        lengths_N = pc.binary_length(_as_bytes(column))
+    return pc.sum(lengths_N).as_py() or 0
 
 
 def _as_bytes(column: pa.Array | pa.ChunkedArray) -> pa.LargeBinaryArray:
     if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
+        check_text_type(column.type)
+        return pa.concat_arrays([pa.array([], pa.large_binary()), *map(_as_bytes, column.chunks)])
     if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+        return _as_bytes(column.dictionary).take(column.indices)
     check_text_type(column.type)
     if pa.types.is_string_view(column.type):
         column = column.cast(pa.large_string())

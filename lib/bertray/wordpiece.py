@@ -196,14 +196,18 @@ class ColumnWordPiece:
         ]
         ids_T = np.array([one for encoding in self._ask(joined) for one in encoding.ids], dtype=np.int32)
         ends = np.flatnonzero(ids_T == mark_id)
-        assert len(ends) == len(rest)
+        if len(ends) != len(rest):  # a word became the mark, or holds it
+            return [encoding.ids for encoding in self._ask(words)]
         found = iter(np.split(ids_T, ends + 1)[:-1])
         return [[mark_id] if word == mark else next(found)[:-1].tolist() for word in words]
 
     def _find_separator(self) -> tuple[str, int] | None:
-        """A punctuation mark that the vocabulary knows: its id ends a word and stands in no other."""
+        """A punctuation mark that the vocabulary knows: its id ends a word and stands in no other.
+
+        Not the semicolon: the Greek question mark is decomposed to it. No character becomes one of these four.
+        """
         unknown_id = self._reference.token_to_id(self._model.unk_token)
-        for mark in ";|~,.":
+        for mark in "|~,.":
             ids = self._reference.encode(mark, add_special_tokens=False).ids
             if len(ids) == 1 and ids[0] != unknown_id:
                 return mark, ids[0]

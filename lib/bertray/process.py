@@ -1,0 +1,38 @@
+"""How a process that holds a model is set up: measured in benchmarks/README.md."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Of malloc.h in glibc; other C libraries have no mallopt.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# The most that every version of glibc takes, and above what a batch needs in one piece.
+_MAPPED_FROM_BYTES = 1 << 25
+_KEPT_BYTES = 1 << 30
+
+
+class ModelThread:
+    """The one thread that a process's model is loaded and run in.
+
+    OpenMP keeps a team of threads for every thread that has called it. Ray builds an actor in one thread and calls it
+    in another: with two teams on the processors of one, GNU's OpenMP no longer spins at barriers but sleeps.
+
+    Beside it, memory that a batch frees is kept for the next one: outside a process's main thread glibc gives it back
+    to the system at once, which then clears the same pages for every batch.
+    """
+
+    def __init__(self) -> None:
+        mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None and mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES):
+            mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the function in the thread; its result, or its exception."""
+        return self._executor.submit(function, *args, **kwargs).result()
