@@ -30,6 +30,7 @@ STEP_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
 # Rows read at a time, of which steps are put together: how much text they hold is known only then, for Parquet counts
 # the bytes of a repeated text once.
 _READ_ROWS = 1024
+_READ_BYTES = 1 << 20
 _ROWS_A_GROUP_READER = 16 * _READ_ROWS
 
 
@@ -100,7 +101,8 @@ def _opened(shard: Location) -> Iterator[pq.ParquetFile]:
         raise ShardError(str(error)) from error
     with stream:
         try:
-            file = pq.ParquetFile(stream)
+            # A piece at a time: else the bytes of a whole row group are held while it is read.
+            file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_READ_BYTES)
         except (pa.ArrowException, OSError) as error:
             raise ShardError(f"not a readable Parquet file: {error}") from error
         yield file
