@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 import bertray
 from bertray import Bundle, BundleError, Prediction, RequestError
-from bertray.bundle import read_info
+from bertray.bundle_folder import read_info
 from bertray.schema import PREDICTION_SCHEMA
 from bertray.storage import Location
 

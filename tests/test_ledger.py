@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from bertray.bundle import read_info
+from bertray.bundle_folder import read_info
 from bertray.config import ScoreConfig
-from bertray.ledger import Committed, Manifest, fingerprint, new_run_id, pending
+from bertray.ledger import Committed, Manifest, fingerprint, new_run_id
+from bertray.planning import plan
+from bertray.schema import MANIFEST_SCHEMA
 from bertray.storage import FileInfo, Location
 
 SHARDS = [FileInfo("a.parquet", 10, "v1"), FileInfo("b.parquet", 20, "v1")]
@@ -23,41 +25,65 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     return Location.of(str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_folder"))
 
 
+def pending(output: Location, shards: list[FileInfo], request: str = "f") -> list[FileInfo]:
+    return plan(shards, Manifest(output).latest(), request).pending
+
+
 def test_an_empty_output_has_nothing_done(output: Location) -> None:
-    assert Manifest(output).done("f") == set()
-    assert pending(SHARDS, set()) == SHARDS
+    assert Manifest(output).latest().equals(MANIFEST_SCHEMA.empty_table())
+    assert pending(output, SHARDS) == SHARDS
 
 
 def test_records_outlive_the_run_and_content_decides(output: Location) -> None:
     manifest = Manifest(output)
     manifest.append("run", [record(SHARDS[0], "f")])
     manifest.append("run", [record(SHARDS[1], "f")])
-    done = Manifest(output).done("f")
-    assert pending(SHARDS, done) == []
+    assert pending(output, SHARDS) == []
     rewritten, grown = FileInfo("a.parquet", 10, "v2"), FileInfo("b.parquet", 21, "v1")
-    assert pending([rewritten, grown], done) == [rewritten, grown]
+    assert pending(output, [rewritten, grown]) == [rewritten, grown]
 
 
 def test_a_finished_run_leaves_one_file(output: Location) -> None:
     manifest = Manifest(output)
-    records = [record(shard, "f") for shard in SHARDS]
-    for one in records:
-        manifest.append("run", [one])
-    manifest.finish("run", records)
+    for shard in SHARDS:
+        manifest.append("run", [record(shard, "f")])
+    assert len((output / "manifest").files()) == 2
+    manifest.finish("run")
     assert [info.path for info in (output / "manifest").files()] == ["run.parquet"]
-    assert pending(SHARDS, Manifest(output).done("f")) == []
+    assert pending(output, SHARDS) == []
     Manifest(output).append("empty", [])
-    Manifest(output).finish("empty", [])
+    Manifest(output).finish("empty")
     assert len((output / "manifest").files()) == 1
+
+
+def test_many_runs_become_one_file(output: Location) -> None:
+    for night in range(20):
+        manifest = Manifest(output)
+        manifest.append(f"run{night:02d}", [record(SHARDS[0], f"f{night}", minute=night)])
+        manifest.finish(f"run{night:02d}")
+    assert [info.path for info in (output / "manifest").files()] == [
+        "run16.parquet",
+        *(f"run{night}.parquet" for night in range(17, 20)),
+    ]
+    assert Manifest(output).latest()["fingerprint"].to_pylist() == ["f19"]
 
 
 def test_another_request_makes_everything_pending_also_on_the_way_back(output: Location) -> None:
     Manifest(output).append("run1", [record(SHARDS[0], "old", minute=0)])
-    assert Manifest(output).done("new") == set()
+    assert pending(output, SHARDS[:1], "new") == SHARDS[:1]
     Manifest(output).append("run2", [record(SHARDS[0], "new", minute=1)])
-    assert pending(SHARDS[:1], Manifest(output).done("new")) == []
+    assert pending(output, SHARDS[:1], "new") == []
     # the predictions file now holds the new request's rows
-    assert Manifest(output).done("old") == set()
+    assert pending(output, SHARDS[:1], "old") == SHARDS[:1]
+
+
+def test_what_is_forgotten_is_not_done(output: Location) -> None:
+    manifest = Manifest(output)
+    manifest.append("run", [record(shard, "f") for shard in SHARDS])
+    manifest.finish("run")
+    Manifest(output).forget("later", ["a.parquet", "never.parquet"])
+    assert Manifest(output).latest()["path"].to_pylist() == ["b.parquet"]
+    assert pending(output, SHARDS) == SHARDS[:1]
 
 
 def test_the_fingerprint_follows_the_request(tiny_bundle: Path) -> None:

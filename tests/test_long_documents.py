@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from bertray.bundle import read_info
+from bertray.bundle_folder import read_info
 from bertray.storage import Location
 from jobs import evaluate, prepare, score, train
 from tests.conftest import write_shard

@@ -107,7 +107,7 @@ def test_int8_is_used_where_it_costs_nothing(int8_bundle: str, cache: Location, 
     assert summary["accuracy_drop_points"] == pytest.approx(-100 * summary["accuracy_int8"], abs=1e-3)
     assert summary["engine_note"].startswith("int8: accuracy on 120 validation rows is 0.")
     place = next(Path(cache.path).rglob("engine.json")).parent
-    assert place.parts[-1] == "int8" and place.parts[-3] == bundle.info.fingerprint()[:16]
+    assert place.parts[-1] == "int8" and place.parts[-2] == bundle.info.fingerprint()[:16]
     record = json.loads((place / "engine.json").read_text())
     assert (record["num_calibration_rows"], record["num_validation_rows"]) == (108, 120)  # 12 are the test split's
     assert {"openvino", "nncf", "torch"} <= record["versions"].keys()
@@ -223,7 +223,7 @@ def test_scores_of_an_archive(
     assert predictions()["label"].to_pylist() == [one.label for one in expected]
 
     with monkeypatch.context() as patch:
-        patch.setattr(openvino_engine, "prepare", None)
+        patch.setattr("bertray.pool.prepare", None)
         again = run(engine="openvino")
     assert (again["engine"], again["num_shards_skipped"], again["num_shards_committed"]) == ("openvino", 3, 0)
 

@@ -9,13 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 from transformers import pipeline
 
 from bertray import Bundle
-from bertray.bundle import read_info
+from bertray.bundle_folder import read_info
 from bertray.config import ScoreConfig
-from bertray.errors import RequestError
-from bertray.scoring import ScoringActor, score
+from bertray.errors import LockedError, RequestError
+from bertray.ledger import Manifest
+from bertray.pool import ScoringActor
+from bertray.run_lock import RunLock
+from bertray.scoring import score
 from bertray.storage import Location
 from tests.conftest import write_shard
 
@@ -182,6 +186,8 @@ def test_a_bundle_that_is_replaced_meanwhile_is_noticed(ray_cluster: str, tiny_b
         {"bundle": str(tiny_bundle), "precision": "fp32"},
         "cpu",
         read_info(Location.of(str(make_bundle(seed=2)))).fingerprint(),
+        "request",
+        1,
     )
     with pytest.raises(Exception, match=r"was replaced while the job ran\. Run it again"):
         ray.get(actor.__call__.remote({}))
@@ -216,9 +222,57 @@ def test_places_that_cannot_work_are_refused(archive: Path, tiny_bundle: Path, t
     with pytest.raises(RequestError, match="lie in each other"):
         run(archive, archive.parent, tiny_bundle)
     (tmp_path / "file").write_text("")
-    with pytest.raises(RequestError, match=r"storage refused .*file/runs"):
+    with pytest.raises(RequestError, match=r"storage refused .*file/lock"):
         run(archive, tmp_path / "file", tiny_bundle)
     with pytest.raises(RequestError, match=r"no \.parquet file at .*nowhere"):
         run(tmp_path / "nowhere", tmp_path / "scored", tiny_bundle)
     with pytest.raises(RequestError, match="no model bundle"):
         run(archive, tmp_path / "scored", tmp_path)
+
+
+def test_a_second_run_is_refused(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scored"
+    with RunLock(Location.of(str(output)), "first").held(), pytest.raises(LockedError, match="run first holds"):
+        run(archive, output, tiny_bundle)
+    assert not (output / "predictions").exists()
+
+
+def test_predictions_of_shards_that_left_are_pruned(
+    ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "scored"
+    run(archive, output, tiny_bundle)
+    gone = "date=2026-01-05/part-1.parquet"
+    kept = (archive / gone).rename(tmp_path / "kept.parquet")
+    with caplog.at_level("INFO", logger="bertray"):
+        summary, _ = run(archive, output, tiny_bundle)
+    assert (summary["num_shards_gone"], summary["num_outputs_pruned"]) == (1, 0)
+    assert "1 shards left the archive; their predictions stay" in caplog.text
+    assert (output / "predictions" / gone).exists()
+    summary, _ = run(archive, output, tiny_bundle, prune=True)
+    assert (summary["num_shards_gone"], summary["num_outputs_pruned"]) == (1, 1)
+    assert not (output / "predictions" / gone).exists()
+    assert len(contents(output / "predictions")) == 2
+    kept.rename(archive / gone)  # it comes back as it was
+    summary, _ = run(archive, output, tiny_bundle, prune=True)
+    assert (counts(summary), summary["num_outputs_pruned"]) == ((1, 2, 0), 0)
+    with pytest.raises(RequestError, match="--prune needs the whole archive as --input"):
+        run(archive / gone, output, tiny_bundle, prune=True)
+
+
+def test_a_predictions_file_names_its_origin(
+    ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "scored"
+    run(archive, output, tiny_bundle)
+    shard = archive / "date=2026-01-06" / "part-0.parquet"
+    metadata = pq.read_schema(output / "predictions" / "date=2026-01-06" / "part-0.parquet").metadata
+    found = {name.decode(): value.decode() for name, value in metadata.items() if name.startswith(b"bertray.")}
+    assert json.loads(found.pop("bertray.versions"))["torch"] == torch.__version__
+    recorded = Manifest(Location.of(str(output))).latest()["fingerprint"].to_pylist()
+    assert found == {
+        "bertray.shard": "date=2026-01-06/part-0.parquet",
+        "bertray.shard_size_bytes": str(shard.stat().st_size),
+        "bertray.shard_version": str(shard.stat().st_mtime_ns),
+        "bertray.request_fingerprint": recorded[0],
+    }

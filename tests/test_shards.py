@@ -6,9 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bertray import Bundle
-from bertray import shards as shards_module
-from bertray.errors import ShardError
+from bertray import Bundle, shard_reader
+from bertray.errors import ShardChangedError, ShardError
 from bertray.shards import ShardCounts, score_shard
 from bertray.storage import Location
 from bertray.text import distinct, num_text_bytes
@@ -29,7 +28,7 @@ def score(
 
 
 def test_rows_stay_in_order_over_many_steps(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_module, "_READ_ROWS", 3)
+    monkeypatch.setattr(shard_reader, "_READ_ROWS", 3)
     texts: list[str | None] = [f"text number {row} " * (row % 5 + 1) for row in range(50)]
     texts[3], texts[20] = None, " "
     counts, table = score(bundle, write_shard(tmp_path / "a.parquet", texts), keep=("document_id",), step_bytes=300)
@@ -113,6 +112,19 @@ def test_missing_columns_and_wrong_types(bundle: Bundle, tmp_path: Path) -> None
         score(bundle, tmp_path / "gone.parquet")
 
 
+def test_what_a_last_check_refuses_is_not_put(bundle: Bundle, tmp_path: Path) -> None:
+    shard, output = Location.of(str(write_shard(tmp_path / "a.parquet", ["one"]))), tmp_path / "out" / "a.parquet"
+
+    def refuse() -> None:
+        raise ShardChangedError("rewritten")
+
+    with pytest.raises(ShardChangedError):
+        score_shard(bundle, shard, Location.of(str(output)), "text", [], before_put=refuse)
+    assert list(output.parent.iterdir()) == []
+    score_shard(bundle, shard, Location.of(str(output)), "text", [], origin={"bertray.shard": "a.parquet"})
+    assert pq.read_schema(output).metadata[b"bertray.shard"] == b"a.parquet"
+
+
 def test_identical_texts_are_scored_once(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str | None] = ["one text", "another one", "one text", None, "", None, "one text"]
     asked: list[list[object]] = []
@@ -140,9 +152,9 @@ def test_a_step_holds_so_many_bytes(tmp_path: Path, use_dictionary: bool, row_gr
     table = pa.table({"id": range(9000), "text": texts})
     pq.write_table(table, path, use_dictionary=use_dictionary, row_group_size=row_group_size)
     with pq.ParquetFile(path) as file:
-        steps = list(shards_module._steps(file, "text", ["id"], 2000 * 70))
+        steps = list(shard_reader.steps(file, "text", ["id"], 2000 * 70))
     assert pa.concat_tables(steps)["id"].to_pylist() == list(range(9000))
-    read_rows = shards_module._READ_ROWS
+    read_rows = shard_reader._READ_ROWS
     assert all(2000 <= len(step) < 2000 + read_rows for step in steps[:-1])
 
 
@@ -150,7 +162,7 @@ def test_long_texts_are_read_few_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": [f"{row}" * 100_000 for row in range(30)]}), path, compression="none")
     with pq.ParquetFile(path) as file:
-        steps = list(shards_module._steps(file, "text", [], 1000))
+        steps = list(shard_reader.steps(file, "text", [], 1000))
     assert [len(step) for step in steps] == [1] * 30
 
 

@@ -49,6 +49,14 @@ def test_the_version_changes_with_the_content(folder: Location) -> None:
     assert file.info().version == after.version
 
 
+def test_create_happens_once(folder: Location) -> None:
+    file = folder / "a" / "b.json"
+    assert file.create(b"first")
+    assert not file.create(b"second")
+    assert file.read_bytes() == b"first"
+    assert [info.path for info in (folder / "a").files()] == ["b.json"]
+
+
 def test_a_failed_write_leaves_what_was_there(folder: Location) -> None:
     file = folder / "part.parquet"
     file.put(b"whole")

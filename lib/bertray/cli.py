@@ -24,13 +24,13 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import EnvSettingsSource
 
 from bertray.config import JobConfig
-from bertray.errors import BertrayError, RequestError
+from bertray.errors import BertrayError, LockedError, RequestError
 
-EXIT_OK, EXIT_FAILED, EXIT_BAD_REQUEST, EXIT_SHARDS_FAILED = 0, 1, 2, 3
+EXIT_OK, EXIT_FAILED, EXIT_BAD_REQUEST, EXIT_SHARDS_FAILED, EXIT_LOCKED = 0, 1, 2, 3, 4
 
 _EXIT_CODES = """\
 exit codes: 0 done; 1 failed on the way; 2 bad request, the message says what to change;
-            3 some shards failed (jobs.score)"""
+            3 some shards failed (jobs.score); 4 another run is at work on the output (jobs.score)"""
 
 Config = TypeVar("Config", bound=JobConfig)
 
@@ -56,6 +56,8 @@ def run_job(config_class: type[Config], run: Callable[[Config], Outcome], argv: 
             outcome = run(config)
     except BertrayError as error:
         print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, LockedError):
+            return EXIT_LOCKED
         return EXIT_BAD_REQUEST if isinstance(error, RequestError) else EXIT_FAILED
     if outcome.summary is not None:
         print(json.dumps(outcome.summary, ensure_ascii=False), flush=True)

@@ -185,6 +185,8 @@ class ScoreConfig(JobConfig):
     engine: Engine = Field("auto", description=ENGINE_HELP)
     precision: InferencePrecision = Field("auto", description=INFERENCE_PRECISION_HELP)
 
+    prune: bool = Field(False, description="remove predictions of shards that the archive has no more")
+
     _engine_fits = model_validator(mode="after")(_check_engine)
 
     @model_validator(mode="after")

@@ -3,7 +3,9 @@
     BertrayError            anything this project raises on purpose
       RequestError          an option, a path, data or storage does not fit: exit code 2
         BundleError         a bundle folder that is incomplete, altered or not a bundle
+      LockedError           another run is at work on the same output: exit code 4
       ShardError            one shard of an archive cannot be scored: it is listed, the others go on
+        ShardChangedError   it was rewritten while it was read
 
 A message states the value, the limit, the path and the next step; nothing catches these but the command line
 (`bertray.cli`) and, for `ShardError`, the scoring actor.
@@ -22,5 +24,13 @@ class BundleError(RequestError):
     """A model bundle that is missing, incomplete or altered."""
 
 
+class LockedError(BertrayError):
+    """Another run holds the output; the message says which, since when, and when its lock expires."""
+
+
 class ShardError(BertrayError):
     """A shard of the archive that cannot be scored; the message is the reason listed in the summary."""
+
+
+class ShardChangedError(ShardError):
+    """A shard that was rewritten while it was read; it can be read again."""

@@ -2,10 +2,10 @@
 
 1. The predictions file of a shard is put in one atomic step under a name that follows from the shard's:
        input/date=2026-01-05/part-0.parquet  ->  output/predictions/date=2026-01-05/part-0.parquet
-2. Its record goes into the manifest: output/manifest/<run-id>-00000.parquet; at the end of the run its files are
-   merged into output/manifest/<run-id>.parquet.
+2. Its record goes into the manifest: output/manifest/<run-id>-00000.parquet, many records a file; at the end of the run
+   its files become one, output/manifest/<run-id>.parquet, and from time to time those of all runs.
 
-A shard is done when the manifest holds its path, size and version under the fingerprint of the request. A crash
+A shard is done when the last record of its path has its size and version, under the fingerprint of the request. A crash
 between 1 and 2 costs the work of a shard and nothing else: the next run writes the same file again.
 """
 
@@ -14,16 +14,23 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bertray.bundle import BundleInfo
+from bertray.bundle_folder import BundleInfo
 from bertray.config import ScoreConfig
 from bertray.schema import MANIFEST_SCHEMA, PREDICTIONS_VERSION
-from bertray.storage import FileInfo, Location
+from bertray.storage import Location
+
+# With more files than this, all are merged when a run ends: each costs the next run a round trip to the store.
+_MAX_FILES = 16
+_NUM_READERS = 16
 
 
 def fingerprint(info: BundleInfo, config: ScoreConfig) -> str:
@@ -64,55 +71,71 @@ class Manifest:
 
     def __init__(self, output: Location) -> None:
         self._folder = output / "manifest"
-        self._written: list[Location] = []
+        self._num_written = 0
 
-    def done(self, request_fingerprint: str) -> set[tuple[str, int, str]]:
-        """(path, size, version) of every shard committed under this fingerprint and not since under another."""
-        tables = []
-        for info in self._folder.files((".parquet",)):
-            table = pq.read_table(io.BytesIO((self._folder / info.path).read_bytes()), schema=MANIFEST_SCHEMA)
-            tables.append(table)
-        if not tables:
-            return set()
-        columns = (
-            pa.concat_tables(tables).sort_by("committed_at").select(["path", "size_bytes", "version", "fingerprint"])
-        )
-        # The latest record of a path tells what its predictions file holds now.
-        latest = {path: rest for path, *rest in zip(*(column.to_pylist() for column in columns), strict=True)}
-        return {
-            (path, size_bytes, version)
-            for path, (size_bytes, version, recorded) in latest.items()
-            if recorded == request_fingerprint
-        }
+    def latest(self) -> pa.Table:
+        """The last record of every path, in `schema.MANIFEST_SCHEMA`: what its predictions file holds now."""
+        return _latest(self._files())
 
     def append(self, run_id: str, records: list[Committed]) -> None:
         """Record shards as done, in one file; none: no file. Call after their predictions are in place."""
-        if not records:
+        if records:
+            _put_records(self._folder / f"{run_id}-{self._num_written:05d}.parquet", _table(records))
+            self._num_written += 1
+
+    def finish(self, run_id: str) -> None:
+        """Merge what `append` wrote into one file, and where there are many files, those of all runs.
+
+        The merged file is in place before others are removed: a crash in between leaves records that say the same.
+        """
+        files = self._files()
+        if len(files) <= _MAX_FILES:
+            files = [file for file in files if file.name.startswith(f"{run_id}-")]
+        if not files:
             return
-        file = self._folder / f"{run_id}-{len(self._written):05d}.parquet"
-        _put_records(file, records)
-        self._written.append(file)
+        merged = self._folder / f"{run_id}.parquet"
+        _put_records(merged, _latest(files))
+        for file in files:
+            if file.name != merged.name:
+                file.remove()
 
-    def finish(self, run_id: str, records: list[Committed]) -> None:
-        """Merge what `append` wrote into one file, so that the next run reads one a run. A crash here harms nothing."""
-        if not records:
-            return
-        _put_records(self._folder / f"{run_id}.parquet", records)
-        for file in self._written:
-            file.remove()
-        self._written = []
+    def forget(self, run_id: str, paths: list[str]) -> None:
+        """Drop the records of shards that the archive has no more."""
+        files = self._files()
+        records = _latest(files)
+        kept = records.filter(pc.invert(pc.is_in(records["path"], value_set=pa.array(paths, pa.string()))))
+        merged = self._folder / f"{run_id}.parquet"
+        _put_records(merged, kept)
+        for file in files:
+            if file.name != merged.name:
+                file.remove()
+
+    def _files(self) -> list[Location]:
+        return [self._folder / info.path for info in self._folder.files((".parquet",))]
 
 
-def _put_records(file: Location, records: list[Committed]) -> None:
-    table = pa.Table.from_pylist([asdict(record) for record in records], schema=MANIFEST_SCHEMA)
+def _latest(files: list[Location]) -> pa.Table:
+    with ThreadPoolExecutor(_NUM_READERS) as readers:
+        tables = list(readers.map(_read_records, files))
+    records = pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *tables]).sort_by("committed_at").combine_chunks()
+    codes = records["path"].combine_chunks().dictionary_encode().indices.to_numpy()
+    last = np.zeros(codes.max(initial=-1) + 1, dtype=np.int64)
+    last[codes] = np.arange(len(codes))  # of a repeated path, the latest is assigned last
+    return records.take(pa.array(last))
+
+
+def _read_records(file: Location) -> pa.Table:
+    return pq.read_table(io.BytesIO(file.read_bytes()), schema=MANIFEST_SCHEMA)
+
+
+def _table(records: list[Committed]) -> pa.Table:
+    return pa.Table.from_pylist([asdict(record) for record in records], schema=MANIFEST_SCHEMA)
+
+
+def _put_records(file: Location, records: pa.Table) -> None:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(records, buffer, compression="zstd")
     file.put(buffer.getvalue())
-
-
-def pending(shards: list[FileInfo], done: set[tuple[str, int, str]]) -> list[FileInfo]:
-    """Shards that have no predictions, or whose content has changed since."""
-    return [shard for shard in shards if (shard.path, shard.size_bytes, shard.version) not in done]
 
 
 def new_run_id() -> str:

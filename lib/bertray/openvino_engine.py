@@ -34,7 +34,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers.utils import logging as transformers_logging
 
-from bertray.bundle import Bundle, BundleInfo, load_model, load_tokenizer, opened, read_info, sha256_of
+from bertray.bundle import Bundle, load_model, load_tokenizer
+from bertray.bundle_folder import BundleInfo, opened, read_info, sha256_of
 from bertray.choices import Device, Engine, InferencePrecision
 from bertray.dataset import Dataset
 from bertray.encoder import Encoder

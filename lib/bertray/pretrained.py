@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from bertray.bundle import sha256_of
+from bertray.bundle_folder import sha256_of
 from bertray.errors import RequestError
 
 MINILM = "minilm"

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
+from bertray.bundle_folder import BundleInfo
 from bertray.schema import ERROR, LABEL, SCORE, SPLITS, TEXT
-
-if TYPE_CHECKING:
-    from bertray.bundle import BundleInfo
 
 _MAX_TABLE_ROWS = 30
 _EXCERPT_CHARS = 70

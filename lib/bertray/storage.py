@@ -32,7 +32,7 @@ _SCHEMES = ("s3", "s3a")
 _CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or the role"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # slots: a listing may hold a million
 class FileInfo:
     """One file of a listing. `version` changes when its content does: an etag, or a modification time in ns."""
 
@@ -143,6 +143,30 @@ class Location:
         """Write the whole file in one atomic step, over what was there."""
         with self.staged() as path:
             path.write_bytes(data)
+
+    def create(self, data: bytes) -> bool:
+        """Write the whole file in one atomic step where nothing is; False: there is something, and it stays.
+
+        On S3 a conditional put (If-None-Match); a store that ignores the condition writes over what is there.
+        """
+        with _explained(self):
+            if not self.is_local:
+                try:
+                    self.fs.pipe_file(self.path, data, mode="create")
+                except FileExistsError:
+                    return False
+                return True
+            target = Path(self.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            staging = _beside(target)
+            try:
+                staging.write_bytes(data)
+                os.link(staging, target)  # a rename would replace what is there
+            except FileExistsError:
+                return False
+            finally:
+                staging.unlink(missing_ok=True)
+            return True
 
     @contextmanager
     def staged(self) -> Iterator[Path]:

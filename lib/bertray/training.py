@@ -23,7 +23,8 @@ from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 from ray.train.torch import TorchTrainer
 
 from bertray import cluster
-from bertray.bundle import BUNDLE_FILE, seal
+from bertray.bundle import seal
+from bertray.bundle_folder import BUNDLE_FILE
 from bertray.config import TrainConfig
 from bertray.dataset import Dataset
 from bertray.errors import BertrayError, RequestError

@@ -1,0 +1,133 @@
+"""The folder of a model bundle: what bundle.json says, and whether every file is the one it speaks of.
+
+    bundle/
+      config.json, model.safetensors       the classifier, labels in its id2label
+      tokenizer.json, …                    its tokenizer
+      README.md                            the model card
+      bundle.json                          what is here: sha256 of every file, labels, length, origin, metrics; last
+
+`bertray.bundle` makes a classifier of it. Here nothing is loaded that takes time to import.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from bertray.choices import LongDocuments, ProblemType
+from bertray.errors import BundleError
+from bertray.storage import Location
+
+BUNDLE_FILE, CARD_FILE = "bundle.json", "README.md"
+
+
+class BundleInfo(BaseModel):
+    """What bundle.json holds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format_version: int = 1
+    labels: tuple[str, ...]  # by id
+    problem_type: ProblemType = "single_label_classification"
+    max_length: int  # tokens of a window, special tokens included
+    long_documents: LongDocuments = "truncate"  # what is read of a text that is longer; see bertray.windows
+    stride: int | None = None  # tokens that its neighbouring windows share at least; None: truncate
+    encoder: str  # what was fine-tuned: Hub id, folder or package
+    data_fingerprint: str  # Dataset.fingerprint() of the training data
+    training: dict[str, Any]  # the job's configuration
+    metrics: dict[str, float]  # of the kept epoch, on validation
+    history: list[dict[str, float]]  # one entry an epoch
+    versions: dict[str, str]  # of Python and the packages that matter
+    files: dict[str, str]  # sha256 of every other file but the card, which a person may edit
+
+    @model_validator(mode="after")
+    def _stride_belongs_to_windows(self) -> Self:
+        if (self.stride is None) != (self.long_documents == "truncate"):
+            raise ValueError(f"long_documents {self.long_documents} does not go with stride {self.stride}")
+        return self
+
+    def fingerprint(self) -> str:
+        """What makes two bundles predict alike: the same files, read in the same way."""
+        read = {"files": self.files, "max_length": self.max_length, "long_documents": self.long_documents}
+        if self.stride is not None:  # added later: a bundle that truncates keeps its fingerprint, and its archive
+            read["stride"] = self.stride
+        return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def opened(uri: str) -> Iterator[tuple[Path, BundleInfo]]:
+    """A bundle's folder as a verified local one, and its bundle.json, inside the block.
+
+    Raises:
+        BundleError: the folder is missing, incomplete or altered.
+    """
+    location = Location.of(uri)
+    info = read_info(location)
+    with location.local_copy() as folder:
+        verify(folder, info, uri)
+        yield folder, info
+
+
+def read_info(location: Location) -> BundleInfo:
+    """Read bundle.json without loading the model.
+
+    Raises:
+        BundleError: it is missing or not what jobs.train writes.
+    """
+    file = location / BUNDLE_FILE
+    if not file.exists():
+        raise BundleError(
+            f"{location} is no model bundle: it has no {BUNDLE_FILE}. Make one with "
+            f"python -m jobs.train --data DATASET --output {location}"
+        )
+    try:
+        info = BundleInfo.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise BundleError(f"{file} cannot be read: {wrong}. Train the bundle again") from error
+    if info.format_version != 1:
+        raise BundleError(f"{file} is of format {info.format_version}; this version of bertray reads format 1")
+    return info
+
+
+def verify(folder: Path, info: BundleInfo, name: str) -> None:
+    """Check every file of a bundle against its recorded sha256.
+
+    Raises:
+        BundleError: a file is missing, differs, or was not there when the bundle was made.
+    """
+    if added := sorted(_content(folder) - set(info.files)):
+        raise BundleError(f"the bundle {name} was altered: {', '.join(added)} is not its own. Take it out")
+    for file, expected in info.files.items():
+        path = folder / file
+        if not path.is_file():
+            raise BundleError(f"the bundle {name} is incomplete: {file} is missing. Copy or train it again")
+        actual = sha256_of(path)
+        if actual != expected:
+            raise BundleError(
+                f"the bundle {name} was altered: {file} has sha256 {actual[:12]}…, bundle.json says {expected[:12]}…. "
+                "Copy or train it again"
+            )
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256 as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a bundle folder but bundle.json and the card, by relative path."""
+    return {name: sha256_of(folder / name) for name in sorted(_content(folder))}
+
+
+def _content(folder: Path) -> set[str]:
+    """Files of a bundle that predictions may depend on; hidden ones are other tools' notes."""
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {name for name in names - {BUNDLE_FILE, CARD_FILE} if not name.startswith(".")}
