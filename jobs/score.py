@@ -2,6 +2,7 @@
 
     python -m jobs.score --bundle bundle --input archive --output scored
     python -m jobs.score --bundle s3://b/bundle --input s3://b/archive --output s3://b/scored --keep-columns document_id
+    python -m jobs.score --bundle bundle --input archive --output scored --plan --price-per-hour 2.5
     ray job submit --address http://127.0.0.1:8265 --working-dir . --runtime-env jobs/runtime_env.yaml -- \\
         python -m jobs.score --bundle s3://b/bundle --input s3://b/archive --output s3://b/scored --device cuda
 
@@ -22,6 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: ScoreConfig) -> Outcome:
+    if config.plan:
+        from bertray.preview import preview
+
+        plan = preview(config)
+        print_scoring(plan, [], title="plan: nothing was scored")
+        return Outcome(plan)
     from bertray.scoring import score
 
     summary, failures = score(config)

@@ -1,6 +1,9 @@
 """Options from defaults, YAML, environment and flags; errors that say what to change; the summary line."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -139,3 +142,22 @@ def test_a_request_error_ends_with_code_2_and_no_traceback(capsys: pytest.Captur
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "error: the path /x is wrong\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_end_a_job_in_order(number: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    closed = []
+
+    def run(_: TrainConfig) -> Outcome:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(30)
+        finally:
+            closed.append(True)
+        return Outcome({})
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_job(TrainConfig, run, REQUIRED, "Train.") == code
+    assert closed == [True]
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "stopped; what was finished is kept" in capsys.readouterr().err

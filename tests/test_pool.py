@@ -10,10 +10,34 @@ import pytest
 from bertray import Bundle
 from bertray.config import ScoreConfig
 from bertray.errors import LockedError, ShardChangedError, ShardError
-from bertray.pool import ScoringActor
+from bertray.pool import ScoringActor, units_of
 from bertray.run_lock import RunLock
 from bertray.storage import FileInfo, Location
 from tests.conftest import write_shard
+
+
+def sizes(units: list[list[FileInfo]]) -> list[list[int]]:
+    return [[shard.size_bytes for shard in unit] for unit in units]
+
+
+def shards_of(*sizes_bytes: int) -> list[FileInfo]:
+    return [FileInfo(f"{index}", size_bytes, "v") for index, size_bytes in enumerate(sizes_bytes)]
+
+
+def test_small_shards_share_a_task() -> None:
+    tiny = units_of(shards_of(*[1000] * 1_000_000), 2 << 20, 8)
+    assert len(tiny) == 3907  # of 256 each
+    assert [shard.path for unit in tiny[:2] for shard in unit] == [str(index) for index in range(512)]
+    mixed = [30, 30, 50, 200, 10, 10] * 20
+    found = sizes(units_of(shards_of(*mixed), 100, 1))
+    assert found[:3] == [[30, 30], [50], [200]]
+    assert [size for unit in found for size in unit] == mixed
+
+
+def test_few_shards_are_spread_over_the_actors() -> None:
+    assert sizes(units_of(shards_of(*[1] * 20), 100, 4)) == [[1]] * 20
+    assert sizes(units_of(shards_of(*[1] * 128), 100, 4)) == [[1, 1]] * 64
+    assert units_of([], 100, 4) == []
 
 
 @pytest.fixture
@@ -37,7 +61,7 @@ def shard(tmp_path: Path) -> Path:
 
 def score(actor: Any, shard: Path) -> tuple[FileInfo, pa.Table]:
     place, output = Location.of(str(shard)), shard.parent.parent / "out.parquet"
-    listed, _ = actor._score_shard(place.info(), place, Location.of(str(output)))
+    listed, _ = actor._score_shard(actor._bundle, place.info(), place, Location.of(str(output)))
     return listed, pq.read_table(output)
 
 

@@ -1,7 +1,12 @@
 """The nightly job on a two-node cluster: the row contract, runs that follow runs, failures that stay where they are."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +23,11 @@ from bertray.config import ScoreConfig
 from bertray.errors import LockedError, RequestError
 from bertray.ledger import Manifest
 from bertray.pool import ScoringActor
+from bertray.preview import preview
 from bertray.run_lock import RunLock
 from bertray.scoring import score
 from bertray.storage import Location
-from tests.conftest import write_shard
+from tests.conftest import ROOT, write_shard
 
 SUMMARY_KEYS = {
     "num_shards_committed",
@@ -183,11 +189,12 @@ def test_places_may_be_relative(
 
 def test_a_bundle_that_is_replaced_meanwhile_is_noticed(ray_cluster: str, tiny_bundle: Path, make_bundle: Any) -> None:
     actor = ray.remote(ScoringActor).remote(
-        {"bundle": str(tiny_bundle), "precision": "fp32"},
+        {"bundle": str(tiny_bundle), "output": "scored", "engine": "auto", "precision": "fp32"},
         "cpu",
         read_info(Location.of(str(make_bundle(seed=2)))).fingerprint(),
         "request",
         1,
+        "archive",
     )
     with pytest.raises(Exception, match=r"was replaced while the job ran\. Run it again"):
         ray.get(actor.__call__.remote({}))
@@ -276,3 +283,51 @@ def test_a_predictions_file_names_its_origin(
         "bertray.shard_version": str(shard.stat().st_mtime_ns),
         "bertray.request_fingerprint": recorded[0],
     }
+
+
+def test_sigterm_keeps_what_is_finished(ray_cluster: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    archive, output = tmp_path / "archive", tmp_path / "scored"
+    for part in range(300):
+        write_shard(archive / f"{part:03d}.parquet", texts_of(str(part), 40))
+    places = ["--bundle", tiny_bundle, "--input", archive, "--output", output]
+    command = [sys.executable, "-m", "jobs.score", *map(str, places), "--num-actors", "1", "--precision", "fp32"]
+    environment = {**os.environ, "RAY_ADDRESS": ray_cluster}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+        deadline_s = time.monotonic() + 120
+        while len(list(output.glob("predictions/*.parquet"))) < 150:
+            assert job.poll() is None and time.monotonic() < deadline_s
+            time.sleep(0.05)
+        job.send_signal(signal.SIGTERM)
+        _, stderr = job.communicate(timeout=30)
+    assert job.returncode == 143, stderr.decode()
+    assert b"stopped; what was finished is kept" in stderr
+    num_recorded = Manifest(Location.of(str(output))).latest().num_rows
+    num_put = len(list(output.glob("predictions/*.parquet")))
+    # Tasks of 18 shards: what the last few have put may not have been heard of.
+    assert 150 - 5 * 18 <= num_recorded <= num_put < 300
+    summary, _ = run(archive, output, tiny_bundle, keep_columns=[], num_actors=1)  # the lock is free
+    assert counts(summary) == (300 - num_recorded, num_recorded, 0)
+    assert Manifest(Location.of(str(output))).latest().num_rows == 300
+
+
+def test_a_plan_is_close_and_writes_nothing(ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scored"
+    for part in range(30):
+        write_shard(archive / f"more-{part}.parquet", texts_of(str(part), 40 + part))
+    places = {"bundle": str(tiny_bundle), "input": str(archive), "output": str(output)}
+    planned = preview(ScoreConfig(**places))
+    assert not output.exists()
+    assert (planned["num_shards_new"], planned["num_shards_pending"], planned["num_shards_sampled"]) == (33, 33, 16)
+    assert "hours_estimated" not in planned
+    summary, _ = run(archive, output, tiny_bundle, keep_columns=[], precision="auto")
+    assert planned["num_rows_estimated"] == pytest.approx(summary["num_rows"], rel=0.3)
+    assert planned["num_tokens_estimated"] == pytest.approx(summary["num_tokens"], rel=0.3)
+    assert preview(ScoreConfig(**places))["num_shards_pending"] == 0
+
+    planned = preview(ScoreConfig(**places, text_column="document_id", num_actors=4, price_per_hour=100))
+    assert (planned["num_shards_anew"], planned["num_actors"]) == (33, 4)
+    rate = summary["tokens_per_s"] / summary["num_actors"]
+    assert planned["tokens_per_s_an_actor"] == pytest.approx(rate, abs=0.1)
+    hours = planned["num_tokens_estimated"] / rate / 4 / 3600
+    assert planned["hours_estimated"] == pytest.approx(hours, abs=1e-3)
+    assert planned["cost_estimated"] == pytest.approx(hours * 4 * 100, abs=0.01)

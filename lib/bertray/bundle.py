@@ -74,6 +74,11 @@ class Bundle:
             model, tokenizer = load_model(folder), load_tokenizer(folder, info)
         return cls(info, Encoder(model, precision, device), tokenizer)
 
+    @property
+    def precision(self) -> str:
+        """What the model is really run in."""
+        return self.encoder.precision
+
     def predict(self, texts: Sequence[str | None]) -> list[Prediction]:
         """Classify texts, in order. A null or empty text gets an `error` instead of a label."""
         if isinstance(texts, str):

@@ -12,9 +12,11 @@ import difflib
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_origin
 
@@ -27,10 +29,13 @@ from bertray.config import JobConfig
 from bertray.errors import BertrayError, LockedError, RequestError
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_REQUEST, EXIT_SHARDS_FAILED, EXIT_LOCKED = 0, 1, 2, 3, 4
+EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 _EXIT_CODES = """\
 exit codes: 0 done; 1 failed on the way; 2 bad request, the message says what to change;
-            3 some shards failed (jobs.score); 4 another run is at work on the output (jobs.score)"""
+            3 some shards failed (jobs.score); 4 another run is at work on the output (jobs.score);
+            130, 143 stopped by SIGINT or SIGTERM"""
+_STOPPED = "stopped; what was finished is kept (jobs.score: run it again, and it goes on)"
 
 Config = TypeVar("Config", bound=JobConfig)
 
@@ -52,8 +57,16 @@ def run_job(config_class: type[Config], run: Callable[[Config], Outcome], argv: 
         _log_to_stderr()
         _refuse_relative_output(config)
         _keep_local_ray_on_loopback()
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), _ended_by_sigterm():
             outcome = run(config)
+    except KeyboardInterrupt:
+        print(_STOPPED, file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except SystemExit as stop:
+        if stop.code not in (EXIT_TERMINATED, signal.SIGTERM):  # the latter is Ray's own handler
+            raise
+        print(_STOPPED, file=sys.stderr)
+        return EXIT_TERMINATED
     except BertrayError as error:
         print(f"error: {error}", file=sys.stderr)
         if isinstance(error, LockedError):
@@ -62,6 +75,23 @@ def run_job(config_class: type[Config], run: Callable[[Config], Outcome], argv: 
     if outcome.summary is not None:
         print(json.dumps(outcome.summary, ensure_ascii=False), flush=True)
     return outcome.exit_code
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM (preemption, `ray job stop`) end the block as an exception does: what is open is closed in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise SystemExit(EXIT_TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def load_config(config_class: type[Config], argv: Sequence[str], doc: str = "") -> Config:

@@ -185,6 +185,8 @@ class ScoreConfig(JobConfig):
     engine: Engine = Field("auto", description=ENGINE_HELP)
     precision: InferencePrecision = Field("auto", description=INFERENCE_PRECISION_HELP)
 
+    plan: bool = Field(False, description="print what would be scored, why, and how long it would take; score nothing")
+    price_per_hour: float | None = Field(None, ge=0, description="of one actor; with --plan, adds the estimated cost")
     prune: bool = Field(False, description="remove predictions of shards that the archive has no more")
 
     _engine_fits = model_validator(mode="after")(_check_engine)

@@ -17,20 +17,26 @@ _MAPPED_FROM_BYTES = 1 << 25
 _KEPT_BYTES = 1 << 30
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep what a batch frees for the next one.
+
+    Outside a process's main thread glibc gives it back to the system at once, which then clears the same pages again.
+    """
+    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES):
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
 class ModelThread:
     """The one thread that a process's model is loaded and run in.
 
     OpenMP keeps a team of threads for every thread that has called it. Ray builds an actor in one thread and calls it
     in another: with two teams on the processors of one, GNU's OpenMP no longer spins at barriers but sleeps.
 
-    Beside it, memory that a batch frees is kept for the next one: outside a process's main thread glibc gives it back
-    to the system at once, which then clears the same pages for every batch.
     """
 
     def __init__(self) -> None:
-        mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None and mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES):
-            mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        keep_freed_memory()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -118,9 +118,9 @@ def _confused_with(metrics: dict[str, Any], label: str) -> str:
     return f"{metrics['labels'][counts.index(most)]} ({most})" if most else ""
 
 
-def print_scoring(summary: dict[str, Any], failures: list[dict[str, str]]) -> None:
-    """What a scoring run did, in a few lines, and why shards failed."""
-    table = Table(title="scoring", title_justify="left", show_header=False)
+def print_scoring(summary: dict[str, Any], failures: list[dict[str, str]], title: str = "scoring") -> None:
+    """What a scoring run did or would do, in a few lines, and why shards failed."""
+    table = Table(title=title, title_justify="left", show_header=False)
     for key, value in summary.items():
         table.add_row(key, f"{value:,}" if isinstance(value, int | float) else str(value))
     _print(table)

@@ -2,7 +2,7 @@
 
 1. lock      one run at a time on an output                                            [bertray.run_lock]
 2. plan      one listing of the input, held against the manifest                       [bertray.planning]
-3. stream    one row of a Ray Dataset for every pending shard -> a pool of actors, each with the model in memory
+3. stream    units of pending shards -> a pool of actors, each with the model in memory [bertray.pool]
 4. score     the shard becomes a predictions file, put in one atomic step              [actor, bertray.shards]
 5. commit    the shard's record goes into the manifest                                 [bertray.ledger]
 6. report    runs/<run-id>/config.json, plan.json and summary.json, then runs/latest.json
@@ -20,22 +20,19 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+from bertray.archive import list_shards, probe, resolved
 from bertray.bundle_folder import BundleInfo, read_info
 from bertray.config import ScoreConfig
-from bertray.errors import RequestError, ShardError
+from bertray.errors import RequestError
 from bertray.ledger import Committed, Manifest, fingerprint, new_run_id
 from bertray.planning import Plan, plan
 from bertray.progress import ProgressBar
 from bertray.run_lock import RunLock
-from bertray.shard_reader import read_schema
 from bertray.storage import FileInfo, Location
-from bertray.text import check_text_type
 from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
-# How many shards are looked into before Ray is started, to refuse a request that cannot succeed.
-_NUM_PROBED_SHARDS = 5
 # Committed shards are recorded at least so often; a crash costs the work since.
 _RECORD_INTERVAL_S = 5.0
 
@@ -48,13 +45,13 @@ def score(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, str]]]:
         LockedError: another run is at work on this output, or has taken it from this one.
     """
     started_s = time.monotonic()
-    config, source, output = _resolved(config)
+    config, source, output = resolved(config)
     info = read_info(Location.of(config.bundle))
-    archive, shards = _list_shards(source)
+    archive, shards = list_shards(source)
     run_id = new_run_id()
     if config.prune and archive != source:
         raise RequestError(f"--prune needs the whole archive as --input, and {source} is one shard: leave it out")
-    _probe(archive, shards, config)
+    probe(archive, shards, config)
     with RunLock(output, run_id).held() as lock:
         manifest = Manifest(output)
         request_fingerprint = fingerprint(info, config)
@@ -71,7 +68,10 @@ def score(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, str]]]:
 
             engine = pool.prepare_engine(config, output)
             with cluster.session():
-                run.follow(pool.outcomes(config, info, archive, output, todo.pending, lock.number), len(todo.pending))
+                placement = pool.place(config, len(todo.pending))
+                outcomes = pool.outcomes(config, info, archive, output, todo.pending, placement, lock.number)
+                run.follow(outcomes, len(todo.pending))
+            engine["num_actors"] = placement.num_processes
         else:
             _log.info("nothing to do: every shard is committed under this bundle and these columns")
         num_pruned = _prune(output, manifest, run_id, shards) if config.prune else 0
@@ -88,18 +88,6 @@ def score(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, str]]]:
             _put_json(output / "runs" / run_id / "summary.json", {**summary, "failures": run.failures})
             _put_json(output / "runs" / "latest.json", {"run_id": run_id})
     return summary, run.failures
-
-
-def _resolved(config: ScoreConfig) -> tuple[ScoreConfig, Location, Location]:
-    """With absolute places, for actors may run in other folders; and input and output as locations."""
-    places = {name: str(Location.of(getattr(config, name))) for name in ("bundle", "input", "output")}
-    config = config.model_copy(update=places)
-    source, output = Location.of(config.input), Location.of(config.output)
-    if source.contains(output) or output.contains(source):
-        raise RequestError(
-            f"--input {source} and --output {output} lie in each other: predictions would be scored or shards replaced"
-        )
-    return config, source, output
 
 
 def _log_plan(todo: Plan, config: ScoreConfig) -> None:
@@ -202,43 +190,6 @@ class _Run:
             "tokens_per_s": round((num_tokens - self._num_repeated["num_tokens_repeated"]) / wall_s, 1),
             "precision": "+".join(sorted(self._precisions)) or None,
         }
-
-
-def _list_shards(source: Location) -> tuple[Location, list[FileInfo]]:
-    """The archive's root and its shards; one shard alone has its folder as root."""
-    if source.is_file():
-        return source.parent(), [source.info()]
-    shards = source.files((".parquet",))
-    if not shards:
-        raise RequestError(f"no .parquet file at {source}. --input takes a folder of shards at any depth, or one shard")
-    return source, shards
-
-
-def _probe(archive: Location, shards: list[FileInfo], config: ScoreConfig) -> None:
-    """Refuse now what would fail on every shard.
-
-    Raises:
-        RequestError: none of the first shards has the columns asked for.
-    """
-    wanted = [config.text_column, *config.keep_columns]
-    seen = ""
-    for shard in shards[:_NUM_PROBED_SHARDS]:
-        try:
-            schema = read_schema(archive / shard.path)
-        except ShardError:
-            continue  # the run itself lists it as failed
-        names = schema.names
-        if all(name in names for name in wanted):
-            try:
-                check_text_type(schema.field(config.text_column).type)
-            except ShardError as error:
-                seen = seen or f"{shard.path}: {error}"
-                continue
-            return
-        missing = next(name for name in wanted if name not in names)
-        seen = seen or f"no column {missing!r} in {shard.path}; it has {', '.join(names)}"
-    if seen:
-        raise RequestError(f"{seen}. Choose with --text-column and --keep-columns")
 
 
 def _request(config: ScoreConfig, info: BundleInfo) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bertray.bundle import Bundle
 from bertray.errors import ShardError
 from bertray.schema import ERROR, NUM_TOKENS, predictions_schema
 from bertray.shard_reader import opened, steps
@@ -39,8 +39,15 @@ class ShardCounts:
     num_tokens_repeated: int
 
 
+class Predictor(Protocol):
+    """A `Bundle`, or one in a process of its own."""
+
+    def predict_column(self, texts: pa.Array) -> pa.Table:
+        """Classify texts; a table in `schema.PREDICTION_SCHEMA`."""
+
+
 def score_shard(
-    bundle: Bundle,
+    bundle: Predictor,
     shard: Location,
     predictions: Location,
     text_column: str,

@@ -1,0 +1,107 @@
+"""What a scoring run would do, without doing it: shards by reason, and how long it would take.
+
+Tokens are estimated from the first texts of some pending shards: tokens a row there times the rows that each of these
+shards has, in proportion to the bytes of all pending ones. Hours follow from the last run on the same output.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from typing import Any
+
+from bertray.archive import list_shards, probe, resolved
+from bertray.bundle import load_tokenizer
+from bertray.bundle_folder import opened as opened_bundle
+from bertray.bundle_folder import read_info
+from bertray.config import ScoreConfig
+from bertray.errors import ShardError
+from bertray.ledger import Manifest, fingerprint
+from bertray.planning import plan
+from bertray.shard_reader import opened, steps
+from bertray.storage import FileInfo, Location
+from bertray.tokenization import ColumnTokenizer
+
+_log = logging.getLogger(__name__)
+
+_NUM_SAMPLED_SHARDS = 16
+_SAMPLED_BYTES = 1 << 18  # of text, from each
+
+
+def preview(config: ScoreConfig) -> dict[str, Any]:
+    """What `scoring.score` would find to do, and an estimate of what it takes; nothing is written.
+
+    Raises:
+        RequestError: bundle, input, output or columns do not fit.
+    """
+    config, source, output = resolved(config)
+    info = read_info(Location.of(config.bundle))
+    archive, shards = list_shards(source)
+    probe(archive, shards, config)
+    todo = plan(shards, Manifest(output).latest(), fingerprint(info, config))
+    facts: dict[str, Any] = {
+        **todo.counts(),
+        "num_shards_pending": len(todo.pending),
+        "pending_bytes": todo.pending_bytes,
+    }
+    if not todo.pending:
+        return facts
+    with opened_bundle(config.bundle) as (folder, _):
+        tokenizer = load_tokenizer(folder, info)
+    facts |= _estimate(tokenizer, archive, todo.pending, config)
+    run_id, last = _last_run(output)
+    if not last:
+        _log.info("no run on %s has measured a rate yet: hours are unknown", output)
+        return facts
+    num_actors = config.num_actors or last["num_actors"]
+    hours = facts["num_tokens_estimated"] / (last["tokens_per_s"] / last["num_actors"] * num_actors) / 3600
+    facts |= {
+        "rate_of_run": run_id,
+        "tokens_per_s_an_actor": round(last["tokens_per_s"] / last["num_actors"], 1),
+        "num_actors": num_actors,
+        "hours_estimated": round(hours, 3),
+    }
+    if config.price_per_hour is not None:
+        facts["cost_estimated"] = round(hours * num_actors * config.price_per_hour, 2)
+    return facts
+
+
+def _estimate(
+    tokenizer: ColumnTokenizer, archive: Location, shards: list[FileInfo], config: ScoreConfig
+) -> dict[str, Any]:
+    sampled = random.Random(0).sample(shards, min(_NUM_SAMPLED_SHARDS, len(shards)))
+    num_bytes = num_rows = num_unreadable = 0
+    num_tokens = 0.0
+    for shard in sampled:
+        try:
+            with opened(archive / shard.path) as file:
+                step = next(steps(file, config.text_column, [], _SAMPLED_BYTES), None)
+                if step is not None:
+                    tokens_a_row = tokenizer.encode(step[config.text_column]).num_tokens / len(step)
+                    num_tokens += tokens_a_row * file.metadata.num_rows
+                    num_rows += file.metadata.num_rows
+        except ShardError as error:
+            _log.warning("cannot be scored: %s: %s", shard.path, error)
+            num_unreadable += 1
+            continue
+        num_bytes += shard.size_bytes
+    share = sum(shard.size_bytes for shard in shards) / max(1, num_bytes)
+    return {
+        "num_shards_sampled": len(sampled),
+        "num_shards_unreadable": num_unreadable,
+        "num_rows_estimated": round(num_rows * share),
+        "num_tokens_estimated": round(num_tokens * share),
+    }
+
+
+def _last_run(output: Location) -> tuple[str, dict[str, Any]]:
+    """The last run that measured a rate here, and its summary; empty where there is none."""
+    latest = output / "runs" / "latest.json"
+    if not latest.exists():
+        return "", {}
+    run_id = json.loads(latest.read_bytes())["run_id"]
+    summary = json.loads((output / "runs" / run_id / "summary.json").read_bytes())
+    if not summary.get("num_actors") or not summary["tokens_per_s"]:
+        return "", {}
+    return run_id, summary

@@ -1,0 +1,113 @@
+"""Texts that end the process which reads them."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bertray import Bundle
+from bertray.errors import BundleError, ShardError
+from bertray.isolated import IsolatedBundle, ModelSpec
+from tests.conftest import ROOT, run_job_process, write_shard
+
+FAULTS = ROOT / "tests" / "faults"
+DEADLY = "before, this text ends the process, behind"
+
+
+def spec_of(bundle: Path) -> ModelSpec:
+    return ModelSpec(str(bundle), "torch", "fp32", "cpu", "", 1)
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FAULTS), os.environ.get("PYTHONPATH", "")]))
+
+
+@pytest.fixture
+def isolated(tiny_bundle: Path) -> Iterator[IsolatedBundle]:
+    isolated = IsolatedBundle(spec_of(tiny_bundle))
+    yield isolated
+    isolated.close()
+
+
+def column(texts: list[str | None]) -> pa.Array:
+    return pa.array([None if text is None else text.encode() for text in texts], pa.large_binary())
+
+
+def test_it_predicts_what_the_bundle_does(isolated: IsolatedBundle, tiny_bundle: Path) -> None:
+    texts = column([f"text {row} " * (row % 9) for row in range(200)] + [None])
+    expected = Bundle.load(str(tiny_bundle), "fp32").predict_column(texts)
+    for _ in range(2):
+        assert isolated.predict_column(texts).equals(expected)
+    assert isolated.precision == "fp32"
+    assert isolated.predict_column(texts[:0]).num_rows == 0
+
+
+def test_a_process_that_is_killed_from_outside_costs_no_row(isolated: IsolatedBundle) -> None:
+    texts = column([f"text {row}" for row in range(50)])
+    expected = isolated.predict_column(texts)
+    assert isolated._child is not None
+    os.kill(isolated._child.pid, signal.SIGKILL)
+    found = isolated.predict_column(texts)
+    assert found["error"].null_count == 50
+    assert found["label"].to_pylist() == expected["label"].to_pylist()
+
+
+def test_deadly_texts_are_found(faults: None, isolated: IsolatedBundle) -> None:
+    texts: list[str | None] = [f"text {row}" for row in range(100)]
+    texts[93] = DEADLY
+    found = isolated.predict_column(column(texts))
+    reason = "the model's process was ended by SIGSEGV on this text"
+    assert found["error"].to_pylist() == [reason if row == 93 else None for row in range(100)]
+    assert [label is None for label in found["label"].to_pylist()] == [row == 93 for row in range(100)]
+
+
+def test_too_many_deaths_are_no_matter_of_texts(
+    faults: None, isolated: IsolatedBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bertray.isolated._MAX_DEATHS", 2)
+    with pytest.raises(ShardError, match="the model's process died 3 times, last: it was ended by SIGSEGV"):
+        isolated.predict_column(column([DEADLY] * 4))
+
+
+def test_a_model_that_cannot_be_loaded(isolated: IsolatedBundle, tmp_path: Path) -> None:
+    gone = IsolatedBundle.__new__(IsolatedBundle)
+    gone._spec, gone._child = spec_of(tmp_path / "gone"), None
+    with pytest.raises(
+        BundleError, match=r"a process that was to load .*gone exited with code 1; see the worker's log"
+    ):
+        gone.predict_column(column(["text"]))
+
+
+def test_a_run_goes_on_over_deadly_texts(faults: None, tiny_bundle: Path, tmp_path: Path) -> None:
+    archive, output = tmp_path / "archive", tmp_path / "scored"
+    for part in range(6):
+        texts: list[str | None] = [f"part {part} text {row}" for row in range(40)]
+        if part == 4:
+            texts[28] = DEADLY
+        write_shard(archive / f"{part}.parquet", texts)
+    done = run_job_process(
+        "score",
+        "--bundle",
+        tiny_bundle,
+        "--input",
+        archive,
+        "--output",
+        output,
+        "--num-actors",
+        1,
+        "--precision",
+        "fp32",
+    )
+    assert done.returncode == 0, done.stderr
+    bundle = Bundle.load(str(tiny_bundle), "fp32")
+    for part in range(6):
+        found = pq.read_table(output / "predictions" / f"{part}.parquet")
+        source = pq.read_table(archive / f"{part}.parquet")["text"].to_pylist()
+        assert [error is not None for error in found["error"].to_pylist()] == [text == DEADLY for text in source]
+        labels = [None if text == DEADLY else bundle.predict([text])[0].label for text in source]
+        assert found["label"].to_pylist() == labels
