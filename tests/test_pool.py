@@ -48,7 +48,7 @@ def actor(tiny_bundle: Path, tmp_path: Path) -> Any:
     actor._config = ScoreConfig(
         bundle=str(tiny_bundle), input=str(tmp_path / "archive"), output=str(tmp_path / "scored")
     )
-    actor._step_bytes, actor._request_fingerprint = 1 << 20, "f"
+    actor._step_bytes, actor._origin = 1 << 20, {"bertray.versions": "{}"}
     actor._lock_number, actor._held_s = 0, -float("inf")
     return actor
 

@@ -156,7 +156,12 @@ class ScoringActor:
         archive: str,
     ) -> None:
         self._config = ScoreConfig.model_construct(**config)
-        self._archive, self._request_fingerprint = Location.of(archive), request_fingerprint
+        self._archive = Location.of(archive)
+        # Once: looking versions up takes longer than a tiny shard.
+        self._origin = {
+            "bertray.request_fingerprint": request_fingerprint,
+            "bertray.versions": json.dumps(versions()),
+        }
         self._lock_number, self._held_s = lock_number, -float("inf")
         self._step_bytes = STEP_BYTES[device]
         context = ray.get_runtime_context()
@@ -241,8 +246,7 @@ class ScoringActor:
                 "bertray.shard": listed.path,
                 "bertray.shard_size_bytes": str(listed.size_bytes),
                 "bertray.shard_version": listed.version,
-                "bertray.request_fingerprint": self._request_fingerprint,
-                "bertray.versions": json.dumps(versions()),
+                **self._origin,
             }
             try:
                 return listed, score_shard(
