@@ -13,9 +13,9 @@ Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this mach
 import sys
 from collections.abc import Sequence
 
-from bertray.cli import EXIT_OK, EXIT_SHARDS_FAILED, Outcome, run_job
+from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, Outcome, run_job
 from bertray.config import ScoreConfig
-from bertray.report import print_scoring
+from bertray.report import print_scoring, print_verdict
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,9 +31,13 @@ def _run(config: ScoreConfig) -> Outcome:
         return Outcome(plan)
     from bertray.scoring import score
 
-    summary, failures = score(config)
-    print_scoring(summary, failures)
-    return Outcome(summary, EXIT_SHARDS_FAILED if failures else EXIT_OK)
+    scored = score(config)
+    print_scoring(scored.summary, scored.failures)
+    if scored.verdict and scored.verdict.reasons:
+        print_verdict(scored.verdict, scored.shards_with_errors)
+    if scored.verdict and scored.verdict.is_held:
+        return Outcome(scored.summary, EXIT_HELD)
+    return Outcome(scored.summary, EXIT_SHARDS_FAILED if scored.failures else EXIT_OK)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Texts that end the process which reads them."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ import pytest
 
 from bertray import Bundle
 from bertray.errors import BundleError, ShardError
-from bertray.isolated import IsolatedBundle, ModelSpec
+from bertray.isolated import IsolatedBundle, ModelSpec, read_in_isolation
+from bertray.storage import Location
 from tests.conftest import ROOT, run_job_process, write_shard
 
 FAULTS = ROOT / "tests" / "faults"
@@ -83,18 +85,36 @@ def test_a_model_that_cannot_be_loaded(isolated: IsolatedBundle, tmp_path: Path)
         gone.predict_column(column(["text"]))
 
 
-def test_a_run_goes_on_over_deadly_texts(faults: None, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_deadly_files_are_found(faults: None, tmp_path: Path) -> None:
+    fine, deadly = write_shard(tmp_path / "fine.parquet", ["a text"]), deadly_shard(tmp_path / "deadly.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"not Parquet")
+    for path in (fine, tmp_path / "broken.parquet"):  # the latter is said by who reads it next
+        read_in_isolation(Location.of(str(path)), "text", [], 1 << 20)
+    with pytest.raises(ShardError, match="the process that read it was ended by SIGSEGV"):
+        read_in_isolation(Location.of(str(deadly)), "text", [], 1 << 20)
+
+
+def deadly_shard(path: Path) -> Path:
+    table = pq.read_table(write_shard(path, ["a text"]))
+    pq.write_table(table.replace_schema_metadata({"this file ends the process": ""}), path)
+    return path
+
+
+def test_a_run_goes_on_over_deadly_texts_and_files(faults: None, tiny_bundle: Path, tmp_path: Path) -> None:
     archive, output = tmp_path / "archive", tmp_path / "scored"
+    deadly_shard(archive / "7.parquet")
     for part in range(6):
-        texts: list[str | None] = [f"part {part} text {row}" for row in range(40)]
+        texts: list[str | None] = [f"part {part} text {row}" for row in range(14)]
         if part == 4:
-            texts[28] = DEADLY
+            texts[8] = DEADLY
         write_shard(archive / f"{part}.parquet", texts)
     places = ("--bundle", tiny_bundle, "--input", archive, "--output", output)
     # A Ray of its own: the workers of the tests' cluster were started without the fault.
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = run_job_process("score", *places, "--num-actors", 1, "--precision", "fp32", env=environment)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr
+    (failure,) = json.loads(next(output.glob("runs/*/summary.json")).read_text())["failures"]
+    assert failure == {"path": "7.parquet", "reason": "the process that read it was ended by SIGSEGV"}
     bundle = Bundle.load(str(tiny_bundle), "fp32")
     for part in range(6):
         found = pq.read_table(output / "predictions" / f"{part}.parquet")

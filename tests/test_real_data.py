@@ -33,7 +33,7 @@ def test_pages_of_documentation_score_as_the_pipeline_scores_them(tiny_bundle: P
     pq.write_table(pages, tmp_path / "pages.parquet")
     shard, output = (Location.of(str(tmp_path / name)) for name in ("pages.parquet", "scored.parquet"))
     counts = score_shard(Bundle.load(str(tiny_bundle), "fp32"), shard, output, "text", ["doc_id"])
-    assert (counts.num_rows, counts.num_rows_error) == (60, 0)
+    assert (counts.profile.num_rows, counts.profile.num_rows_error) == (60, 0)
     table = pq.read_table(output.path)
     assert table["doc_id"].equals(pages["doc_id"])
     expected = pipeline("text-classification", model=str(tiny_bundle), truncation=True)(pages["text"].to_pylist())

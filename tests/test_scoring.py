@@ -61,7 +61,7 @@ def run(
     archive: Path | str, output: Path | str, bundle: Path | str, **options: Any
 ) -> tuple[dict[str, Any], list[Any]]:
     settings = {"keep_columns": ["document_id"], "num_actors": 2, "precision": "fp32", **options}
-    return score(ScoreConfig(bundle=str(bundle), input=str(archive), output=str(output), **settings))
+    return score(ScoreConfig(bundle=str(bundle), input=str(archive), output=str(output), **settings))[:2]
 
 
 def counts(summary: dict[str, Any]) -> tuple[int, int, int]:
@@ -189,12 +189,15 @@ def test_places_may_be_relative(
 
 def test_a_bundle_that_is_replaced_meanwhile_is_noticed(ray_cluster: str, tiny_bundle: Path, make_bundle: Any) -> None:
     actor = ray.remote(ScoringActor).remote(
-        {"bundle": str(tiny_bundle), "output": "scored", "engine": "auto", "precision": "fp32"},
         "cpu",
         read_info(Location.of(str(make_bundle(seed=2)))).fingerprint(),
-        "request",
-        1,
-        "archive",
+        {
+            "config": ScoreConfig(bundle=str(tiny_bundle), input="archive", output="scored", precision="fp32"),
+            "archive": "archive",
+            "request_fingerprint": "request",
+            "lock_number": 1,
+            "step_bytes": 1,
+        },
     )
     with pytest.raises(Exception, match=r"was replaced while the job ran\. Run it again"):
         ray.get(actor.__call__.remote({}))

@@ -8,9 +8,10 @@ import pytest
 
 from bertray import Bundle, shard_reader
 from bertray.errors import ShardChangedError, ShardError
-from bertray.shards import ShardCounts, score_shard
+from bertray.shards import merge_parts, score_shard
 from bertray.storage import Location
 from bertray.text import distinct, num_text_bytes
+from bertray.work import Counts
 from tests.conftest import write_shard
 
 
@@ -21,10 +22,16 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 def score(
     bundle: Bundle, shard: Path, *, keep: tuple[str, ...] = (), text: str = "text", step_bytes: int = 1 << 20
-) -> tuple[ShardCounts, pa.Table]:
+) -> tuple[Counts, pa.Table]:
     output = shard.parent / "out" / shard.name
     counts = score_shard(bundle, Location.of(str(shard)), Location.of(str(output)), text, list(keep), step_bytes)
     return counts, pq.read_table(output)
+
+
+def numbers(counts: Counts) -> tuple[int, ...]:
+    profile = counts.profile
+    repeated = counts.num_rows_repeated, counts.num_tokens_repeated
+    return profile.num_rows, profile.num_rows_error, repeated[0], profile.num_tokens, repeated[1]
 
 
 def test_rows_stay_in_order_over_many_steps(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +45,7 @@ def test_rows_stay_in_order_over_many_steps(bundle: Bundle, tmp_path: Path, monk
         assert table["label"][row].as_py() == prediction.label
         assert table["score"][row].as_py() == pytest.approx(prediction.score, abs=1e-5)
         assert table["error"][row].as_py() == prediction.error
-    assert counts == ShardCounts(50, 2, 0, sum(table["num_tokens"].to_pylist()), 0)
+    assert numbers(counts) == (50, 2, 0, sum(table["num_tokens"].to_pylist()), 0)
 
 
 def test_the_schema_of_a_predictions_file(bundle: Bundle, tmp_path: Path) -> None:
@@ -58,7 +65,7 @@ def test_the_schema_of_a_predictions_file(bundle: Bundle, tmp_path: Path) -> Non
 
 def test_no_rows_give_a_file_of_no_rows(bundle: Bundle, tmp_path: Path) -> None:
     counts, table = score(bundle, write_shard(tmp_path / "a.parquet", []), keep=("document_id",))
-    assert counts == ShardCounts(0, 0, 0, 0, 0)
+    assert numbers(counts) == (0, 0, 0, 0, 0)
     assert table.num_rows == 0
     assert "label" in table.column_names
 
@@ -141,7 +148,7 @@ def test_identical_texts_are_scored_once(bundle: Bundle, tmp_path: Path, monkeyp
             prediction.num_tokens,
         )
     num_tokens = table["num_tokens"].to_pylist()
-    assert counts == ShardCounts(7, 3, 3, sum(num_tokens), 2 * num_tokens[0])
+    assert numbers(counts) == (7, 3, 3, sum(num_tokens), 2 * num_tokens[0])
 
 
 @pytest.mark.parametrize("use_dictionary", [True, False])
@@ -175,3 +182,54 @@ def test_texts_of_a_dictionary_are_not_decoded(bundle: Bundle, tmp_path: Path) -
     assert texts.take(places).to_pylist() == [b"one text", b"one text", None, None, b"another"] * 200
     assert num_text_bytes(column) == 200 * (8 + 8 + 7)
     assert distinct(pa.chunked_array([], column.type))[0].to_pylist() == []
+
+
+def with_groups(path: Path, num_rows: int, row_group_size: int) -> Location:
+    texts = [None if row % 17 == 3 else f"text {row} " * (row % 5 + 1) for row in range(num_rows)]
+    pq.write_table(pa.table({"id": range(num_rows), "text": texts}), path, row_group_size=row_group_size)
+    return Location.of(str(path))
+
+
+@pytest.mark.parametrize("row_group_size", [7, 30, 1000])
+def test_any_range_of_rows(tmp_path: Path, row_group_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_reader, "_READ_ROWS", 5)
+    shard = with_groups(tmp_path / "a.parquet", 90, row_group_size)
+    for rows in (range(90), range(90, 90), range(1), range(29, 31), range(30, 60), range(13, 89)):
+        with shard_reader.opened(shard) as file:
+            found = [
+                row for step in shard_reader.steps(file, "text", ["id"], 60, rows) for row in step["id"].to_pylist()
+            ]
+        assert found == list(rows)
+
+
+@pytest.mark.parametrize("row_group_size", [7, 30, 1000])
+@pytest.mark.parametrize("num_rows", [0, 2, 90])
+def test_parts_make_the_whole(bundle: Bundle, tmp_path: Path, num_rows: int, row_group_size: int) -> None:
+    shard = with_groups(tmp_path / "a.parquet", num_rows, row_group_size)
+    whole, merged = (Location.of(str(tmp_path / name)) for name in ("whole.parquet", "merged.parquet"))
+    counts = score_shard(bundle, shard, whole, "text", ["id"])
+    parts = [Location.of(str(tmp_path / f"part-{part}.parquet")) for part in range(4)]
+    for part in (2, 0, 3, 1):
+        score_shard(bundle, shard, parts[part], "text", ["id"], part=(part, 4), origin={"bertray.shard": "not this"})
+    found, precision = merge_parts(parts, merged, num_rows, origin={"bertray.shard": "a.parquet"})
+    assert precision == bundle.precision
+    assert numbers(found)[:2] == numbers(counts)[:2]
+    assert found.profile.labels == counts.profile.labels
+    one, other = pq.read_table(whole.path), pq.read_table(merged.path)
+    assert one.drop(["score"]).equals(other.drop(["score"]))
+    assert other["score"].to_pylist() == pytest.approx(one["score"].to_pylist(), abs=1e-5)
+    assert other.schema.metadata == {b"bertray.shard": b"a.parquet"}
+
+
+def test_parts_that_do_not_fit_are_not_merged(bundle: Bundle, tmp_path: Path) -> None:
+    shard, merged = with_groups(tmp_path / "a.parquet", 40, 10), Location.of(str(tmp_path / "merged.parquet"))
+    parts = [Location.of(str(tmp_path / f"part-{part}.parquet")) for part in range(4)]
+    for part in range(4):
+        score_shard(bundle, shard, parts[part], "text", [], part=(part, 4))
+    with pytest.raises(ShardError, match=r"part-2\.parquet does not go on at row 10"):
+        merge_parts([parts[0], parts[2]], merged, 20)
+    with pytest.raises(ShardError, match="its parts have 30 rows, the file's footer says 40"):
+        merge_parts(parts[:3], merged, 40)
+    with pytest.raises(ShardError, match=r"not found: .*part-9"):
+        merge_parts([parts[0], Location.of(str(tmp_path / "part-9"))], merged, 40)
+    assert not merged.exists()

@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from bertray.bundle_folder import BUNDLE_FILE, CARD_FILE, BundleInfo, hash_files, opened
-from bertray.choices import Device, Precision
+from bertray.choices import Device, Precision, ProblemType
 from bertray.encoder import Encoder, probabilities
 from bertray.errors import RequestError
 from bertray.report import model_card
@@ -99,24 +99,31 @@ class Bundle:
             tokens = self.tokenizer.encode(texts)
             logits_SC = self.encoder.logits(tokens)
         logits_NC = aggregate(logits_SC, tokens.documents_S, len(tokens.errors), self.info.long_documents)
-        probabilities_NC = probabilities(logits_NC, self.info.problem_type)
-        not_a_number_N = np.isnan(probabilities_NC).any(axis=1)  # also where there was nothing to read
-        errors = pc.if_else(
-            pc.and_(pa.array(not_a_number_N), tokens.errors.is_null()),
-            "the model's output is not a number",
-            tokens.errors,
-        )
-        best_N = np.nan_to_num(probabilities_NC).argmax(axis=1)
-        columns = [
-            pa.DictionaryArray.from_arrays(
-                pa.array(best_N.astype(np.int32), mask=not_a_number_N), pa.array(self.info.labels, pa.string())
-            ).cast(pa.string()),
-            pa.array(probabilities_NC[np.arange(len(best_N)), best_N], pa.float32(), mask=not_a_number_N),
-            pa.array(tokens.num_tokens_N.astype(np.int32)),
-            pa.array(tokens.truncated_N),
-            errors,
-        ]
-        return pa.table(columns, schema=PREDICTION_SCHEMA)
+        return predictions(tokens, logits_NC, self.info.labels, self.info.problem_type)
+
+
+def predictions(
+    tokens: TokenColumn, logits_NC: np.ndarray, labels: Sequence[str], problem_type: ProblemType
+) -> pa.Table:
+    """What is said of N texts, in `schema.PREDICTION_SCHEMA`; logits of a text without tokens are NaN."""
+    probabilities_NC = probabilities(logits_NC, problem_type)
+    not_a_number_N = np.isnan(probabilities_NC).any(axis=1)  # also where there was nothing to read
+    errors = pc.if_else(
+        pc.and_(pa.array(not_a_number_N), tokens.errors.is_null()),
+        "the model's output is not a number",
+        tokens.errors,
+    )
+    best_N = np.nan_to_num(probabilities_NC).argmax(axis=1)
+    columns = [
+        pa.DictionaryArray.from_arrays(
+            pa.array(best_N.astype(np.int32), mask=not_a_number_N), pa.array(labels, pa.string())
+        ).cast(pa.string()),
+        pa.array(probabilities_NC[np.arange(len(best_N)), best_N], pa.float32(), mask=not_a_number_N),
+        pa.array(tokens.num_tokens_N.astype(np.int32)),
+        pa.array(tokens.truncated_N),
+        errors,
+    ]
+    return pa.table(columns, schema=PREDICTION_SCHEMA)
 
 
 def load_model(folder: Path) -> Any:

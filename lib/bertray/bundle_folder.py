@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from bertray.choices import LongDocuments, ProblemType
 from bertray.errors import BundleError
+from bertray.profile import Profile
 from bertray.storage import Location
 
 BUNDLE_FILE, CARD_FILE = "bundle.json", "README.md"
@@ -43,6 +44,7 @@ class BundleInfo(BaseModel):
     training: dict[str, Any]  # the job's configuration
     metrics: dict[str, float]  # of the kept epoch, on validation
     history: list[dict[str, float]]  # one entry an epoch
+    validation_profile: Profile | None = None  # what it says of the validation rows; bundles made before have none
     versions: dict[str, str]  # of Python and the packages that matter
     files: dict[str, str]  # sha256 of every other file but the card, which a person may edit
 

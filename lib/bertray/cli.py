@@ -28,12 +28,13 @@ from pydantic_settings import EnvSettingsSource
 from bertray.config import JobConfig
 from bertray.errors import BertrayError, LockedError, RequestError
 
-EXIT_OK, EXIT_FAILED, EXIT_BAD_REQUEST, EXIT_SHARDS_FAILED, EXIT_LOCKED = 0, 1, 2, 3, 4
+EXIT_OK, EXIT_FAILED, EXIT_BAD_REQUEST, EXIT_SHARDS_FAILED, EXIT_LOCKED, EXIT_HELD = 0, 1, 2, 3, 4, 5
 EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 _EXIT_CODES = """\
 exit codes: 0 done; 1 failed on the way; 2 bad request, the message says what to change;
             3 some shards failed (jobs.score); 4 another run is at work on the output (jobs.score);
+            5 scored, but held back for a person to look at (jobs.score);
             130, 143 stopped by SIGINT or SIGTERM"""
 _STOPPED = "stopped; what was finished is kept (jobs.score: run it again, and it goes on)"
 

@@ -189,6 +189,21 @@ class ScoreConfig(JobConfig):
     price_per_hour: float | None = Field(None, ge=0, description="of one actor; with --plan, adds the estimated cost")
     prune: bool = Field(False, description="remove predictions of shards that the archive has no more")
 
+    max_error_fraction: float = Field(
+        0.5, ge=0, le=1, description="of rows with an error, or of shards that failed; with more nothing is announced"
+    )
+    max_distance: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="Jensen-Shannon distance of labels, scores, lengths and truncation, from the bundle's validation "
+        "rows and from what was announced last; beyond it nothing is announced",
+    )
+    max_mean_change: float = Field(
+        0.5, ge=0, description="of the mean score and length, in standard deviations; beyond it nothing is announced"
+    )
+    accept: bool = Field(False, description="announce what these three hold back")
+
     _engine_fits = model_validator(mode="after")(_check_engine)
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ import logging
 import math
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
 from transformers.utils import logging as transformers_logging
 
+from bertray.bundle import predictions
 from bertray.config import TrainConfig
 from bertray.dataset import Dataset
 from bertray.encoder import TOKEN_BUDGET, resolve_precision
@@ -35,6 +37,7 @@ from bertray.errors import BertrayError
 from bertray.metrics import summary_metrics
 from bertray.packing import epoch_batches, pad, padded_batches
 from bertray.pretrained import encoder_folder, load_tokenizer
+from bertray.profile import Profile
 from bertray.schema import LABEL_ID, TEXT
 from bertray.tokenization import ColumnTokenizer, TokenColumn
 from bertray.windows import aggregate, training_weights
@@ -42,6 +45,8 @@ from bertray.windows import aggregate, training_weights
 _log = logging.getLogger(__name__)
 
 _REPORT_INTERVAL_S = 0.5
+# Beside the model in a checkpoint: what it says of the validation rows.
+PROFILE_FILE = "validation_profile.json"
 
 
 def train_on_worker(settings: dict[str, Any]) -> None:
@@ -73,7 +78,7 @@ class Worker:
         column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
         self.train = _Rows(dataset.split("train"), column_tokenizer)
         self.validation = _Rows(dataset.split("validation"), column_tokenizer)
-        self.num_labels = len(dataset.labels)
+        self.labels = dataset.labels
 
         torch.manual_seed(config.seed)  # the new head is the same on every rank and in every run
         model = AutoModelForSequenceClassification.from_pretrained(
@@ -81,9 +86,9 @@ class Worker:
             local_files_only=True,
             use_safetensors=True,
             dtype=torch.float32,
-            num_labels=self.num_labels,
-            id2label=dict(enumerate(dataset.labels)),
-            label2id={label: index for index, label in enumerate(dataset.labels)},
+            num_labels=len(self.labels),
+            id2label=dict(enumerate(self.labels)),
+            label2id={label: index for index, label in enumerate(self.labels)},
             problem_type="single_label_classification",
         )
         self.pad_id = model.config.pad_token_id or 0
@@ -104,10 +109,11 @@ class Worker:
         for epoch in range(1, self.config.epochs + 1):
             started_s = time.monotonic()
             train_loss = self._train_epoch(epoch)
-            metrics = {"epoch": epoch, "train_loss": train_loss, **self._validate()}
+            validation, profile = self._validate()
+            metrics = {"epoch": epoch, "train_loss": train_loss, **validation}
             metrics["num_train_tokens"] = self.train.tokens.num_tokens
             metrics["wall_s"] = time.monotonic() - started_s
-            self._report(metrics)
+            self._report(metrics, profile)
 
     def _train_epoch(self, epoch: int) -> float:
         """One pass over the training rows; returns the mean loss of a row, which is the mean of its windows'."""
@@ -144,12 +150,12 @@ class Worker:
         return logits_BC
 
     @torch.inference_mode()
-    def _validate(self) -> dict[str, float]:
-        """Loss and metrics over all validation rows; each rank runs every world_size-th batch."""
+    def _validate(self) -> tuple[dict[str, float], Profile]:
+        """Loss, metrics and profile over all validation rows; each rank runs every world_size-th batch."""
         self.model.eval()
         tokens = self.validation.tokens
         # A sequence is run by one rank, and is zero on the others: the sum over ranks is the whole.
-        logits_SC = torch.zeros(len(tokens.documents_S), self.num_labels)
+        logits_SC = torch.zeros(len(tokens.documents_S), len(self.labels))
         batches = padded_batches(tokens.lengths_S, TOKEN_BUDGET[self.device.type])
         for rows in batches[self.rank :: self.world_size]:
             logits_SC[rows] = self._logits(self.model, tokens, rows).cpu()
@@ -159,10 +165,11 @@ class Worker:
             logits_SC = logits_SC.cpu()
         num_rows = len(self.validation.labels_N)
         logits_NC = aggregate(logits_SC.numpy(), tokens.documents_S, num_rows, self.config.long_documents)
+        profile = Profile.of(predictions(tokens, logits_NC, self.labels, "single_label_classification"))
         read = np.unique(tokens.documents_S)  # a text without tokens has no logits
         labels_N, logits_NC = self.validation.labels_N[read], logits_NC[read]
         loss = cross_entropy(torch.from_numpy(logits_NC).double(), torch.from_numpy(labels_N)).item()
-        return {"loss": loss, **summary_metrics(labels_N, logits_NC.argmax(axis=1), self.num_labels)}
+        return {"loss": loss, **summary_metrics(labels_N, logits_NC.argmax(axis=1), len(self.labels))}, profile
 
     def _sum_over_ranks(self, value: float) -> float:
         if self.world_size == 1:
@@ -185,13 +192,14 @@ class Worker:
         step_of_all = (epoch - 1) * self.steps_per_epoch + step
         self.board.post.remote(step_of_all, self.num_steps, f"epoch {epoch}/{self.config.epochs}")
 
-    def _report(self, metrics: dict[str, Any]) -> None:
+    def _report(self, metrics: dict[str, Any], profile: Profile) -> None:
         if self.rank:
             ray.train.report(metrics)
             return
         self.board.post_epoch.remote(metrics)
         with tempfile.TemporaryDirectory(prefix="bertray-") as folder:
             self.model.save_pretrained(folder)
+            (Path(folder) / PROFILE_FILE).write_text(profile.model_dump_json())
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 

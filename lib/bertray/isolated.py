@@ -4,8 +4,8 @@
       texts of a step      ── Arrow, stdin ──►    Bundle.predict_column
       predictions          ◄── Arrow, stdout ──
 
-Where the child dies at work, a new one gets the same texts in slices, and of the slice that kills it, slices again,
-until one text alone has killed it: that row gets an `error`, all others their predictions.
+Where the child dies twice over the same texts, a new one gets them in slices, and of the slice that kills it, slices
+again, until one text alone has killed it: that row gets an `error`, all others their predictions.
 """
 
 from __future__ import annotations
@@ -99,8 +99,12 @@ class IsolatedBundle:
         try:
             return self._ask(texts)
         except _ProcessDiedError as death:
-            _log.warning("the model's process %s on one of %d texts; looking for it", death, len(texts))
-            return self._narrow_down(texts, str(death), deaths=[1])
+            _log.warning("the model's process %s over %d texts; trying again", death, len(texts))
+        try:  # in one piece, as before: whatever killed it from outside does not do it twice
+            return self._ask(texts)
+        except _ProcessDiedError as death:
+            _log.warning("the model's process %s over %d texts; looking for the one", death, len(texts))
+            return self._narrow_down(texts, str(death), deaths=[2])
 
     def close(self) -> None:
         """End the child."""
@@ -152,6 +156,22 @@ class IsolatedBundle:
         self._child.communicate()
         code, self._child = self._child.returncode, None
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+
+
+def read_in_isolation(shard: Location, text_column: str, keep_columns: list[str], step_bytes: int) -> None:
+    """Read a shard through in a process of its own, for a file that may end the process that reads it.
+
+    What else is wrong with the shard is left to whoever reads it next.
+
+    Raises:
+        ShardError: it has ended two processes.
+    """
+    arguments = json.dumps([shard.uri, text_column, list(keep_columns), step_bytes])
+    for _ in range(2):  # whatever killed the first one from outside does not do it twice
+        code = subprocess.run([sys.executable, "-m", "bertray.shard_reader", arguments], check=False).returncode
+        if code >= 0:
+            return
+    raise ShardError(f"the process that read it was ended by {signal.Signals(-code).name}")
 
 
 def _row_of_error(reason: str) -> pa.Table:

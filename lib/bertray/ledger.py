@@ -117,7 +117,12 @@ class Manifest:
 def _latest(files: list[Location]) -> pa.Table:
     with ThreadPoolExecutor(_NUM_READERS) as readers:
         tables = list(readers.map(_read_records, files))
-    records = pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *tables]).sort_by("committed_at").combine_chunks()
+    return last_of_each_path(pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *tables]).sort_by("committed_at"))
+
+
+def last_of_each_path(records: pa.Table) -> pa.Table:
+    """Of the rows that share a path, the last one."""
+    records = records.combine_chunks()
     codes = records["path"].combine_chunks().dictionary_encode().indices.to_numpy()
     last = np.zeros(codes.max(initial=-1) + 1, dtype=np.int64)
     last[codes] = np.arange(len(codes))  # of a repeated path, the latest is assigned last

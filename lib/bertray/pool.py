@@ -1,17 +1,17 @@
-"""The pool of actors that score: a row of a Ray Dataset is a unit of pending shards, each made a predictions file.
+"""The pool of actors that score: a row of a Ray Dataset is a unit of work, which an actor scores.
+
+    units -> actors, each with the model in memory -> outcomes of shards
+                                                   -> outcomes of parts -> all staged: a task merges them
 
 What the driver needs before there is anything to score is in `bertray.scoring`; this module takes seconds to import.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -20,19 +20,19 @@ import ray.data
 import torch
 from ray.util.annotations import RayDeprecationWarning
 
-from bertray import cluster
+from bertray import cluster, scorer
 from bertray.bundle import Bundle
 from bertray.bundle_folder import BundleInfo
 from bertray.config import ScoreConfig
-from bertray.errors import BundleError, RequestError, ShardChangedError, ShardError
-from bertray.isolated import IsolatedBundle, ModelSpec
+from bertray.errors import BundleError
+from bertray.isolated import IsolatedBundle, ModelSpec, read_in_isolation
 from bertray.ledger import fingerprint
 from bertray.openvino_engine import prepare
 from bertray.process import ModelThread
-from bertray.run_lock import check_held
-from bertray.shards import STEP_BYTES, ShardCounts, score_shard
+from bertray.scorer import UnitScorer
+from bertray.shards import STEP_BYTES
 from bertray.storage import FileInfo, Location
-from bertray.versions import versions
+from bertray.work import Outcome, Unit, Work, divide
 
 _log = logging.getLogger(__name__)
 
@@ -40,16 +40,9 @@ _log = logging.getLogger(__name__)
 ENGINE_FOLDER = "engine"
 # The next unit waits at the actor. A restarted actor takes both to be suspects.
 _MAX_UNITS_IN_FLIGHT = 2
-# A deadly text costs one restart, for the second time it meets a process of its own. A unit that ends its actor
-# nevertheless (a file that ends the Parquet reader) ends the run.
-_MAX_ACTOR_RESTARTS, _MAX_UNIT_RETRIES = 100, 3
-# Of a task: enough that its own cost is small, few enough that a progress bar moves.
-_MAX_UNIT_SHARDS = 256
-_MIN_UNITS_AN_ACTOR = 16
-# Of a shard that is rewritten while it is read.
-_MAX_READS = 3
-# An actor looks at the run's lock before it puts a file, if it has not done so for this long.
-_LOCK_CHECK_INTERVAL_S = 5.0
+# What a restarted actor suspects it reads and scores in processes of their own: a unit dies with its actor only where
+# something else ends that.
+_MAX_ACTOR_RESTARTS, _MAX_RETRIES = 100, 10
 
 
 def prepare_engine(config: ScoreConfig, output: Location) -> dict[str, Any]:
@@ -77,93 +70,119 @@ def place(config: ScoreConfig, num_shards: int) -> cluster.Placement:
     return placement
 
 
-def outcomes(
-    config: ScoreConfig,
-    info: BundleInfo,
-    archive: Location,
-    output: Location,
-    shards: list[FileInfo],
-    placement: cluster.Placement,
-    lock_number: int,
-) -> Iterator[dict[str, Any]]:
-    """Run the actor pool over the shards; yields one outcome a shard, as they finish."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # one bar, ours
-    device: Literal["cpu", "cuda"] = "cuda" if placement.use_gpu else "cpu"
-    units = [
-        {
-            "paths": [shard.path for shard in unit],
-            "sizes_bytes": [shard.size_bytes for shard in unit],
-            "versions": [shard.version for shard in unit],
-        }
-        for unit in units_of(shards, STEP_BYTES[device], placement.num_processes)
-    ]
-    with warnings.catch_warnings():
-        # In Ray 2.60 restarts can be bounded only through arguments that 2.64 will take in another form.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        # One row is one unit and one block: Ray neither mixes nor splits units, and a retry repeats one alone.
-        dataset = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
-            ScoringActor,
-            fn_constructor_kwargs={
-                "config": config.model_dump(),
-                "device": device,
-                "archive": str(archive),
-                "bundle_fingerprint": info.fingerprint(),
-                "request_fingerprint": fingerprint(info, config),
-                "lock_number": lock_number,
-            },
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(
-                size=placement.num_processes, max_tasks_in_flight_per_actor=_MAX_UNITS_IN_FLIGHT
-            ),
-            num_cpus=0 if placement.use_gpu else placement.cpus_each,
-            num_gpus=1 if placement.use_gpu else 0,
-            # By default a unit that kills its actor would be tried for ever.
-            max_restarts=_MAX_ACTOR_RESTARTS,
-            max_task_retries=_MAX_UNIT_RETRIES,
-        )
-    yield from dataset.iter_rows()
+class Pool:
+    """The actors of a run, ready to be given work.
 
-
-def units_of(shards: list[FileInfo], unit_bytes: int, num_actors: int) -> list[list[FileInfo]]:
-    """Consecutive shards that one task scores, each of them by itself: a task costs more than a tiny shard.
-
-    A unit has no more than so many bytes, unless one shard has, and no more shards than leave every actor some units.
+    Args:
+        config: of the run, its places absolute.
+        archive: what the shards' paths are relative to.
+        lock_number: of the run's lock, see `run_lock.check_held`.
     """
-    most_shards = max(1, min(_MAX_UNIT_SHARDS, len(shards) // (_MIN_UNITS_AN_ACTOR * num_actors)))
-    units: list[list[FileInfo]] = []
-    num_bytes = 0
-    for shard in shards:
-        num_bytes += shard.size_bytes
-        if not units or num_bytes > unit_bytes or len(units[-1]) == most_shards:
-            units.append([])
-            num_bytes = shard.size_bytes
-        units[-1].append(shard)
-    return units
+
+    def __init__(
+        self, config: ScoreConfig, info: BundleInfo, archive: Location, placement: cluster.Placement, lock_number: int
+    ) -> None:
+        self._placement = placement
+        self._device: Literal["cpu", "cuda"] = "cuda" if placement.use_gpu else "cpu"
+        self._config, self._bundle_fingerprint = config, info.fingerprint()
+        self._request_fingerprint = fingerprint(info, config)
+        self._arguments: dict[str, Any] = {
+            "config": config,
+            "archive": str(archive),
+            "request_fingerprint": self._request_fingerprint,
+            "lock_number": lock_number,
+            "step_bytes": STEP_BYTES[self._device],
+        }
+
+    def divide(self, shards: list[FileInfo], staged: set[str]) -> Work:
+        """Cut shards into units that fit the actors; see `work.divide`."""
+        unit_bytes, num_actors = STEP_BYTES[self._device], self._placement.num_processes
+        return divide(shards, unit_bytes, num_actors, self._request_fingerprint, staged)
+
+    def outcomes(self, work: Work) -> Iterator[Outcome]:
+        """Run the units; yields outcomes of shards and parts as they finish, and of shards when they are merged."""
+        merges = _Merges(work, self._arguments)
+        if work.units:
+            for row in self._dataset(work.units).iter_rows():
+                outcome = Outcome.model_validate_json(row["outcome"])
+                yield outcome
+                merges.take(outcome)
+                yield from merges.finished(wait=False)
+        yield from merges.finished(wait=True)
+
+    def _dataset(self, units: list[Unit]) -> ray.data.Dataset:
+        ray.data.DataContext.get_current().enable_progress_bars = False  # one bar, ours
+        rows = [{"unit": unit.model_dump_json()} for unit in units]
+        with warnings.catch_warnings():
+            # In Ray 2.60 restarts can be bounded only through arguments that 2.64 will take in another form.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            # One row is one unit and one block: Ray neither mixes nor splits units, and a retry repeats one alone.
+            return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+                ScoringActor,
+                fn_constructor_kwargs={
+                    "device": self._device,
+                    "bundle_fingerprint": self._bundle_fingerprint,
+                    "arguments": self._arguments,
+                },
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(
+                    size=self._placement.num_processes, max_tasks_in_flight_per_actor=_MAX_UNITS_IN_FLIGHT
+                ),
+                num_cpus=0 if self._placement.use_gpu else self._placement.cpus_each,
+                num_gpus=1 if self._placement.use_gpu else 0,
+                # By default a unit that kills its actor would be tried for ever.
+                max_restarts=_MAX_ACTOR_RESTARTS,
+                max_task_retries=_MAX_RETRIES,
+            )
+
+
+class _Merges:
+    """Shards of which all parts are staged, on their way to a predictions file, each in a task of its own."""
+
+    def __init__(self, work: Work, arguments: dict[str, Any]) -> None:
+        self._num_parts, self._arguments = work.num_parts, arguments
+        # Actors may hold every CPU, and a merge mostly waits for the storage.
+        options = {"num_cpus": 0, "max_retries": _MAX_RETRIES, "scheduling_strategy": "SPREAD"}
+        self._merge = ray.remote(scorer.merge).options(**options)
+        self._missing = {shard: set(parts) for shard, parts in work.missing_parts.items()}
+        self._running: dict[Any, FileInfo] = {}
+        for shard in [shard for shard, parts in self._missing.items() if not parts]:
+            self._start(shard)
+
+    def take(self, outcome: Outcome) -> None:
+        """Take in what has become of a part."""
+        if outcome.part is None or outcome.failure:
+            return
+        self._missing[outcome.shard].discard(outcome.part)
+        if not self._missing[outcome.shard]:
+            self._start(outcome.shard)
+
+    def _start(self, shard: FileInfo) -> None:
+        merged = self._merge.remote(shard, self._num_parts[shard], **self._arguments)
+        self._running[merged] = shard
+
+    def finished(self, wait: bool) -> Iterator[Outcome]:
+        """Outcomes of merges that are done, or of all."""
+        while self._running:
+            done, _ = ray.wait(list(self._running), timeout=None if wait else 0)
+            if not done:
+                return
+            shard = self._running.pop(done[0])
+            try:
+                yield ray.get(done[0])
+            except ray.exceptions.WorkerCrashedError as error:
+                yield Outcome(shard=shard, failure=f"the process that merged its parts died: {error}")
 
 
 class ScoringActor:
     """Holds the model; called with one unit of work at a time."""
 
-    def __init__(
-        self,
-        config: dict[str, Any],
-        device: Literal["cpu", "cuda"],
-        bundle_fingerprint: str,
-        request_fingerprint: str,
-        lock_number: int,
-        archive: str,
-    ) -> None:
-        self._config = ScoreConfig.model_construct(**config)
-        self._archive = Location.of(archive)
-        # Once: looking versions up takes longer than a tiny shard.
-        self._origin = {
-            "bertray.request_fingerprint": request_fingerprint,
-            "bertray.versions": json.dumps(versions()),
-        }
-        self._lock_number, self._held_s = lock_number, -float("inf")
-        self._step_bytes = STEP_BYTES[device]
+    def __init__(self, device: Literal["cpu", "cuda"], bundle_fingerprint: str, arguments: dict[str, Any]) -> None:
+        self._config: ScoreConfig = arguments["config"]
+        self._step_bytes = arguments["step_bytes"]
+        # A GPU that has failed once fails every later shard: those are not at fault.
+        self._scorer = UnitScorer(**arguments, fatal=(torch.AcceleratorError,))
         context = ray.get_runtime_context()
         self._spec = ModelSpec(
             bundle=self._config.bundle,
@@ -181,10 +200,10 @@ class ScoringActor:
         if not self._num_suspect_units:
             self._thread.run(self._load)
 
-    def __call__(self, unit: pa.Table) -> pa.Table:
-        columns = (unit[name][0].as_py() for name in ("paths", "sizes_bytes", "versions"))
-        shards = [FileInfo(*facts) for facts in zip(*columns, strict=True)]
-        return pa.Table.from_pylist(self._thread.run(self._score_unit, shards))
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        unit = Unit.model_validate_json(rows["unit"][0].as_py())
+        outcomes = self._thread.run(self._score, unit)
+        return pa.table({"outcome": [outcome.model_dump_json() for outcome in outcomes]})
 
     def _load(self) -> Bundle:
         if self._bundle is None:
@@ -196,88 +215,17 @@ class ScoringActor:
         if info.fingerprint() != self._bundle_fingerprint:
             raise BundleError(f"the bundle {self._config.bundle} was replaced while the job ran. Run it again")
 
-    def _score_unit(self, shards: list[FileInfo]) -> list[dict[str, Any]]:
+    def _score(self, unit: Unit) -> list[Outcome]:
         if not self._num_suspect_units:
-            bundle = self._load()
-            return [self._score(shard, bundle) for shard in shards]
+            return self._scorer.score(unit, self._load())
         self._num_suspect_units -= 1
-        _log.warning("the actor died before; %d shards go through a process of their own", len(shards))
+        _log.warning("the actor died before; %d shards go through processes of their own", len(unit.shards))
         isolated = IsolatedBundle(self._spec)
         try:
             self._check_bundle(isolated.info)
-            return [self._score(shard, isolated) for shard in shards]
+            return self._scorer.score(unit, isolated, before_read=self._read_in_isolation)
         finally:
             isolated.close()
 
-    def _score(self, shard: FileInfo, bundle: Bundle | IsolatedBundle) -> dict[str, Any]:
-        """What has become of one shard."""
-        outcome: dict[str, Any] = {
-            "path": shard.path,
-            "size_bytes": shard.size_bytes,
-            "version": shard.version,
-            "num_rows": 0,
-            "num_rows_error": 0,
-            "num_rows_repeated": 0,
-            "num_tokens": 0,
-            "num_tokens_repeated": 0,
-            "precision": bundle.precision,
-            "failure": "",
-        }
-        try:
-            predictions = Location.of(self._config.output) / "predictions" / shard.path
-            listed, counts = self._score_shard(bundle, shard, self._archive / shard.path, predictions)
-            outcome |= {"size_bytes": listed.size_bytes, "version": listed.version, **vars(counts)}
-            outcome["precision"] = bundle.precision
-        except ShardError as error:
-            outcome["failure"] = str(error)
-        except torch.AcceleratorError:
-            raise  # a GPU that has failed once fails every later shard: those are not at fault
-        except Exception as error:  # whatever it is, it is this shard's: it is listed, and the others go on
-            _log.exception("unexpected failure of %s", outcome["path"])
-            outcome["failure"] = f"{type(error).__name__}: {error}"
-        return outcome
-
-    def _score_shard(
-        self, bundle: Bundle | IsolatedBundle, listed: FileInfo, shard: Location, predictions: Location
-    ) -> tuple[FileInfo, ShardCounts]:
-        """Score a shard, anew if it is rewritten meanwhile; returns it as it was when all of it was read."""
-        for attempt in range(1, _MAX_READS + 1):
-            origin = {
-                "bertray.shard": listed.path,
-                "bertray.shard_size_bytes": str(listed.size_bytes),
-                "bertray.shard_version": listed.version,
-                **self._origin,
-            }
-            try:
-                return listed, score_shard(
-                    bundle,
-                    shard,
-                    predictions,
-                    self._config.text_column,
-                    list(self._config.keep_columns),
-                    self._step_bytes,
-                    before_put=partial(self._check, shard, listed),
-                    origin=origin,
-                )
-            except ShardChangedError as error:
-                if attempt == _MAX_READS:
-                    raise
-                _log.warning("%s: %s; reading it again", listed.path, error)
-                now = shard.info()
-                listed = FileInfo(listed.path, now.size_bytes, now.version)
-        raise AssertionError("unreachable")
-
-    def _check(self, shard: Location, listed: FileInfo) -> None:
-        """Before a predictions file is put: is it still wanted, and still of this shard?"""
-        if time.monotonic() - self._held_s > _LOCK_CHECK_INTERVAL_S:
-            check_held(Location.of(self._config.output), self._lock_number)
-            self._held_s = time.monotonic()
-        try:
-            now = shard.info()
-        except RequestError as error:
-            raise ShardError(f"it went away while it was read: {error}") from error
-        if (now.size_bytes, now.version) != (listed.size_bytes, listed.version):
-            raise ShardChangedError(
-                f"it was rewritten while it was read: {listed.size_bytes} bytes, version {listed.version}; "
-                f"now {now.size_bytes} bytes, version {now.version}"
-            )
+    def _read_in_isolation(self, shard: Location) -> None:
+        read_in_isolation(shard, self._config.text_column, self._config.keep_columns, self._step_bytes)

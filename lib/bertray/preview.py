@@ -6,7 +6,6 @@ shards has, in proportion to the bytes of all pending ones. Hours follow from th
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from typing import Any
@@ -19,6 +18,7 @@ from bertray.config import ScoreConfig
 from bertray.errors import ShardError
 from bertray.ledger import Manifest, fingerprint
 from bertray.planning import plan
+from bertray.runs import Runs
 from bertray.shard_reader import opened, steps
 from bertray.storage import FileInfo, Location
 from bertray.tokenization import ColumnTokenizer
@@ -50,15 +50,17 @@ def preview(config: ScoreConfig) -> dict[str, Any]:
     with opened_bundle(config.bundle) as (folder, _):
         tokenizer = load_tokenizer(folder, info)
     facts |= _estimate(tokenizer, archive, todo.pending, config)
-    run_id, last = _last_run(output)
-    if not last:
+    announced = Runs(output).latest()
+    rate = announced.rate if announced else None
+    if rate is None:
         _log.info("no run on %s has measured a rate yet: hours are unknown", output)
         return facts
-    num_actors = config.num_actors or last["num_actors"]
-    hours = facts["num_tokens_estimated"] / (last["tokens_per_s"] / last["num_actors"] * num_actors) / 3600
+    num_actors = config.num_actors or rate.num_actors
+    tokens_per_s_an_actor = rate.tokens_per_s / rate.num_actors
+    hours = facts["num_tokens_estimated"] / (tokens_per_s_an_actor * num_actors) / 3600
     facts |= {
-        "rate_of_run": run_id,
-        "tokens_per_s_an_actor": round(last["tokens_per_s"] / last["num_actors"], 1),
+        "rate_of_run": rate.run_id,
+        "tokens_per_s_an_actor": round(tokens_per_s_an_actor, 1),
         "num_actors": num_actors,
         "hours_estimated": round(hours, 3),
     }
@@ -93,15 +95,3 @@ def _estimate(
         "num_rows_estimated": round(num_rows * share),
         "num_tokens_estimated": round(num_tokens * share),
     }
-
-
-def _last_run(output: Location) -> tuple[str, dict[str, Any]]:
-    """The last run that measured a rate here, and its summary; empty where there is none."""
-    latest = output / "runs" / "latest.json"
-    if not latest.exists():
-        return "", {}
-    run_id = json.loads(latest.read_bytes())["run_id"]
-    summary = json.loads((output / "runs" / run_id / "summary.json").read_bytes())
-    if not summary.get("num_actors") or not summary["tokens_per_s"]:
-        return "", {}
-    return run_id, summary

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bertray.bundle_folder import BundleInfo
+from bertray.gate import Verdict
 from bertray.schema import ERROR, LABEL, SCORE, SPLITS, TEXT
 
 _MAX_TABLE_ROWS = 30
@@ -134,6 +135,31 @@ def print_scoring(summary: dict[str, Any], failures: list[dict[str, str]], title
         _print(failed, f"{hidden} more in the run's summary.json" if hidden > 0 else "")
 
 
+def print_verdict(verdict: Verdict, shards_with_errors: list[dict[str, Any]]) -> None:
+    """What the gate compared, and what to do where it holds something back."""
+    table = Table(title="the gate", title_justify="left")
+    for name in ("against", "what", "before", "now"):
+        table.add_column(name)
+    for name in ("moved by", "limit", ""):
+        table.add_column(name, justify="right")
+    for one in verdict.movements:
+        beyond = "beyond" if one.is_beyond else ""
+        table.add_row(one.against, one.what, one.before, one.now, f"{one.value:.3f}", f"{one.limit:g}", beyond)
+    _print(table)
+    if verdict.error_fraction > verdict.max_error_fraction:
+        worst = Table(title="shards with most errors", title_justify="left")
+        worst.add_column("path", overflow="fold")
+        worst.add_column("rows with an error", justify="right")
+        worst.add_column("failure", overflow="fold")
+        for shard in shards_with_errors:
+            worst.add_row(shard["path"], f"{shard['num_rows_error']} of {shard['num_rows']}", shard["failure"] or "")
+        _print(worst)
+    if verdict.is_held:
+        reasons = "\n  ".join(verdict.reasons)
+        _say(f"held: predictions are in place, but runs/latest.json does not announce them:\n  {reasons}")
+        _say("Look at them. Then say --accept with the same command; or mend archive or bundle, and run it again.")
+
+
 def print_look(archive: Path, predictions: Path, num_rows: int = 5) -> None:
     """A few texts of a local archive beside what was predicted for them."""
     shard = min(archive.rglob("*.parquet"))
@@ -151,9 +177,12 @@ def print_look(archive: Path, predictions: Path, num_rows: int = 5) -> None:
 
 
 def _print(table: Table, note: str = "") -> None:
+    _say(table)
+    if note:
+        _say(note)
+
+
+def _say(what: Table | str) -> None:
     # Labels and paths are data, not markup. A log has no width; rich would assume 80.
     width = None if sys.stderr.isatty() else 120
-    console = Console(stderr=True, width=width, markup=False, emoji=False, highlight=False)
-    console.print(table)
-    if note:
-        console.print(note)
+    Console(stderr=True, width=width, markup=False, emoji=False, highlight=False).print(what)

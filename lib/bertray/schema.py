@@ -10,6 +10,8 @@
        row=1  document_id="resume-000124"  label=None  score=None  num_tokens=0  truncated=False  error="text is null"
 
 3. The *manifest* (jobs.score): one record for every shard whose predictions are committed.
+
+4. The *shard report* of a run (jobs.score): what became of every shard, failures too.
 """
 
 import pyarrow as pa
@@ -65,5 +67,25 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("num_tokens", pa.int64(), nullable=False),
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("committed_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)
+
+# Rows by score and by length are counted in so many bins: see `bertray.profile`.
+NUM_SCORE_BINS, NUM_LENGTH_BINS = 20, 20
+
+SHARD_REPORT_SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),  # of the shard, relative to the input
+        pa.field("failure", pa.string()),  # why it has no predictions; then nothing is counted
+        pa.field("num_rows", pa.int64(), nullable=False),
+        pa.field("num_rows_error", pa.int64(), nullable=False),
+        pa.field("num_rows_truncated", pa.int64(), nullable=False),
+        pa.field("num_tokens", pa.int64(), nullable=False),
+        pa.field("labels", pa.map_(pa.string(), pa.int64()), nullable=False),
+        pa.field("scores", pa.list_(pa.int32(), NUM_SCORE_BINS), nullable=False),
+        pa.field("lengths", pa.list_(pa.int32(), NUM_LENGTH_BINS), nullable=False),
+        pa.field("score_sum", pa.float64(), nullable=False),
+        pa.field("score_square_sum", pa.float64(), nullable=False),
+        pa.field("length_square_sum", pa.float64(), nullable=False),
     ]
 )

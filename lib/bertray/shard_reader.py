@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,15 +53,18 @@ def opened(shard: Location) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def steps(file: pq.ParquetFile, text_column: str, keep_columns: list[str], step_bytes: int) -> Iterator[pa.Table]:
-    """The rows in order, in tables of so much text, or of one read.
+def steps(
+    file: pq.ParquetFile, text_column: str, keep_columns: list[str], step_bytes: int, rows: range | None = None
+) -> Iterator[pa.Table]:
+    """The rows in order, or a range of them, in tables of so much text, or of one read.
 
     Raises:
         ShardError: a page cannot be read, or the text column holds no text.
     """
+    rows = range(file.metadata.num_rows) if rows is None else rows
     held: list[pa.RecordBatch] = []
     held_bytes = 0
-    for batch in _batches(file, text_column, keep_columns, step_bytes):
+    for batch in _batches(file, text_column, keep_columns, step_bytes, rows):
         held.append(batch)
         held_bytes += num_text_bytes(batch[text_column])
         if held_bytes >= step_bytes:
@@ -68,31 +74,45 @@ def steps(file: pq.ParquetFile, text_column: str, keep_columns: list[str], step_
         yield pa.Table.from_batches(held)
 
 
+def group_edges(file: pq.ParquetFile) -> list[int]:
+    """The first row of every row group, and behind the last one the number of rows."""
+    metadata = file.metadata
+    sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    return list(itertools.accumulate(sizes, initial=0))
+
+
 def _batches(
-    file: pq.ParquetFile, text_column: str, keep_columns: list[str], step_bytes: int
+    file: pq.ParquetFile, text_column: str, keep_columns: list[str], step_bytes: int, rows: range
 ) -> Iterator[pa.RecordBatch]:
     columns = list(dict.fromkeys([text_column, *keep_columns]))
-    for groups in _group_runs(file.metadata):
-        num_rows, num_bytes = _size(file.metadata, groups, text_column)
-        read_rows = min(_READ_ROWS, max(1, step_bytes * num_rows // max(1, num_bytes)))
+    edges = group_edges(file)
+    for groups in _group_runs(edges, rows):
+        num_bytes = _num_bytes(file.metadata, groups, text_column)
+        first_row, end_row = edges[groups[0]], edges[groups[-1] + 1]
+        read_rows = min(_READ_ROWS, max(1, step_bytes * (end_row - first_row) // max(1, num_bytes)))
         batches = file.iter_batches(batch_size=read_rows, row_groups=groups, columns=columns)
-        while True:
+        while first_row < rows.stop:
             try:
                 batch = next(batches)
             except StopIteration:
                 break
             except (pa.ArrowException, OSError) as error:
                 raise ShardError(f"cannot be read: {error}") from error
-            yield batch
+            wanted = batch[max(0, rows.start - first_row) : max(0, rows.stop - first_row)]
+            first_row += len(batch)
+            if len(wanted):
+                yield wanted
 
 
-def _group_runs(metadata: pq.FileMetaData) -> Iterator[list[int]]:
+def _group_runs(edges: list[int], rows: range) -> Iterator[list[int]]:
     """Row groups to read together. Arrow's reader keeps the bytes of a row group until it has read its last one."""
     groups: list[int] = []
     num_rows = 0
-    for group in range(metadata.num_row_groups):
+    for group, (first_row, end_row) in enumerate(itertools.pairwise(edges)):
+        if end_row <= rows.start or first_row >= rows.stop:
+            continue
         groups.append(group)
-        num_rows += metadata.row_group(group).num_rows
+        num_rows += end_row - first_row
         if num_rows >= _ROWS_A_GROUP_READER:
             yield groups
             groups, num_rows = [], 0
@@ -100,9 +120,20 @@ def _group_runs(metadata: pq.FileMetaData) -> Iterator[list[int]]:
         yield groups
 
 
-def _size(metadata: pq.FileMetaData, groups: list[int], text_column: str) -> tuple[int, int]:
-    """Rows of some row groups, and bytes of their text as it is encoded."""
+def _num_bytes(metadata: pq.FileMetaData, groups: list[int], text_column: str) -> int:
+    """Bytes of the text of some row groups, as it is encoded."""
     infos = [metadata.row_group(group) for group in groups]
     chunks = [info.column(column) for info in infos for column in range(info.num_columns)]
-    num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == text_column)
-    return sum(info.num_rows for info in infos), num_bytes
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == text_column)
+
+
+def main() -> None:
+    """Read a shard to its end, for `isolated.read_in_isolation`."""
+    uri, text_column, keep_columns, step_bytes = json.loads(sys.argv[1])
+    with opened(Location.of(uri)) as file:
+        for _ in steps(file, text_column, keep_columns, step_bytes):
+            pass
+
+
+if __name__ == "__main__":
+    main()

@@ -28,8 +28,9 @@ from bertray.bundle_folder import BUNDLE_FILE
 from bertray.config import TrainConfig
 from bertray.dataset import Dataset
 from bertray.errors import BertrayError, RequestError
-from bertray.finetuning import train_on_worker
+from bertray.finetuning import PROFILE_FILE, train_on_worker
 from bertray.pretrained import load_tokenizer
+from bertray.profile import Profile
 from bertray.progress import ProgressBar
 from bertray.storage import Location
 
@@ -68,6 +69,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
             folder = Path(temporary) / "bundle"
             checkpoint.to_directory(folder)
+            profile_file = folder / PROFILE_FILE
+            profile = Profile.model_validate_json(profile_file.read_text())
+            profile_file.unlink()
             tokenizer.save_pretrained(folder)
             info = seal(
                 folder,
@@ -80,6 +84,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 training=config.model_dump(),
                 metrics={name: value for name, value in best.items() if name not in _NOT_SCORES},
                 history=history,
+                validation_profile=profile,
             )
             output.put_folder(folder, last=BUNDLE_FILE)
     except BaseException:

@@ -1,21 +1,29 @@
-"""Found by every Python process of a test that puts this folder on PYTHONPATH: a text with DEADLY in it ends it."""
+"""Found by every Python process of a test that puts this folder on PYTHONPATH: some texts and files end the process.
+
+A text with DEADLY in it ends whoever predicts it; a Parquet file with DEADLY_FILE in its metadata, whoever reads it.
+"""
 
 import os
 import signal
 import sys
+from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
 DEADLY = b"this text ends the process"
+DEADLY_FILE = b"this file ends the process"
 
 
 class _Patching(MetaPathFinder):
-    """Lets bertray.bundle be found as always, and changes it when it has been loaded."""
+    """Lets some modules be found as always, and changes them when they have been loaded."""
+
+    def __init__(self, patches: dict[str, Callable[[ModuleType], None]]) -> None:
+        self._patches = patches
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name != "bertray.bundle":
+        if name not in self._patches:
             return None
         spec = PathFinder.find_spec(name, path, target)
         assert spec is not None and spec.loader is not None
@@ -23,13 +31,13 @@ class _Patching(MetaPathFinder):
 
         def load_and_patch(module: ModuleType) -> None:
             load(module)
-            _make_deadly(module)
+            self._patches[name](module)
 
         spec.loader.exec_module = load_and_patch  # type: ignore[method-assign]
         return spec
 
 
-def _make_deadly(module: ModuleType) -> None:
+def _make_texts_deadly(module: ModuleType) -> None:
     predict_column = module.Bundle.predict_column
 
     def deadly(self: Any, texts: Any) -> Any:
@@ -40,4 +48,15 @@ def _make_deadly(module: ModuleType) -> None:
     module.Bundle.predict_column = deadly
 
 
-sys.meta_path.insert(0, _Patching())
+def _make_files_deadly(module: ModuleType) -> None:
+    iter_batches = module.ParquetFile.iter_batches
+
+    def deadly(self: Any, *arguments: Any, **options: Any) -> Any:
+        if DEADLY_FILE in (self.schema_arrow.metadata or {}):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return iter_batches(self, *arguments, **options)
+
+    module.ParquetFile.iter_batches = deadly
+
+
+sys.meta_path.insert(0, _Patching({"bertray.bundle": _make_texts_deadly, "pyarrow.parquet.core": _make_files_deadly}))
