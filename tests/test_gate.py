@@ -98,7 +98,9 @@ def test_chance_is_what_it_is_said_to_be() -> None:
 
 
 def test_mean_change() -> None:
-    assert mean_change(10, 2, 13, 10**9, 10**9) == pytest.approx(1.5)
-    assert mean_change(10, 0, 10, 5, 5) == 0
-    assert mean_change(10, 0, 11, 5, 5) == float("inf")
-    assert mean_change(10, 2, 15, 4, 4) == 0  # of four rows that is chance
+    many = 10**9
+    assert mean_change((10, 2), (13, 2), many, many) == pytest.approx(3 / (2**2 + 1.5**2) ** 0.5, abs=1e-4)
+    assert mean_change((10, 0), (10, 0), 5, 5) == 0
+    assert mean_change((10, 0), (11, 0), many, many) == pytest.approx(2)  # the most there can be
+    assert mean_change((10, 0), (11, 0), 3, 4) == 0  # of so few rows that is chance
+    assert mean_change((10, 2), (15, 2), 4, 4) == 0

@@ -23,8 +23,8 @@ from bertray.profile import Profile
 
 # One comparison in so many is taken to be moved though it is not, at a limit of 0.
 _CHANCE = 1e-4
-# A difference of means below it is none.
-_ROUNDING = 1e-9
+# A variance below it is none.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _movements(now: Profile, before: Profile, name: str, config: ScoreConfig) ->
     def change(
         what: str, moments: Callable[[Profile], tuple[float, float]], shown: Callable[[Profile], str]
     ) -> Movement:
-        value = mean_change(*moments(before), moments(now)[0], before.num_rows_scored, now.num_rows_scored)
+        value = mean_change(moments(before), moments(now), before.num_rows_scored, now.num_rows_scored)
         return Movement(name, what, round(value, 4), config.max_mean_change, shown(before), shown(now))
 
     labels = sorted({**now.labels, **before.labels})
@@ -158,14 +158,19 @@ def js_distance(before: Sequence[int], now: Sequence[int]) -> float:
     return math.sqrt(max(0.0, divergence - chance))
 
 
-def mean_change(mean: float, deviation: float, new_mean: float, num_rows: int, new_num_rows: int) -> float:
-    """How far a mean moved, in standard deviations of the rows before, beyond what chance moves it."""
-    change = abs(new_mean - mean)
-    if change < _ROUNDING:
+def mean_change(before: tuple[float, float], now: tuple[float, float], num_rows: int, num_rows_now: int) -> float:
+    """How far a mean moved, in standard deviations, beyond what chance moves it; 2 at most.
+
+    The deviation is that of both sets together, in equal shares: rows that are all alike have none of their own.
+
+    Args:
+        before, now: mean and standard deviation.
+    """
+    change = abs(now[0] - before[0])
+    variance = (before[1] ** 2 + now[1] ** 2) / 2 + change**2 / 4
+    if variance < _ROUNDING:
         return 0.0
-    if deviation < _ROUNDING:
-        return math.inf
-    return math.sqrt(max(0.0, (change / deviation) ** 2 - _chance(1) * (1 / num_rows + 1 / new_num_rows)))
+    return math.sqrt(max(0.0, change**2 / variance - _chance(1) * (1 / num_rows + 1 / num_rows_now)))
 
 
 def _chance(degrees_of_freedom: int) -> float:

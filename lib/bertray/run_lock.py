@@ -77,6 +77,7 @@ class RunLock:
 
     Attributes:
         number: of the lock file, for `check_held` in other processes.
+        was_left_behind: the run that held it before died, and may have left files behind that it had not finished.
     """
 
     def __init__(self, output: Location, run_id: str) -> None:
@@ -84,6 +85,7 @@ class RunLock:
         self._record = LockRecord.of_this_process(run_id)
         self._stop = threading.Event()
         self.number = 0
+        self.was_left_behind = False
 
     @contextmanager
     def held(self) -> Iterator[Self]:
@@ -100,8 +102,7 @@ class RunLock:
         finally:
             self._stop.set()
             beating.join()
-            if _highest(self._output)[0] == self.number:
-                self._write(self._record.model_copy(update={"released_at": datetime.now(UTC)}))
+            self._release()
 
     def check(self) -> None:
         """See `check_held`."""
@@ -118,12 +119,17 @@ class RunLock:
             )
         if record is not None and record.released_at is None:
             _log.info("run %s left its lock behind; taking over", record.run_id)
+            self.was_left_behind = True
         self.number = highest + 1
         if not _file(self._output, self.number).create(_as_bytes(self._record)):
             raise LockedError(f"another run has just taken {self._output}. Wait for it")
         for number in _numbers(self._output):
             if number < self.number:
                 _file(self._output, number).remove()
+
+    def _release(self) -> None:
+        if _highest(self._output)[0] == self.number:
+            self._write(self._record.model_copy(update={"released_at": datetime.now(UTC)}))
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_INTERVAL_S):

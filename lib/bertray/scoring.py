@@ -62,6 +62,8 @@ def score(config: ScoreConfig) -> Scored:
         raise RequestError(f"--prune needs the whole archive as --input, and {source} is one shard: leave it out")
     probe(archive, shards, config)
     with RunLock(output, run_id).held() as lock:
+        if lock.was_left_behind:
+            output.remove_unfinished()
         manifest, runs = Manifest(output), Runs(output)
         todo = plan(shards, manifest.latest(), fingerprint(info, config))
         _log_plan(todo, config)

@@ -1,0 +1,240 @@
+"""Any sequence of changes to an archive, of runs, and of crashes at any commit: manifest, outputs and inputs agree.
+
+Hypothesis looks for a sequence that breaks this; everything is real but Ray and the model (tests/inprocess.py).
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from bertray.config import ScoreConfig
+from bertray.ledger import Manifest
+from bertray.run_lock import RunLock
+from bertray.runs import Runs
+from bertray.scoring import Scored, score
+from bertray.storage import Location
+from tests.conftest import write_shard
+from tests.inprocess import without_ray
+
+NAMES = ("a.parquet", "b.parquet", "2026/c.parquet", "2026/d.parquet")
+BROKEN = b"not Parquet"
+# Shards of more than three times so many bytes are cut: those of some hundred rows are.
+UNIT_BYTES = 1500
+
+texts = st.lists(st.sampled_from(["", "one text", "other words", "x" * 40]), max_size=4)
+num_rows = st.sampled_from([0, 1, 3, 400])
+
+
+# A process that ends does not clean up; what is held here does not, either.
+NEVER_CLOSED: list[ExitStack] = []
+
+
+class Crash(BaseException):
+    """As if the process had ended here."""
+
+
+@contextmanager
+def crash_after(num_changes: int, *, during: bool) -> Iterator[None]:
+    """The process ends with the next change of the storage after so many: before that is visible, or right after it."""
+    left = [num_changes]
+    staged, create, remove = Location.staged, Location.create, Location.remove
+
+    @contextmanager
+    def is_last() -> Iterator[None]:
+        left[0] -= 1
+        if left[0] < 0 and during:
+            raise Crash
+        yield
+        if left[0] < 0:
+            raise Crash
+
+    @contextmanager
+    def staged_or_crash(location: Location) -> Iterator[Path]:
+        with ExitStack() as stack:
+            path = stack.enter_context(staged(location))
+            yield path
+            try:
+                with is_last():
+                    stack.close()
+            except Crash:
+                NEVER_CLOSED.append(stack.pop_all())
+                raise
+
+    def create_or_crash(location: Location, data: bytes) -> bool:
+        with is_last():
+            return create(location, data)
+
+    def remove_or_crash(location: Location) -> None:
+        with is_last():
+            remove(location)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Location, "staged", staged_or_crash)
+        patch.setattr(Location, "create", create_or_crash)
+        patch.setattr(Location, "remove", remove_or_crash)
+        patch.setattr(RunLock, "held", held_by_the_dead)
+        yield
+
+
+@contextmanager
+def held_by_the_dead(lock: RunLock) -> Iterator[RunLock]:
+    """As if by another process of this machine, which is gone when the next run looks."""
+    machine = lock._record.process.rpartition(" ")[0]
+    lock._record = lock._record.model_copy(update={"process": f"{machine} 0"})
+    lock._take()
+    yield lock
+    lock._release()
+
+
+class Nights(RuleBasedStateMachine):
+    """An archive, its output, and what should be in both."""
+
+    bundle: Path
+
+    @initialize()
+    def start(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="bertray-nights-"))
+        self.archive, self.output = self.folder / "archive", self.folder / "scored"
+        self.archive.mkdir()
+        self.clock = 0
+        self.is_settled = False
+        (self.archive / ".keep").touch()
+        self.write("a.parquet", ["one text"], 3)
+        self.write("2026/c.parquet", ["one text", "other words"], 400)
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.folder)
+
+    def paths(self) -> dict[str, Path]:
+        return {str(path.relative_to(self.archive)): path for path in sorted(self.archive.rglob("*.parquet"))}
+
+    @rule(name=st.sampled_from(NAMES), words=texts, times=num_rows)
+    def write(self, name: str, words: list[str], times: int) -> None:
+        """Add or change a shard."""
+        self.clock += 1
+        rows: list[str | None] = [
+            f"{word} {row} {self.clock}" if word else None for row in range(times) for word in words
+        ]
+        write_shard(self.archive / name, rows)
+        self.is_settled = False
+
+    @precondition(lambda self: (self.archive / "2026/c.parquet").exists())
+    @rule()
+    def rewrite(self) -> None:
+        """A large shard, with as many rows as it had in the beginning: parts of the old one would fit."""
+        self.write("2026/c.parquet", ["one text", "other words"], 400)
+
+    @rule(name=st.sampled_from(NAMES))
+    def corrupt(self, name: str) -> None:
+        (self.archive / name).parent.mkdir(exist_ok=True)
+        (self.archive / name).write_bytes(BROKEN)
+        self.is_settled = False
+
+    @precondition(lambda self: len(self.paths()) > 1)
+    @rule(name=st.sampled_from(NAMES))
+    def delete(self, name: str) -> None:
+        (self.archive / name).unlink(missing_ok=True)
+        if not self.paths():
+            self.write(name, ["one text"], 1)
+        self.is_settled = False
+
+    @rule(prune=st.booleans())
+    def run(self, prune: bool) -> None:
+        scored = self.score(prune)
+        assert {failure["path"] for failure in scored.failures} <= {
+            name for name, path in self.paths().items() if path.read_bytes() == BROKEN
+        }
+        self.is_settled = True
+        if prune:
+            assert set(self.outputs()) <= set(self.paths())
+
+    @rule(num_changes=st.integers(0, 25), during=st.booleans(), prune=st.booleans())
+    def crash(self, num_changes: int, during: bool, prune: bool) -> None:
+        self.is_settled = False
+        try:
+            with crash_after(num_changes, during=during):
+                self.score(prune)
+        except Crash:
+            return
+        self.is_settled = True
+
+    def score(self, prune: bool) -> Scored:
+        config = ScoreConfig(
+            bundle=str(self.bundle),
+            input=str(self.archive),
+            output=str(self.output),
+            keep_columns=["document_id"],
+            prune=prune,
+            max_error_fraction=1,
+            max_distance=1,
+            max_mean_change=2,
+        )
+        return score(config)
+
+    def outputs(self) -> dict[str, Path]:
+        folder = self.output / "predictions"
+        return {str(path.relative_to(folder)): path for path in folder.rglob("*.parquet")}
+
+    @invariant()
+    def whatever_is_visible_is_whole(self) -> None:
+        """A predictions file, at any moment, can be read, and has rows 0, 1, 2, ... of one version of its shard."""
+        if not hasattr(self, "output"):
+            return
+        for path in self.outputs().values():
+            table = pq.ParquetFile(path).read()
+            assert table["row"].to_pylist() == list(range(len(table)))
+            assert int(table.schema.metadata[b"bertray.shard_size_bytes"]) > 0
+
+    @invariant()
+    def what_is_done_is_what_the_archive_has(self) -> None:
+        """After a run that went to its end."""
+        if not getattr(self, "is_settled", False):
+            return
+        output = Location.of(str(self.output))
+        latest = Manifest(output).latest()
+        done = {row["path"]: row for row in latest.to_pylist()}
+        for name, path in self.paths().items():
+            if path.read_bytes() == BROKEN:
+                continue
+            source, found = pq.ParquetFile(path).read(), pq.ParquetFile(self.outputs()[name]).read()
+            assert found["document_id"].equals(source["document_id"])
+            for text, label, error in zip(
+                source["text"].to_pylist(), found["label"].to_pylist(), found["error"].to_pylist(), strict=True
+            ):
+                assert (label, error) == ((text[0], None) if text else (None, "text is empty"))
+            assert done[name]["num_rows"] == source.num_rows
+            assert (done[name]["size_bytes"], done[name]["version"]) == (
+                path.stat().st_size,
+                str(path.stat().st_mtime_ns),
+            )
+        assert set(done) <= set(self.outputs())
+        self.nothing_is_left_to_announce()
+        scored = self.score(prune=False)  # twice is once, but for what is broken
+        assert scored.summary["num_shards_committed"] == 0
+        assert scored.summary["num_shards_failed"] == sum(path.read_bytes() == BROKEN for path in self.paths().values())
+
+    def nothing_is_left_to_announce(self) -> None:
+        runs = Runs(Location.of(str(self.output)))
+        assert runs.unannounced(runs.latest(), set(self.paths())).num_shards == 0
+        assert not list(self.output.rglob("*.tmp"))
+        staged = [path for path in (self.output / "staging").rglob("*") if path.is_file()]
+        assert not staged
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_any_sequence_of_nights(tiny_bundle: Path) -> None:
+    Nights.bundle = tiny_bundle
+    with without_ray(UNIT_BYTES):
+        from hypothesis.stateful import run_state_machine_as_test
+
+        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+            Nights, settings=settings(max_examples=40, stateful_step_count=15, deadline=None)
+        )
