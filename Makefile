@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$python && break; done)
 PY := .venv/bin/python
 
-.PHONY: install demo check test notebooks bench clean
+.PHONY: install demo check test notebooks bench chaos clean
 
 install: .venv/.installed
 
@@ -40,6 +40,10 @@ bench: install demo/scored/runs/latest.json
 	$(PY) -m benchmarks.engine --bundle demo/bundle
 	$(PY) -m benchmarks.score
 	$(PY) -m benchmarks.memory
+	$(PY) -m benchmarks.scale
+
+chaos: install
+	$(PY) -m benchmarks.chaos
 
 clean:
 	rm -rf .venv demo build .pytest_cache .mypy_cache .ruff_cache .hypothesis lib/*.egg-info

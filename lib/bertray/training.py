@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def _fit(
     )
     try:
         with _shown(board, num_steps):
-            result = trainer.fit()
+            result = _run(trainer)
     except ray.train.WorkerGroupError as error:
         # What a worker said on purpose is the message; anything else keeps Ray's, with the worker's traceback.
         said = next((one for one in error.worker_failures.values() if isinstance(one, BertrayError)), None)
@@ -183,6 +184,20 @@ class _Board:
 
     def epochs(self) -> list[dict[str, float]]:
         return self._epochs
+
+
+def _run(trainer: TorchTrainer) -> ray.train.Result:
+    """`trainer.fit()`, in a thread: in the main one Ray 2.60 takes SIGINT over, and ends the process without a word."""
+    done: Future[ray.train.Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(trainer.fit())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="trainer", daemon=True).start()
+    return done.result()
 
 
 @contextmanager
