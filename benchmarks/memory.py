@@ -19,20 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
-from transformers.utils import logging as transformers_logging
 
 from benchmarks.results import ROOT, write_result
-from bertray.bundle import seal
-from bertray.pretrained import encoder_folder
+from benchmarks.tiny import WORDS_A_TEXT, tiny_bundle, word_archive
 
 ROWS_A_SHARD = 250_000
-WORDS_A_TEXT = 60
 POLL_S = 0.1
 
 
@@ -40,12 +32,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
     options = parser.parse_args()
-    transformers_logging.disable_progress_bar()
     runs = {}
     with tempfile.TemporaryDirectory(prefix="bertray-bench-") as folder:
-        bundle = _tiny_bundle(Path(folder) / "bundle")
+        bundle = tiny_bundle(Path(folder) / "bundle")
         for num_rows in options.rows:
-            archive = _archive(Path(folder) / f"archive-{num_rows}", num_rows)
+            sizes = [min(ROWS_A_SHARD, num_rows - start) for start in range(0, num_rows, ROWS_A_SHARD)]
+            archive = word_archive(Path(folder) / f"archive-{num_rows}", sizes)
             runs[num_rows] = _score(bundle, archive, Path(folder) / f"scored-{num_rows}")
     first = runs[options.rows[0]]
     lines = ["| rows | driver, MiB | model actor, MiB | wall, s | driver / first | actor / first |", "|---" * 6 + "|"]
@@ -57,48 +49,6 @@ def main() -> None:
     write_result(
         "memory", "rows", "\n".join(lines), {"rows_a_shard": ROWS_A_SHARD, "words_a_text": WORDS_A_TEXT, "runs": runs}
     )
-
-
-def _tiny_bundle(folder: Path) -> Path:
-    folder.mkdir()
-    labels = ("a", "b", "c")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=30522,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(encoder_folder("minilm")).save_pretrained(folder)
-    keys = ("learning_rate", "batch_size", "weight_decay", "warmup_fraction", "precision", "seed", "epochs", "data")
-    figures = {"epoch": 1.0, "train_loss": 0.0, "loss": 0.0, "accuracy": 0.0, "f1_macro": 0.0, "wall_s": 0.0}
-    seal(
-        folder,
-        labels=labels,
-        max_length=128,
-        encoder="random weights",
-        data_fingerprint="0" * 64,
-        training=dict.fromkeys(keys, 0),
-        metrics=figures,
-        history=[figures],
-    )
-    return folder
-
-
-def _archive(folder: Path, num_rows: int) -> Path:
-    folder.mkdir()
-    vocabulary = AutoTokenizer.from_pretrained(encoder_folder("minilm")).get_vocab()
-    words = np.array(sorted(word for word in vocabulary if word.isalpha() and len(word) > 2))
-    rng = np.random.default_rng(0)
-    for shard, start in enumerate(range(0, num_rows, ROWS_A_SHARD)):
-        picked = words[rng.integers(len(words), size=(min(ROWS_A_SHARD, num_rows - start), WORDS_A_TEXT))]
-        texts = pa.array([" ".join(row) for row in picked])
-        pq.write_table(pa.table({"text": texts}), folder / f"part-{shard}.parquet", row_group_size=50_000)
-    return folder
 
 
 def _score(bundle: Path, archive: Path, output: Path) -> dict[str, Any]:

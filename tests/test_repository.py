@@ -26,6 +26,7 @@ LAYERS = [
     "profile",
     "config",
     "cli",
+    "s3",
     "storage",
     "bundle_folder",
     "labelled",

@@ -200,7 +200,10 @@ class ScoreConfig(JobConfig):
         "rows and from what was announced last; beyond it nothing is announced",
     )
     max_mean_change: float = Field(
-        0.5, ge=0, le=2, description="of the mean score and length, in standard deviations; beyond it nothing is announced"
+        0.5,
+        ge=0,
+        le=2,
+        description="of the mean score and length, in standard deviations; beyond it nothing is announced",
     )
     accept: bool = Field(False, description="announce what these three hold back")
 

@@ -8,6 +8,9 @@ configuration that is written out holds a secret.
 
 A file appears whole or not at all: local files are written beside their place, synced and renamed; S3 objects are
 one put (or one completed multipart upload), which S3 itself makes atomic.
+
+What S3 refuses for now is asked for again (`bertray.s3`). What fails for good is a `RequestError`, whatever the
+transport calls it.
 """
 
 from __future__ import annotations
@@ -17,19 +20,22 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import ClientError, FlexibleChecksumError
 from fsspec.implementations.local import LocalFileSystem
 
+from bertray import s3
 from bertray.errors import RequestError
 
 _SCHEMES = ("s3", "s3a")
 _CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or the role"
+# The end of a hidden name under which a local file is written before it is renamed.
+_UNFINISHED = ".tmp"
 
 
 @dataclass(frozen=True, slots=True)  # slots: a listing may hold a million
@@ -67,8 +73,7 @@ class Location:
             raise RequestError(f"cannot open {uri!r}: use a local path or an s3:// URI")
         if not rest.strip("/"):
             raise RequestError(f"{uri!r} names no place: give a bucket and a path, as in {scheme}://bucket/folder")
-        # Listings are never cached: another process may write between two looks.
-        fs = fsspec.filesystem(scheme, use_listings_cache=False)
+        fs = s3.connect(scheme)
         return cls(fs, rest.strip("/"), f"{scheme}://{rest.strip('/')}")
 
     @property
@@ -102,11 +107,24 @@ class Location:
 
     def exists(self) -> bool:
         with _explained(self):
-            return bool(self.fs.exists(self.path))
+            if self.is_local:
+                return bool(self.fs.exists(self.path))
+            try:
+                self.fs.info(self.path)
+            except FileNotFoundError:
+                return False
+            return True
 
     def is_file(self) -> bool:
         with _explained(self):
-            return bool(self.fs.isfile(self.path))
+            if self.is_local:
+                return bool(self.fs.isfile(self.path))
+            # s3fs' isfile says no to whatever goes wrong. "Forbidden" may mean no: where a policy allows only what lies
+            # in a folder, S3 says so of the folder's own name.
+            try:
+                return bool(self.fs.info(self.path)["type"] == "file")
+            except (FileNotFoundError, PermissionError):
+                return False
 
     def files(self, suffixes: tuple[str, ...] = ()) -> list[FileInfo]:
         """The files at or below this place, by one listing, sorted by path; hidden and `_`-prefixed names left out.
@@ -122,40 +140,44 @@ class Location:
             if any(part.startswith((".", "_")) for part in relative.split("/")):
                 continue
             if not suffixes or relative.lower().endswith(suffixes):
-                infos.append(FileInfo(relative, detail["size"], _version(detail)))
+                with suppress(FileNotFoundError):  # removed since
+                    infos.append(FileInfo(relative, detail["size"], _version(detail)))
         return sorted(infos, key=lambda info: info.path)
 
     def info(self) -> FileInfo:
         with _explained(self):
             detail = self.fs.info(self.path)
-        return FileInfo(self.name, detail["size"], _version(detail))
+            return FileInfo(self.name, detail["size"], _version(detail))
 
     def open(self) -> Any:
-        """A binary, seekable file object to read from."""
+        """A binary, seekable file object to read from.
+
+        On S3 all that is read is of one version (where the store heeds If-Match), and what a read raises is both a
+        `RequestError` and an `OSError`.
+        """
         with _explained(self):
-            return self.fs.open(self.path, "rb")
+            explained = partial(_explained, self, _ReadError)
+            return self.fs.open(self.path, "rb") if self.is_local else s3.Reader(self.fs, self.path, explained)
 
     def read_bytes(self) -> bytes:
         with _explained(self):
-            return bytes(self.fs.cat_file(self.path))
+            return bytes(self.fs.cat_file(self.path)) if self.is_local else s3.read_object(self.fs, self.path)
 
     def put(self, data: bytes) -> None:
         """Write the whole file in one atomic step, over what was there."""
-        with self.staged() as path:
+        with _explained(self), self.staged() as path:
             path.write_bytes(data)
 
     def create(self, data: bytes) -> bool:
         """Write the whole file in one atomic step where nothing is; False: there is something, and it stays.
 
-        On S3 a conditional put (If-None-Match); a store that ignores the condition writes over what is there.
+        On S3 a conditional put (If-None-Match); a store that ignores the condition writes over what is there. When the
+        answer to a put that was carried out is lost, its repetition meets the file: what holds `data` is then taken to
+        be this call's work. Callers therefore write bytes that no other writes, such as a run's id.
         """
         with _explained(self):
             if not self.is_local:
-                try:
-                    self.fs.pipe_file(self.path, data, mode="create")
-                except FileExistsError:
-                    return False
-                return True
+                return s3.create_object(self.fs, self.path, data)
             target = Path(self.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             staging = _beside(target)
@@ -176,7 +198,7 @@ class Location:
                 staging = Path(folder) / self.name
                 yield staging
                 with _explained(self):
-                    self.fs.put_file(str(staging), self.path)
+                    s3.upload(self.fs, self.path, staging)
             return
         target = Path(self.path)
         with _explained(self):
@@ -205,7 +227,7 @@ class Location:
             self.remove()
             names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
             for name in [*(name for name in names if name != last), last]:
-                self.fs.put_file(str(folder / name), f"{self.path}/{name}")
+                s3.upload(self.fs, f"{self.path}/{name}", folder / name)
 
     @contextmanager
     def local_copy(self) -> Iterator[Path]:
@@ -215,19 +237,34 @@ class Location:
             return
         with tempfile.TemporaryDirectory(prefix="bertray-") as folder:
             with _explained(self):
-                self.fs.get(f"{self.path}/", f"{folder}/", recursive=True)
+                s3.download(self.fs, self.path, Path(folder))
             yield Path(folder)
+
+    def remove_unfinished(self) -> None:
+        """Remove what a process that was killed has left half-written below this folder.
+
+        On S3 nothing of it is visible; parts of a multipart upload go by the bucket's own rule for incomplete ones.
+        """
+        if self.is_local:
+            for path in Path(self.path).rglob(f".*{_UNFINISHED}"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove the file or folder if it is there."""
         with _explained(self):
-            if self.fs.exists(self.path):
+            if not self.is_local:
+                s3.remove_objects(self.fs, self.path)
+            elif self.fs.exists(self.path):
                 self.fs.rm(self.path, recursive=True)
+
+
+class _ReadError(RequestError, OSError):
+    """What goes wrong in a file that is open; whoever is handed a file expects an OSError."""
 
 
 def _beside(target: Path) -> Path:
     """A hidden name in the same folder, so that a rename to the target stays within one file system."""
-    return target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}.tmp"
+    return target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}{_UNFINISHED}"
 
 
 def _replace_folder(source: Path, target: Path) -> None:
@@ -256,17 +293,44 @@ def _version(detail: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _explained(location: Location) -> Iterator[None]:
+def _explained(location: Location, kind: type[RequestError] = RequestError) -> Iterator[None]:
     """Turn the storage's own refusals into an error that names the place and what to check."""
     try:
         yield
-    except FileNotFoundError as error:
+    except RequestError:
+        raise
+    except Exception as error:
+        message = _explanation(location, error)
+        if message is None:
+            raise
+        raise kind(message) from error
+
+
+def _explanation(location: Location, error: Exception) -> str | None:
+    """What to tell the user; None: it is no matter of storage."""
+    # What S3 answered, the operation and the number of attempts are in the error that s3fs has translated.
+    answer = error.__cause__ if isinstance(error.__cause__, ClientError) else None
+    # A timeout of fsspec says nothing, but has a cause.
+    reason = (str(answer or error) or str(error.__cause__ or "") or type(error).__name__).rstrip(".")
+    if isinstance(error, FileNotFoundError):
         check = "the path" if location.is_local else "the path, the bucket and AWS_ENDPOINT_URL"
-        raise RequestError(f"not found: {location}. Check {check}") from error
-    except PermissionError as error:
+        return f"not found: {location}. Check {check}"
+    if isinstance(error, PermissionError):
         check = "its mode and owner" if location.is_local else f"{_CREDENTIALS} and the bucket's policy"
-        raise RequestError(f"no permission for {location}: {error}. Check {check}") from error
-    except BotoCoreError as error:
-        raise RequestError(f"cannot reach {location}: {error}. Check {_CREDENTIALS} and AWS_ENDPOINT_URL") from error
-    except OSError as error:  # a file where a folder should be, a full disk, an answer of S3 that s3fs has no name for
-        raise RequestError(f"storage refused {location}: {error}") from error
+        return f"no permission for {location}: {reason}. Check {check}"
+    if isinstance(error, FlexibleChecksumError):
+        # As `rclone serve s3` does.
+        advice = "needs AWS_RESPONSE_CHECKSUM_VALIDATION=when_required"
+        return (
+            f"cannot read {location}: {reason}. A store that sends a whole file's checksum with a part of it {advice}"
+        )
+    if not location.is_local and isinstance(error, s3.transport_errors()):
+        return f"cannot reach {location}: {reason}. Check {_CREDENTIALS} and AWS_ENDPOINT_URL"
+    if not isinstance(error, OSError):
+        return None
+    # A file where a folder should be, a full disk, an answer of S3 that s3fs has no name for.
+    if answer is None:
+        return f"storage refused {location}: {reason}"
+    overloaded = answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+    advice = "Try again later" if overloaded else f"Check {_CREDENTIALS}, the region and AWS_ENDPOINT_URL"
+    return f"storage refused {location}: {reason}. {advice}"
