@@ -96,6 +96,14 @@ def test_a_shard_that_is_rewritten(scorer: UnitScorer, archive: Path, bundle: Bu
     assert outcome.failure.startswith("it was rewritten while it was read: ")
 
 
+def test_a_shard_that_is_rewritten_so_that_it_cannot_be_read(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
+    listed_before = listed(archive)
+    (archive / "a.parquet").write_bytes(b"half of anoth")
+    (outcome,) = scorer.score(Unit(shards=(listed_before,)), bundle)
+    assert outcome.has_changed
+    assert "not a readable Parquet file" in outcome.failure
+
+
 def test_a_shard_that_is_rewritten_before_its_parts_are_merged(
     scorer: UnitScorer, archive: Path, bundle: Bundle
 ) -> None:

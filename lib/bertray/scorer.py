@@ -72,7 +72,9 @@ class UnitScorer:
         try:
             counts, precision = work(shard, part, *arguments)
         except ShardError as error:
-            return Outcome(shard=shard, part=part, failure=str(error), has_changed=isinstance(error, ShardChangedError))
+            # Whatever it looked like to the reader: a shard that is rewritten meanwhile makes no sense.
+            has_changed = isinstance(error, ShardChangedError) or self._is_other(shard)
+            return Outcome(shard=shard, part=part, failure=str(error), has_changed=has_changed)
         except self._fatal:
             raise
         except Exception as error:  # whatever it is, it is this shard's: it is listed, and the others go on
@@ -128,6 +130,13 @@ class UnitScorer:
             "bertray.request_fingerprint": self._request_fingerprint,
             "bertray.versions": self._versions,
         }
+
+    def _is_other(self, listed: FileInfo) -> bool:
+        try:
+            now = (self._archive / listed.path).info()
+        except RequestError:
+            return False
+        return (now.size_bytes, now.version) != (listed.size_bytes, listed.version)
 
     def _check(self, listed: FileInfo) -> None:
         """Before a predictions file is put: is it still wanted, and still of this shard?"""
