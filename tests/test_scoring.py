@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from bertray.run_lock import RunLock
 from bertray.scoring import score
 from bertray.storage import Location
 from tests.conftest import ROOT, write_shard
+from tests.inprocess import without_ray
 
 SUMMARY_KEYS = {
     "num_shards_committed",
@@ -55,6 +57,13 @@ def archive(tmp_path: Path) -> Path:
         rows = num_rows[name]
         write_shard(folder / f"{name}.parquet", texts_of(name, rows), page=list(range(rows)))
     return folder
+
+
+@pytest.fixture
+def no_ray() -> Iterator[None]:
+    """For what has nothing to do with actors: seconds a run."""
+    with without_ray():
+        yield
 
 
 def run(
@@ -104,7 +113,7 @@ def test_every_row_of_every_shard_in_order(ray_cluster: str, archive: Path, tiny
 
 
 def test_only_what_is_new_or_changed_is_scored(
-    ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    no_ray: None, archive: Path, tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "scored"
     run(archive, output, tiny_bundle)
@@ -126,7 +135,7 @@ def test_only_what_is_new_or_changed_is_scored(
 
 
 def test_another_bundle_scores_all_again_under_the_same_names(
-    ray_cluster: str, archive: Path, tiny_bundle: Path, make_bundle: Any, tmp_path: Path
+    no_ray: None, archive: Path, tiny_bundle: Path, make_bundle: Any, tmp_path: Path
 ) -> None:
     output = tmp_path / "scored"
     run(archive, output, tiny_bundle)
@@ -138,9 +147,7 @@ def test_another_bundle_scores_all_again_under_the_same_names(
     assert after != before
 
 
-def test_bad_shards_are_listed_and_tried_again(
-    ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path
-) -> None:
+def test_bad_shards_are_listed_and_tried_again(no_ray: None, archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     (archive / "broken.parquet").write_bytes(b"not parquet")
     pq.write_table(pa.table({"text": ["a text without an identifier"]}), archive / "bare.parquet")
     output = tmp_path / "scored"
@@ -203,7 +210,7 @@ def test_a_bundle_that_is_replaced_meanwhile_is_noticed(ray_cluster: str, tiny_b
         ray.get(actor.__call__.remote({}))
 
 
-def test_one_shard_alone(ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_one_shard_alone(no_ray: None, archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "scored"
     summary, _ = run(archive / "date=2026-01-06" / "part-0.parquet", output, tiny_bundle)
     assert counts(summary) == (1, 0, 0)
@@ -248,7 +255,7 @@ def test_a_second_run_is_refused(archive: Path, tiny_bundle: Path, tmp_path: Pat
 
 
 def test_predictions_of_shards_that_left_are_pruned(
-    ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    no_ray: None, archive: Path, tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "scored"
     run(archive, output, tiny_bundle)
@@ -270,9 +277,7 @@ def test_predictions_of_shards_that_left_are_pruned(
         run(archive / gone, output, tiny_bundle, prune=True)
 
 
-def test_a_predictions_file_names_its_origin(
-    ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path
-) -> None:
+def test_a_predictions_file_names_its_origin(no_ray: None, archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "scored"
     run(archive, output, tiny_bundle)
     shard = archive / "date=2026-01-06" / "part-0.parquet"
