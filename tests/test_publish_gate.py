@@ -158,5 +158,16 @@ def test_runs_that_died_are_judged_too(
     assert "against what was announced last: x 0.0% → x 95.2%" in summary["held_because"][0]
 
 
+def test_a_clock_that_is_behind(places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    night(tmp_path, "monday", "aabc")
+    run(places, capsys)
+    runs = Runs(Location.of(str(tmp_path / "scored")))
+    latest = runs.latest()
+    assert latest
+    runs.announce(latest.model_copy(update={"run_id": "29990101T000000.000000Z"}))
+    assert score.main(places) == 2
+    assert "29990101T000000.000000Z" in capsys.readouterr().err
+
+
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt

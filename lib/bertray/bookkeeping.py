@@ -55,7 +55,9 @@ class Bookkeeper:
 
     def follow(self, outcomes: Iterable[Outcome], work: Work, *, is_last_pass: bool) -> list[str]:
         """Take in outcomes as they come: show progress, record what is committed; the paths of shards that changed."""
-        recorded_s, num_rows, num_pieces, changed, failed = time.monotonic(), 0, 0, set(), set()
+        recorded_s, num_rows, num_pieces = time.monotonic(), 0, 0
+        changed: set[str] = set()
+        failed: set[str] = set()
         self._num_parts_taken_up += sum(work.num_parts.values()) - sum(map(len, work.missing_parts.values()))
         with ProgressBar("scoring", work.num_pieces, "parts of shards" if work.num_parts else "shards") as bar:
             try:
@@ -64,7 +66,7 @@ class Bookkeeper:
                     num_pieces += is_piece
                     if outcome.has_changed and not is_last_pass:
                         changed.add(outcome.shard.path)
-                    elif outcome.failure and outcome.shard.path not in failed:
+                    elif outcome.failure and outcome.shard.path not in failed | changed:
                         failed.add(outcome.shard.path)
                         self._fail(outcome)
                     elif not outcome.failure:

@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 # Of shards that are rewritten while they are read.
 _MAX_PASSES = 3
+# What the gate holds new predictions against.
+_LAST, _VALIDATION = "what was announced last", "the bundle's validation rows"
 
 
 class Scored(NamedTuple):
@@ -65,6 +67,11 @@ def score(config: ScoreConfig) -> Scored:
         if lock.was_left_behind:
             output.remove_unfinished()
         manifest, runs = Manifest(output), Runs(output)
+        announced = runs.latest()
+        if announced and announced.run_id >= run_id:
+            raise RequestError(
+                f"run {announced.run_id} of {output} was later than now, {run_id}: set this machine's clock"
+            )
         todo = plan(shards, manifest.latest(), fingerprint(info, config))
         _log_plan(todo, config)
         books = Bookkeeper(manifest, runs, run_id, output, fingerprint(info, config), lock)
@@ -76,7 +83,6 @@ def score(config: ScoreConfig) -> Scored:
         else:
             _log.info("nothing to do: every shard is committed under this bundle and these columns")
         num_pruned = _prune(output, manifest, run_id, shards) if config.prune else 0
-        announced = runs.latest()
         news = runs.unannounced(announced, {shard.path for shard in shards})
         verdict = _judge(news, announced, info, config) if news.num_shards else None
         summary = {
@@ -157,9 +163,9 @@ def _prune(output: Location, manifest: Manifest, run_id: str, shards: list[FileI
 def _judge(news: Unannounced, announced: Announcement | None, info: BundleInfo, config: ScoreConfig) -> Verdict:
     references = {}
     if announced:
-        references["what was announced last"] = announced.profile
+        references[_LAST] = announced.profile
     if info.validation_profile and not (announced and announced.accepted_bundle == info.fingerprint()):
-        references["the bundle's validation rows"] = info.validation_profile
+        references[_VALIDATION] = info.validation_profile
     return judge(news.profile, references, news.num_shards, news.num_shards_failed, config)
 
 
@@ -171,7 +177,8 @@ def _announcement(
     summary: dict[str, Any],
     info: BundleInfo,
 ) -> Announcement:
-    accepted = info.fingerprint() if verdict.reasons else None
+    differs = any(movement.is_beyond for movement in verdict.movements if movement.against == _VALIDATION)
+    accepted = info.fingerprint() if differs else None
     if before and before.accepted_bundle == info.fingerprint():
         accepted = before.accepted_bundle
     rate = before.rate if before else None
