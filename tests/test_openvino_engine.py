@@ -223,7 +223,7 @@ def test_scores_of_an_archive(
     assert predictions()["label"].to_pylist() == [one.label for one in expected]
 
     with monkeypatch.context() as patch:
-        patch.setattr("bertray.pool.prepare", None)
+        patch.setattr("bertray.openvino_engine.prepare", None)
         again = run(engine="openvino")
     assert (again["engine"], again["num_shards_skipped"], again["num_shards_committed"]) == ("openvino", 3, 0)
 

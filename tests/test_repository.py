@@ -66,6 +66,7 @@ LAYERS = [
     "synthetic",
     "preview",
     "isolated",
+    "actor",
     "cluster",
     "finetuning",
     "training",
@@ -117,6 +118,12 @@ def test_a_run_with_nothing_to_do_imports_neither_ray_nor_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_driver_of_a_run_imports_no_torch() -> None:
+    command = "import sys, bertray.scoring, bertray.pool; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_the_bare_engine_needs_few_packages() -> None:

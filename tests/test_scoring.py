@@ -14,16 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from transformers import pipeline
 
 from bertray import Bundle
+from bertray.actor import Actor
 from bertray.bundle_folder import read_info
 from bertray.config import ScoreConfig
-from bertray.errors import LockedError, RequestError
+from bertray.errors import BundleError, LockedError, RequestError
 from bertray.ledger import Manifest
-from bertray.pool import ScoringActor
 from bertray.preview import preview
 from bertray.run_lock import RunLock
 from bertray.scoring import score
@@ -194,20 +193,17 @@ def test_places_may_be_relative(
     assert counts(run("archive", "scored", "bundle")[0]) == (3, 0, 0)
 
 
-def test_a_bundle_that_is_replaced_meanwhile_is_noticed(ray_cluster: str, tiny_bundle: Path, make_bundle: Any) -> None:
-    actor = ray.remote(ScoringActor).remote(
-        "cpu",
-        read_info(Location.of(str(make_bundle(seed=2)))).fingerprint(),
-        {
-            "config": ScoreConfig(bundle=str(tiny_bundle), input="archive", output="scored", precision="fp32"),
-            "archive": "archive",
-            "request_fingerprint": "request",
-            "lock_number": 1,
-            "step_bytes": 1,
-        },
-    )
-    with pytest.raises(Exception, match=r"was replaced while the job ran\. Run it again"):
-        ray.get(actor.__call__.remote({}))
+def test_a_bundle_that_is_replaced_meanwhile_is_noticed(tiny_bundle: Path, make_bundle: Any) -> None:
+    begun_with = read_info(Location.of(str(make_bundle(seed=2)))).fingerprint()
+    arguments = {
+        "config": ScoreConfig(bundle=str(tiny_bundle), input="archive", output="scored", precision="fp32"),
+        "archive": "archive",
+        "request_fingerprint": "request",
+        "lock_number": 1,
+        "step_bytes": 1,
+    }
+    with pytest.raises(BundleError, match=r"was replaced while the job ran\. Run it again"):
+        Actor("cpu", begun_with, arguments, num_threads=1, num_suspect_units=0)
 
 
 def test_one_shard_alone(no_ray: None, archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:

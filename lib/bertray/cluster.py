@@ -12,7 +12,6 @@ from typing import Any
 import ray
 
 from bertray.choices import Device
-from bertray.encoder import resolve_device
 from bertray.errors import RequestError
 
 _log = logging.getLogger(__name__)
@@ -76,6 +75,8 @@ def place(device: Device, num_processes: int | None, what: str) -> Placement:
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if alone and num_gpus:
         # Ray counts GPUs by the driver; a torch built without CUDA, or for a newer driver, cannot use them.
+        from bertray.encoder import resolve_device  # torch: seconds, for a machine with a GPU
+
         use_gpu = resolve_device(device).type == "cuda"
     else:
         use_gpu = device == "cuda" or (device == "auto" and num_gpus > 0)

@@ -27,7 +27,6 @@ from bertray.bundle import Bundle
 from bertray.bundle_folder import BundleInfo, read_info
 from bertray.choices import Engine, InferencePrecision
 from bertray.errors import BundleError, ShardError
-from bertray.openvino_engine import load_prepared
 from bertray.process import keep_freed_memory
 from bertray.schema import PREDICTION_SCHEMA
 from bertray.storage import Location
@@ -66,6 +65,8 @@ class ModelSpec:
         if self.device == "cpu":
             torch.set_num_threads(self.num_threads)
         if self.engine == "openvino":
+            from bertray.openvino_engine import load_prepared  # half a second, and much else
+
             return load_prepared(self.bundle, self.precision, Location.of(self.cache), self.num_threads)
         assert self.precision != "int8"  # bertray.config has checked it
         return Bundle.load(self.bundle, self.precision, self.device)

@@ -17,6 +17,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +31,7 @@ from bertray.storage import Location
 
 # With more files than this, all are merged when a run ends: each costs the next run a round trip to the store.
 _MAX_FILES = 16
-_NUM_READERS = 16
+_NUM_CONNECTIONS = 16
 
 
 def fingerprint(info: BundleInfo, config: ScoreConfig) -> str:
@@ -95,9 +96,7 @@ class Manifest:
             return
         merged = self._folder / f"{run_id}.parquet"
         _put_records(merged, _latest(files))
-        for file in files:
-            if file.name != merged.name:
-                file.remove()
+        _remove([file for file in files if file.name != merged.name])
 
     def forget(self, run_id: str, paths: list[str]) -> None:
         """Drop the records of shards that the archive has no more."""
@@ -106,17 +105,15 @@ class Manifest:
         kept = records.filter(pc.invert(pc.is_in(records["path"], value_set=pa.array(paths, pa.string()))))
         merged = self._folder / f"{run_id}.parquet"
         _put_records(merged, kept)
-        for file in files:
-            if file.name != merged.name:
-                file.remove()
+        _remove([file for file in files if file.name != merged.name])
 
     def _files(self) -> list[Location]:
         return [self._folder / info.path for info in self._folder.files((".parquet",))]
 
 
 def _latest(files: list[Location]) -> pa.Table:
-    with ThreadPoolExecutor(_NUM_READERS) as readers:
-        tables = list(readers.map(_read_records, files))
+    with ThreadPoolExecutor(_NUM_CONNECTIONS) as readers:
+        tables = list(readers.map(partial(read_small, schema=MANIFEST_SCHEMA), files))
     return last_of_each_path(pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *tables]).sort_by("committed_at"))
 
 
@@ -129,8 +126,19 @@ def last_of_each_path(records: pa.Table) -> pa.Table:
     return records.take(pa.array(last))
 
 
-def _read_records(file: Location) -> pa.Table:
-    return pq.read_table(io.BytesIO(file.read_bytes()), schema=MANIFEST_SCHEMA)
+def _remove(files: list[Location]) -> None:
+    with ThreadPoolExecutor(_NUM_CONNECTIONS) as pool:
+        list(pool.map(Location.remove, files))
+
+
+def read_small(file: Location, schema: pa.Schema) -> pa.Table:
+    """A Parquet file that fits into memory, in a given schema.
+
+    Not by `pq.read_table`, whose threads may end the interpreter with SIGABRT when it exits soon after
+    (apache/arrow#33975).
+    """
+    with pq.ParquetFile(io.BytesIO(file.read_bytes())) as parquet:
+        return parquet.read(columns=schema.names, use_threads=False).cast(schema)
 
 
 def _table(records: list[Committed]) -> pa.Table:

@@ -3,7 +3,7 @@
     units -> actors, each with the model in memory -> outcomes of shards
                                                    -> outcomes of parts -> all staged: a task merges them
 
-What the driver needs before there is anything to score is in `bertray.scoring`; this module takes seconds to import.
+What an actor does is in `bertray.actor`. Here neither torch nor transformers is imported: the driver runs no model.
 """
 
 from __future__ import annotations
@@ -17,27 +17,18 @@ from typing import Any, Literal
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 from ray.util.annotations import RayDeprecationWarning
 
 from bertray import cluster, scorer
-from bertray.bundle import Bundle
 from bertray.bundle_folder import BundleInfo
 from bertray.config import ScoreConfig
-from bertray.errors import BundleError
-from bertray.isolated import IsolatedBundle, ModelSpec, read_in_isolation
 from bertray.ledger import fingerprint
-from bertray.openvino_engine import prepare
-from bertray.process import ModelThread
-from bertray.scorer import UnitScorer
 from bertray.shards import STEP_BYTES
 from bertray.storage import FileInfo, Location
-from bertray.work import Outcome, Unit, Work, divide
+from bertray.work import ENGINE_FOLDER, Outcome, Unit, Work, divide
 
 _log = logging.getLogger(__name__)
 
-# Of the output: models that were exported for another engine than torch.
-ENGINE_FOLDER = "engine"
 # The next unit waits at the actor. A restarted actor takes both to be suspects.
 _MAX_UNITS_IN_FLIGHT = 2
 # What a restarted actor suspects it reads and scores in processes of their own: a unit dies with its actor only where
@@ -53,6 +44,8 @@ def prepare_engine(config: ScoreConfig, output: Location) -> dict[str, Any]:
     """
     if config.engine != "openvino":
         return {"engine": "torch"}
+    from bertray.openvino_engine import prepare  # torch
+
     # Beside the predictions, where actors on other nodes find it, and the next run.
     return prepare(config.bundle, config.precision, output / ENGINE_FOLDER).summary()
 
@@ -176,56 +169,19 @@ class _Merges:
 
 
 class ScoringActor:
-    """Holds the model; called with one unit of work at a time."""
+    """What Ray holds: an `actor.Actor`. Its imports take seconds, which the driver need not spend."""
 
-    def __init__(self, device: Literal["cpu", "cuda"], bundle_fingerprint: str, arguments: dict[str, Any]) -> None:
-        self._config: ScoreConfig = arguments["config"]
-        self._step_bytes = arguments["step_bytes"]
-        # A GPU that has failed once fails every later shard: those are not at fault.
-        self._scorer = UnitScorer(**arguments, fatal=(torch.AcceleratorError,))
+    def __init__(self, **arguments: Any) -> None:
+        from bertray.actor import Actor
+
         context = ray.get_runtime_context()
-        self._spec = ModelSpec(
-            bundle=self._config.bundle,
-            engine=self._config.engine,
-            precision=self._config.precision,
-            device=device,
-            cache=str(Location.of(self._config.output) / ENGINE_FOLDER),
+        self._actor = Actor(
+            **arguments,
             num_threads=max(1, int(context.get_assigned_resources().get("CPU", 1))),
+            # What the actor was at work on when it died comes first: something in it may be the cause.
+            num_suspect_units=_MAX_UNITS_IN_FLIGHT if context.was_current_actor_reconstructed else 0,
         )
-        self._bundle_fingerprint = bundle_fingerprint
-        self._bundle: Bundle | None = None
-        self._thread = ModelThread()
-        # What the actor was at work on when it died comes first: one of its texts may be the cause.
-        self._num_suspect_units = _MAX_UNITS_IN_FLIGHT if context.was_current_actor_reconstructed else 0
-        if not self._num_suspect_units:
-            self._thread.run(self._load)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        unit = Unit.model_validate_json(rows["unit"][0].as_py())
-        outcomes = self._thread.run(self._score, unit)
+        outcomes = self._actor.score(Unit.model_validate_json(rows["unit"][0].as_py()))
         return pa.table({"outcome": [outcome.model_dump_json() for outcome in outcomes]})
-
-    def _load(self) -> Bundle:
-        if self._bundle is None:
-            self._bundle = self._spec.load()
-            self._check_bundle(self._bundle.info)
-        return self._bundle
-
-    def _check_bundle(self, info: BundleInfo) -> None:
-        if info.fingerprint() != self._bundle_fingerprint:
-            raise BundleError(f"the bundle {self._config.bundle} was replaced while the job ran. Run it again")
-
-    def _score(self, unit: Unit) -> list[Outcome]:
-        if not self._num_suspect_units:
-            return self._scorer.score(unit, self._load())
-        self._num_suspect_units -= 1
-        _log.warning("the actor died before; %d shards go through processes of their own", len(unit.shards))
-        isolated = IsolatedBundle(self._spec)
-        try:
-            self._check_bundle(isolated.info)
-            return self._scorer.score(unit, isolated, before_read=self._read_in_isolation)
-        finally:
-            isolated.close()
-
-    def _read_in_isolation(self, shard: Location) -> None:
-        read_in_isolation(shard, self._config.text_column, self._config.keep_columns, self._step_bytes)

@@ -16,6 +16,7 @@ import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from bertray.ledger import last_of_each_path
+from bertray.ledger import last_of_each_path, read_small
 from bertray.profile import Profile
 from bertray.schema import SHARD_REPORT_SCHEMA
 from bertray.storage import Location
@@ -111,10 +112,11 @@ class Runs:
     def unannounced(self, after: Announcement | None, present: set[str]) -> Unannounced:
         """What has become of shards in the runs after one, of shards that the archive has now."""
         last_run_id = after.run_id if after else ""
-        names = [info.path for info in self._folder.files((".parquet",))]
-        files = [self._folder / name for name in names if name.partition("/")[0] > last_run_id]
+        folders = [self._folder / run_id for run_id in self._folder.folders() if run_id > last_run_id]
+        files = [folder / info.path for folder in folders for info in folder.files((".parquet",))]
         with ThreadPoolExecutor(_NUM_READERS) as readers:
-            tables = list(readers.map(_read, files))  # in the order of time: run ids and numbers are sorted
+            # In the order of time: run ids and numbers are sorted.
+            tables = list(readers.map(partial(read_small, schema=SHARD_REPORT_SCHEMA), files))
         report = last_of_each_path(pa.concat_tables([SHARD_REPORT_SCHEMA.empty_table(), *tables]))
         report = report.filter(pc.is_in(report["path"], value_set=pa.array(sorted(present), pa.string())))
         worst = report.filter(pc.or_(report["failure"].is_valid(), pc.greater(report["num_rows_error"], 0)))
@@ -127,10 +129,6 @@ class Runs:
             profile=_summed(report),
             shards_with_errors=worst[:_MAX_LISTED_SHARDS].to_pylist(),
         )
-
-
-def _read(file: Location) -> pa.Table:
-    return pq.read_table(io.BytesIO(file.read_bytes()), schema=SHARD_REPORT_SCHEMA)
 
 
 def _summed(report: pa.Table) -> Profile:

@@ -144,6 +144,15 @@ class Location:
                     infos.append(FileInfo(relative, detail["size"], _version(detail)))
         return sorted(infos, key=lambda info: info.path)
 
+    def folders(self) -> list[str]:
+        """Names of the folders that lie in this one, sorted; a place that does not exist has none."""
+        with _explained(self):
+            try:
+                found = self.fs.ls(self.path, detail=True)
+            except FileNotFoundError:
+                return []
+        return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in found if entry["type"] == "directory")
+
     def info(self) -> FileInfo:
         with _explained(self):
             detail = self.fs.info(self.path)

@@ -27,7 +27,8 @@ _MIN_UNITS_AN_ACTOR = 16
 # A shard of less than so many parts stays whole: merging costs something, too.
 _MIN_PARTS = 3
 
-STAGING_FOLDER = "staging"
+# Of the output. The second holds models that were exported for another engine than torch.
+STAGING_FOLDER, ENGINE_FOLDER = "staging", "engine"
 
 
 class Unit(BaseModel):

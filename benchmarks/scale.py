@@ -1,0 +1,715 @@
+"""What a large archive costs beside the model: fixed seconds, seconds a shard, memory of the driver, many actors.
+
+    python -m benchmarks.scale                          all of it: about 10 minutes on 2 cores
+    python -m benchmarks.scale --only nothing planning
+    python -m benchmarks.scale --share 0.01             a try with less of everything; nothing is written
+
+    fixed        jobs.score over 8 small shards, beside the bare engine on the same texts, and where the rest goes
+    nothing      a run over shards that are all done
+    planning     listing and plan of many real shards, and what is asked of the file system for it
+    manifest     a manifest of a million records; planning and dividing as many shards; what the gate reads
+    s3           what a listing costs whoever lists, and how often S3 is asked (moto, on loopback)
+    reading      reading, comparing and writing in one process, without a model
+    tiny         many tiny shards end to end
+    units        many units over eight fake GPUs, without a model: what a unit costs the driver
+    ramp         eight fake GPUs: from the first actor that is ready to the last one at work
+    efficiency   1, 2, 4 and 8 fake GPUs with a stub that sleeps for every row
+
+It needs no GPU and no network. What stands for a GPU is a process of its own on this machine's cores: where the stub
+sleeps, reading, writing, committing and handing over units are real (benchmarks/stub). Shards are hard links of few
+files, so that reading them costs no disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.results import ROOT, write_result
+from benchmarks.tiny import WORDS_A_TEXT, tiny_bundle, word_archive
+from bertray.bundle_folder import read_info
+from bertray.config import ScoreConfig
+from bertray.ledger import Committed, Manifest, fingerprint, new_run_id
+from bertray.runs import Announcement, Runs
+from bertray.schema import MANIFEST_SCHEMA, NUM_LENGTH_BINS, NUM_SCORE_BINS, SHARD_REPORT_SCHEMA
+from bertray.storage import Location
+
+STUB = ROOT / "benchmarks" / "stub"
+
+_MAX_WALL_S = 3600.0  # of a process
+
+NUM_REPEATS = 3  # of what takes seconds: the median counts
+SHARDS_A_FOLDER = 1000
+
+# The archive of `fixed`.
+FIXED_SHARDS, FIXED_ROWS = 8, 500
+TINY_ROWS = 4
+# The stub's: units of a second, and so many of them for each actor.
+STUB_ROWS, STUB_S_A_ROW, SHARDS_AN_ACTOR = 250, 1 / 250, 24
+NUM_GPUS = 8
+
+NUM_DONE, NUM_PLANNED, NUM_RECORDS, NUM_LISTED = 10_000, 100_000, 1_000_000, 20_000
+NUM_TINY, NUM_UNITS, READ_ROWS, NUM_ASKED = 10_000, 2_000, 200_000, 20
+RECORDS_A_FILE, NUM_LABELS = 10_000, 10
+
+
+class Line(NamedTuple):
+    """A figure, and what is wanted of it."""
+
+    what: str
+    value: float
+    unit: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        if self.at_most is None and self.at_least is None:
+            return ""
+        is_met = self.value <= self.at_most if self.at_most is not None else self.value >= (self.at_least or 0)
+        return "met" if is_met else "missed"
+
+    def row(self) -> str:
+        wanted = f"≤ {self.at_most:g}" if self.at_most is not None else ""
+        wanted = f"≥ {self.at_least:g}" if self.at_least is not None else wanted
+        value = f"{self.value:,.{_decimals(self.value)}f} {self.unit}".strip()
+        return f"| {self.what} | {value} | {wanted} | {self.verdict} |"
+
+
+@dataclass
+class Measured:
+    """What a measurement has found."""
+
+    lines: list[Line]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where a measurement works, and how much of everything it takes."""
+
+    folder: Path
+    bundle: Path
+    share: float
+
+    def some(self, number: int, at_least: int = 1) -> int:
+        return max(at_least, round(self.share * number))
+
+
+class Span(NamedTuple):
+    """A line of the trace, see stub/sitecustomize.py; seconds of time.monotonic()."""
+
+    what: str
+    pid: int
+    start_s: float
+    end_s: float
+    cpu_s: float  # of the process, until its end
+    rows: int
+
+    @property
+    def wall_s(self) -> float:
+        return self.end_s - self.start_s
+
+
+class Ran(NamedTuple):
+    """A run of jobs.score: its summary, its process's times, its trace by what was called, in the order of time."""
+
+    summary: dict[str, Any]
+    start_s: float
+    end_s: float
+    spans: dict[str, list[Span]]
+
+    @property
+    def wall_s(self) -> float:
+        return self.end_s - self.start_s
+
+    def first(self, what: str) -> Span:
+        return self.spans[what][0]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS), metavar="NAME")
+    parser.add_argument("--share", type=float, default=1.0, help="of shards, records and units; below 1: a try")
+    options = parser.parse_args(argv)
+    rows = ["| what | measured | target | |", "|---|---|---|---|"]
+    facts: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="bertray-bench-") as place:
+        bundle = tiny_bundle(Path(place) / "bundle")
+        for name in options.only:
+            folder = Path(place) / name
+            folder.mkdir()
+            started_s = time.monotonic()
+            found = MEASUREMENTS[name](Bench(folder, bundle, options.share))
+            shutil.rmtree(folder)
+            wall_s = time.monotonic() - started_s
+            new = [line.row() for line in found.lines]
+            print(f"{name}: {wall_s:.0f} s\n" + "\n".join(new), file=sys.stderr, flush=True)
+            rows += new
+            facts[name] = {**found.facts, "benchmark_wall_s": wall_s}
+    if options.share < 1:
+        print("\n".join(rows), json.dumps(facts, indent=2), sep="\n\n")
+        return
+    subject = "all" if len(options.only) == len(MEASUREMENTS) else "-".join(options.only)
+    write_result("scale", subject, "\n".join(rows), facts)
+
+
+def fixed(bench: Bench) -> Measured:
+    """A small run, cut into what passes one after another."""
+    archive = word_archive(bench.folder / "archive", [bench.some(FIXED_ROWS)] * FIXED_SHARDS)
+    runs, engines = [], []
+    for repeat in range(NUM_REPEATS):  # in turn, for machines drift
+        runs.append(_score(bench, archive, bench.folder / f"scored-{repeat}", "--device", "cpu", "--num-actors", 1))
+        engines.append(_timed_part("engine", bench.bundle, archive))
+    more_s = [run.wall_s - engine["wall_s"] - _session_s(run) for run, engine in zip(runs, engines, strict=True)]
+    middle = more_s.index(statistics.median_low(more_s))
+    run, engine = runs[middle], engines[middle]
+    assert run.summary["num_tokens"] == engine["num_tokens"]
+    lines = [
+        Line("fixed: jobs.score over 8 small shards, its whole process", run.wall_s, "s"),
+        Line("fixed: the bare engine on the same texts, its whole process", engine["wall_s"], "s"),
+        Line("fixed: Ray's start and end, in jobs.score", _session_s(run), "s"),
+        Line("fixed: what jobs.score takes more than both", more_s[middle], "s", at_most=4),
+        *(Line(f"fixed, of jobs.score: {what}", wall_s, "s") for what, wall_s in _phases(run).items()),
+        *(Line(f"fixed, of the bare engine: {name.removesuffix('_s')}", engine[name], "s") for name in _ENGINE_PARTS),
+        Line(
+            "fixed, of the bare engine: the interpreter's start and end",
+            engine["wall_s"] - sum(engine[name] for name in _ENGINE_PARTS),
+            "s",
+        ),
+    ]
+    facts = {
+        "shards": FIXED_SHARDS,
+        "rows_a_shard": bench.some(FIXED_ROWS),
+        "words_a_text": WORDS_A_TEXT,
+        "num_tokens": engine["num_tokens"],
+        "more_s": more_s,
+        "jobs_score": [{"wall_s": one.wall_s, "session_s": _session_s(one), **_phases(one)} for one in runs],
+        "engine": engines,
+    }
+    return Measured(lines, facts)
+
+
+_ENGINE_PARTS = ("import_s", "load_s", "predict_s")
+
+
+def _session_s(run: Ran) -> float:
+    return run.first("enter session").wall_s + run.first("leave session").wall_s
+
+
+def _phases(run: Ran) -> dict[str, float]:
+    """A run's time from its first moment to its last, by what it waited for."""
+    driver = run.first("enter session").pid
+    imported = next(span for span in run.spans["import bertray.cluster"] if span.pid == driver)
+    loaded, in_actor = run.first("Actor.__init__"), run.first("import bertray.actor")
+    units = run.spans["UnitScorer.score"]
+    edges = [
+        ("interpreter, configuration, listing, plan", run.start_s),
+        ("imports of Ray in the driver", imported.start_s),
+        ("Ray's start", run.first("enter session").start_s),
+        ("Ray Data's plan and the start of the actor's process", run.first("enter session").end_s),
+        ("imports of torch and transformers in the actor", in_actor.start_s),
+        ("load of the model", loaded.start_s),
+        ("from the load to the first unit", loaded.end_s),
+        ("units: read, score, write, commit", units[0].start_s),
+        ("end of Ray Data, records, summary", units[-1].end_s),
+        ("Ray's end", run.first("leave session").start_s),
+        ("the gate, and the interpreter's end", run.first("leave session").end_s),
+        ("", run.end_s),
+    ]
+    return {what: edges[place + 1][1] - start_s for place, (what, start_s) in enumerate(edges[:-1])}
+
+
+def nothing(bench: Bench) -> Measured:
+    """A night on which nothing is new."""
+    num_shards = bench.some(NUM_DONE)
+    archive, output = _tiny_archive(bench.folder / "archive", num_shards), bench.folder / "scored"
+    _commit(archive, output, fingerprint_of(bench, archive, output))
+    runs = [_score(bench, archive, output) for _ in range(NUM_REPEATS)]
+    run = sorted(runs, key=lambda one: one.wall_s)[NUM_REPEATS // 2]
+    assert run.summary["num_shards_skipped"] == num_shards and run.summary["run_id"] is None, run.summary
+    imported = _imported(_command(bench, archive, output))
+    heavy = [name for name in ("ray", "torch", "transformers") if name in imported]
+    lines = [
+        Line(f"nothing: {num_shards:,} done shards, the whole process", run.wall_s, "s", at_most=5),
+        Line("nothing: of Ray, torch and transformers, how many were imported", len(heavy), "", at_most=0),
+        *(
+            Line(f"nothing, of it: {what}", run.first(what).wall_s, "s")
+            for what in ("list_shards", "Manifest.latest", "plan", "Runs.unannounced")
+        ),
+    ]
+    return Measured(lines, {"walls_s": [one.wall_s for one in runs], "num_modules_imported": len(imported)})
+
+
+def _imported(command: list[str]) -> set[str]:
+    """The modules that a command imports."""
+    command = [command[0], "-X", "importtime", *command[1:]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return {line.rpartition("|")[2].strip() for line in lines}
+
+
+def planning(bench: Bench) -> Measured:
+    """All done but the last tenth."""
+    num_shards = bench.some(NUM_PLANNED)
+    archive, output = _tiny_archive(bench.folder / "archive", num_shards), bench.folder / "scored"
+    request = fingerprint_of(bench, archive, output)
+    _commit(archive, output, request, share=0.9)
+    parts = [_part("planning", archive, output, request) for _ in range(NUM_REPEATS)]
+    part = sorted(parts, key=lambda one: one["list_s"])[NUM_REPEATS // 2]
+    assert part["num_shards_new"] + part["num_shards_skipped"] == num_shards, part
+    asked = part["calls_of_the_listing"]
+    lines = [
+        Line(
+            f"planning: {num_shards:,} shards, listing to plan",
+            part["list_s"] + part["manifest_s"] + part["plan_s"],
+            "s",
+            at_most=20,
+        ),
+        Line("planning, of it: the listing", part["list_s"], "s"),
+        Line("planning, of it: the manifest", part["manifest_s"], "s"),
+        Line("planning, of it: the plan", part["plan_s"], "s"),
+        Line("planning: listings of the input", sum(asked.get(name, 0) for name in ("find", "ls", "walk")), "", 1),
+        Line("planning: other calls of the file system until the plan stands, not of the manifest", _others(part), ""),
+        Line("planning: peak memory", part["peak_mib"], "MiB"),
+    ]
+    return Measured(lines, {"runs": parts})
+
+
+def _others(part: dict[str, Any]) -> int:
+    asked = part["calls_of_the_listing"]
+    others = sum(number for name, number in asked.items() if name not in ("find", "ls", "walk"))
+    return int(others + part["num_calls_of_the_plan"])
+
+
+def manifest(bench: Bench) -> Measured:
+    """A million shards, on the driver."""
+    num_records, output = bench.some(NUM_RECORDS), bench.folder / "scored"
+    request, run_id = "f" * 64, new_run_id()
+    paths = [f"date=2026-01-{number // 50_000 + 1:02d}/part-{number:07d}.parquet" for number in range(num_records)]
+    size_bytes = _write_manifest(output, paths, request, run_id)
+    _write_reports(output, paths, run_id)
+    part = _part("manifest", output, request, NUM_GPUS)
+    report = _part("report", output)
+    assert part["num_done"] == part["num_records"] == report["num_shards"] == num_records
+    what = f"{num_records:,} records"
+    lines = [
+        Line(f"manifest: {what}, load", part["load_s"], "s", at_most=5),
+        Line("manifest: peak memory of the process that loaded it", part["load_peak_mib"], "MiB", at_most=1024),
+        Line("manifest: plan of as many shards, all done", part["plan_s"], "s"),
+        Line("manifest: peak memory with the listing, after the plan", part["plan_peak_mib"], "MiB"),
+        Line("manifest: plan of as many shards, all pending, sorted", part["plan_pending_s"], "s"),
+        Line(f"manifest: cut into {part['num_units']:,} units", part["divide_s"], "s"),
+        Line("manifest: these units as rows for Ray Data", part["units_as_rows_s"], "s"),
+        Line("manifest: bytes of these rows", part["units_as_rows_mib"], "MiB"),
+        Line("manifest: peak memory, after that", part["divide_peak_mib"], "MiB"),
+        Line(f"manifest: the gate reads what became of {num_records:,} shards", report["report_s"], "s"),
+        Line("manifest: peak memory of that, beside the manifest's", report["peak_mib"] - report["before_mib"], "MiB"),
+    ]
+    return Measured(lines, {"manifest_bytes": size_bytes, "num_labels": NUM_LABELS, "part": part, "report": report})
+
+
+def s3(bench: Bench) -> Measured:
+    """S3's answers have a thousand keys each, and to read them takes processor time; each request is a round trip."""
+    num_objects = bench.some(NUM_LISTED, 2000)
+    shard = next(word_archive(bench.folder / "one-shard", [TINY_ROWS]).iterdir())
+    with _serving("store", num_objects) as facts:
+        environment = {
+            **_traced(bench),
+            "BERTRAY_STUB_S_A_ROW": "0",
+            "AWS_ENDPOINT_URL": facts["endpoint"],
+            "AWS_ACCESS_KEY_ID": "bench",
+            "AWS_SECRET_ACCESS_KEY": "bench",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        parts = [_part("listing", "s3://bench/archive", environment=environment) for _ in range(NUM_REPEATS)]
+        asked = _part("requests", bench.bundle, shard, "s3://bench/scoring", NUM_ASKED, environment=environment)
+    assert parts[0]["num_files"] == num_objects
+    cpu_s = statistics.median(part["cpu_s"] for part in parts)
+    lines = [
+        Line("s3: a listing, processor time for 1,000 keys", 1e6 * cpu_s / num_objects, "ms"),
+        Line("s3: requests for a tiny shard", sum(asked["of_shards"].values()) / NUM_ASKED, ""),
+        Line(
+            "s3: requests for a manifest file, at the run's end",
+            sum(asked["of_manifest_files"].values()) / NUM_ASKED,
+            "",
+        ),
+    ]
+    return Measured(lines, {"num_objects": num_objects, "listings": parts, "num_asked": NUM_ASKED, "requests": asked})
+
+
+def reading(bench: Bench) -> Measured:
+    """What an actor does beside tokens and model: Parquet to distinct texts, predictions to Parquet."""
+    archive = word_archive(bench.folder / "archive", [bench.some(READ_ROWS)] * 2)
+    environment = {**_traced(bench), "BERTRAY_STUB_S_A_ROW": "0"}
+    parts = [
+        _part("shards", bench.bundle, archive, bench.folder / f"scored-{repeat}", environment=environment)
+        for repeat in range(NUM_REPEATS)
+    ]
+    part = sorted(parts, key=lambda one: one["score_s"])[NUM_REPEATS // 2]
+    lines = [
+        Line("reading: rows a second, in one process", part["num_rows"] / part["score_s"], "/s"),
+        Line("reading: Parquet a second", part["num_bytes"] / part["score_s"] / 2**20, "MiB/s"),
+    ]
+    return Measured(lines, {"words_a_text": WORDS_A_TEXT, "runs": parts})
+
+
+def tiny(bench: Bench) -> Measured:
+    """Many tiny shards with a real, small model."""
+    num_shards = bench.some(NUM_TINY)
+    archive = _tiny_archive(bench.folder / "archive", num_shards)
+    run = _score(bench, archive, bench.folder / "scored", "--device", "cpu", "--num-actors", 1)
+    units = run.spans["UnitScorer.score"]
+    window_s = units[-1].end_s - units[0].start_s
+    model_s = sum(span.wall_s for span in run.spans["Bundle.predict_column"])
+    lines = [
+        Line(f"tiny: {num_shards:,} shards of {TINY_ROWS} rows, one actor, the whole process", run.wall_s, "s"),
+        Line("tiny: for a shard, of all", 1000 * run.wall_s / num_shards, "ms"),
+        Line(
+            "tiny: for a shard, from the first unit's start to the last one's end", 1000 * window_s / num_shards, "ms"
+        ),
+        Line("tiny, of it: tokens and model", 1000 * model_s / num_shards, "ms"),
+        Line("tiny: until the first unit starts", units[0].start_s - run.start_s, "s"),
+        Line("tiny: after the last unit's end", run.end_s - units[-1].end_s, "s"),
+    ]
+    return Measured(lines, {"num_units": len(units), "summary": _kept(run.summary)})
+
+
+def units(bench: Bench) -> Measured:
+    """Every tiny shard is a unit, and costs next to nothing: what is left is handing over."""
+    archive = _tiny_archive(bench.folder / "archive", bench.some(NUM_UNITS, 32))
+    with _fake_gpus(bench, s_a_row=0) as environment:
+        alone = {**environment, "BERTRAY_STUB_UNIT_SHARDS": "1"}
+        run = _score(bench, archive, bench.folder / "scored", *_on_gpus(NUM_GPUS), environment=alone)
+    found = run.spans["UnitScorer.score"]
+    window_s = found[-1].end_s - found[0].start_s
+    taken = run.spans["Bookkeeper._take"]
+    cpu_s = taken[-1].cpu_s - taken[0].cpu_s
+    before_s = found[0].start_s - run.first("Pool.divide").end_s
+    dataset_s = run.first("Pool._dataset").wall_s
+    lines = [
+        Line(
+            f"units: {len(found):,} units of a tiny shard over {NUM_GPUS} actors, for a unit",
+            1000 * window_s / len(found),
+            "ms",
+        ),
+        Line("units: processor time of the driver for a unit", 1000 * cpu_s / len(found), "ms"),
+        Line("units: to make a Ray Dataset of them, for a unit", 1000 * dataset_s / len(found), "ms"),
+        Line("units: from the plan of units to the first unit's start", before_s, "s"),
+    ]
+    return Measured(lines, {"wall_s": run.wall_s, "driver_cpu_s": cpu_s, "window_s": window_s})
+
+
+def ramp(bench: Bench) -> Measured:
+    """When the actors are ready, and when they are at work."""
+    num_shards = NUM_GPUS * 16
+    archive = _stub_archive(bench.folder / "archive", num_shards)
+    with _fake_gpus(bench, STUB_S_A_ROW * min(1, 4 * bench.share)) as environment:
+        run = _score(bench, archive, bench.folder / "scored", *_on_gpus(NUM_GPUS), environment=environment)
+    actors = _by_process(run.spans["UnitScorer.score"])
+    assert len(actors) == NUM_GPUS, f"{len(actors)} of {NUM_GPUS} actors got a unit"
+    ready_s = sorted(span.end_s for span in run.spans["ScoringActor.__init__"])
+    at_work_s = sorted(found[0].start_s for found in actors.values())
+    waits_s = [actors[span.pid][0].start_s - span.end_s for span in run.spans["ScoringActor.__init__"]]
+    cpus_s = [span.cpu_s for span in run.spans["ScoringActor.__init__"]]
+    lines = [
+        Line(
+            f"ramp: {NUM_GPUS} actors, from the first one that is ready to the last one at work",
+            at_work_s[-1] - ready_s[0],
+            "s",
+            5,
+        ),
+        Line("ramp: from the first actor that is ready to the last one that is", ready_s[-1] - ready_s[0], "s"),
+        Line("ramp: from an actor's being ready to its first unit, the slowest", max(waits_s), "s"),
+        Line("ramp: from the job's start to the first actor that is ready", ready_s[0] - run.start_s, "s"),
+        Line("ramp: processor time of an actor until it is ready, no model loaded", statistics.mean(cpus_s), "s"),
+    ]
+    facts = {"ready_s": [time_s - run.start_s for time_s in ready_s]}
+    return Measured(lines, {**facts, "at_work_s": [time_s - run.start_s for time_s in at_work_s]})
+
+
+def efficiency(bench: Bench) -> Measured:
+    """Each actor gets the same work, so that as many times the actors should do as many times the rows a second."""
+    lines: list[Line] = []
+    facts: dict[str, Any] = {}
+    steady: dict[int, float] = {}
+    overall: dict[int, float] = {}
+    shards_an_actor = bench.some(SHARDS_AN_ACTOR, 16)
+    with _fake_gpus(bench, STUB_S_A_ROW * min(1, 10 * bench.share)) as environment:
+        for num_actors in (1, 2, 4, NUM_GPUS):
+            folder = bench.folder / f"actors-{num_actors}"
+            archive = _stub_archive(folder / "archive", num_actors * shards_an_actor)
+            run = _score(bench, archive, folder / "scored", *_on_gpus(num_actors), environment=environment)
+            num_rows = run.summary["num_rows"]
+            assert num_rows == num_actors * shards_an_actor * STUB_ROWS, run.summary
+            window_s, shares = where_time_goes(run.spans["UnitScorer.score"], run.spans["Bundle.predict_column"])
+            steady[num_actors], overall[num_actors] = num_rows / window_s, num_rows / run.wall_s
+            facts[str(num_actors)] = {
+                "window_s": window_s,
+                "wall_s": run.wall_s,
+                "shares": shares,
+                "busy_while_all_at_work": busy_share(run.spans["UnitScorer.score"], run.spans["Bundle.predict_column"]),
+            }
+    for num_actors in list(steady)[1:]:
+        wanted = 90 if num_actors == NUM_GPUS else None
+        for what, rates, at_least in (
+            ("from the first unit's start to the last one's end", steady, wanted),
+            ("of the whole process", overall, None),
+        ):
+            per_cent = 100 * rates[num_actors] / (num_actors * rates[1])
+            lines.append(Line(f"efficiency: {num_actors} actors, {what}", per_cent, "%", at_least=at_least))
+    busy = {num_actors: facts[str(num_actors)]["busy_while_all_at_work"] for num_actors in (1, NUM_GPUS)}
+    per_cent = 100 * busy[NUM_GPUS] / busy[1]
+    lines.append(Line(f"efficiency: {NUM_GPUS} actors, while all were at work", per_cent, "%"))
+    for part, share in facts[str(NUM_GPUS)]["shares"].items():
+        lines.append(Line(f"efficiency: of the time of {NUM_GPUS} actors, {part}", 100 * share, "%"))
+    return Measured(lines, {"shards_an_actor": shards_an_actor, "rows_a_shard": STUB_ROWS, "runs": facts})
+
+
+def where_time_goes(units: list[Span], predictions: list[Span]) -> tuple[float, dict[str, float]]:
+    """Seconds from the first unit's start to the last one's end, and what the actors did in them, as shares of 1."""
+    start_s, end_s = min(unit.start_s for unit in units), max(unit.end_s for unit in units)
+    actors = _by_process(units).values()
+    model_s = sum(span.wall_s for span in predictions)
+    spent_s = {
+        "the model": model_s,
+        "reading, writing, committing": sum(unit.wall_s for unit in units) - model_s,
+        "waiting for the next unit": sum(
+            after.start_s - before.end_s for found in actors for before, after in pairwise(found)
+        ),
+        "not yet at work": sum(found[0].start_s - start_s for found in actors),
+        "no work left": sum(end_s - found[-1].end_s for found in actors),
+    }
+    all_s = len(actors) * (end_s - start_s)
+    return end_s - start_s, {what: wall_s / all_s for what, wall_s in spent_s.items()}
+
+
+def busy_share(units: list[Span], predictions: list[Span]) -> float:
+    """Of the actors' time from when the last one started until the first one had no work left: what the model had."""
+    actors = _by_process(units).values()
+    start_s, end_s = max(found[0].start_s for found in actors), min(found[-1].end_s for found in actors)
+    model_s = sum(max(0.0, min(span.end_s, end_s) - max(span.start_s, start_s)) for span in predictions)
+    return model_s / (len(actors) * (end_s - start_s))
+
+
+MEASUREMENTS: dict[str, Callable[[Bench], Measured]] = {
+    measurement.__name__: measurement
+    for measurement in (fixed, nothing, planning, manifest, s3, reading, tiny, units, ramp, efficiency)
+}
+
+
+def fingerprint_of(bench: Bench, archive: Path, output: Path) -> str:
+    """Of the request that `_score` makes."""
+    config = ScoreConfig(bundle=str(bench.bundle), input=str(archive), output=str(output))
+    return fingerprint(read_info(Location.of(str(bench.bundle))), config)
+
+
+def _on_gpus(num_actors: int) -> tuple[str, ...]:
+    return ("--device", "cuda", "--num-actors", str(num_actors))
+
+
+def _command(bench: Bench, archive: Path, output: Path, *options: object) -> list[str]:
+    arguments = ["--bundle", bench.bundle, "--input", archive, "--output", output, *options]
+    return [sys.executable, "-m", "jobs.score", *map(str, arguments)]
+
+
+def _score(
+    bench: Bench, archive: Path, output: Path, *options: object, environment: dict[str, str] | None = None
+) -> Ran:
+    environment = environment or _traced(bench)
+    trace = Path(environment["BERTRAY_TRACE"])
+    for file in trace.iterdir():
+        file.unlink()
+    command = _command(bench, archive, output, *options)
+    start_s = time.monotonic()
+    done = _run(command, environment)
+    end_s = time.monotonic()
+    spans: dict[str, list[Span]] = defaultdict(list)
+    lines = (line for file in trace.iterdir() for line in file.read_text().splitlines())
+    for span in sorted((Span(**json.loads(line)) for line in lines), key=lambda span: span.start_s):
+        spans[span.what].append(span)
+    return Ran(json.loads(done.splitlines()[-1]), start_s, end_s, spans)
+
+
+def _traced(bench: Bench) -> dict[str, str]:
+    """The environment of processes that note what they do."""
+    trace = bench.folder / "trace"
+    trace.mkdir(exist_ok=True)
+    path = os.pathsep.join(filter(None, [str(STUB), os.environ.get("PYTHONPATH")]))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return {**environment, "PYTHONPATH": path, "BERTRAY_TRACE": str(trace)}
+
+
+@contextmanager
+def _fake_gpus(bench: Bench, s_a_row: float) -> Iterator[dict[str, str]]:
+    """A Ray with as many GPUs as `NUM_GPUS`, on loopback; the environment of a job that is to run on it."""
+    token = bench.folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    environment = {
+        **_traced(bench),
+        "BERTRAY_STUB_S_A_ROW": str(s_a_row),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as bertray.cli does it
+    }
+    with _serving("cluster", NUM_GPUS, environment=environment) as facts:
+        yield {**environment, "RAY_ADDRESS": facts["address"]}
+
+
+@contextmanager
+def _serving(part: str, *arguments: object, environment: dict[str, str] | None = None) -> Iterator[dict[str, Any]]:
+    """A part that runs until the block ends; what it says when it is ready."""
+    command = [sys.executable, "-m", "benchmarks.scale_parts", part, *map(str, arguments)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None and server.stdin is not None
+        try:
+            yield json.loads(server.stdout.readline())
+        finally:
+            server.stdin.close()  # it ends when this does
+            server.wait(_MAX_WALL_S)
+
+
+def _part(part: str, *arguments: object, environment: dict[str, str] | None = None) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.scale_parts", part, *map(str, arguments)]
+    facts: dict[str, Any] = json.loads(_run(command, environment).splitlines()[-1])
+    return facts
+
+
+def _timed_part(part: str, *arguments: object) -> dict[str, float]:
+    started_s = time.monotonic()
+    facts = _part(part, *arguments)
+    return {**facts, "wall_s": time.monotonic() - started_s}
+
+
+def _run(command: list[str], environment: dict[str, str] | None) -> str:
+    """What the command prints."""
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=_MAX_WALL_S
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
+    return done.stdout
+
+
+def _by_process(spans: list[Span]) -> dict[int, list[Span]]:
+    found: dict[int, list[Span]] = defaultdict(list)
+    for span in spans:
+        found[span.pid].append(span)
+    return found
+
+
+def _linked_archive(folder: Path, num_shards: int, num_rows: int) -> Path:
+    """As many shards as asked for, a thousand a folder: hard links of one file a folder."""
+    folder.parent.mkdir(exist_ok=True)
+    shard = next(word_archive(folder.parent / "one-shard", [num_rows]).iterdir())
+    for start in range(0, num_shards, SHARDS_A_FOLDER):
+        part = folder / f"part={start // SHARDS_A_FOLDER:04d}"
+        part.mkdir(parents=True)
+        first = shutil.copyfile(shard, part / f"shard-{start:07d}.parquet")
+        for number in range(start + 1, min(start + SHARDS_A_FOLDER, num_shards)):
+            (part / f"shard-{number:07d}.parquet").hardlink_to(first)
+    return folder
+
+
+def _tiny_archive(folder: Path, num_shards: int) -> Path:
+    return _linked_archive(folder, num_shards, TINY_ROWS)
+
+
+def _stub_archive(folder: Path, num_shards: int) -> Path:
+    return _linked_archive(folder, num_shards, STUB_ROWS)
+
+
+def _commit(archive: Path, output: Path, request: str, share: float = 1.0) -> None:
+    """Make the first shards of an archive done, and announced."""
+    run_id, now = new_run_id(), datetime.now(UTC)
+    shards = Location.of(str(archive)).files((".parquet",))
+    records = [
+        Committed(shard.path, shard.size_bytes, shard.version, request, TINY_ROWS, 0, TINY_ROWS, run_id, now)
+        for shard in shards[: round(share * len(shards))]
+    ]
+    place = Location.of(str(output))
+    books = Manifest(place)
+    books.append(run_id, records)
+    books.finish(run_id)
+    Runs(place).announce(Announcement(run_id=run_id))
+
+
+def _write_manifest(output: Path, paths: list[str], request: str, run_id: str) -> int:
+    """A manifest with a record of each path, as runs leave it; its bytes."""
+    count = len(paths)
+    columns = {
+        "path": pa.array(paths),
+        "size_bytes": pa.array(np.arange(count) + 20_000_000),
+        "version": pa.array([hashlib.md5(path.encode(), usedforsecurity=False).hexdigest() for path in paths]),
+        "fingerprint": pa.repeat(request, count),
+        "num_rows": pa.repeat(1000, count),
+        "num_rows_error": pa.repeat(0, count),
+        "num_tokens": pa.array(np.arange(count) + 200_000),
+        "run_id": pa.repeat(run_id, count),
+        "committed_at": pa.array(np.arange(count) + 1_700_000_000_000_000, pa.timestamp("us", tz="UTC")),
+    }
+    file = output / "manifest" / f"{run_id}.parquet"
+    file.parent.mkdir(parents=True)
+    table = pa.table([columns[name] for name in MANIFEST_SCHEMA.names], schema=MANIFEST_SCHEMA)
+    pq.write_table(table, file, compression="zstd")
+    return file.stat().st_size
+
+
+def _write_reports(output: Path, paths: list[str], run_id: str) -> None:
+    """What became of each path, in files as a run writes them every few seconds."""
+    rng = np.random.default_rng(0)
+    folder = output / "runs" / run_id
+    folder.mkdir(parents=True)
+    for start in range(0, len(paths), RECORDS_A_FILE):
+        some = paths[start : start + RECORDS_A_FILE]
+        count = len(some)
+        labels = pa.MapArray.from_arrays(
+            np.arange(count + 1, dtype=np.int32) * NUM_LABELS,
+            pa.array([f"label {number}" for number in range(NUM_LABELS)] * count),
+            pa.array(rng.integers(200, size=count * NUM_LABELS)),
+        )
+        columns: dict[str, Any] = {"path": pa.array(some), "failure": pa.nulls(count, pa.string()), "labels": labels}
+        for name, num_bins in (("scores", NUM_SCORE_BINS), ("lengths", NUM_LENGTH_BINS)):
+            bins = pa.array(rng.integers(200, size=count * num_bins, dtype=np.int32))
+            columns[name] = pa.FixedSizeListArray.from_arrays(bins, num_bins)
+        for schema_field in SHARD_REPORT_SCHEMA:
+            if schema_field.name not in columns:
+                columns[schema_field.name] = pa.array(rng.integers(1000, size=count)).cast(schema_field.type)
+        table = pa.table([columns[name] for name in SHARD_REPORT_SCHEMA.names], schema=SHARD_REPORT_SCHEMA)
+        pq.write_table(table, folder / f"shards-{start // RECORDS_A_FILE:05d}.parquet", compression="zstd")
+
+
+def _kept(summary: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in summary.items() if name != "output"}  # a temporary folder
+
+
+def _decimals(value: float) -> int:
+    return 0 if value == int(value) or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+
+
+if __name__ == "__main__":
+    main()
