@@ -23,55 +23,58 @@ files, so that reading them costs no disk.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
-import secrets
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from benchmarks.results import ROOT, write_result
+from benchmarks.scale_data import (
+    NUM_LABELS,
+    STUB_ROWS,
+    TINY_ROWS,
+    commit_shards,
+    stub_archive,
+    tiny_archive,
+    write_manifest,
+    write_reports,
+)
+from benchmarks.scale_runs import (
+    NUM_GPUS,
+    Bench,
+    Ran,
+    Span,
+    by_process,
+    fake_gpus,
+    fingerprint_of,
+    on_gpus,
+    run_part,
+    run_timed_part,
+    score,
+    score_command,
+    serving,
+    traced,
+)
 from benchmarks.tiny import WORDS_A_TEXT, tiny_bundle, word_archive
-from bertray.bundle_folder import read_info
-from bertray.config import ScoreConfig
-from bertray.ledger import Committed, Manifest, fingerprint, new_run_id
-from bertray.runs import Announcement, Runs
-from bertray.schema import MANIFEST_SCHEMA, NUM_LENGTH_BINS, NUM_SCORE_BINS, SHARD_REPORT_SCHEMA
-from bertray.storage import Location
-
-STUB = ROOT / "benchmarks" / "stub"
-
-_MAX_WALL_S = 3600.0  # of a process
+from bertray.ledger import new_run_id
 
 NUM_REPEATS = 3  # of what takes seconds: the median counts
-SHARDS_A_FOLDER = 1000
 
 # The archive of `fixed`.
 FIXED_SHARDS, FIXED_ROWS = 8, 500
-TINY_ROWS = 4
 # The stub's: units of a second, and so many of them for each actor.
-STUB_ROWS, STUB_S_A_ROW, SHARDS_AN_ACTOR = 250, 1 / 250, 24
-NUM_GPUS = 8
+STUB_S_A_ROW, SHARDS_AN_ACTOR = 1 / STUB_ROWS, 24
 
 NUM_DONE, NUM_PLANNED, NUM_RECORDS, NUM_LISTED = 10_000, 100_000, 1_000_000, 20_000
 NUM_TINY, NUM_UNITS, READ_ROWS, NUM_ASKED = 10_000, 2_000, 200_000, 20
-RECORDS_A_FILE, NUM_LABELS = 10_000, 10
 
 
 class Line(NamedTuple):
@@ -103,49 +106,6 @@ class Measured:
 
     lines: list[Line]
     facts: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where a measurement works, and how much of everything it takes."""
-
-    folder: Path
-    bundle: Path
-    share: float
-
-    def some(self, number: int, at_least: int = 1) -> int:
-        return max(at_least, round(self.share * number))
-
-
-class Span(NamedTuple):
-    """A line of the trace, see stub/sitecustomize.py; seconds of time.monotonic()."""
-
-    what: str
-    pid: int
-    start_s: float
-    end_s: float
-    cpu_s: float  # of the process, until its end
-    rows: int
-
-    @property
-    def wall_s(self) -> float:
-        return self.end_s - self.start_s
-
-
-class Ran(NamedTuple):
-    """A run of jobs.score: its summary, its process's times, its trace by what was called, in the order of time."""
-
-    summary: dict[str, Any]
-    start_s: float
-    end_s: float
-    spans: dict[str, list[Span]]
-
-    @property
-    def wall_s(self) -> float:
-        return self.end_s - self.start_s
-
-    def first(self, what: str) -> Span:
-        return self.spans[what][0]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -180,8 +140,8 @@ def fixed(bench: Bench) -> Measured:
     archive = word_archive(bench.folder / "archive", [bench.some(FIXED_ROWS)] * FIXED_SHARDS)
     runs, engines = [], []
     for repeat in range(NUM_REPEATS):  # in turn, for machines drift
-        runs.append(_score(bench, archive, bench.folder / f"scored-{repeat}", "--device", "cpu", "--num-actors", 1))
-        engines.append(_timed_part("engine", bench.bundle, archive))
+        runs.append(score(bench, archive, bench.folder / f"scored-{repeat}", "--device", "cpu", "--num-actors", 1))
+        engines.append(run_timed_part("engine", bench.bundle, archive))
     more_s = [run.wall_s - engine["wall_s"] - _session_s(run) for run, engine in zip(runs, engines, strict=True)]
     middle = more_s.index(statistics.median_low(more_s))
     run, engine = runs[middle], engines[middle]
@@ -244,12 +204,12 @@ def _phases(run: Ran) -> dict[str, float]:
 def nothing(bench: Bench) -> Measured:
     """A night on which nothing is new."""
     num_shards = bench.some(NUM_DONE)
-    archive, output = _tiny_archive(bench.folder / "archive", num_shards), bench.folder / "scored"
-    _commit(archive, output, fingerprint_of(bench, archive, output))
-    runs = [_score(bench, archive, output) for _ in range(NUM_REPEATS)]
+    archive, output = tiny_archive(bench.folder / "archive", num_shards), bench.folder / "scored"
+    commit_shards(archive, output, fingerprint_of(bench, archive, output))
+    runs = [score(bench, archive, output) for _ in range(NUM_REPEATS)]
     run = sorted(runs, key=lambda one: one.wall_s)[NUM_REPEATS // 2]
     assert run.summary["num_shards_skipped"] == num_shards and run.summary["run_id"] is None, run.summary
-    imported = _imported(_command(bench, archive, output))
+    imported = _imported(score_command(bench, archive, output))
     heavy = [name for name in ("ray", "torch", "transformers") if name in imported]
     lines = [
         Line(f"nothing: {num_shards:,} done shards, the whole process", run.wall_s, "s", at_most=5),
@@ -273,10 +233,10 @@ def _imported(command: list[str]) -> set[str]:
 def planning(bench: Bench) -> Measured:
     """All done but the last tenth."""
     num_shards = bench.some(NUM_PLANNED)
-    archive, output = _tiny_archive(bench.folder / "archive", num_shards), bench.folder / "scored"
+    archive, output = tiny_archive(bench.folder / "archive", num_shards), bench.folder / "scored"
     request = fingerprint_of(bench, archive, output)
-    _commit(archive, output, request, share=0.9)
-    parts = [_part("planning", archive, output, request) for _ in range(NUM_REPEATS)]
+    commit_shards(archive, output, request, share=0.9)
+    parts = [run_part("planning", archive, output, request) for _ in range(NUM_REPEATS)]
     part = sorted(parts, key=lambda one: one["list_s"])[NUM_REPEATS // 2]
     assert part["num_shards_new"] + part["num_shards_skipped"] == num_shards, part
     asked = part["calls_of_the_listing"]
@@ -308,10 +268,10 @@ def manifest(bench: Bench) -> Measured:
     num_records, output = bench.some(NUM_RECORDS), bench.folder / "scored"
     request, run_id = "f" * 64, new_run_id()
     paths = [f"date=2026-01-{number // 50_000 + 1:02d}/part-{number:07d}.parquet" for number in range(num_records)]
-    size_bytes = _write_manifest(output, paths, request, run_id)
-    _write_reports(output, paths, run_id)
-    part = _part("manifest", output, request, NUM_GPUS)
-    report = _part("report", output)
+    size_bytes = write_manifest(output, paths, request, run_id)
+    write_reports(output, paths, run_id)
+    part = run_part("manifest", output, request, NUM_GPUS)
+    report = run_part("report", output)
     assert part["num_done"] == part["num_records"] == report["num_shards"] == num_records
     what = f"{num_records:,} records"
     lines = [
@@ -334,17 +294,17 @@ def s3(bench: Bench) -> Measured:
     """S3's answers have a thousand keys each, and to read them takes processor time; each request is a round trip."""
     num_objects = bench.some(NUM_LISTED, 2000)
     shard = next(word_archive(bench.folder / "one-shard", [TINY_ROWS]).iterdir())
-    with _serving("store", num_objects) as facts:
+    with serving("store", num_objects) as facts:
         environment = {
-            **_traced(bench),
+            **traced(bench),
             "BERTRAY_STUB_S_A_ROW": "0",
             "AWS_ENDPOINT_URL": facts["endpoint"],
             "AWS_ACCESS_KEY_ID": "bench",
             "AWS_SECRET_ACCESS_KEY": "bench",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
-        parts = [_part("listing", "s3://bench/archive", environment=environment) for _ in range(NUM_REPEATS)]
-        asked = _part("requests", bench.bundle, shard, "s3://bench/scoring", NUM_ASKED, environment=environment)
+        parts = [run_part("listing", "s3://bench/archive", environment=environment) for _ in range(NUM_REPEATS)]
+        asked = run_part("requests", bench.bundle, shard, "s3://bench/scoring", NUM_ASKED, environment=environment)
     assert parts[0]["num_files"] == num_objects
     cpu_s = statistics.median(part["cpu_s"] for part in parts)
     lines = [
@@ -362,9 +322,9 @@ def s3(bench: Bench) -> Measured:
 def reading(bench: Bench) -> Measured:
     """What an actor does beside tokens and model: Parquet to distinct texts, predictions to Parquet."""
     archive = word_archive(bench.folder / "archive", [bench.some(READ_ROWS)] * 2)
-    environment = {**_traced(bench), "BERTRAY_STUB_S_A_ROW": "0"}
+    environment = {**traced(bench), "BERTRAY_STUB_S_A_ROW": "0"}
     parts = [
-        _part("shards", bench.bundle, archive, bench.folder / f"scored-{repeat}", environment=environment)
+        run_part("shards", bench.bundle, archive, bench.folder / f"scored-{repeat}", environment=environment)
         for repeat in range(NUM_REPEATS)
     ]
     part = sorted(parts, key=lambda one: one["score_s"])[NUM_REPEATS // 2]
@@ -378,8 +338,8 @@ def reading(bench: Bench) -> Measured:
 def tiny(bench: Bench) -> Measured:
     """Many tiny shards with a real, small model."""
     num_shards = bench.some(NUM_TINY)
-    archive = _tiny_archive(bench.folder / "archive", num_shards)
-    run = _score(bench, archive, bench.folder / "scored", "--device", "cpu", "--num-actors", 1)
+    archive = tiny_archive(bench.folder / "archive", num_shards)
+    run = score(bench, archive, bench.folder / "scored", "--device", "cpu", "--num-actors", 1)
     units = run.spans["UnitScorer.score"]
     window_s = units[-1].end_s - units[0].start_s
     model_s = sum(span.wall_s for span in run.spans["Bundle.predict_column"])
@@ -398,10 +358,10 @@ def tiny(bench: Bench) -> Measured:
 
 def units(bench: Bench) -> Measured:
     """Every tiny shard is a unit, and costs next to nothing: what is left is handing over."""
-    archive = _tiny_archive(bench.folder / "archive", bench.some(NUM_UNITS, 32))
-    with _fake_gpus(bench, s_a_row=0) as environment:
+    archive = tiny_archive(bench.folder / "archive", bench.some(NUM_UNITS, 32))
+    with fake_gpus(bench, s_a_row=0) as environment:
         alone = {**environment, "BERTRAY_STUB_UNIT_SHARDS": "1"}
-        run = _score(bench, archive, bench.folder / "scored", *_on_gpus(NUM_GPUS), environment=alone)
+        run = score(bench, archive, bench.folder / "scored", *on_gpus(NUM_GPUS), environment=alone)
     found = run.spans["UnitScorer.score"]
     window_s = found[-1].end_s - found[0].start_s
     taken = run.spans["Bookkeeper._take"]
@@ -424,10 +384,10 @@ def units(bench: Bench) -> Measured:
 def ramp(bench: Bench) -> Measured:
     """When the actors are ready, and when they are at work."""
     num_shards = NUM_GPUS * 16
-    archive = _stub_archive(bench.folder / "archive", num_shards)
-    with _fake_gpus(bench, STUB_S_A_ROW * min(1, 4 * bench.share)) as environment:
-        run = _score(bench, archive, bench.folder / "scored", *_on_gpus(NUM_GPUS), environment=environment)
-    actors = _by_process(run.spans["UnitScorer.score"])
+    archive = stub_archive(bench.folder / "archive", num_shards)
+    with fake_gpus(bench, STUB_S_A_ROW * min(1, 4 * bench.share)) as environment:
+        run = score(bench, archive, bench.folder / "scored", *on_gpus(NUM_GPUS), environment=environment)
+    actors = by_process(run.spans["UnitScorer.score"])
     assert len(actors) == NUM_GPUS, f"{len(actors)} of {NUM_GPUS} actors got a unit"
     ready_s = sorted(span.end_s for span in run.spans["ScoringActor.__init__"])
     at_work_s = sorted(found[0].start_s for found in actors.values())
@@ -456,11 +416,11 @@ def efficiency(bench: Bench) -> Measured:
     steady: dict[int, float] = {}
     overall: dict[int, float] = {}
     shards_an_actor = bench.some(SHARDS_AN_ACTOR, 16)
-    with _fake_gpus(bench, STUB_S_A_ROW * min(1, 10 * bench.share)) as environment:
+    with fake_gpus(bench, STUB_S_A_ROW * min(1, 10 * bench.share)) as environment:
         for num_actors in (1, 2, 4, NUM_GPUS):
             folder = bench.folder / f"actors-{num_actors}"
-            archive = _stub_archive(folder / "archive", num_actors * shards_an_actor)
-            run = _score(bench, archive, folder / "scored", *_on_gpus(num_actors), environment=environment)
+            archive = stub_archive(folder / "archive", num_actors * shards_an_actor)
+            run = score(bench, archive, folder / "scored", *on_gpus(num_actors), environment=environment)
             num_rows = run.summary["num_rows"]
             assert num_rows == num_actors * shards_an_actor * STUB_ROWS, run.summary
             window_s, shares = where_time_goes(run.spans["UnitScorer.score"], run.spans["Bundle.predict_column"])
@@ -490,7 +450,7 @@ def efficiency(bench: Bench) -> Measured:
 def where_time_goes(units: list[Span], predictions: list[Span]) -> tuple[float, dict[str, float]]:
     """Seconds from the first unit's start to the last one's end, and what the actors did in them, as shares of 1."""
     start_s, end_s = min(unit.start_s for unit in units), max(unit.end_s for unit in units)
-    actors = _by_process(units).values()
+    actors = by_process(units).values()
     model_s = sum(span.wall_s for span in predictions)
     spent_s = {
         "the model": model_s,
@@ -507,7 +467,7 @@ def where_time_goes(units: list[Span], predictions: list[Span]) -> tuple[float, 
 
 def busy_share(units: list[Span], predictions: list[Span]) -> float:
     """Of the actors' time from when the last one started until the first one had no work left: what the model had."""
-    actors = _by_process(units).values()
+    actors = by_process(units).values()
     start_s, end_s = max(found[0].start_s for found in actors), min(found[-1].end_s for found in actors)
     model_s = sum(max(0.0, min(span.end_s, end_s) - max(span.start_s, start_s)) for span in predictions)
     return model_s / (len(actors) * (end_s - start_s))
@@ -517,190 +477,6 @@ MEASUREMENTS: dict[str, Callable[[Bench], Measured]] = {
     measurement.__name__: measurement
     for measurement in (fixed, nothing, planning, manifest, s3, reading, tiny, units, ramp, efficiency)
 }
-
-
-def fingerprint_of(bench: Bench, archive: Path, output: Path) -> str:
-    """Of the request that `_score` makes."""
-    config = ScoreConfig(bundle=str(bench.bundle), input=str(archive), output=str(output))
-    return fingerprint(read_info(Location.of(str(bench.bundle))), config)
-
-
-def _on_gpus(num_actors: int) -> tuple[str, ...]:
-    return ("--device", "cuda", "--num-actors", str(num_actors))
-
-
-def _command(bench: Bench, archive: Path, output: Path, *options: object) -> list[str]:
-    arguments = ["--bundle", bench.bundle, "--input", archive, "--output", output, *options]
-    return [sys.executable, "-m", "jobs.score", *map(str, arguments)]
-
-
-def _score(
-    bench: Bench, archive: Path, output: Path, *options: object, environment: dict[str, str] | None = None
-) -> Ran:
-    environment = environment or _traced(bench)
-    trace = Path(environment["BERTRAY_TRACE"])
-    for file in trace.iterdir():
-        file.unlink()
-    command = _command(bench, archive, output, *options)
-    start_s = time.monotonic()
-    done = _run(command, environment)
-    end_s = time.monotonic()
-    spans: dict[str, list[Span]] = defaultdict(list)
-    lines = (line for file in trace.iterdir() for line in file.read_text().splitlines())
-    for span in sorted((Span(**json.loads(line)) for line in lines), key=lambda span: span.start_s):
-        spans[span.what].append(span)
-    return Ran(json.loads(done.splitlines()[-1]), start_s, end_s, spans)
-
-
-def _traced(bench: Bench) -> dict[str, str]:
-    """The environment of processes that note what they do."""
-    trace = bench.folder / "trace"
-    trace.mkdir(exist_ok=True)
-    path = os.pathsep.join(filter(None, [str(STUB), os.environ.get("PYTHONPATH")]))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return {**environment, "PYTHONPATH": path, "BERTRAY_TRACE": str(trace)}
-
-
-@contextmanager
-def _fake_gpus(bench: Bench, s_a_row: float) -> Iterator[dict[str, str]]:
-    """A Ray with as many GPUs as `NUM_GPUS`, on loopback; the environment of a job that is to run on it."""
-    token = bench.folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    environment = {
-        **_traced(bench),
-        "BERTRAY_STUB_S_A_ROW": str(s_a_row),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as bertray.cli does it
-    }
-    with _serving("cluster", NUM_GPUS, environment=environment) as facts:
-        yield {**environment, "RAY_ADDRESS": facts["address"]}
-
-
-@contextmanager
-def _serving(part: str, *arguments: object, environment: dict[str, str] | None = None) -> Iterator[dict[str, Any]]:
-    """A part that runs until the block ends; what it says when it is ready."""
-    command = [sys.executable, "-m", "benchmarks.scale_parts", part, *map(str, arguments)]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdout is not None and server.stdin is not None
-        try:
-            yield json.loads(server.stdout.readline())
-        finally:
-            server.stdin.close()  # it ends when this does
-            server.wait(_MAX_WALL_S)
-
-
-def _part(part: str, *arguments: object, environment: dict[str, str] | None = None) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.scale_parts", part, *map(str, arguments)]
-    facts: dict[str, Any] = json.loads(_run(command, environment).splitlines()[-1])
-    return facts
-
-
-def _timed_part(part: str, *arguments: object) -> dict[str, float]:
-    started_s = time.monotonic()
-    facts = _part(part, *arguments)
-    return {**facts, "wall_s": time.monotonic() - started_s}
-
-
-def _run(command: list[str], environment: dict[str, str] | None) -> str:
-    """What the command prints."""
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=_MAX_WALL_S
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
-    return done.stdout
-
-
-def _by_process(spans: list[Span]) -> dict[int, list[Span]]:
-    found: dict[int, list[Span]] = defaultdict(list)
-    for span in spans:
-        found[span.pid].append(span)
-    return found
-
-
-def _linked_archive(folder: Path, num_shards: int, num_rows: int) -> Path:
-    """As many shards as asked for, a thousand a folder: hard links of one file a folder."""
-    folder.parent.mkdir(exist_ok=True)
-    shard = next(word_archive(folder.parent / "one-shard", [num_rows]).iterdir())
-    for start in range(0, num_shards, SHARDS_A_FOLDER):
-        part = folder / f"part={start // SHARDS_A_FOLDER:04d}"
-        part.mkdir(parents=True)
-        first = shutil.copyfile(shard, part / f"shard-{start:07d}.parquet")
-        for number in range(start + 1, min(start + SHARDS_A_FOLDER, num_shards)):
-            (part / f"shard-{number:07d}.parquet").hardlink_to(first)
-    return folder
-
-
-def _tiny_archive(folder: Path, num_shards: int) -> Path:
-    return _linked_archive(folder, num_shards, TINY_ROWS)
-
-
-def _stub_archive(folder: Path, num_shards: int) -> Path:
-    return _linked_archive(folder, num_shards, STUB_ROWS)
-
-
-def _commit(archive: Path, output: Path, request: str, share: float = 1.0) -> None:
-    """Make the first shards of an archive done, and announced."""
-    run_id, now = new_run_id(), datetime.now(UTC)
-    shards = Location.of(str(archive)).files((".parquet",))
-    records = [
-        Committed(shard.path, shard.size_bytes, shard.version, request, TINY_ROWS, 0, TINY_ROWS, run_id, now)
-        for shard in shards[: round(share * len(shards))]
-    ]
-    place = Location.of(str(output))
-    books = Manifest(place)
-    books.append(run_id, records)
-    books.finish(run_id)
-    Runs(place).announce(Announcement(run_id=run_id))
-
-
-def _write_manifest(output: Path, paths: list[str], request: str, run_id: str) -> int:
-    """A manifest with a record of each path, as runs leave it; its bytes."""
-    count = len(paths)
-    columns = {
-        "path": pa.array(paths),
-        "size_bytes": pa.array(np.arange(count) + 20_000_000),
-        "version": pa.array([hashlib.md5(path.encode(), usedforsecurity=False).hexdigest() for path in paths]),
-        "fingerprint": pa.repeat(request, count),
-        "num_rows": pa.repeat(1000, count),
-        "num_rows_error": pa.repeat(0, count),
-        "num_tokens": pa.array(np.arange(count) + 200_000),
-        "run_id": pa.repeat(run_id, count),
-        "committed_at": pa.array(np.arange(count) + 1_700_000_000_000_000, pa.timestamp("us", tz="UTC")),
-    }
-    file = output / "manifest" / f"{run_id}.parquet"
-    file.parent.mkdir(parents=True)
-    table = pa.table([columns[name] for name in MANIFEST_SCHEMA.names], schema=MANIFEST_SCHEMA)
-    pq.write_table(table, file, compression="zstd")
-    return file.stat().st_size
-
-
-def _write_reports(output: Path, paths: list[str], run_id: str) -> None:
-    """What became of each path, in files as a run writes them every few seconds."""
-    rng = np.random.default_rng(0)
-    folder = output / "runs" / run_id
-    folder.mkdir(parents=True)
-    for start in range(0, len(paths), RECORDS_A_FILE):
-        some = paths[start : start + RECORDS_A_FILE]
-        count = len(some)
-        labels = pa.MapArray.from_arrays(
-            np.arange(count + 1, dtype=np.int32) * NUM_LABELS,
-            pa.array([f"label {number}" for number in range(NUM_LABELS)] * count),
-            pa.array(rng.integers(200, size=count * NUM_LABELS)),
-        )
-        columns: dict[str, Any] = {"path": pa.array(some), "failure": pa.nulls(count, pa.string()), "labels": labels}
-        for name, num_bins in (("scores", NUM_SCORE_BINS), ("lengths", NUM_LENGTH_BINS)):
-            bins = pa.array(rng.integers(200, size=count * num_bins, dtype=np.int32))
-            columns[name] = pa.FixedSizeListArray.from_arrays(bins, num_bins)
-        for schema_field in SHARD_REPORT_SCHEMA:
-            if schema_field.name not in columns:
-                columns[schema_field.name] = pa.array(rng.integers(1000, size=count)).cast(schema_field.type)
-        table = pa.table([columns[name] for name in SHARD_REPORT_SCHEMA.names], schema=SHARD_REPORT_SCHEMA)
-        pq.write_table(table, folder / f"shards-{start // RECORDS_A_FILE:05d}.parquet", compression="zstd")
 
 
 def _kept(summary: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""Archives, manifests and reports for benchmarks/scale.py: many, and made in seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.tiny import word_archive
+from bertray.ledger import Committed, Manifest, new_run_id
+from bertray.runs import Announcement, Runs
+from bertray.schema import MANIFEST_SCHEMA, NUM_LENGTH_BINS, NUM_SCORE_BINS, SHARD_REPORT_SCHEMA
+from bertray.storage import Location
+
+SHARDS_A_FOLDER = 1000
+TINY_ROWS, STUB_ROWS = 4, 250  # of a shard
+RECORDS_A_FILE, NUM_LABELS = 10_000, 10
+
+
+def _linked_archive(folder: Path, num_shards: int, num_rows: int) -> Path:
+    """As many shards as asked for, a thousand a folder: hard links of one file a folder."""
+    folder.parent.mkdir(exist_ok=True)
+    shard = next(word_archive(folder.parent / "one-shard", [num_rows]).iterdir())
+    for start in range(0, num_shards, SHARDS_A_FOLDER):
+        part = folder / f"part={start // SHARDS_A_FOLDER:04d}"
+        part.mkdir(parents=True)
+        first = shutil.copyfile(shard, part / f"shard-{start:07d}.parquet")
+        for number in range(start + 1, min(start + SHARDS_A_FOLDER, num_shards)):
+            (part / f"shard-{number:07d}.parquet").hardlink_to(first)
+    return folder
+
+
+def tiny_archive(folder: Path, num_shards: int) -> Path:
+    return _linked_archive(folder, num_shards, TINY_ROWS)
+
+
+def stub_archive(folder: Path, num_shards: int) -> Path:
+    return _linked_archive(folder, num_shards, STUB_ROWS)
+
+
+def commit_shards(archive: Path, output: Path, request: str, share: float = 1.0) -> None:
+    """Make the first shards of an archive done, and announced."""
+    run_id, now = new_run_id(), datetime.now(UTC)
+    shards = Location.of(str(archive)).files((".parquet",))
+    records = [
+        Committed(shard.path, shard.size_bytes, shard.version, request, TINY_ROWS, 0, TINY_ROWS, run_id, now)
+        for shard in shards[: round(share * len(shards))]
+    ]
+    place = Location.of(str(output))
+    books = Manifest(place)
+    books.append(run_id, records)
+    books.finish(run_id)
+    Runs(place).announce(Announcement(run_id=run_id))
+
+
+def write_manifest(output: Path, paths: list[str], request: str, run_id: str) -> int:
+    """A manifest with a record of each path, as runs leave it; its bytes."""
+    count = len(paths)
+    columns = {
+        "path": pa.array(paths),
+        "size_bytes": pa.array(np.arange(count) + 20_000_000),
+        "version": pa.array([hashlib.md5(path.encode(), usedforsecurity=False).hexdigest() for path in paths]),
+        "fingerprint": pa.repeat(request, count),
+        "num_rows": pa.repeat(1000, count),
+        "num_rows_error": pa.repeat(0, count),
+        "num_tokens": pa.array(np.arange(count) + 200_000),
+        "run_id": pa.repeat(run_id, count),
+        "committed_at": pa.array(np.arange(count) + 1_700_000_000_000_000, pa.timestamp("us", tz="UTC")),
+    }
+    file = output / "manifest" / f"{run_id}.parquet"
+    file.parent.mkdir(parents=True)
+    table = pa.table([columns[name] for name in MANIFEST_SCHEMA.names], schema=MANIFEST_SCHEMA)
+    pq.write_table(table, file, compression="zstd")
+    return file.stat().st_size
+
+
+def write_reports(output: Path, paths: list[str], run_id: str) -> None:
+    """What became of each path, in files as a run writes them every few seconds."""
+    rng = np.random.default_rng(0)
+    folder = output / "runs" / run_id
+    folder.mkdir(parents=True)
+    for start in range(0, len(paths), RECORDS_A_FILE):
+        some = paths[start : start + RECORDS_A_FILE]
+        count = len(some)
+        labels = pa.MapArray.from_arrays(
+            np.arange(count + 1, dtype=np.int32) * NUM_LABELS,
+            pa.array([f"label {number}" for number in range(NUM_LABELS)] * count),
+            pa.array(rng.integers(200, size=count * NUM_LABELS)),
+        )
+        columns: dict[str, Any] = {"path": pa.array(some), "failure": pa.nulls(count, pa.string()), "labels": labels}
+        for name, num_bins in (("scores", NUM_SCORE_BINS), ("lengths", NUM_LENGTH_BINS)):
+            bins = pa.array(rng.integers(200, size=count * num_bins, dtype=np.int32))
+            columns[name] = pa.FixedSizeListArray.from_arrays(bins, num_bins)
+        for schema_field in SHARD_REPORT_SCHEMA:
+            if schema_field.name not in columns:
+                columns[schema_field.name] = pa.array(rng.integers(1000, size=count)).cast(schema_field.type)
+        table = pa.table([columns[name] for name in SHARD_REPORT_SCHEMA.names], schema=SHARD_REPORT_SCHEMA)
+        pq.write_table(table, folder / f"shards-{start // RECORDS_A_FILE:05d}.parquet", compression="zstd")
