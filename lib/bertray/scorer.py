@@ -54,12 +54,13 @@ class UnitScorer:
         self._fatal = fatal
 
     def score(
-        self, unit: Unit, bundle: Predictor, before_read: Callable[[Location], None] = lambda _: None
+        self, unit: Unit, bundle: Predictor, before_read: Callable[[Location], None] | None = None
     ) -> list[Outcome]:
         """Score what the unit names; an outcome for each shard.
 
         Args:
-            before_read: called with each shard; a `ShardError` that it raises is the shard's.
+            before_read: for what another process died over: called with each shard; a `ShardError` that it raises is
+                the shard's. What that process may have half-written is removed.
         """
         part = None if unit.num_parts == 1 else unit.part
         return [self._outcome(shard, part, self._scored, bundle, unit.num_parts, before_read) for shard in unit.shards]
@@ -88,14 +89,17 @@ class UnitScorer:
         part: int | None,
         bundle: Predictor,
         num_parts: int,
-        before_read: Callable[[Location], None],
+        before_read: Callable[[Location], None] | None,
     ) -> tuple[Counts, str]:
         place = self._archive / shard.path
-        before_read(place)
+        predictions = self._predictions(shard) if part is None else self._staged(shard, part, num_parts)
+        if before_read is not None:
+            predictions.remove_unfinished_copies()
+            before_read(place)
         counts = score_shard(
             bundle,
             place,
-            self._predictions(shard) if part is None else self._staged(shard, part, num_parts),
+            predictions,
             self._config.text_column,
             list(self._config.keep_columns),
             self._step_bytes,
@@ -108,9 +112,11 @@ class UnitScorer:
     def _merged(self, shard: FileInfo, _: int | None, num_parts: int) -> tuple[Counts, str]:
         with opened(self._archive / shard.path) as file:
             num_rows = file.metadata.num_rows
+        predictions = self._predictions(shard)
+        predictions.remove_unfinished_copies()  # this may be a second try
         return merge_parts(
             [self._staged(shard, part, num_parts) for part in range(num_parts)],
-            self._predictions(shard),
+            predictions,
             num_rows,
             before_put=lambda: self._check(shard),
             origin=self._origin(shard),

@@ -15,6 +15,7 @@ transport calls it.
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
@@ -257,6 +258,13 @@ class Location:
         if self.is_local:
             for path in Path(self.path).rglob(f".*{_UNFINISHED}"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def remove_unfinished_copies(self) -> None:
+        """Remove what processes that were killed have half-written of this file; nobody else may be at work on it."""
+        if self.is_local:
+            target = Path(self.path)
+            for path in target.parent.glob(f".{glob.escape(target.name)}.*{_UNFINISHED}"):
+                path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove the file or folder if it is there."""
