@@ -60,12 +60,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     # Checkpoints of the run, beside the bundle because every worker can reach that place; removed when it is done.
     scratch = output.parent() / f".{output.name}.train-{time.strftime('%Y%m%dT%H%M%S')}"
-    with cluster.session():
-        try:
+    try:
+        with cluster.session():
             checkpoint, best, history = _fit(config, dataset, scratch)
-        except BaseException:
-            scratch.remove()
-            raise
+    except BaseException:  # also Ctrl-C; when the session has ended, for until then workers may write there
+        scratch.remove()
+        raise
     try:
         with tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
             folder = Path(temporary) / "bundle"
@@ -193,7 +193,7 @@ def _run(trainer: TorchTrainer) -> ray.train.Result:
     def run() -> None:
         try:
             done.set_result(trainer.fit())
-        except BaseException as error:
+        except BaseException as error:  # whatever it is, the main thread raises it
             done.set_exception(error)
 
     threading.Thread(target=run, name="trainer", daemon=True).start()
