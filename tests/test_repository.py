@@ -46,6 +46,7 @@ LAYERS = [
     "progress",
     "shard_reader",
     "archive",
+    "records",
     "ledger",
     "planning",
     "run_lock",

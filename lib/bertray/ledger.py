@@ -12,20 +12,17 @@ between 1 and 2 costs the work of a shard and nothing else: the next run writes 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bertray.bundle_folder import BundleInfo
 from bertray.config import ScoreConfig
+from bertray.records import last_of_each_path, put_records, read_records
 from bertray.schema import MANIFEST_SCHEMA, PREDICTIONS_VERSION
 from bertray.storage import Location
 
@@ -81,7 +78,7 @@ class Manifest:
     def append(self, run_id: str, records: list[Committed]) -> None:
         """Record shards as done, in one file; none: no file. Call after their predictions are in place."""
         if records:
-            _put_records(self._folder / f"{run_id}-{self._num_written:05d}.parquet", _table(records))
+            put_records(self._folder / f"{run_id}-{self._num_written:05d}.parquet", _table(records))
             self._num_written += 1
 
     def finish(self, run_id: str) -> None:
@@ -92,63 +89,33 @@ class Manifest:
         files = self._files()
         if len(files) <= _MAX_FILES:
             files = [file for file in files if file.name.startswith(f"{run_id}-")]
-        if not files:
-            return
-        merged = self._folder / f"{run_id}.parquet"
-        _put_records(merged, _latest(files))
-        _remove([file for file in files if file.name != merged.name])
+        if files:
+            self._replace(files, run_id, _latest(files))
 
     def forget(self, run_id: str, paths: list[str]) -> None:
         """Drop the records of shards that the archive has no more."""
         files = self._files()
         records = _latest(files)
         kept = records.filter(pc.invert(pc.is_in(records["path"], value_set=pa.array(paths, pa.string()))))
+        self._replace(files, run_id, kept)
+
+    def _replace(self, files: list[Location], run_id: str, records: pa.Table) -> None:
+        """Put one file in the place of others."""
         merged = self._folder / f"{run_id}.parquet"
-        _put_records(merged, kept)
-        _remove([file for file in files if file.name != merged.name])
+        put_records(merged, records)
+        with ThreadPoolExecutor(_NUM_CONNECTIONS) as pool:
+            list(pool.map(Location.remove, (file for file in files if file.name != merged.name)))
 
     def _files(self) -> list[Location]:
         return [self._folder / info.path for info in self._folder.files((".parquet",))]
 
 
 def _latest(files: list[Location]) -> pa.Table:
-    with ThreadPoolExecutor(_NUM_CONNECTIONS) as readers:
-        tables = list(readers.map(partial(read_small, schema=MANIFEST_SCHEMA), files))
-    return last_of_each_path(pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *tables]).sort_by("committed_at"))
-
-
-def last_of_each_path(records: pa.Table) -> pa.Table:
-    """Of the rows that share a path, the last one."""
-    records = records.combine_chunks()
-    codes = records["path"].combine_chunks().dictionary_encode().indices.to_numpy()
-    last = np.zeros(codes.max(initial=-1) + 1, dtype=np.int64)
-    last[codes] = np.arange(len(codes))  # of a repeated path, the latest is assigned last
-    return records.take(pa.array(last))
-
-
-def _remove(files: list[Location]) -> None:
-    with ThreadPoolExecutor(_NUM_CONNECTIONS) as pool:
-        list(pool.map(Location.remove, files))
-
-
-def read_small(file: Location, schema: pa.Schema) -> pa.Table:
-    """A Parquet file that fits into memory, in a given schema.
-
-    Not by `pq.read_table`, whose threads may end the interpreter with SIGABRT when it exits soon after
-    (apache/arrow#33975).
-    """
-    with pq.ParquetFile(io.BytesIO(file.read_bytes())) as parquet:
-        return parquet.read(columns=schema.names, use_threads=False).cast(schema)
+    return last_of_each_path(read_records(files, MANIFEST_SCHEMA).sort_by("committed_at"))
 
 
 def _table(records: list[Committed]) -> pa.Table:
     return pa.Table.from_pylist([asdict(record) for record in records], schema=MANIFEST_SCHEMA)
-
-
-def _put_records(file: Location, records: pa.Table) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(records, buffer, compression="zstd")
-    file.put(buffer.getvalue())
 
 
 def new_run_id() -> str:

@@ -12,26 +12,21 @@ since the last that was announced.
 
 from __future__ import annotations
 
-import io
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from bertray.ledger import last_of_each_path, read_small
 from bertray.profile import Profile
+from bertray.records import last_of_each_path, put_records, read_records
 from bertray.schema import SHARD_REPORT_SCHEMA
 from bertray.storage import Location
 from bertray.work import Outcome
 
-_NUM_READERS = 16
 _MAX_LISTED_SHARDS = 30
 
 
@@ -98,9 +93,8 @@ class Runs:
         ]
         for row in rows:
             row["labels"] = list(row["labels"].items())
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=SHARD_REPORT_SCHEMA), buffer, compression="zstd")
-        (self._folder / run_id / f"shards-{self._num_written:05d}.parquet").put(buffer.getvalue())
+        file = self._folder / run_id / f"shards-{self._num_written:05d}.parquet"
+        put_records(file, pa.Table.from_pylist(rows, schema=SHARD_REPORT_SCHEMA))
         self._num_written += 1
 
     def finish(self, run_id: str, summary: dict[str, Any]) -> None:
@@ -114,10 +108,8 @@ class Runs:
         last_run_id = after.run_id if after else ""
         folders = [self._folder / run_id for run_id in self._folder.folders() if run_id > last_run_id]
         files = [folder / info.path for folder in folders for info in folder.files((".parquet",))]
-        with ThreadPoolExecutor(_NUM_READERS) as readers:
-            # In the order of time: run ids and numbers are sorted.
-            tables = list(readers.map(partial(read_small, schema=SHARD_REPORT_SCHEMA), files))
-        report = last_of_each_path(pa.concat_tables([SHARD_REPORT_SCHEMA.empty_table(), *tables]))
+        # In the order of time: run ids and numbers are sorted.
+        report = last_of_each_path(read_records(files, SHARD_REPORT_SCHEMA))
         report = report.filter(pc.is_in(report["path"], value_set=pa.array(sorted(present), pa.string())))
         worst = report.filter(pc.or_(report["failure"].is_valid(), pc.greater(report["num_rows_error"], 0)))
         worst = worst.select(["path", "num_rows_error", "num_rows", "failure"]).sort_by(
