@@ -15,14 +15,13 @@ import logging
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from bertray import attention
 from bertray.first_tokens import finish_first_tokens_alone
 from bertray.packing import pack, packed_batches, pad, padded_batches
 from bertray.ragged import offsets
-from bertray.tokenization import TokenColumn
+from bertray.tokenization import Sequences
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class Layout:
         """Sequences of each batch of at most `budget` tokens, the longest first."""
         return (packed_batches if self.is_packed else padded_batches)(lengths_S, budget)
 
-    def forward(self, model: Any, tokens: TokenColumn, rows: np.ndarray) -> torch.Tensor:
+    def forward(self, model: Any, tokens: Sequences, rows: np.ndarray) -> torch.Tensor:
         """logits_BC (float32) of one batch, on the device.
 
         Args:
@@ -109,12 +108,16 @@ class Layout:
                 self.is_cut = False
                 handle.remove()
 
-    def _forward_probe(self, model: Any, probe: TokenColumn) -> torch.Tensor:
+    def probe(self, model: Any) -> torch.Tensor:
+        """Logits of some random sequences; the model is on the CPU."""
+        return self._forward_probe(model, _probe(model.config))
+
+    def _forward_probe(self, model: Any, probe: Sequences) -> torch.Tensor:
         """Logits of two batches of different shape."""
         every = np.arange(len(probe.lengths_S))
         return torch.cat([self.forward(model, probe, every), self.forward(model, probe, every[1:])])
 
-    def _gives(self, expected: torch.Tensor, model: Any, probe: TokenColumn, otherwise: str) -> bool:
+    def _gives(self, expected: torch.Tensor, model: Any, probe: Sequences, otherwise: str) -> bool:
         try:
             difference = (self._forward_probe(model, probe) - expected).abs().max().item()
         except _MODEL_ERRORS as error:
@@ -155,7 +158,7 @@ def _first_position(model: Any) -> int:
     return 0 if padding is None else padding + 1
 
 
-def _probe(config: Any) -> TokenColumn:
+def _probe(config: Any) -> Sequences:
     """Random sequences of three odd lengths, the longest above the span of local attention where there is one."""
     rng = np.random.default_rng(0)
     longest = min(93, (getattr(config, "max_position_embeddings", None) or 512) - 9)
@@ -163,4 +166,4 @@ def _probe(config: Any) -> TokenColumn:
     pad_id = config.pad_token_id or 0
     ids_T = rng.integers(1, config.vocab_size, lengths_S.sum()).astype(np.int32)
     ids_T[ids_T == pad_id] = (pad_id + 1) % config.vocab_size
-    return TokenColumn(ids_T, offsets(lengths_S), np.arange(4), np.zeros(4, dtype=bool), pa.nulls(4, pa.string()))
+    return Sequences(ids_T, offsets(lengths_S), np.arange(4))
