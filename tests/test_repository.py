@@ -59,6 +59,7 @@ LAYERS = [
     "first_tokens",
     "prepacked",
     "process",
+    "layout",
     "encoder",
     "bundle",
     "openvino_engine",
