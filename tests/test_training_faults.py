@@ -60,9 +60,9 @@ def end_driver(arguments: list[str], output: Path, sent: signal.Signals) -> tupl
 
 
 def kill_workers() -> int:
-    """kill -9 of every training worker of this machine; returns how many there were."""
-    processes = psutil.process_iter(["cmdline"])
-    workers = [process for process in processes if "RayTrainWorker" in "".join(process.info["cmdline"] or [])]
+    """kill -9 of the training workers of this process's cluster; returns how many there were."""
+    own = psutil.Process().children(recursive=True)
+    workers = [process for process in own if "RayTrainWorker" in "".join(process.cmdline())]
     for worker in workers:
         worker.kill()
     return len(workers)
@@ -131,6 +131,13 @@ def test_a_run_grows_with_the_cluster_and_takes_the_same_steps(
         return Bundle.load(str(tmp_path / name)).info.history
 
     alone = run("alone", "1")
+
+    class Occupant:
+        """Holds the CPUs of a node."""
+
+        def is_here(self) -> bool:
+            return True
+
     occupied = ray.remote(num_cpus=4)(Occupant).remote()
     ray.get(occupied.is_here.remote())
     leaving = threading.Thread(
@@ -143,13 +150,6 @@ def test_a_run_grows_with_the_cluster_and_takes_the_same_steps(
     for one, other in zip(alone, elastic, strict=True):
         assert other["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
         assert other["loss"] == pytest.approx(one["loss"], abs=1e-4)
-
-
-class Occupant:
-    """Holds the CPUs of a node."""
-
-    def is_here(self) -> bool:
-        return True
 
 
 def test_two_runs_do_not_make_one_bundle(ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
