@@ -43,6 +43,8 @@ LAYERS = [
     "gate",
     "baseline",
     "report",
+    "mlflow_run",
+    "tracking",
     "progress",
     "shard_reader",
     "archive",
