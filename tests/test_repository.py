@@ -45,6 +45,7 @@ LAYERS = [
     "report",
     "mlflow_run",
     "tracking",
+    "curves",
     "progress",
     "shard_reader",
     "archive",
