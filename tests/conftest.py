@@ -188,11 +188,13 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
     uri = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(600):
+        for _ in range(1200):
             with suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=5):
                 break
             assert server.poll() is None, (folder / "log").read_text()
             time.sleep(0.1)
+        else:
+            raise TimeoutError((folder / "log").read_text())
         yield uri
     finally:
         os.killpg(server.pid, signal.SIGKILL)  # it has a child

@@ -7,7 +7,8 @@
 
 1. steps    train/loss, train/learning_rate, train/grad_norm, train/tokens_per_s
 2. epoch    validation/loss, validation/accuracy, validation/f1_macro, …
-3. finish   best/…: the kept epoch's scores, at the last step; the event files are whole
+3. finish   best/…: the kept epoch's scores, for MLflow's table of runs, which shows every metric's last value;
+            the event files are whole
 4. leaving  the run's status on MLflow: FINISHED, KILLED (Ctrl-C, SIGTERM) or FAILED (any other exception)
 
 Event files are always written, MLflow's part (`bertray.mlflow_run`) where there is a server. Neither ends a training:
@@ -134,7 +135,7 @@ class Tracker:
         self._write([(step, _named("validation", metrics))])
 
     def finish(self, metrics: Mapping[str, float], bundle: str) -> None:
-        """Write down what has come of it and close the event files, which may then be copied.
+        """Tell MLflow what has come of it, and close the event files, which may then be copied.
 
         Args:
             metrics: of the epoch that is kept; as of `epoch`.
@@ -142,7 +143,7 @@ class Tracker:
         """
         if self._mlflow:
             self._mlflow.tag({"bundle": bundle})
-        self._write([(self._last_step, _named("best", metrics))])
+            self._mlflow.log([(self._last_step, _named("best", metrics))])
         self._events.close()
 
     def _write(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
@@ -175,9 +176,10 @@ class _EventFile:
             self._writer: Any = RecordWriter(str(folder / name))
         except OSError as error:
             raise RequestError(f"cannot write event files to {folder}: {error}. Check its mode and owner") from error
-        # By metric; what earlier attempts have written counts as later than anything, so that it is looked at first.
+        # By metric. At first the others' is later than anything, so that every file begins with a START: readers pass
+        # over the first one of a run, and heed all after it.
         self._last_steps: dict[str, float] = {}
-        self._last_step_of_others = math.inf if num_attempts else -math.inf
+        self._last_step_of_others = math.inf
         self._append([Event(wall_time=time.time(), file_version="brain.Event:2")])
 
     def put_text(self, tag: str, markdown: str) -> None:
