@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 # Before anything imports Ray or Hugging Face: no token file in the home folder, quick polls, no network.
 os.environ |= {
@@ -122,7 +123,7 @@ def tiny_bundle(make_bundle: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3_server: str) -> Iterator[str]:
+def ray_nodes(s3_server: str) -> Iterator[Any]:
     """A two-node Ray cluster for this process and its children (RAY_ADDRESS); its nodes know the S3 server."""
     import ray
     from ray.cluster_utils import Cluster
@@ -132,10 +133,16 @@ def ray_cluster(s3_server: str) -> Iterator[str]:
     cluster.add_node(num_cpus=4, object_store_memory=150_000_000)
     os.environ["RAY_ADDRESS"] = cluster.address
     ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
-    yield cluster.address
+    yield cluster
     ray.shutdown()
     cluster.shutdown()
     del os.environ["RAY_ADDRESS"]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(ray_nodes: Any) -> str:
+    """The address of `ray_nodes`."""
+    return str(ray_nodes.address)
 
 
 @pytest.fixture(scope="session")

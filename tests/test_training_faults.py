@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -111,42 +112,24 @@ def test_it_goes_on_after_sigterm_and_kills_bit_for_bit(
 
 
 def test_a_run_grows_with_the_cluster_and_takes_the_same_steps(
-    ray_cluster: str, dataset: str, calm_encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_nodes: Any, dataset: str, calm_encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ray
-
     monkeypatch.setattr("bertray.training._RESIZE_INTERVAL_S", 1.0)
-    settings = {**OPTIONS, "epochs": 16, "batch_size": 8}
 
     def run(name: str, num_workers: str) -> list[dict[str, float]]:
-        train(
-            TrainConfig(
-                data=dataset,
-                output=str(tmp_path / name),
-                encoder=calm_encoder,
-                num_workers=num_workers,
-                **settings,
-            )
-        )
+        options = {**OPTIONS, "epochs": 16, "batch_size": 8, "num_workers": num_workers}
+        train(TrainConfig(data=dataset, output=str(tmp_path / name), encoder=calm_encoder, **options))
         return Bundle.load(str(tmp_path / name)).info.history
 
     alone = run("alone", "1")
-
-    class Occupant:
-        """Holds the CPUs of a node."""
-
-        def is_here(self) -> bool:
-            return True
-
-    occupied = ray.remote(num_cpus=4)(Occupant).remote()
-    ray.get(occupied.is_here.remote())
-    leaving = threading.Thread(
-        target=lambda: (wait_for(lambda: step_kept(tmp_path / "elastic") > 0, "a checkpoint"), ray.kill(occupied))
-    )
-    leaving.start()
-    elastic = run("elastic", "1:2")
-    leaving.join()
-    assert {epoch["num_workers"] for epoch in elastic} == {1, 2}
+    # Nodes can be added from the main thread alone.
+    with ThreadPoolExecutor(1) as driver:
+        growing = driver.submit(run, "elastic", "2:3")
+        wait_for(lambda: step_kept(tmp_path / "elastic") > 0 or growing.done(), "a checkpoint")
+        node = ray_nodes.add_node(num_cpus=4, object_store_memory=150_000_000)
+        elastic = growing.result(timeout=200)
+    ray_nodes.remove_node(node)
+    assert {epoch["num_workers"] for epoch in elastic} == {2, 3}
     for one, other in zip(alone, elastic, strict=True):
         assert other["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
         assert other["loss"] == pytest.approx(one["loss"], abs=1e-4)
