@@ -40,6 +40,7 @@ LAYERS = [
     "tokenization",
     "packing",
     "metrics",
+    "calibration",
     "gate",
     "baseline",
     "report",

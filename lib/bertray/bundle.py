@@ -22,8 +22,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from bertray.bundle_folder import BUNDLE_FILE, CARD_FILE, BundleInfo, hash_files, opened
+from bertray.calibration import probabilities
 from bertray.choices import Device, Precision, ProblemType
-from bertray.encoder import Encoder, probabilities
+from bertray.encoder import Encoder
 from bertray.errors import RequestError
 from bertray.report import model_card
 from bertray.schema import PREDICTION_SCHEMA

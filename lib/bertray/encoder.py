@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 
 from bertray import attention, prepacked
-from bertray.choices import Device, Precision, ProblemType
+from bertray.choices import Device, Precision
 from bertray.errors import RequestError
 from bertray.first_tokens import finish_first_tokens_alone
 from bertray.packing import pack, packed_batches, pad, padded_batches
@@ -248,15 +248,3 @@ def _keep_last_layer_fp32(model: Any) -> None:
     if last is not None:
         last.float()
         last.register_forward_pre_hook(lambda _layer, inputs: tuple(one.float() for one in inputs))
-
-
-def probabilities(logits_NC: np.ndarray, problem_type: ProblemType) -> np.ndarray:
-    """Probabilities of each row, float32; NaN rows stay NaN.
-
-    One label of all: softmax, each row sums to 1. Several labels: the sigmoid of each, independent of the others.
-    """
-    if problem_type == "multi_label_classification":
-        with np.errstate(over="ignore"):  # exp(100) is infinite in float32, and 1 / infinity is right
-            return np.asarray(1 / (1 + np.exp(-logits_NC)), dtype=np.float32)
-    odds_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
-    return np.asarray(odds_NC / odds_NC.sum(axis=1, keepdims=True), dtype=np.float32)
