@@ -161,3 +161,24 @@ def test_signals_end_a_job_in_order(number: int, code: int, capsys: pytest.Captu
     assert closed == [True]
     assert signal.getsignal(signal.SIGTERM) == before
     assert "stopped; what was finished is kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--label-separator", "|"], r"label_separator '\|' has no meaning .*add --multi-label"),
+        (["--multi-label", "--oos-label", "oos"], r"oos_label 'oos' has no meaning with multi_label"),
+        (["--multi-label", "--label-separator", ""], r"--label-separator: '' is not allowed"),
+        (["--oos-label", "  "], r"--oos-label: '  ' is not allowed"),
+    ],
+)
+def test_options_of_labels_that_do_not_go_together(arguments: list[str], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        load_config(PrepareConfig, ["--input", "x.csv", "--output", "o", *arguments])
+
+
+def test_the_separator_belongs_to_several_labels() -> None:
+    given = ["--input", "x.csv", "--output", "o"]
+    assert load_config(PrepareConfig, given).separator is None
+    assert load_config(PrepareConfig, [*given, "--multi-label"]).separator == ";"
+    assert load_config(PrepareConfig, [*given, "--multi-label", "--label-separator", ", "]).separator == ", "

@@ -15,8 +15,12 @@ from bertray.labelled import read_labelled
 ROWS = [("Skills: Python, SQL", "Skills"), ('Said "yes",\nthen left', "Experience"), ("Zürich – 東京", "Contact")]
 
 
-def read(*patterns: object, text: str = "text", label: str = "label", group: str | None = None) -> pa.Table:
-    return read_labelled([str(one) for one in patterns], text_column=text, label_column=label, group_column=group)
+def read(
+    *patterns: object, text: str = "text", label: str = "label", group: str | None = None, separator: str | None = None
+) -> pa.Table:
+    return read_labelled(
+        [str(one) for one in patterns], text_column=text, label_column=label, group_column=group, separator=separator
+    )
 
 
 def pairs(table: pa.Table) -> list[tuple[str | None, str | None]]:
@@ -122,6 +126,46 @@ def test_group_column(tmp_path: Path) -> None:
     assert read(tmp_path, group="author")["group"].to_pylist() == ["7"]
 
 
+def lists(table: pa.Table) -> list[list[str | None] | None]:
+    assert table.column_names[:2] == ["text", "labels"]
+    assert table["labels"].type == pa.list_(pa.string())
+    return table["labels"].to_pylist()
+
+
+def test_strings_of_several_labels_are_split(tmp_path: Path) -> None:
+    rows = [("x", "joy;love"), ("y", " joy ; "), ("z", None), ("w", "")]
+    expected = [["joy", "love"], [" joy ", " "], None]
+    (tmp_path / "a.csv").write_text('text,label\nx,joy;love\ny, joy ; \nz,\nw,""\n')
+    for file in (tmp_path / "a.csv", write(tmp_path / "a.jsonl", rows), write(tmp_path / "a.parquet", rows)):
+        assert lists(read(file, separator=";")) == [*expected, [""]]
+    assert lists(read(write(tmp_path / "b.parquet", [("x", "a; b::c")]), separator="::")) == [["a; b", "c"]]
+    assert lists(read(write(tmp_path / "c.parquet", [("x", 7), ("y", 8.0)]), separator=";")) == [["7"], ["8"]]
+
+
+def test_lists_of_labels_stay_lists(tmp_path: Path) -> None:
+    given = [["joy", "a;b"], [], None, ["", None]]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "x", "label": one}) + "\n" for one in given))
+    assert lists(read(tmp_path / "a.jsonl", separator=";")) == given
+    for number, kind in enumerate(
+        (
+            pa.list_(pa.string()),
+            pa.large_list(pa.large_string()),
+            pa.list_(pa.dictionary(pa.int32(), pa.string())),
+        )
+    ):
+        file = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"text": ["x"] * 4, "label": pa.array(given, kind)}), file)
+        assert lists(read(file, separator=";")) == given
+    pairs_of_numbers = pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int64(), 2))
+    pq.write_table(pa.table({"text": ["x"] * 3, "label": pairs_of_numbers}), tmp_path / "n.parquet")
+    assert lists(read(tmp_path / "n.parquet", separator=";")) == [["1", "2"], None, ["3", "4"]]
+    # One data set may come from files of both kinds, and one of them may hold nothing.
+    write(tmp_path / "a.parquet", [("y", "a;b")])
+    (tmp_path / "b.jsonl").write_text('{"text": "x", "label": []}\n')
+    both = read(tmp_path / "a.parquet", tmp_path / "b.jsonl", tmp_path / "n.parquet", separator=";")
+    assert lists(both) == [["a", "b"], [], ["1", "2"], None, ["3", "4"]]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -149,8 +193,14 @@ def test_columns_of_the_wrong_type_are_named(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"'text' of .*a\.parquet is of type int64; it must hold strings"):
         read(tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["x"], "label": [["a", "b"]]}), tmp_path / "b.parquet")
-    with pytest.raises(RequestError, match=r"'label' .* is of type list"):
+    with pytest.raises(RequestError, match=r"'label' .* is of type list.*add --multi-label"):
         read(tmp_path / "b.parquet")
+    pq.write_table(pa.table({"text": [["x"]], "label": ["a"]}), tmp_path / "c.parquet")
+    with pytest.raises(RequestError, match=r"'text' .* is of type list<.*>; it must hold strings$"):
+        read(tmp_path / "c.parquet")
+    pq.write_table(pa.table({"text": ["x"], "label": [[{"name": "a"}]]}), tmp_path / "d.parquet")
+    with pytest.raises(RequestError, match=r"'label' .* is of type struct<.*>; it must hold strings, whole numbers"):
+        read(tmp_path / "d.parquet", separator=";")
 
 
 def test_invalid_utf8_in_parquet_is_named(tmp_path: Path) -> None:

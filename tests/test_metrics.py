@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bertray.baseline import predict_baseline
-from bertray.metrics import full_metrics, summary_metrics
+from bertray.baseline import predict_baseline, predict_multi_label_baseline
+from bertray.metrics import full_metrics, multi_label_metrics, summary_metrics
 
 TRUE = np.array([0, 0, 0, 1, 1, 2])
 PREDICTED = np.array([0, 0, 1, 1, 0, 2])
@@ -38,3 +38,57 @@ def test_the_baseline_learns_words() -> None:
     train = pa.table({"text": ["red apple", "green apple", "fast car", "slow car"] * 3, "label_id": [0, 0, 1, 1] * 3})
     rows = pa.table({"text": ["an apple", "my car"]})
     assert predict_baseline(train, rows).tolist() == [0, 1]
+
+
+TRUE_NC = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0]], dtype=np.float32)
+PREDICTED_NC = np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]])
+
+
+@pytest.mark.parametrize("kind", [bool, np.int64, np.float32])
+def test_several_labels_by_hand(kind: type) -> None:
+    metrics = multi_label_metrics(TRUE_NC, PREDICTED_NC.astype(kind), ("a", "b", "c", "never"))
+    assert metrics["subset_accuracy"] == 2 / 4  # the row without labels is right too
+    # 3 hits, 1 false alarm, 2 misses
+    assert metrics["f1_micro"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 2))
+    assert metrics["f1_macro"] == pytest.approx((2 / 3 + 4 / 5 + 0) / 3)  # a label that never occurs does not count
+    assert metrics["per_class"] == {
+        "a": {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "num_rows": 2},
+        "b": {"precision": pytest.approx(2 / 3), "recall": 1.0, "f1": pytest.approx(4 / 5), "num_rows": 2},
+        "c": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "num_rows": 1},
+        "never": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "num_rows": 0},
+    }
+    assert metrics["labels"] == ["a", "b", "c", "never"]
+    assert metrics["num_rows"] == 4
+
+
+def test_a_label_that_is_predicted_but_never_true_lowers_macro_f1_of_several() -> None:
+    true_NC, predicted_NC = np.array([[1, 0], [1, 0]]), np.array([[1, 0], [1, 1]])
+    assert multi_label_metrics(true_NC, predicted_NC, ("a", "b"))["f1_macro"] == 0.5
+
+
+def test_no_label_anywhere_is_no_division_by_zero() -> None:
+    nothing_NC = np.zeros((2, 2))
+    metrics = multi_label_metrics(nothing_NC, nothing_NC, ("a", "b"))
+    assert (metrics["f1_micro"], metrics["f1_macro"], metrics["subset_accuracy"]) == (0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("predicted_NC", [np.full((4, 4), 0.5), np.ones((4, 3)), np.ones(4)])
+def test_probabilities_and_other_shapes_are_refused(predicted_NC: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="is not multi-hot over 4 labels"):
+        multi_label_metrics(TRUE_NC, predicted_NC, ("a", "b", "c", "d"))
+
+
+def test_the_baseline_learns_words_of_several_labels() -> None:
+    texts = ["red apple", "green apple", "red car", "green car", "slow"] * 4
+    train = pa.table({"text": texts})
+    has_NC = np.array([["red" in text, "apple" in text, True] for text in texts], dtype=np.float32)
+    rows = pa.table({"text": ["a red apple", "my red bike", "a green apple", "slow"]})
+    probabilities_NC = predict_multi_label_baseline(train, has_NC, rows)
+    assert (probabilities_NC > 0.5).tolist() == [
+        [True, True, True],
+        [True, False, True],
+        [False, True, True],
+        [False, False, True],  # the last label is on every training row
+    ]
+    assert ((probabilities_NC >= 0) & (probabilities_NC <= 1)).all()
+    assert np.array_equal(probabilities_NC, predict_multi_label_baseline(train, has_NC, rows))

@@ -28,6 +28,41 @@ def test_data_set_with_many_labels(capsys: pytest.CaptureFixture[str]) -> None:
     assert "905 rows read, 900 kept; taken out: 5 duplicate" in captured.err
 
 
+def test_rows_by_their_number_of_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    by_split = [dict(zip(("train", "validation", "test"), counts, strict=True)) for counts in ((7, 3, 2), (1, 4, 5))]
+    print_dataset(
+        {
+            "labels": {"a": by_split[0]},
+            "splits": {"train": 8, "validation": 7, "test": 6},
+            "num_rows_by_labels": {"0": by_split[0], "1": by_split[1], "3+": by_split[0]},
+            "num_rows_in": 21,
+            "num_rows_kept": 21,
+            "num_rows_out": {},
+        }
+    )
+    lines = [line.split() for line in capsys.readouterr().err.replace("│", "").splitlines()]
+    assert ["rows", "with", "0", "labels", "7", "3", "2"] in lines
+    assert ["rows", "with", "1", "label", "1", "4", "5"] in lines
+    assert ["rows", "with", "3+", "labels", "7", "3", "2"] in lines
+    assert ["all", "8", "7", "6"] in lines
+
+
+@pytest.mark.parametrize("is_class", [True, False])
+def test_rows_out_of_scope_have_a_line_after_many_classes(is_class: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = {"train": 7 * is_class, "validation": 8, "test": 9}
+    labels = {f"label {number:02}": dict.fromkeys(counts, 1) for number in range(40)}
+    if is_class:
+        labels = {"aside": counts} | labels
+    splits = {"train": 47, "validation": 48, "test": 49}
+    kept = {"num_rows_in": 144, "num_rows_kept": 144, "num_rows_out": {}}
+    print_dataset({"labels": labels, "splits": splits, "oos_label": "aside", "num_rows_oos": counts, **kept})
+    text = capsys.readouterr().err
+    assert "10 more labels" in text
+    kind = "a class" if is_class else "no class"
+    (line,) = [line for line in text.replace("│", "").splitlines() if "aside" in line]
+    assert line.split() == f"aside (out of scope, {kind}) {7 * is_class} 8 9".split()
+
+
 def test_evaluation_puts_the_weakest_class_first(capsys: pytest.CaptureFixture[str]) -> None:
     import numpy as np
 

@@ -3,10 +3,14 @@
 from collections import Counter
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from bertray.errors import RequestError
-from bertray.splits import hold_out
+from bertray.splits import hold_out, hold_out_multi_label
+from tests.conftest import SHARED_DATA, needs_shared_data
 
 LABELS = ["a"] * 60 + ["b"] * 30 + ["c"] * 10
 
@@ -78,3 +82,88 @@ def test_few_groups_are_enough_for_odd_fractions(fraction: float) -> None:
 def test_too_few_groups_are_refused() -> None:
     with pytest.raises(RequestError, match=r"--group-column has 2 distinct values.*needs some 10 of both"):
         hold_out(LABELS, 0.1, seed=0, groups=["x", "y"] * 50)
+
+
+def label_counts(label_sets: list[list[str]], rows: np.ndarray | range) -> Counter[str]:
+    return Counter(label for row in rows for label in label_sets[row])
+
+
+def random_label_sets(num_rows: int, num_labels: int, seed: int) -> list[list[str]]:
+    """Labels of uneven shares, some rows without any."""
+    rng = np.random.default_rng(seed)
+    has_NC = rng.random((num_rows, num_labels)) < rng.random(num_labels) * rng.random()
+    return [[f"label {label}" for label in np.flatnonzero(of_row)] for of_row in has_NC]
+
+
+@given(st.integers(20, 300), st.integers(1, 9), st.sampled_from([0.1, 0.2, 0.3, 0.5]), st.integers(0, 2**31))
+def test_every_label_is_divided_by_the_fraction(num_rows: int, num_labels: int, fraction: float, seed: int) -> None:
+    label_sets = random_label_sets(num_rows, num_labels, seed)
+    staying, held_out, absent = hold_out_multi_label(label_sets, fraction, seed)
+    assert sorted([*staying, *held_out]) == list(range(num_rows))
+    assert all((np.diff(side) > 0).all() for side in (staying, held_out))
+    total, held = label_counts(label_sets, range(num_rows)), label_counts(label_sets, held_out)
+    assert set(label_counts(label_sets, staying)) == set(total)
+    assert absent == sorted(set(total) - set(held))
+    # In 5,400 draws like these the worst label was 2.6 rows from its share; of 300 rows at random it would be 20.
+    for label, count in total.items():
+        assert abs(held[label] - fraction * count) < 5
+
+
+@given(st.integers(40, 300), st.integers(1, 9), st.sampled_from([0.1, 0.3]), st.integers(0, 2**31))
+def test_groups_of_several_labels_are_not_divided(num_rows: int, num_labels: int, fraction: float, seed: int) -> None:
+    label_sets = random_label_sets(num_rows, num_labels, seed)
+    drawn = np.random.default_rng(seed).integers(num_rows // 3, size=num_rows)
+    groups: list[str | None] = [None if group == 0 else str(group) for group in drawn]
+    try:
+        staying, held_out, _ = hold_out_multi_label(label_sets, fraction, seed, groups)
+    except RequestError:
+        assume(False)
+    assert sorted([*staying, *held_out]) == list(range(num_rows))
+    assert not {groups[row] for row in staying} & {groups[row] for row in held_out} - {None}
+    assert set(label_counts(label_sets, staying)) == set(label_counts(label_sets, range(num_rows)))
+    assert abs(len(held_out) - fraction * num_rows) <= max(1, fraction * num_rows / 2)
+
+
+def test_rows_without_labels_are_divided_too() -> None:
+    label_sets = [["a"]] * 100 + [["a", "b"]] * 50 + [[]] * 50
+    _, held_out, absent = hold_out_multi_label(label_sets, 0.2, seed=0)
+    assert Counter(tuple(label_sets[row]) for row in held_out) == {("a",): 20, ("a", "b"): 10, (): 10}
+    assert absent == []
+
+
+def test_a_label_of_one_row_stays_in_training_whatever_the_fraction() -> None:
+    label_sets = [["a"]] * 50 + [["a", "b"]] * 50 + [["b", "rare"]]
+    for seed in range(5):
+        staying, _, absent = hold_out_multi_label(label_sets, 0.8, seed)
+        assert 100 in staying
+        assert absent == ["rare"]
+
+
+def test_the_seed_decides_where_rows_with_several_labels_go() -> None:
+    label_sets = random_label_sets(200, 5, seed=0)
+    first, same, other = (hold_out_multi_label(label_sets, 0.2, seed)[1].tolist() for seed in (1, 1, 2))
+    assert first == same
+    assert first != other
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 4])
+def test_too_few_rows_with_several_labels_are_refused(num_rows: int) -> None:
+    with pytest.raises(RequestError, match=rf"^{num_rows} rows with . labels .*hold out 0\.1 .*nearest is 0 .*--test"):
+        hold_out_multi_label([["a"]] * num_rows, 0.1, seed=0)
+
+
+def test_too_few_groups_with_several_labels_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"100 rows in 2 groups with 1 labels are too few.*nearest is 0 rows"):
+        hold_out_multi_label([["a"]] * 100, 0.1, seed=0, groups=["x", "y"] * 50)
+
+
+@needs_shared_data
+@pytest.mark.parametrize("group_size", [1, 7])
+def test_emotions_are_divided_to_within_a_few_rows(group_size: int) -> None:
+    column = pq.ParquetFile(SHARED_DATA / "goemotions_multilabel" / "train.parquet").read(["label"])["label"]
+    label_sets = [labels.split(";") for labels in column.to_pylist()]
+    groups: list[str | None] = [str(row // group_size) for row in range(len(label_sets))]
+    _, held_out, _ = hold_out_multi_label(label_sets, 0.1, seed=0, groups=groups)
+    total, held = label_counts(label_sets, range(len(label_sets))), label_counts(label_sets, held_out)
+    assert len(total) == 28
+    assert max(abs(held[label] - 0.1 * count) for label, count in total.items()) < 3

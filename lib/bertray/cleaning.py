@@ -10,10 +10,19 @@ the model must train on what it will meet in the archive.
     "M.Sc. Physics"    Education  duplicate
     "M.Sc. Physics"    Projects   label_outvoted
     "   "              Skills     text_empty
+
+A row with several labels is judged by its set of labels as a whole:
+
+    "Well done, love"  [love, admiration]  kept
+    "Well done, love"  [admiration, love]  duplicate
+    "Well done, love"  [love]              label_outvoted
+    "Nothing to say"   []                  kept            (no label, on purpose)
+    "Nothing at all"   ["", " "]           label_missing
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,8 +32,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bertray.labelled import GROUP
-from bertray.schema import LABEL, TEXT
+from bertray.labelled import GROUP, map_values
+from bertray.schema import LABEL, LABELS, TEXT
 
 _KEPT = ""
 MAX_CONFLICTS_LISTED = 100
@@ -42,14 +51,19 @@ class Cleaned:
 
 
 def clean(rows: pa.Table) -> Cleaned:
-    """Take out unusable rows and merge equal texts; labels come back trimmed.
+    """Take out unusable rows and merge equal texts; labels come back trimmed, lists of them sorted, each label once.
 
-    Reasons: `text_missing` (null), `text_empty` (empty or white space), `label_missing` (null, empty or white space),
-    `duplicate` (an earlier row has the same text and label), `label_outvoted` (most rows of this text have another
-    label), `label_tied` (several labels share the lead, so none can be believed).
+    Reasons: `text_missing` (null), `text_empty` (empty or white space), `label_missing` (null, empty or white space;
+    of a list: null, or blanks alone), `duplicate` (an earlier row has the same text and label), `label_outvoted` (most
+    rows of this text have another label), `label_tied` (several labels share the lead, so none can be believed).
+    In lists blanks are dropped, and "label" above means the set of them; in `conflicts` it is a JSON array.
     """
-    labels = pc.utf8_trim_whitespace(rows[LABEL])
-    rows = rows.set_column(rows.column_names.index(LABEL), LABEL, labels)
+    if LABELS in rows.column_names:
+        rows = _set(rows, LABELS, _label_sets(rows[LABELS]))
+        labels = _as_json(rows[LABELS])
+    else:
+        labels = pc.utf8_trim_whitespace(rows[LABEL])
+        rows = _set(rows, LABEL, labels)
     keys = comparison_keys(rows)
     reasons = np.full(rows.num_rows, _KEPT, dtype=object)
     reasons[_mask(pc.or_kleene(pc.is_null(labels), pc.equal(labels, "")))] = "label_missing"
@@ -72,7 +86,8 @@ def clean(rows: pa.Table) -> Cleaned:
 
     conflict_keys = counts.loc[counts["key"].duplicated(), "key"].unique()
     conflicts = [
-        _describe(rows, votes[votes["key"] == key], key in tied_keys) for key in conflict_keys[:MAX_CONFLICTS_LISTED]
+        _describe(rows[TEXT], labels, votes[votes["key"] == key], key in tied_keys)
+        for key in conflict_keys[:MAX_CONFLICTS_LISTED]
     ]
     cleaned = _take_out(rows, reasons)
     return Cleaned(cleaned.rows, cleaned.rows_out, conflicts, len(conflict_keys))
@@ -97,6 +112,25 @@ def comparison_keys(rows: pa.Table) -> pa.ChunkedArray:
     return pc.utf8_normalize(pc.utf8_trim_whitespace(rows[TEXT]), form="NFC")
 
 
+def _set(rows: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
+    return rows.set_column(rows.column_names.index(name), name, column)
+
+
+def _label_sets(lists: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Each list trimmed, sorted and without blanks and repeats; null where it had nothing but blanks."""
+    sets = []
+    for labels in map_values(lists, pc.utf8_trim_whitespace).to_pylist():
+        named = sorted(set(labels or ()) - {"", None})
+        sets.append(None if labels is None or (labels and not named) else named)
+    return pa.chunked_array([pa.array(sets, lists.type)])
+
+
+def _as_json(lists: pa.ChunkedArray) -> pa.ChunkedArray:
+    """One string for each list: what sets of labels are compared by."""
+    texts = [None if labels is None else json.dumps(labels, ensure_ascii=False) for labels in lists.to_pylist()]
+    return pa.chunked_array([pa.array(texts, pa.string())])
+
+
 def _take_out(rows: pa.Table, reasons: np.ndarray) -> Cleaned:
     kept = reasons == _KEPT
     return Cleaned(rows.filter(pa.array(kept)), Counter(reasons[~kept].tolist()))
@@ -111,8 +145,8 @@ def _codes(strings: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(strings.combine_chunks().dictionary_encode().indices.fill_null(-1))
 
 
-def _describe(rows: pa.Table, votes: pd.DataFrame, tied: bool) -> dict[str, Any]:
+def _describe(texts: pa.ChunkedArray, labels: pa.ChunkedArray, votes: pd.DataFrame, tied: bool) -> dict[str, Any]:
     first = int(votes["row"].iloc[0])
-    labels = Counter(rows[LABEL].take(pa.array(votes["row"].to_numpy())).to_pylist())
-    text = str(rows[TEXT][first].as_py())[:_EXCERPT_CHARS]
-    return {"text": text, "labels": dict(labels.most_common()), "kept": None if tied else labels.most_common(1)[0][0]}
+    counts = Counter(labels.take(pa.array(votes["row"].to_numpy())).to_pylist())
+    text = str(texts[first].as_py())[:_EXCERPT_CHARS]
+    return {"text": text, "labels": dict(counts.most_common()), "kept": None if tied else counts.most_common(1)[0][0]}

@@ -22,6 +22,9 @@ INFERENCE_PRECISION_HELP = (
 # auto: a result must not change because a package was installed.
 ENGINE_HELP = "what runs the model; auto is torch; openvino (extra 'openvino') is faster on CPUs"
 
+# Between the labels of one row, where they are written as one string.
+DEFAULT_LABEL_SEPARATOR = ";"
+
 
 def _comma_separated(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -41,6 +44,8 @@ def _check_engine(config: Any) -> Any:
 
 # A path or URI; an empty one, as from an unset shell variable, would be the working folder.
 Place = Annotated[str, StringConstraints(min_length=1)]
+# Labels of the data are trimmed, so one that is named is too.
+LabelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 # NoDecode: the environment holds plain text, not JSON.
 Paths = Annotated[list[Place], NoDecode, BeforeValidator(_one_or_many)]
 Texts = Annotated[list[str], NoDecode, BeforeValidator(_one_or_many)]
@@ -64,6 +69,20 @@ class PrepareConfig(JobConfig):
     output: Place = Field(description="folder of the data set; written whole, over an earlier data set")
     text_column: str = Field("text", description="column that holds the text")
     label_column: str = Field("label", description="column that holds the label")
+    multi_label: bool = Field(
+        False, description="a row may have several labels: a list of strings, or one string with separators"
+    )
+    label_separator: str | None = Field(
+        None,
+        min_length=1,
+        description="with --multi-label: what stands between the labels of a row, where they are one string; "
+        f"default: {DEFAULT_LABEL_SEPARATOR}",
+    )
+    oos_label: LabelName | None = Field(
+        None,
+        description="label of texts that fit no class (out of scope); --validation and --test may have such rows "
+        "where training has none",
+    )
     validation: Place | None = Field(None, description="file, folder or glob of a validation split of your own")
     test: Place | None = Field(None, description="file, folder or glob of a test split of your own")
     validation_fraction: float = Field(
@@ -72,6 +91,25 @@ class PrepareConfig(JobConfig):
     test_fraction: float = Field(0.1, gt=0, lt=1, description="share of the kept rows, where --test is not given")
     group_column: str | None = Field(None, description="rows that share its value stay on one side of every split")
     seed: int = Field(0, ge=0, description="of the splits: the same seed and rows give the same splits")
+
+    @property
+    def separator(self) -> str | None:
+        """What stands between the labels of a row: --label-separator or its default; None: a row has one label."""
+        return (self.label_separator or DEFAULT_LABEL_SEPARATOR) if self.multi_label else None
+
+    @model_validator(mode="after")
+    def _options_of_several_labels(self) -> Self:
+        if self.label_separator is not None and not self.multi_label:
+            raise ValueError(
+                f"label_separator {self.label_separator!r} has no meaning where a row has one label: "
+                "add --multi-label, or leave it out"
+            )
+        if self.oos_label is not None and self.multi_label:
+            raise ValueError(
+                f"oos_label {self.oos_label!r} has no meaning with multi_label, where a text outside of every class "
+                "is a row with an empty list of labels: leave one of the two out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _leave_rows_to_train_on(self) -> Self:

@@ -4,8 +4,12 @@
 2. clean    empty, duplicate and contradictory rows go out, counted       bertray.cleaning
 3. split    train / validation / test: your own files, or held out        bertray.splits
 4. separate a text or group on two sides leaves the training side
-5. encode   labels in sorted order become 0 … n-1
+5. encode   labels in sorted order become 0 … n-1; a held-out label that is out of scope becomes -1
 6. write    train.parquet, validation.parquet, test.parquet, labels.json, and report.json last
+
+With several labels a row (problem type multi_label_classification) the steps are the same, over sets of labels.
+
+Legend: N rows, C classes.
 """
 
 from __future__ import annotations
@@ -19,16 +23,27 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bertray.choices import ProblemType
 from bertray.cleaning import Cleaned, clean, drop_shared
 from bertray.config import PrepareConfig
 from bertray.errors import RequestError
-from bertray.labelled import GROUP, find_files, read_labelled
-from bertray.schema import DATASET_SCHEMA, LABEL, LABEL_ID, SPLITS
-from bertray.splits import hold_out
+from bertray.labelled import GROUP, find_files, map_values, read_labelled
+from bertray.schema import (
+    DATASET_SCHEMA,
+    LABEL,
+    LABEL_ID,
+    LABEL_IDS,
+    LABELS,
+    MULTI_LABEL_SCHEMA,
+    NO_CLASS,
+    SPLITS,
+)
+from bertray.splits import hold_out, hold_out_multi_label
 from bertray.storage import Location
 from bertray.versions import versions
 
@@ -43,6 +58,8 @@ class Dataset:
 
     location: Location
     labels: tuple[str, ...]  # the label of id i stands at position i
+    problem_type: ProblemType
+    oos_label: str | None  # the label of texts that fit no class; one of `labels` if training rows have it
 
     @classmethod
     def open(cls, uri: str) -> Dataset:
@@ -57,12 +74,42 @@ class Dataset:
                 f"{location} is no finished data set: it has no {REPORT_FILE}. Make one with "
                 f"python -m jobs.prepare --input FILES --output {uri}"
             )
-        return cls(location, tuple(json.loads((location / LABELS_FILE).read_bytes())))
+        report = json.loads((location / REPORT_FILE).read_bytes())
+        return cls(
+            location,
+            tuple(json.loads((location / LABELS_FILE).read_bytes())),
+            # A data set made before there was a choice does not name them.
+            report.get("problem_type", "single_label_classification"),
+            report.get("oos_label"),
+        )
 
     def split(self, name: str) -> pa.Table:
-        """The rows of one split, in `schema.DATASET_SCHEMA`."""
+        """The rows of one split, in `schema.DATASET_SCHEMA`, or `MULTI_LABEL_SCHEMA` with several labels a row.
+
+        Validation and test may have rows out of scope (label id `schema.NO_CLASS`): see `in_scope`.
+        """
         with (self.location / f"{name}.parquet").open() as file:
             return pq.ParquetFile(file).read()
+
+    def in_scope(self, rows: pa.Table) -> pa.Table:
+        """Without the rows that have no class to be learnt or predicted; with several labels a row, all rows."""
+        if self.problem_type == "multi_label_classification":
+            return rows
+        return rows.filter(pc.not_equal(rows[LABEL_ID], NO_CLASS))
+
+    def targets(self, rows: pa.Table) -> np.ndarray:
+        """What a model is to predict of rows of this data set.
+
+        Returns:
+            Label ids, int64 [N], `schema.NO_CLASS` for rows out of scope; or with several labels a row 1.0 where a row
+            has a label and 0.0 elsewhere, float32 [N, C].
+        """
+        if self.problem_type == "single_label_classification":
+            return np.asarray(rows[LABEL_ID].to_numpy(), dtype=np.int64)
+        targets_NC = np.zeros((rows.num_rows, len(self.labels)), dtype=np.float32)
+        row_of_label = np.repeat(np.arange(rows.num_rows), pc.list_value_length(rows[LABEL_IDS]).to_numpy())
+        targets_NC[row_of_label, pc.list_flatten(rows[LABEL_IDS]).to_numpy()] = 1.0
+        return targets_NC
 
     def num_rows(self, split: str) -> int:
         """Rows of a split, from the file's footer alone."""
@@ -81,7 +128,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Read, clean, split and write a data set; returns the report that is also written as report.json.
 
     Raises:
-        RequestError: unreadable input, unseen labels in a held-out split, too few rows to split; nothing is written.
+        RequestError: unreadable input, unseen labels in a held-out split, an out-of-scope label that no row has, too
+            few rows to split; nothing is written.
     """
     output = Location.of(config.output)
     sources = {"input": config.input}
@@ -95,6 +143,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
             text_column=config.text_column,
             label_column=config.label_column,
             group_column=config.group_column,
+            separator=config.separator,
         )
         num_rows_in[name] = rows.num_rows
         cleaned[name] = clean(rows)
@@ -102,7 +151,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
     _separate(cleaned)
     splits, warnings = _split(cleaned, config)
-    labels = _encode(splits)
+    labels = _encode(splits, config.oos_label)
     report = _report(config, num_rows_in, cleaned, splits, labels, warnings)
     for warning in warnings:
         _log.warning("warning: %s", warning)
@@ -137,7 +186,10 @@ def _split(cleaned: dict[str, Cleaned], config: PrepareConfig) -> tuple[dict[str
         # Both shares are of all the kept rows, so the second is a larger share of what the first has left.
         share = fraction * num_rows / max(rows.num_rows, 1)
         groups = rows[GROUP].to_pylist() if GROUP in rows.column_names else None
-        staying, held_out, absent = hold_out(rows[LABEL].to_pylist(), share, config.seed, groups)
+        if config.multi_label:
+            staying, held_out, absent = hold_out_multi_label(rows[LABELS].to_pylist(), share, config.seed, groups)
+        else:
+            staying, held_out, absent = hold_out(rows[LABEL].to_pylist(), share, config.seed, groups)
         if absent:
             warnings.append(f"{name} has no row of these classes, too small to share: {', '.join(absent)}")
         splits[name], rows = rows.take(pa.array(held_out)), rows.take(pa.array(staying))
@@ -145,28 +197,55 @@ def _split(cleaned: dict[str, Cleaned], config: PrepareConfig) -> tuple[dict[str
     return {name: splits[name] for name in SPLITS}, warnings
 
 
-def _encode(splits: dict[str, pa.Table]) -> list[str]:
-    """Number the training labels in sorted order, in place.
+def _encode(splits: dict[str, pa.Table], oos_label: str | None) -> list[str]:
+    """Number the training labels in sorted order, in place; a held-out `oos_label` that is none of them is no class.
 
     Raises:
-        RequestError: fewer than two labels, an empty split, or a held-out label that training never sees.
+        RequestError: fewer than two labels, a split without a row of a class, a held-out label that training never
+            sees, or an `oos_label` that no row has.
     """
-    labels = sort_labels(pc.unique(splits["train"][LABEL]).to_pylist())
+    counts = {name: _count_labels(rows) for name, rows in splits.items()}
+    labels = sort_labels(list(counts["train"]))
     if len(labels) < 2:
         raise RequestError(f"the training rows have {len(labels)} distinct labels ({labels}); a classifier needs two")
+    if oos_label is not None and not any(oos_label in of_split for of_split in counts.values()):
+        raise RequestError(
+            f"no row has the label {oos_label!r} of --oos-label: correct its spelling, or leave the option out; "
+            f"training has {', '.join(map(repr, labels))}"
+        )
     for name, rows in splits.items():
-        if rows.num_rows == 0:
-            raise RequestError(f"no row is left for the {name} split. Add rows or check the columns and the report")
-        ids = pc.index_in(rows[LABEL], value_set=pa.array(labels))
-        if ids.null_count:
-            unseen = Counter(rows[LABEL].filter(pc.is_null(ids)).to_pylist())
-            listed = ", ".join(f"{label!r} ({count} rows)" for label, count in sorted(unseen.items()))
+        unseen = {label: count for label, count in sorted(counts[name].items()) if label not in counts["train"]}
+        num_rows_of_no_class = unseen.pop(oos_label, 0) if oos_label is not None else 0
+        if rows.num_rows == num_rows_of_no_class:
+            what = "row of a class" if num_rows_of_no_class else "row"
+            raise RequestError(f"no {what} is left for the {name} split. Add rows or check the columns and the report")
+        if unseen:
+            listed = ", ".join(f"{label!r} ({count} rows)" for label, count in unseen.items())
+            no_class = "" if LABELS in rows.column_names else "name the one that stands for no class with --oos-label, "
             raise RequestError(
                 f"the {name} split has labels that no training row has: {listed}. Add training rows with them, take "
-                f"them out of {name}, or correct the spelling; training has {', '.join(map(repr, labels))}"
+                f"them out of {name}, {no_class}or correct the spelling; training has {', '.join(map(repr, labels))}"
             )
-        splits[name] = rows.append_column(LABEL_ID, ids.cast(pa.int32())).select(DATASET_SCHEMA.names)
+        splits[name] = _with_ids(rows, labels)
     return labels
+
+
+def _count_labels(rows: pa.Table) -> Counter[str]:
+    """Rows with each label; a row with several counts for each of them."""
+    labels = pc.list_flatten(rows[LABELS]) if LABELS in rows.column_names else rows[LABEL]
+    return Counter(labels.to_pylist())
+
+
+def _with_ids(rows: pa.Table, labels: list[str]) -> pa.Table:
+    """Rows in the schema of the data set; a row's labels in the order of their ids."""
+    if LABELS not in rows.column_names:
+        ids = pc.index_in(rows[LABEL], value_set=pa.array(labels)).fill_null(NO_CLASS)
+        return rows.append_column(LABEL_ID, ids).select(DATASET_SCHEMA.names).cast(DATASET_SCHEMA)
+    ids = map_values(rows[LABELS], lambda values: pc.index_in(values, value_set=pa.array(labels)))
+    ids = pa.chunked_array([pa.array([sorted(of_row) for of_row in ids.to_pylist()], ids.type)])
+    names = map_values(ids, lambda values: pc.take(pa.array(labels), values))
+    rows = rows.set_column(rows.column_names.index(LABELS), LABELS, names).append_column(LABEL_IDS, ids)
+    return rows.select(MULTI_LABEL_SCHEMA.names).cast(MULTI_LABEL_SCHEMA)
 
 
 def sort_labels(labels: list[str]) -> list[str]:
@@ -193,14 +272,23 @@ def _report(
             "num_label_conflicts": part.num_conflicts,
             "label_conflicts": part.conflicts,
         }
-    counts = {name: Counter(rows[LABEL].to_pylist()) for name, rows in splits.items()}
+    counts = {name: _count_labels(rows) for name, rows in splits.items()}
     assert sum(part.rows.num_rows for part in cleaned.values()) == sum(rows.num_rows for rows in splits.values())
-    return {
+    problem_type: ProblemType = "multi_label_classification" if config.multi_label else "single_label_classification"
+    report: dict[str, Any] = {
         "num_rows_in": sum(num_rows_in.values()),
         "num_rows_kept": sum(rows.num_rows for rows in splits.values()),
         "num_rows_out": dict(sorted(sum((part.rows_out for part in cleaned.values()), Counter()).items())),
         "splits": {name: rows.num_rows for name, rows in splits.items()},
         "labels": {label: {name: counts[name][label] for name in SPLITS} for label in labels},
+        "problem_type": problem_type,
+        "oos_label": config.oos_label,
+    }
+    if config.oos_label is not None:
+        report["num_rows_oos"] = {name: counts[name][config.oos_label] for name in SPLITS}
+    if config.multi_label:
+        report["num_rows_by_labels"] = _num_rows_by_labels(splits)
+    return report | {
         "sources": sources,
         "warnings": warnings,
         "config": config.model_dump(),
@@ -208,11 +296,20 @@ def _report(
     }
 
 
+def _num_rows_by_labels(splits: dict[str, pa.Table]) -> dict[str, dict[str, int]]:
+    """Rows of every split that have 0, 1, 2, and 3 or more labels."""
+    num_labels = {name: pc.min_element_wise(pc.list_value_length(rows[LABELS]), 3) for name, rows in splits.items()}
+    counts = {name: Counter(of_split.to_pylist()) for name, of_split in num_labels.items()}
+    return {
+        shown: {name: counts[name][number] for name in SPLITS} for number, shown in enumerate(("0", "1", "2", "3+"))
+    }
+
+
 def _write(output: Location, splits: dict[str, pa.Table], labels: list[str], report: dict[str, Any]) -> None:
     (output / REPORT_FILE).remove()  # without a report the folder is no data set: a crash leaves no mixture
     for name, rows in splits.items():
         buffer = io.BytesIO()
-        pq.write_table(rows.cast(DATASET_SCHEMA), buffer, compression="zstd")
+        pq.write_table(rows, buffer, compression="zstd")
         (output / f"{name}.parquet").put(buffer.getvalue())
     (output / LABELS_FILE).put(_json(labels))
     (output / REPORT_FILE).put(_json(report))

@@ -3,22 +3,27 @@
 1. A pattern becomes files:            "cv/" -> cv/a.csv, cv/b.jsonl.gz, cv/c.parquet
 2. A file becomes a table:             columns of every type that the format has
 3. Text and label become strings:      text="B.Sc. in Physics"  label="1"  source="cv/a.csv"  source_row=7
+   or labels a list of strings:        text="thanks, lovely!"  labels=["love", " gratitude"]  source=…
 
-Nothing is cleaned or dropped here: nulls and empty texts pass through, so that cleaning can count them.
+Nothing is cleaned or dropped here: nulls, empty texts and blanks between separators pass through, so that cleaning can
+count them.
 """
 
 from __future__ import annotations
 
 import glob
 import json
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from bertray.errors import RequestError
-from bertray.schema import LABEL, SOURCE, SOURCE_ROW, TEXT
+from bertray.schema import LABEL, LABELS, SOURCE, SOURCE_ROW, TEXT
 from bertray.storage import Location
 
 GROUP = "group"
@@ -33,13 +38,21 @@ _MAX_BLOCK_BYTES = 2**31 - 1
 
 
 def read_labelled(
-    patterns: list[str], *, text_column: str, label_column: str, group_column: str | None = None
+    patterns: list[str],
+    *,
+    text_column: str,
+    label_column: str,
+    group_column: str | None = None,
+    separator: str | None = None,
 ) -> pa.Table:
     """Read files, folders and globs into one table.
 
+    With a `separator` a row has several labels: a list, or one string that is split at it. An empty list stays one; an
+    empty string becomes a list of one empty string, so that the two can be told apart.
+
     Returns:
         Columns `text`, `label`, with a group column `group` (all string, nullable), `source` and `source_row`;
-        files in sorted order, rows in file order.
+        files in sorted order, rows in file order. With a `separator`, `labels` (list of strings, nullable) for `label`.
 
     Raises:
         RequestError: nothing matches, a file cannot be parsed, a column is missing or of a type without labels.
@@ -47,7 +60,9 @@ def read_labelled(
     columns = {TEXT: text_column, LABEL: label_column}
     if group_column is not None:
         columns[GROUP] = group_column
-    return pa.concat_tables([_read_file(file, columns) for pattern in patterns for file in find_files(pattern)])
+    return pa.concat_tables(
+        [_read_file(file, columns, separator) for pattern in patterns for file in find_files(pattern)]
+    )
 
 
 def find_files(pattern: str) -> list[Location]:
@@ -70,7 +85,7 @@ def find_files(pattern: str) -> list[Location]:
     return files
 
 
-def _read_file(file: Location, columns: dict[str, str]) -> pa.Table:
+def _read_file(file: Location, columns: dict[str, str], separator: str | None) -> pa.Table:
     try:
         table = _parse(file, list(columns.values()))
     except (pa.ArrowException, OSError) as error:
@@ -83,7 +98,15 @@ def _read_file(file: Location, columns: dict[str, str]) -> pa.Table:
                 f"{file} has {found or 'no'} column{'s' * (found > 1)} {column!r}; it has "
                 f"{', '.join(table.column_names)}. Choose with --{name}-column"
             )
-        strings[name] = _as_strings(table[column], column, file, numbers=name != TEXT)
+        if name == LABEL and separator is not None:
+            strings[LABELS] = _as_lists(table[column], column, file, separator)
+        elif name == LABEL and _is_list(table[column].type):
+            raise RequestError(
+                f"column {column!r} of {file} is of type {table[column].type}: if a row may have several labels, add "
+                "--multi-label"
+            )
+        else:
+            strings[name] = _as_strings(table[column], column, file, numbers=name != TEXT)
     strings[SOURCE] = pa.chunked_array([pa.repeat(pa.scalar(str(file)), table.num_rows)])
     strings[SOURCE_ROW] = pa.chunked_array([pa.array(range(table.num_rows), pa.int64())])
     return pa.table(strings)
@@ -147,6 +170,32 @@ def _parse_json_lines(data: bytes, file: Location, wanted: list[str]) -> pa.Tabl
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise RequestError(f"{name!r} of {file} holds values of several types: {error}") from error
     return pa.table(columns)
+
+
+def map_values(lists: pa.ChunkedArray, function: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> pa.ChunkedArray:
+    """The same lists with `function` applied to the values of all at once; a null list stays null."""
+    array = lists.combine_chunks()
+    offsets = np.zeros(len(array) + 1, dtype=np.int32)
+    np.cumsum(pc.list_value_length(array).fill_null(0), out=offsets[1:])
+    values = function(pa.chunked_array([pc.list_flatten(array)])).combine_chunks()
+    return pa.chunked_array([pa.ListArray.from_arrays(offsets, values, mask=array.is_null())])
+
+
+def _as_lists(column: pa.ChunkedArray, name: str, file: Location, separator: str) -> pa.ChunkedArray:
+    """Lists of strings of a label column that holds lists, or strings with separators."""
+    if _is_list(column.type):
+        return map_values(column, lambda values: _as_strings(values, name, file, numbers=True))
+    return pc.split_pattern(_as_strings(column, name, file, numbers=True), separator)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+        or pa.types.is_list_view(kind)
+        or pa.types.is_large_list_view(kind)
+    )
 
 
 def _as_strings(column: pa.ChunkedArray, name: str, file: Location, *, numbers: bool) -> pa.ChunkedArray:

@@ -3,6 +3,9 @@
 `precision_weighted`, `recall_weighted` and `f1_weighted` weigh the classes by their rows, as tutorials report;
 `f1_macro` weighs them alike, and is what an imbalanced archive should be judged by.
 
+Where a row has several labels, `f1_micro` counts all N * C decisions alike, `f1_macro` again weighs the labels alike,
+and `subset_accuracy` is the share of rows whose labels are all right and complete.
+
 Legend: N rows, C classes.
 """
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
 
 def summary_metrics(true_N: np.ndarray, predicted_N: np.ndarray, num_classes: int) -> dict[str, float]:
@@ -36,21 +39,59 @@ def summary_metrics(true_N: np.ndarray, predicted_N: np.ndarray, num_classes: in
 def full_metrics(true_N: np.ndarray, predicted_N: np.ndarray, labels: tuple[str, ...]) -> dict[str, Any]:
     """`summary_metrics`, and `per_class`, `confusion_matrix` (rows true, columns predicted), `labels`, `num_rows`."""
     ids = np.arange(len(labels))
-    precision_C, recall_C, f1_C, support_C = precision_recall_fscore_support(
-        true_N, predicted_N, labels=ids, average=None, zero_division=0
-    )
     return {
         **summary_metrics(true_N, predicted_N, len(labels)),
-        "per_class": {
-            label: {
-                "precision": float(precision_C[index]),
-                "recall": float(recall_C[index]),
-                "f1": float(f1_C[index]),
-                "num_rows": int(support_C[index]),
-            }
-            for index, label in enumerate(labels)
-        },
+        "per_class": _per_class(true_N, predicted_N, labels),
         "confusion_matrix": confusion_matrix(true_N, predicted_N, labels=ids).tolist(),
         "labels": list(labels),
         "num_rows": len(true_N),
+    }
+
+
+def multi_label_metrics(true_NC: np.ndarray, predicted_NC: np.ndarray, labels: tuple[str, ...]) -> dict[str, Any]:
+    """`f1_micro`, `f1_macro`, `subset_accuracy`, and `per_class`, `labels`, `num_rows` as `full_metrics` has them.
+
+    Macro-F1 is over the labels that occur in either, as in `summary_metrics`.
+
+    Args:
+        true_NC: multi-hot, of any type of number.
+        predicted_NC: multi-hot likewise; decisions, not probabilities.
+        labels: C of them.
+
+    Raises:
+        ValueError: something else than 0 and 1, or shapes that differ.
+    """
+    true_NC, predicted_NC = (_multi_hot(one_NC, len(labels)) for one_NC in (true_NC, predicted_NC))
+    per_class = _per_class(true_NC, predicted_NC, labels)
+    occurring_C = (true_NC | predicted_NC).any(axis=0)
+    f1_C = np.array([one["f1"] for one in per_class.values()])
+    return {
+        "f1_micro": float(f1_score(true_NC, predicted_NC, average="micro", zero_division=0)),
+        "f1_macro": float(f1_C[occurring_C].mean()) if occurring_C.any() else 0.0,
+        "subset_accuracy": float(accuracy_score(true_NC, predicted_NC)),
+        "per_class": per_class,
+        "labels": list(labels),
+        "num_rows": len(true_NC),
+    }
+
+
+def _multi_hot(one_NC: np.ndarray, num_classes: int) -> np.ndarray:
+    if one_NC.ndim != 2 or one_NC.shape[1] != num_classes or not np.isin(one_NC, (0, 1)).all():
+        raise ValueError(f"an array of shape {one_NC.shape} is not multi-hot over {num_classes} labels: 0 and 1 alone")
+    return one_NC.astype(np.uint8)
+
+
+def _per_class(true: np.ndarray, predicted: np.ndarray, labels: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Of every label, from label ids [N] or multi-hot [N, C]; `num_rows` are those that truly have it."""
+    precision_C, recall_C, f1_C, support_C = precision_recall_fscore_support(
+        true, predicted, labels=np.arange(len(labels)), average=None, zero_division=0
+    )
+    return {
+        label: {
+            "precision": float(precision_C[index]),
+            "recall": float(recall_C[index]),
+            "f1": float(f1_C[index]),
+            "num_rows": int(support_C[index]),
+        }
+        for index, label in enumerate(labels)
     }

@@ -72,16 +72,23 @@ def model_card(info: BundleInfo) -> str:
 
 
 def print_dataset(report: dict[str, Any]) -> None:
-    """Labels by split, and what cleaning took out."""
+    """Labels by split, rows out of scope, rows by their number of labels, and what cleaning took out."""
     table = Table(title="data set", title_justify="left")
     table.add_column("label")
     for split in SPLITS:
         table.add_column(split, justify="right")
-    for label, counts in list(report["labels"].items())[:_MAX_TABLE_ROWS]:
+    oos_label = report.get("oos_label")
+    classes = [(label, counts) for label, counts in report["labels"].items() if label != oos_label]
+    for label, counts in classes[:_MAX_TABLE_ROWS]:
         table.add_row(label, *(str(counts[split]) for split in SPLITS))
-    if (hidden := len(report["labels"]) - _MAX_TABLE_ROWS) > 0:
+    if (hidden := len(classes) - _MAX_TABLE_ROWS) > 0:
         table.add_row(f"… {hidden} more labels", *[""] * len(SPLITS))
+    if oos_label is not None:
+        kind = "a class" if oos_label in report["labels"] else "no class"
+        table.add_row(f"{oos_label} (out of scope, {kind})", *(str(report["num_rows_oos"][split]) for split in SPLITS))
     table.add_section()
+    for number, counts in report.get("num_rows_by_labels", {}).items():
+        table.add_row(f"rows with {number} label{'s' * (number != '1')}", *(str(counts[split]) for split in SPLITS))
     table.add_row("all", *(str(report["splits"][split]) for split in SPLITS))
     out = ", ".join(f"{count} {reason}" for reason, count in report["num_rows_out"].items()) or "none"
     _print(table, f"{report['num_rows_in']} rows read, {report['num_rows_kept']} kept; taken out: {out}")

@@ -4,6 +4,14 @@
 
        text="B.Sc. in Physics, 2014"  label="Education"  label_id=1  source="cv/a.csv"  source_row=7
 
+   With --oos-label a held-out row of no class has label_id -1:
+
+       text="is it art or is it mud"  label="oos"  label_id=-1  source="test.parquet"  source_row=4511
+
+   With --multi-label a row has a list of labels, which may be empty:
+
+       text="thanks, that is lovely"  labels=["gratitude", "love"]  label_ids=[15, 18]  source=…  source_row=…
+
 2. *Predictions* (jobs.score): one file per shard of the archive, the shard's rows in the shard's order
 
        row=0  document_id="resume-000123"  label="Education"  score=0.97  review=False  num_tokens=9  …  error=None
@@ -32,9 +40,23 @@ DATASET_SCHEMA = pa.schema(
     [
         pa.field(TEXT, pa.string(), nullable=False),
         pa.field(LABEL, pa.string(), nullable=False),
-        pa.field(LABEL_ID, pa.int32(), nullable=False),
+        pa.field(LABEL_ID, pa.int32(), nullable=False),  # position in labels.json; NO_CLASS: out of scope
         pa.field(SOURCE, pa.string(), nullable=False),  # the file that the row was read from
         pa.field(SOURCE_ROW, pa.int64(), nullable=False),  # its position there, from 0
+    ]
+)
+# label_id of a held-out row whose label (--oos-label) no training row has: no model can predict it.
+NO_CLASS = -1
+
+# The two lists of a row are parallel, in ascending order of the ids, without repeats. Both are empty where the row was
+# given an empty list on purpose; a null, an empty cell and a list of blanks are no labels, and such rows are left out.
+MULTI_LABEL_SCHEMA = pa.schema(
+    [
+        DATASET_SCHEMA.field(TEXT),
+        pa.field(LABELS, pa.list_(pa.field("element", pa.string(), nullable=False)), nullable=False),
+        pa.field(LABEL_IDS, pa.list_(pa.field("element", pa.int32(), nullable=False)), nullable=False),
+        DATASET_SCHEMA.field(SOURCE),
+        DATASET_SCHEMA.field(SOURCE_ROW),
     ]
 )
 

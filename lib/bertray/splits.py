@@ -1,4 +1,10 @@
-"""Hold rows out for validation and test: stratified by label, reproducible, groups undivided."""
+"""Hold rows out for validation and test: stratified by label, reproducible, groups undivided.
+
+Rows with one label each go to `hold_out`, rows with several to `hold_out_multi_label`.
+
+Legend: N rows; C labels; U units: what is on one side as a whole, a group or a row without one; K: the labels and,
+last, a column that counts rows.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +13,17 @@ from collections import Counter
 from fractions import Fraction
 
 import numpy as np
+from scipy.sparse import csc_array, csr_array, hstack
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from bertray.errors import RequestError
 
 # A held-out share is cut from at most this many folds of groups: 0.1 is one of 10, 0.15 three of 20, 0.02 one of 50.
 _MAX_FOLDS = 50
+
+# Moves end after one to four passes over real labels; what gains less is rounding.
+_MAX_PASSES, _LEAST_GAIN = 10, 1e-9
 
 
 def hold_out(
@@ -38,6 +49,120 @@ def hold_out(
     return staying, np.sort(held_out), sorted(set(labels) - {labels[row] for row in held_out})
 
 
+def hold_out_multi_label(
+    label_sets: list[list[str]], fraction: float, seed: int, groups: list[str | None] | None = None
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Divide rows of several labels, so that every label is divided by the fraction as nearly as the others allow.
+
+    Args:
+        label_sets: one a row, without repeats; rows with an empty one are divided by the fraction too.
+        fraction, seed, groups: as of `hold_out`.
+
+    Returns:
+        As `hold_out`: staying rows, held-out rows, labels without a held-out row. Every label has a staying row.
+
+    Raises:
+        RequestError: too few rows or groups for that fraction.
+    """
+    num_rows = len(label_sets)
+    # Rows without a label share a nameless one, to be divided as the others are.
+    binarizer = MultiLabelBinarizer(sparse_output=True)
+    labels_NC = binarizer.fit_transform([labels or [""] for labels in label_sets])
+    counts_NK = hstack([labels_NC, np.ones((num_rows, 1))], format="csr", dtype=np.int64)
+    names_U, units_N = np.unique(_names(groups or [None] * num_rows), return_inverse=True)
+    in_unit = (np.ones(num_rows, np.int64), (units_N, np.arange(num_rows)))
+    counts_UK = csr_array(in_unit, shape=(len(names_U), num_rows)) @ csr_array(counts_NK)
+
+    rng = np.random.default_rng(seed)
+    held_out_U = _stratified_iteratively(counts_UK, fraction, rng)
+    _move_what_brings_shares_nearer(counts_UK, held_out_U, fraction, rng)
+    _bring_back_lost_labels(counts_UK, held_out_U)
+
+    *held_out_C, num_held_out = held_out_U @ counts_UK
+    num_held_out_of = {label: int(count) for label, count in zip(binarizer.classes_, held_out_C, strict=True) if label}
+    if not num_held_out or abs(num_held_out - fraction * num_rows) > max(1, fraction * num_rows / 2):
+        rows = f"{num_rows} rows" if groups is None else f"{num_rows} rows in {len(held_out_U)} groups"
+        raise RequestError(
+            f"{rows} with {len(num_held_out_of)} labels are too few to hold out {fraction:.3g} of them with every "
+            f"label left to train on: the nearest is {num_held_out} rows. Add rows, raise --validation-fraction and "
+            "--test-fraction, or give splits of your own with --validation and --test"
+        )
+    is_held_out_N = held_out_U[units_N]
+    absent = [label for label, count in num_held_out_of.items() if not count]
+    return np.flatnonzero(~is_held_out_N), np.flatnonzero(is_held_out_N), absent
+
+
+def _stratified_iteratively(counts_UK: csr_array, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Which units are held out (bool [U]), dealt out label by label.
+
+    Iterative stratification: Sechidis, Tsoumakas and Vlahavas, "On the Stratification of Multi-Label Data", ECML PKDD
+    2011, algorithm 1, with units in the place of rows. The rarest label is dealt out first, while there is a choice;
+    each of its units goes to the side that lacks most rows of that label, between equals to the one that lacks most
+    rows at all.
+    """
+    remaining_K = counts_UK.sum(axis=0)
+    lacking_2K = np.outer([1 - fraction, fraction], remaining_K)  # staying, held out
+    order_U = rng.permutation(counts_UK.shape[0])
+    by_label = counts_UK[order_U].tocsc()
+    side_U = np.full(len(order_U), -1)
+    while remaining_K.any():
+        label = int(np.argmin(np.where(remaining_K > 0, remaining_K, np.inf)))
+        for unit in order_U[_entries(by_label, label)[0]]:
+            if side_U[unit] >= 0:
+                continue
+            staying, held_out = lacking_2K[:, [label, -1]].tolist()
+            side_U[unit] = side = int(held_out > staying)
+            labels, counts = _entries(counts_UK, unit)
+            lacking_2K[side, labels] -= counts
+            remaining_K[labels] -= counts
+    return np.asarray(side_U == 1)
+
+
+def _move_what_brings_shares_nearer(
+    counts_UK: csr_array, held_out_U: np.ndarray, fraction: float, rng: np.random.Generator
+) -> None:
+    """Move units, one at a time and in place, while that lowers the sum over K of (held out - wanted)² / rows.
+
+    Dealing looks at one label of a unit. Where groups have all labels the frequent ones are left with what that made
+    of them: 14,219 rows of goemotions' `neutral` in groups of 7 were 87 rows from a tenth, afterwards 2.
+    """
+    total_K = counts_UK.sum(axis=0)
+    surplus_K = held_out_U @ counts_UK - fraction * total_K
+    for _ in range(_MAX_PASSES):
+        num_moved = 0
+        for unit in rng.permutation(len(held_out_U)):
+            labels, counts = _entries(counts_UK, unit)
+            change = -counts if held_out_U[unit] else counts
+            if np.sum(change * (2 * surplus_K[labels] + change) / total_K[labels]) < -_LEAST_GAIN:
+                surplus_K[labels] += change
+                held_out_U[unit] = not held_out_U[unit]
+                num_moved += 1
+        if not num_moved:
+            return
+
+
+def _bring_back_lost_labels(counts_UK: csr_array, held_out_U: np.ndarray) -> None:
+    """A label that was held out whole could not be learnt: the smallest of its units comes back, in place."""
+    by_label = counts_UK.tocsc()
+    num_rows_U = counts_UK[:, [-1]].toarray().ravel()
+    for label in np.flatnonzero(~held_out_U @ counts_UK == 0).tolist():
+        units, _ = _entries(by_label, label)
+        # A unit that came back for another label may have this one; without any row there is no unit.
+        if len(units) and held_out_U[units].all():
+            held_out_U[units[np.argmin(num_rows_U[units])]] = False
+
+
+def _entries(counts: csr_array | csc_array, position: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of a row (csr) or column (csc): where it is not zero, and the values there."""
+    entries = slice(counts.indptr[position], counts.indptr[position + 1])
+    return counts.indices[entries], counts.data[entries]
+
+
+def _names(groups: list[str | None]) -> list[str]:
+    """A name for the group of every row; a null group is one of its own."""
+    return [f"row {row}" if group is None else f"group {group}" for row, group in enumerate(groups)]
+
+
 def _stratified(labels: list[str], fraction: float, seed: int) -> np.ndarray:
     counts = Counter(labels)
     rows = np.array([row for row, label in enumerate(labels) if counts[label] > 1], dtype=np.int64)
@@ -54,7 +179,7 @@ def _stratified(labels: list[str], fraction: float, seed: int) -> np.ndarray:
 
 
 def _by_group(labels: list[str], groups: list[str | None], fraction: float, seed: int) -> np.ndarray:
-    names = [f"row {row}" if group is None else f"group {group}" for row, group in enumerate(groups)]
+    names = _names(groups)
     num_groups = len(set(names))
     most_frequent = max(Counter(labels).values())
     # The closest share that can be cut; scikit-learn wants as many groups, and rows of some label, as folds.
