@@ -103,7 +103,7 @@ def test_to_be_right_on_few_rows_is_no_certainty(num_rows: int) -> None:
 
 
 def test_a_temperature_that_gains_nothing_is_one() -> None:
-    assert fit_temperature(np.zeros((0, 3)), np.zeros(0, dtype=int)) == 1
+    assert calibrate(np.zeros((0, 3)), np.zeros(0, dtype=int)) == (1, {})
     assert fit_temperature(np.zeros((9, 3)), np.zeros(9, dtype=int)) == 1
 
 

@@ -180,27 +180,27 @@ def predictions(
     }
     if problem_type == "multi_label_classification":
         is_given_NC = is_given(probabilities_NC, thresholds) & ~not_a_number_N[:, None]
-        columns[LABELS] = _label_lists(probabilities_NC, is_given_NC, labels, not_a_number_N)
+        columns[LABELS] = label_lists(probabilities_NC, is_given_NC, labels, not_a_number_N)
     schema = prediction_schema(problem_type)
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
-def is_given(probabilities_NC: np.ndarray, thresholds: Sequence[float] | None) -> np.ndarray:
+def is_given(probabilities_NC: np.ndarray, thresholds: Sequence[float] | np.ndarray | None) -> np.ndarray:
     """Which labels each row is given (bool [N, C]): those whose probability reaches their threshold."""
     return np.asarray(probabilities_NC >= (DEFAULT_THRESHOLD if thresholds is None else np.array(thresholds)))
 
 
-def _label_lists(
-    probabilities_NC: np.ndarray, is_given_NC: np.ndarray, labels: Sequence[str], is_null_N: np.ndarray
+def label_lists(
+    probabilities_NC: np.ndarray, is_given_NC: np.ndarray, labels: Sequence[str], is_null_N: np.ndarray | None = None
 ) -> pa.ListArray:
-    """The labels that each row is given, the likeliest first."""
+    """The labels that each row is given, the likeliest first; null where `is_null_N`."""
     rows, label_ids = np.nonzero(is_given_NC)
     by_probability = np.lexsort((label_ids, -probabilities_NC[rows, label_ids], rows))
     return pa.ListArray.from_arrays(
         pa.array(offsets(is_given_NC.sum(axis=1)), pa.int32()),
         pc.take(pa.array(labels, pa.string()), pa.array(label_ids[by_probability])),
         type=MULTI_LABEL_PREDICTION_SCHEMA.field(LABELS).type,
-        mask=pa.array(is_null_N),
+        mask=None if is_null_N is None else pa.array(is_null_N),
     )
 
 

@@ -53,12 +53,14 @@ def calibrate(logits_NC: np.ndarray, targets: np.ndarray) -> tuple[float, dict[s
     """The temperature of `fit_temperature`, and what it does to these rows: `BundleInfo.calibration`.
 
     Returns:
-        The temperature, and ece_before, ece_after, nll_before, nll_after.
+        The temperature, and ece_before, ece_after, nll_before, nll_after; without rows none of these.
 
     Raises:
         ValueError: as `fit_temperature`.
     """
     temperature = fit_temperature(logits_NC, targets)
+    if not len(logits_NC):
+        return temperature, {}
     problem_type: ProblemType = "single_label_classification" if targets.ndim == 1 else "multi_label_classification"
     measured = {}
     for when, scaled_NC in (("before", logits_NC), ("after", logits_NC / temperature)):
@@ -106,7 +108,11 @@ def fit_temperature(logits_NC: np.ndarray, targets: np.ndarray) -> float:
 
 
 def negative_log_likelihood(logits_NC: np.ndarray, targets: np.ndarray) -> float:
-    """Mean over rows of one label (cross-entropy), or over the N × C decisions of several (binary cross-entropy)."""
+    """Mean over rows of one label (cross-entropy), or over the N × C decisions of several (binary cross-entropy).
+
+    Args:
+        logits_NC: of one row at least.
+    """
     logits_NC, targets = _checked(logits_NC, targets)
     of_targets = logits_NC[np.arange(len(targets)), targets] if targets.ndim == 1 else logits_NC * targets
     return _log_partition(logits_NC, targets) - float(of_targets.mean())

@@ -78,9 +78,7 @@ PREDICTION_SCHEMA = pa.schema(
 )
 # With several labels a row also all those whose probability reaches their threshold, the likeliest first; maybe none.
 # Where none does, `label` is still the likeliest. Null where `error` is not.
-MULTI_LABEL_PREDICTION_SCHEMA = PREDICTION_SCHEMA.insert(
-    2, pa.field(LABELS, pa.list_(pa.field("element", pa.string(), nullable=False)))
-)
+MULTI_LABEL_PREDICTION_SCHEMA = PREDICTION_SCHEMA.insert(2, MULTI_LABEL_SCHEMA.field(LABELS).with_nullable(True))
 
 # Part of a scoring fingerprint: raise it when the meaning of an output column changes. `review`, a new column, did not
 # raise it: a bundle that was there before reviews nothing, and an archive of hundreds of millions of rows would be
