@@ -90,7 +90,7 @@ def test_logits_are_those_of_the_padded_forward(
     model = build(name, changes)
     expected_SC = padded_forward(model)
     encoder = Encoder(copy.deepcopy(model), "fp32", "cpu")
-    assert (encoder.is_packed, encoder.is_cut) == (is_packed, is_cut)
+    assert (encoder.layout.is_packed, encoder.layout.is_cut) == (is_packed, is_cut)
     np.testing.assert_allclose(encoder.logits(TOKENS), expected_SC, atol=1e-4)
 
     logits_SC = Encoder(copy.deepcopy(model), "bf16", "cpu").logits(TOKENS)
@@ -192,7 +192,7 @@ class OfAnotherKind(transformers.BertForSequenceClassification):
 
 def test_a_model_that_cannot_be_tried_is_run_as_it_is() -> None:
     encoder = Encoder(OfAnotherKind(build("Bert", {}).config), "fp32", "cpu")
-    assert not encoder.is_packed and not encoder.is_cut
+    assert not encoder.layout.is_packed and not encoder.layout.is_cut
     one = TokenColumn(np.array([2, 5, 3], np.int32), offsets([3]), np.zeros(1, int), np.zeros(1, bool), pa.nulls(1))
     assert np.isfinite(encoder.logits(one)).all()
 
@@ -223,7 +223,7 @@ def test_a_model_without_a_last_linear_layer_stays_uncalibrated(caplog: pytest.L
 
 
 def test_padding_may_be_the_last_id() -> None:
-    assert Encoder(build("Bert", {"pad_token_id": SIZES["vocab_size"] - 1}), "fp32", "cpu").is_packed
+    assert Encoder(build("Bert", {"pad_token_id": SIZES["vocab_size"] - 1}), "fp32", "cpu").layout.is_packed
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -231,39 +231,39 @@ def test_padding_may_be_the_last_id() -> None:
 def test_packed_on_a_gpu(name: str, settings: dict[str, Any]) -> None:
     expected_SC = padded_forward(build(name, settings))
     encoder = Encoder(build(name, settings), "bf16", "cuda")
-    assert encoder.is_packed
+    assert encoder.layout.is_packed
     np.testing.assert_allclose(encoder.logits(TOKENS), expected_SC, atol=0.05)
 
 
 def test_a_model_that_reads_other_positions_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("Roberta", {"pad_token_id": 1})
     expected_SC = padded_forward(model)
-    monkeypatch.setattr("bertray.encoder._first_position", lambda _: 0)
+    monkeypatch.setattr("bertray.layout._first_position", lambda _: 0)
     encoder = Encoder(model, "fp32", "cpu")
-    assert not encoder.is_packed
+    assert not encoder.layout.is_packed
     np.testing.assert_allclose(encoder.logits(TOKENS), expected_SC, atol=1e-4)
 
 
 def test_out_of_memory_is_answered_by_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder(build("Bert", {}), "fp32", "cpu")
     expected_SC = encoder.logits(TOKENS)
-    forward, sizes = encoder._forward, []
+    forward, sizes = encoder.layout.forward, []
 
-    def limited(tokens: TokenColumn, rows: np.ndarray) -> torch.Tensor:
+    def limited(model: Any, tokens: TokenColumn, rows: np.ndarray) -> torch.Tensor:
         sizes.append(int(tokens.lengths_S[rows].sum()))
         if sizes[-1] > 600:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(tokens, rows)
+        return forward(model, tokens, rows)
 
-    monkeypatch.setattr(encoder, "_forward", limited)
+    monkeypatch.setattr(encoder.layout, "forward", limited)
     np.testing.assert_allclose(encoder.logits(TOKENS), expected_SC, atol=1e-5)
     assert encoder.token_budget == 512
     assert [size > 600 for size in sizes[:3]] == [True, True, False]
 
-    def never(tokens: TokenColumn, rows: np.ndarray) -> torch.Tensor:
+    def never(model: Any, tokens: TokenColumn, rows: np.ndarray) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(encoder, "_forward", never)
+    monkeypatch.setattr(encoder.layout, "forward", never)
     with pytest.raises(torch.OutOfMemoryError):
         encoder.logits(TOKENS)
     assert encoder.token_budget == 512  # what this text needs says nothing of the next

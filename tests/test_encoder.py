@@ -59,7 +59,7 @@ def test_bf16_is_close_and_never_nan_with_padding(
     for packed in (True, False):
         model._supports_attention_backend = packed
         encoder = Encoder(copy.deepcopy(model), "bf16", "cpu")
-        assert encoder.is_packed is packed
+        assert encoder.layout.is_packed is packed
         logits_SC = encoder.logits(tokens)
         assert np.abs(logits_SC - expected_SC).max() < 0.15
         assert np.mean(logits_SC.argmax(1) == expected_SC.argmax(1)) > 0.99

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertray.packing import epoch_batches, pack, packed_batches, pad, padded_batches
+from bertray.packing import pack, packed_batches, pad, padded_batches
 from bertray.pretrained import load_tokenizer
 from bertray.tokenization import ColumnTokenizer, TokenColumn
 from tests.conftest import SHARED_DATA, needs_shared_data
@@ -42,27 +42,6 @@ def test_little_is_wasted_on_real_lengths(name: str) -> None:
     lengths_S = tokenizer.encode(texts).lengths_S
     padded = sum(len(batch) * lengths_S[batch].max() for batch in padded_batches(lengths_S, 2048))
     assert 1 - lengths_S.sum() / padded <= 0.02
-
-
-@given(lengths_strategy, st.integers(1, 16), st.integers(0, 3), st.integers(1, 3))
-def test_epoch_batches_hold_every_row_once(lengths_S: np.ndarray, batch_size: int, seed: int, epoch: int) -> None:
-    batches = epoch_batches(lengths_S, batch_size, seed, epoch)
-    rows = np.concatenate(batches) if batches else np.zeros(0, dtype=np.int64)
-    assert sorted(rows) == list(range(len(lengths_S)))
-    assert all(1 <= len(batch) <= batch_size for batch in batches)
-    again = epoch_batches(lengths_S, batch_size, seed, epoch)
-    assert all(np.array_equal(one, other) for one, other in zip(batches, again, strict=True))
-
-
-def test_epochs_and_seeds_differ_and_padding_is_small() -> None:
-    lengths_S = np.random.default_rng(0).lognormal(3, 0.7, size=5000).astype(np.int64) + 2
-    first, second, other = (
-        np.concatenate(epoch_batches(lengths_S, 32, seed, epoch)) for seed, epoch in ((0, 1), (0, 2), (1, 1))
-    )
-    assert not np.array_equal(first, second)
-    assert not np.array_equal(first, other)
-    padded = sum(len(batch) * lengths_S[batch].max() for batch in epoch_batches(lengths_S, 32, 0, 1))
-    assert 1 - lengths_S.sum() / padded < 0.10
 
 
 TOKENS = TokenColumn(

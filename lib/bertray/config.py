@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from bertray.choices import Device, Engine, InferencePrecision, LongDocuments, Precision
+from bertray.choices import (
+    ClassWeights,
+    Device,
+    Engine,
+    InferencePrecision,
+    Keep,
+    LongDocuments,
+    Precision,
+    Sampling,
+)
 from bertray.schema import RESERVED_COLUMNS
 
 DEVICE_HELP = (
@@ -50,6 +59,18 @@ LabelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1
 Paths = Annotated[list[Place], NoDecode, BeforeValidator(_one_or_many)]
 Texts = Annotated[list[str], NoDecode, BeforeValidator(_one_or_many)]
 Columns = Annotated[list[str], NoDecode, BeforeValidator(_comma_separated)]
+
+
+def _as_range(value: Any) -> Any:
+    """4 -> "4", " 1:8" -> "1:8"."""
+    text = str(value).strip()
+    lowest, _, highest = text.partition(":")
+    if not (lowest.isdecimal() and (highest or lowest).isdecimal() and 1 <= int(lowest) <= int(highest or lowest)):
+        raise ValueError("give a number of workers from 1, as 4, or the fewest and the most, as 1:8")
+    return text
+
+
+Workers = Annotated[str, BeforeValidator(_as_range)]
 
 
 class JobConfig(BaseSettings):
@@ -153,7 +174,42 @@ class TrainConfig(JobConfig):
         0.1, ge=0, le=1, description="share of steps in which the learning rate rises; as BERT's"
     )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm; as BERT's")
-    num_workers: int = Field(1, ge=1, description="data-parallel workers; one a GPU, on CPUs one a machine")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="a layer's learning rate is this share of that of the layer above it; 1: all alike"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the probability spread over all classes")
+    class_weights: ClassWeights = Field(
+        "none", description="balanced: in the loss a row counts the more the fewer rows its class has"
+    )
+    sampling: Sampling = Field("natural", description="balanced: every class is drawn alike, with repeats")
+    average_decay: float | None = Field(
+        None, gt=0, lt=1, description="keep a running mean of the weights with this decay, as 0.99; default: none"
+    )
+    keep: Keep = Field("best", description="of the epochs: the best by macro-F1 on validation, or the last")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many epochs without a better one; default: take all epochs"
+    )
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="a step's rows are run in parts of so many tokens a worker, whose gradients add up: less memory, "
+        "the same steps; default: 2048 on CPUs, 65536 on GPUs",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute states again instead of keeping them: less memory, a third more time"
+    )
+    checkpoint_minutes: float = Field(10.0, gt=0, description="between checkpoints, which a run goes on from")
+    checkpoint_steps: int | None = Field(None, ge=1, description="between checkpoints, instead of --checkpoint-minutes")
+    restart: bool = Field(False, description="begin anew where a run that has not ended would be gone on with")
+    max_failures: int = Field(
+        3, ge=0, description="a lost worker or node is answered so often by going on from the latest checkpoint"
+    )
+    keep_checkpoints: int = Field(1, ge=1, description="so many of the latest checkpoints stay, beside the best epoch")
+    num_workers: Workers = Field(
+        "1",
+        description="data-parallel workers, as 4; or as 2:8, so many as the cluster has at any time; one a GPU, "
+        "on CPUs one a machine",
+    )
     device: Device = Field("auto", description=DEVICE_HELP)
     precision: Precision = Field("auto", description=PRECISION_HELP)
     seed: int = Field(0, ge=0, description="of the head's weights, dropout and the order of the rows")
@@ -165,6 +221,12 @@ class TrainConfig(JobConfig):
                 f"stride {self.stride} has no meaning with long_documents truncate: leave it out, or say mean or max"
             )
         return self
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most workers."""
+        lowest, _, highest = self.num_workers.partition(":")
+        return int(lowest), int(highest or lowest)
 
     @property
     def overlap(self) -> int | None:

@@ -1,221 +1,329 @@
-"""The loop that every training worker runs.
+"""The loop of fine-tuning, of one worker or of each of several; knows torch.distributed, but not Ray.
 
-1. Every worker reads and tokenises the data set; the batches of an epoch follow from seed and epoch alone.
-2. A step: each rank takes every world_size-th sequence of the global batch; the loss is the mean over the global batch.
-3. After each epoch every rank evaluates its share of the validation rows; all ranks see the metrics of all rows.
-4. Rank 0 reports metrics and, as checkpoint, a Hugging Face model folder.
+1. A step reads a global batch, which follows from (seed, step); each rank takes its share, in parts that fit into
+   memory. The loss is the mean over the global batch, so that any number of ranks takes the same steps.
+2. After each epoch every rank evaluates its share of the validation rows; all ranks see the metrics of all rows.
+3. Rank 0 writes checkpoints; every rank begins with the latest.
 
-A sequence is a text, or a window of a long one with the text's label; metrics are of texts.
+A sequence is a text, or a window of a long one with the text's labels; metrics are of texts.
 
 Legend: N rows, S sequences, C classes, B sequences of a rank's share of a batch.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import tempfile
 import time
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
-import ray.train
-import ray.train.torch
 import torch
 import torch.distributed
-from torch.nn.functional import cross_entropy
-from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
-from transformers.utils import logging as transformers_logging
 
-from bertray.bundle import predictions
+from bertray.checkpoints import Checkpoints, Progress
+from bertray.choices import ProblemType
 from bertray.config import TrainConfig
-from bertray.dataset import Dataset
-from bertray.encoder import TOKEN_BUDGET, resolve_precision
+from bertray.encoder import TOKEN_BUDGET
 from bertray.errors import BertrayError
+from bertray.learner import Learner
 from bertray.metrics import summary_metrics
-from bertray.packing import epoch_batches, pad, padded_batches
-from bertray.pretrained import encoder_folder, load_tokenizer
-from bertray.profile import Profile
-from bertray.schema import LABEL_ID, TEXT
-from bertray.tokenization import ColumnTokenizer, TokenColumn
-from bertray.windows import aggregate, training_weights
+from bertray.objective import Objective, sampling_probabilities
+from bertray.optimizer import Optimizer, learning_rate_factor
+from bertray.training_batches import TrainingBatches, micro_batches, share
+from bertray.training_rows import TrainingRows
+from bertray.windows import aggregate
 
-_log = logging.getLogger(__name__)
-
-_REPORT_INTERVAL_S = 0.5
-# Beside the model in a checkpoint: what it says of the validation rows.
-PROFILE_FILE = "validation_profile.json"
+VALIDATION_LOGITS = "validation_logits_NC"
+# Losses stay on the device until someone looks: a GPU must not wait for the host at each step.
+_LOOK_INTERVAL_S = 0.5
 
 
-def train_on_worker(settings: dict[str, Any]) -> None:
-    """Entry point of a Ray Train worker.
+@dataclass(frozen=True)
+class StepRecord:
+    """What a step was like."""
+
+    step: int
+    epoch: float  # passes over the training rows, this step's included
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_s: float  # since the record before
+
+
+class Watcher(Protocol):
+    """Who is told how a run goes."""
+
+    def steps(self, records: list[StepRecord], num_steps: int) -> bool:
+        """New steps, of so many in all. Returns whether the run shall write a checkpoint and end."""
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        """Metrics of an epoch."""
+
+
+class DivergedError(BertrayError):
+    """The loss, or its gradient, is not a number.
+
+    Attributes:
+        step: at which; with the seed it says which rows were read.
+        rows: of the training split, that the step read.
+    """
+
+    def __init__(self, message: str, step: int, rows: list[int]) -> None:
+        super().__init__(message, step, rows)
+        self.step, self.rows = step, rows
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class FineTuning:
+    """One rank of a run.
 
     Args:
-        settings: `config`, a `TrainConfig` as a dict, and `board`, the progress actor.
+        config: of the job; what it says of places and workers is the caller's.
+        model: a transformers sequence classifier, fp32, on the CPU; the same on every rank.
+        splits: "train" and "validation".
+        vocabulary_V: the encoder's ids of the splits' vocabulary.
+        checkpoints: where the run goes on from, and rank 0 writes to; None: nowhere.
     """
-    Worker(TrainConfig.model_construct(**settings["config"]), settings["board"]).run()
 
-
-class Worker:
-    """One rank of a data-parallel run."""
-
-    def __init__(self, config: TrainConfig, board: Any) -> None:
-        context = ray.train.get_context()
-        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.config, self.board = config, board
-        self.device = ray.train.torch.get_device()
-        self.bf16 = resolve_precision(config.precision, self.device) == "bf16"
-        if self.device.type == "cpu":
-            assigned = ray.get_runtime_context().get_assigned_resources()
-            torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
-        transformers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()
-
-        dataset = Dataset.open(config.data)
-        tokenizer, _ = load_tokenizer(config.encoder, config.max_length, config.overlap)
-        column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
-        self.train = _Rows(dataset.split("train"), column_tokenizer)
-        self.validation = _Rows(dataset.split("validation"), column_tokenizer)
-        self.labels = dataset.labels
-
-        torch.manual_seed(config.seed)  # the new head is the same on every rank and in every run
-        model = AutoModelForSequenceClassification.from_pretrained(
-            encoder_folder(config.encoder),
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            num_labels=len(self.labels),
-            id2label=dict(enumerate(self.labels)),
-            label2id={label: index for index, label in enumerate(self.labels)},
-            problem_type="single_label_classification",
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: Any,
+        splits: dict[str, TrainingRows],
+        vocabulary_V: np.ndarray,
+        problem_type: ProblemType,
+        *,
+        device: torch.device,
+        watcher: Watcher,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        is_distributed = torch.distributed.is_initialized()
+        self.rank = torch.distributed.get_rank() if is_distributed else 0
+        self.world_size = torch.distributed.get_world_size() if is_distributed else 1
+        self.config, self.device = config, device
+        self._watcher, self._checkpoints = watcher, checkpoints
+        self._train, self._validation = splits["train"], splits["validation"]
+        self._problem_type, self._num_classes = problem_type, model.config.num_labels
+        self._lengths_S = self._train.tokens.lengths_S
+        self.learner = Learner(
+            model,
+            vocabulary_V,
+            device,
+            config.precision,
+            gradient_checkpointing=config.gradient_checkpointing,
         )
-        self.pad_id = model.config.pad_token_id or 0
-        # DDP exchanges gradients in backward; validation must go past it, for its forward is a collective too and
-        # ranks validate unequal numbers of batches.
-        self.ddp_model = ray.train.torch.prepare_model(model)
-        self.model = self.ddp_model.module if self.world_size > 1 else self.ddp_model
-        self.steps_per_epoch = math.ceil(len(self.train.labels_S) / config.batch_size)
-        self.num_steps = self.steps_per_epoch * config.epochs
-        self.optimizer = _optimizer(self.model, config)
-        self.scheduler = get_linear_schedule_with_warmup(
-            self.optimizer, round(self.num_steps * config.warmup_fraction), self.num_steps
+        self.optimizer = Optimizer(
+            model,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            layer_decay=config.layer_decay,
+            average_decay=config.average_decay,
         )
-        torch.manual_seed(config.seed + 1 + self.rank)  # dropout differs between ranks
-        self._posted_s = 0.0
+        self._objective = Objective(
+            self._train,
+            self._num_classes,
+            problem_type,
+            device,
+            label_smoothing=config.label_smoothing,
+            class_weights=config.class_weights,
+        )
+        probabilities_S = None
+        if config.sampling == "balanced":
+            probabilities_S = sampling_probabilities(self._train, self._num_classes)
+        self.batches = TrainingBatches(self._lengths_S, config.batch_size, config.seed, probabilities_S)
+        self.num_steps = self.batches.steps_per_epoch * config.epochs
+        self._token_budget = config.micro_batch_tokens or TOKEN_BUDGET[device.type]
+        self._progress = Progress()
+        self._best: dict[str, torch.Tensor] | None = None  # of the best epoch, until a checkpoint holds it
+        self._unseen: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # step, loss, norm of the gradient
+        self._looked_s = self._saved_s = self._epoch_began_s = 0.0
+        self._num_tokens = 0  # since the last look
 
-    def run(self) -> None:
-        for epoch in range(1, self.config.epochs + 1):
-            started_s = time.monotonic()
-            train_loss = self._train_epoch(epoch)
-            validation, profile = self._validate()
-            metrics = {"epoch": epoch, "train_loss": train_loss, **validation}
-            metrics["num_train_tokens"] = self.train.tokens.num_tokens
-            metrics["wall_s"] = time.monotonic() - started_s
-            self._report(metrics, profile)
+    def run(self) -> bool:
+        """Take the steps that are left; returns whether the run is done, rather than told to end.
 
-    def _train_epoch(self, epoch: int) -> float:
-        """One pass over the training rows; returns the mean loss of a row, which is the mean of its windows'."""
-        self.model.train()
-        losses: list[torch.Tensor] = []
-        batches = epoch_batches(self.train.tokens.lengths_S, self.config.batch_size, self.config.seed, epoch)
-        for step, batch in enumerate(batches, start=1):
-            rows = batch[self.rank :: self.world_size]
-            # A last batch of fewer rows than ranks: the others join the gradient exchange with a loss of zero.
-            weight = 1.0 if len(rows) else 0.0
-            rows = rows if len(rows) else batch[:1]
-            logits_BC = self._logits(self.ddp_model, self.train.tokens, rows)
-            targets_B, weights_B = (
-                torch.from_numpy(values_S[rows]).to(self.device)
-                for values_S in (self.train.labels_S, self.train.weights_S)
+        Raises:
+            DivergedError: the loss is not a number. The latest checkpoint is from before.
+        """
+        self._resume()
+        now_s = time.monotonic()
+        self._looked_s = self._saved_s = now_s
+        self._epoch_began_s = now_s - self._progress.epoch_wall_s
+        loss_sum = torch.tensor(self._progress.epoch_loss_sum, dtype=torch.float64, device=self.device)
+        step = self._progress.step
+        while step < self.num_steps and not self._progress.is_done:
+            step += 1
+            loss_sum += self._step(step)
+            is_end_of_epoch = step % self.batches.steps_per_epoch == 0
+            shall_end = self._look(step, is_end_of_epoch)
+            if is_end_of_epoch:
+                self._end_epoch(step, loss_sum.item())
+                loss_sum.zero_()
+            if self._is_checkpoint_due(step, shall_end):
+                self._save(step, loss_sum.item())
+            if shall_end and not self._progress.is_done:
+                break
+        if self._checkpoints:
+            self._checkpoints.wait()
+        return self._progress.is_done
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is, as of the last epoch or checkpoint."""
+        return self._progress
+
+    def best_weights(self) -> dict[str, torch.Tensor]:
+        """Complete weights after the best epoch, where there are no checkpoints to hold them."""
+        assert self._best is not None, "no epoch has ended, or a checkpoint holds its weights"
+        return {name: held for name, held in self._best.items() if name != VALIDATION_LOGITS}
+
+    def _step(self, step: int) -> torch.Tensor:
+        """Take one step; returns the sum of its sequences' losses (float64), on the device."""
+        self.learner.model.train()
+        self.learner.seed(self.config.seed, step, self.rank)  # dropout differs between ranks
+        batch = self.batches.at(step)
+        rows = share(batch, self.rank, self.world_size)
+        # A batch of fewer rows than ranks: the others join the exchange of gradients with a loss of zero.
+        weight = 1.0 if len(rows) else 0.0
+        parts = micro_batches(rows if len(rows) else batch[:1], self._lengths_S, self._token_budget)
+        # Gradients are averaged over ranks; scaled so, the average is the gradient of the global batch's mean.
+        scale = weight * self.world_size / len(batch)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        for number, part in enumerate(parts, start=1):
+            loss_sum += self.learner.add_gradients(
+                self._train.tokens,
+                part,
+                lambda logits_BC, part=part: self._objective.loss_sum(logits_BC, part) * scale,
+                is_last=number == len(parts),
             )
-            loss_sum = weight * (weights_B * cross_entropy(logits_BC, targets_B, reduction="none")).sum()
-            # DDP averages gradients over ranks; scaled so, the average is the gradient of the global batch's mean.
-            (loss_sum * (self.world_size / len(batch))).backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-            self.optimizer.step()
-            self.scheduler.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            losses.append(loss_sum.detach())
-            self._post_progress(epoch, step, losses)
-        return self._sum_over_ranks(torch.stack(losses).sum().item()) / len(self.train.labels_S)
+        loss_sum *= len(batch) / self.world_size
+        if self.world_size > 1:
+            torch.distributed.all_reduce(loss_sum)
+        factor = learning_rate_factor(step, self.num_steps, round(self.num_steps * self.config.warmup_fraction))
+        norm = self.optimizer.step(factor)
+        self._unseen.append((step, loss_sum / len(batch), norm))
+        self._num_tokens += int(self._lengths_S[batch].sum())
+        return loss_sum
 
-    def _logits(self, model: torch.nn.Module, tokens: TokenColumn, rows: np.ndarray) -> torch.Tensor:
-        """logits_BC (float32) of some rows, under the run's precision."""
-        input_ids_BL, mask_BL = (torch.from_numpy(array).to(self.device) for array in pad(tokens, rows, self.pad_id))
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            output = model(input_ids=input_ids_BL, attention_mask=mask_BL)
-        logits_BC: torch.Tensor = output.logits.float()
-        return logits_BC
+    def _look(self, step: int, is_due: bool) -> bool:
+        """Now and then, look whether losses are numbers and tell the watcher; returns whether the run shall end."""
+        now_s = time.monotonic()
+        if not is_due and step > 1 and now_s - self._looked_s < _LOOK_INTERVAL_S:
+            return False
+        steps, losses, norms = zip(*self._unseen, strict=True)
+        self._unseen.clear()
+        found = torch.stack([torch.stack(losses).double(), torch.stack(norms).double()]).cpu().numpy()
+        rate = self._num_tokens / max(now_s - self._looked_s, 1e-9)
+        self._looked_s, self._num_tokens = now_s, 0
+        records = []
+        for at, loss, norm in zip(steps, *found.tolist(), strict=True):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self._raise_diverged(at, loss, norm)
+            factor = learning_rate_factor(at, self.num_steps, round(self.num_steps * self.config.warmup_fraction))
+            records.append(
+                StepRecord(at, at / self.batches.steps_per_epoch, loss, self.config.learning_rate * factor, norm, rate)
+            )
+        return self.rank == 0 and self._watcher.steps(records, self.num_steps)
+
+    def _raise_diverged(self, step: int, loss: float, norm: float) -> None:
+        rows = np.unique(self._train.tokens.documents_S[self.batches.at(step)]).tolist()
+        epoch = self.batches.epoch(step)
+        which = f"the loss is {loss:g}" if not math.isfinite(loss) else f"the norm of the gradients is {norm:g}"
+        precision = " or use --precision fp32" if self.learner.precision == "bf16" else ""
+        raise DivergedError(
+            f"{which} at epoch {epoch}, step {step}: lower --learning-rate (now {self.config.learning_rate:g})"
+            f"{precision}",
+            step,
+            rows,
+        )
+
+    def _end_epoch(self, step: int, loss_sum: float) -> None:
+        """Evaluate, and keep the weights if no epoch before was better."""
+        epoch = self.batches.epoch(step)
+        with self.optimizer.averaged():
+            logits_NC = self._validation_logits()
+        metrics = {"epoch": epoch, "train_loss": loss_sum / len(self._lengths_S), **self._metrics(logits_NC)}
+        metrics["num_train_tokens"] = self._train.tokens.num_tokens
+        metrics["wall_s"] = time.monotonic() - self._epoch_began_s
+        self._epoch_began_s = time.monotonic()
+        history = [*self._progress.history, metrics]
+        best_epoch = epoch if self.config.keep == "last" else best_of(history)
+        if best_epoch == epoch and self.rank == 0:
+            self._best = self.learner.complete(self.optimizer.weights())
+            self._best[VALIDATION_LOGITS] = torch.from_numpy(logits_NC)
+        patience = self.config.patience
+        is_done = step == self.num_steps or (patience is not None and epoch - best_of(history) >= patience)
+        self._progress = Progress(step=step, history=history, best_epoch=best_epoch, is_done=is_done)
+        if self.rank == 0:
+            self._watcher.epoch(metrics)
 
     @torch.inference_mode()
-    def _validate(self) -> tuple[dict[str, float], Profile]:
-        """Loss, metrics and profile over all validation rows; each rank runs every world_size-th batch."""
-        self.model.eval()
-        tokens = self.validation.tokens
+    def _validation_logits(self) -> np.ndarray:
+        """logits_NC of all validation rows; each rank runs every world_size-th batch."""
+        self.learner.model.eval()
+        tokens = self._validation.tokens
         # A sequence is run by one rank, and is zero on the others: the sum over ranks is the whole.
-        logits_SC = torch.zeros(len(tokens.documents_S), len(self.labels))
-        batches = padded_batches(tokens.lengths_S, TOKEN_BUDGET[self.device.type])
+        logits_SC = torch.zeros(len(tokens.documents_S), self._num_classes, device=self.device)
+        batches = self.learner.batches(tokens.lengths_S, TOKEN_BUDGET[self.device.type])
         for rows in batches[self.rank :: self.world_size]:
-            logits_SC[rows] = self._logits(self.model, tokens, rows).cpu()
+            logits_SC[torch.from_numpy(rows)] = self.learner.logits(tokens, rows)
         if self.world_size > 1:
-            logits_SC = logits_SC.to(self.device)
             torch.distributed.all_reduce(logits_SC)
-            logits_SC = logits_SC.cpu()
-        num_rows = len(self.validation.labels_N)
-        logits_NC = aggregate(logits_SC.numpy(), tokens.documents_S, num_rows, self.config.long_documents)
-        profile = Profile.of(predictions(tokens, logits_NC, self.labels, "single_label_classification"))
-        read = np.unique(tokens.documents_S)  # a text without tokens has no logits
-        labels_N, logits_NC = self.validation.labels_N[read], logits_NC[read]
-        loss = cross_entropy(torch.from_numpy(logits_NC).double(), torch.from_numpy(labels_N)).item()
-        return {"loss": loss, **summary_metrics(labels_N, logits_NC.argmax(axis=1), len(self.labels))}, profile
+        num_rows = int(tokens.documents_S[-1]) + 1
+        return aggregate(logits_SC.cpu().numpy(), tokens.documents_S, num_rows, self.config.long_documents)
 
-    def _sum_over_ranks(self, value: float) -> float:
-        if self.world_size == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(total)
-        return total.item()
+    def _metrics(self, logits_NC: np.ndarray) -> dict[str, float]:
+        """Loss and metrics of the validation rows that have tokens; the loss without weights and smoothing."""
+        firsts = self._validation.firsts
+        logits_NC = logits_NC[self._validation.tokens.documents_S[firsts]]
+        labels_N = self._validation.label_ids(firsts)
+        loss = torch.nn.functional.cross_entropy(torch.from_numpy(logits_NC).double(), torch.from_numpy(labels_N))
+        return {"loss": loss.item(), **summary_metrics(labels_N, logits_NC.argmax(axis=1), self._num_classes)}
 
-    def _post_progress(self, epoch: int, step: int, losses: list[torch.Tensor]) -> None:
-        now_s = time.monotonic()
-        if self.rank or (now_s - self._posted_s < _REPORT_INTERVAL_S and step < self.steps_per_epoch):
+    def _is_checkpoint_due(self, step: int, shall_end: bool) -> bool:
+        if self.rank or self._checkpoints is None:
+            return False
+        if shall_end or self._progress.is_done:
+            return True
+        every = self.config.checkpoint_steps
+        is_due = step % every == 0 if every else time.monotonic() - self._saved_s >= 60 * self.config.checkpoint_minutes
+        # Only what is not waited for: a store that is slower than the interval must not hold the steps up.
+        return is_due and (bool(every) or not self._checkpoints.is_busy())
+
+    def _save(self, step: int, epoch_loss_sum: float) -> None:
+        """Hand a checkpoint over to be written."""
+        assert self._checkpoints is not None
+        if self._unseen:
+            self._look(step, True)  # what is written is known to be sound
+        is_done = self._progress.is_done
+        self._progress = self._progress.model_copy(
+            update={
+                "step": step,
+                "epoch_loss_sum": epoch_loss_sum,
+                "epoch_wall_s": time.monotonic() - self._epoch_began_s,
+            }
+        )
+        self._checkpoints.save(self._progress, None if is_done else self.optimizer.state(), self._best)
+        self._best, self._saved_s = None, time.monotonic()
+
+    def _resume(self) -> None:
+        """Go on from the latest checkpoint, the same on every rank."""
+        if self._checkpoints is None:
             return
-        self._posted_s = now_s
-        loss = losses[-1].item()
-        if not math.isfinite(loss):
-            raise BertrayError(
-                f"the loss is {loss} at epoch {epoch}, step {step}: lower --learning-rate (now "
-                f"{self.config.learning_rate:g}) or use --precision fp32"
-            )
-        step_of_all = (epoch - 1) * self.steps_per_epoch + step
-        self.board.post.remote(step_of_all, self.num_steps, f"epoch {epoch}/{self.config.epochs}")
-
-    def _report(self, metrics: dict[str, Any], profile: Profile) -> None:
-        if self.rank:
-            ray.train.report(metrics)
+        found = [self._checkpoints.latest() if self.rank == 0 else None]
+        if self.world_size > 1:
+            torch.distributed.broadcast_object_list(found, device=self.device)
+        if found[0] is None:
             return
-        self.board.post_epoch.remote(metrics)
-        with tempfile.TemporaryDirectory(prefix="bertray-") as folder:
-            self.model.save_pretrained(folder)
-            (Path(folder) / PROFILE_FILE).write_text(profile.model_dump_json())
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        self._progress = found[0]
+        if not self._progress.is_done:
+            self.optimizer.load_state(self._checkpoints.load(self._progress), self._progress.step)
 
 
-class _Rows:
-    """A split in memory: tokens and label ids, and what a sequence counts in the loss."""
-
-    def __init__(self, table: pa.Table, tokenizer: ColumnTokenizer) -> None:
-        self.tokens = tokenizer.encode(table[TEXT])
-        self.labels_N = table[LABEL_ID].to_numpy().astype(np.int64)
-        self.labels_S = self.labels_N[self.tokens.documents_S]
-        self.weights_S = training_weights(self.tokens.documents_S)
-
-
-def _optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW, with weight decay on matrices alone: biases and norms are the vectors."""
-    decayed = [weights for weights in model.parameters() if weights.requires_grad and weights.ndim > 1]
-    exempt = [weights for weights in model.parameters() if weights.requires_grad and weights.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+def best_of(history: list[dict[str, float]]) -> int:
+    """The epoch with the best macro-F1 on validation, the first of equals."""
+    return int(max(history, key=lambda epoch: epoch["f1_macro"])["epoch"])

@@ -3,8 +3,7 @@
     lengths_S [3, 120, 4, 118]  ->  batches [1, 3], [2, 0]: sequences of like length share a batch
 
 For inference a batch is a budget of tokens: `packed_batches` for models that read sequences end to end,
-`padded_batches` for the others. For training it is a number of sequences, chosen by seed and epoch alone, so that any
-number of workers sees the same batches (`epoch_batches`).
+`padded_batches` for the others. For training it is a number of sequences: `bertray.training_batches`.
 
 Legend: S sequences, B sequences of a batch, B1 = B + 1, T tokens of a batch, L tokens of its longest sequence.
 """
@@ -16,11 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bertray.ragged import offsets, positions
-from bertray.tokenization import TokenColumn
+from bertray.tokenization import Sequences
 
-# Batches of a training window are sorted by length: wide enough to leave little padding, narrow enough that every
-# window still holds a random sample of the rows.
-WINDOW_BATCHES = 50
 # A padded batch that has this share of its budget ends before it would hold more than this share of padding.
 _ENOUGH, _MAX_PADDING = 0.25, 0.02
 
@@ -60,23 +56,6 @@ def padded_batches(lengths_S: np.ndarray, token_budget: int) -> list[np.ndarray]
     return batches
 
 
-def epoch_batches(lengths_S: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Global training batches of one epoch: every sequence once, a function of the arguments alone.
-
-    A random permutation is cut into windows of `WINDOW_BATCHES` batches; each window is sorted by length and cut into
-    batches, whose order is then shuffled so that the lengths of consecutive steps are unrelated.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(lengths_S))
-    window = batch_size * WINDOW_BATCHES
-    batches: list[np.ndarray] = []
-    for start in range(0, len(order), window):
-        rows = order[start : start + window]
-        rows = rows[np.argsort(lengths_S[rows], kind="stable")]
-        batches += [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
-    return [batches[index] for index in rng.permutation(len(batches))]
-
-
 @dataclass(frozen=True)
 class PackedBatch:
     """Sequences end to end: input_ids_T, position_ids_T (int64, from 0 in each), offsets_B1 (int64)."""
@@ -96,7 +75,7 @@ class PackedBatch:
         )
 
 
-def pack(tokens: TokenColumn, rows: np.ndarray) -> PackedBatch:
+def pack(tokens: Sequences, rows: np.ndarray) -> PackedBatch:
     """One batch as sequences end to end, in the order of `rows`."""
     lengths_B = tokens.lengths_S[rows]
     return PackedBatch(
@@ -106,7 +85,7 @@ def pack(tokens: TokenColumn, rows: np.ndarray) -> PackedBatch:
     )
 
 
-def pad(tokens: TokenColumn, rows: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+def pad(tokens: Sequences, rows: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     """One batch as rectangles: input_ids_BL (int64) and attention_mask_BL (int64, 1 on tokens)."""
     lengths_B = tokens.lengths_S[rows]
     starts_B = tokens.offsets_S1[rows]

@@ -8,19 +8,24 @@ minilm              all-MiniLM-L6-v2 (22.7 M parameters) inside the package gt-a
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 
 from bertray.bundle_folder import sha256_of
+from bertray.choices import ProblemType
 from bertray.errors import RequestError
 
 MINILM = "minilm"
@@ -92,6 +97,21 @@ def load_tokenizer(
         )
     tokenizer.model_max_length = max_length
     return tokenizer, config
+
+
+def load_classifier(encoder: str, labels: Sequence[str], problem_type: ProblemType, seed: int) -> Any:
+    """An encoder with a new head, fp32, on the CPU; the same seed gives the same head."""
+    torch.manual_seed(seed)
+    return AutoModelForSequenceClassification.from_pretrained(
+        encoder_folder(encoder),
+        local_files_only=True,
+        use_safetensors=True,
+        dtype=torch.float32,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        problem_type=problem_type,
+    )
 
 
 def _minilm_folder() -> Path:

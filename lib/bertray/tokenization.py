@@ -32,14 +32,12 @@ _CALL_ROWS = 1024
 
 
 @dataclass(frozen=True)
-class TokenColumn:
-    """Token ids of N documents; see the module's example."""
+class Sequences:
+    """What a model reads: token ids end to end, and the document of every sequence."""
 
     ids_T: np.ndarray
     offsets_S1: np.ndarray
     documents_S: np.ndarray
-    truncated_N: np.ndarray
-    errors: pa.StringArray
 
     @property
     def lengths_S(self) -> np.ndarray:
@@ -48,6 +46,14 @@ class TokenColumn:
     @property
     def num_tokens(self) -> int:
         return int(self.offsets_S1[-1])
+
+
+@dataclass(frozen=True)
+class TokenColumn(Sequences):
+    """Token ids of N documents; see the module's example."""
+
+    truncated_N: np.ndarray
+    errors: pa.StringArray
 
     @property
     def num_tokens_N(self) -> np.ndarray:

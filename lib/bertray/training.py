@@ -1,9 +1,12 @@
 """From a data set to a bundle: the driver's side of training.
 
 1. check     data set, encoder, output and cluster, before any time is spent
-2. run       `finetuning.train_on_worker` on every worker of a Ray TorchTrainer
-3. choose    the epoch with the best macro-F1 on validation
-4. bundle    its weights, the tokenizer, the model card, bundle.json
+2. tokenise  training and validation rows, once                                   [bertray.training_rows]
+3. run       `training_worker.train_on_worker` on every worker of a Ray TorchTrainer; again from the latest checkpoint
+             when a worker or a node was lost
+4. bundle    the best epoch's weights, the tokenizer, the model card, bundle.json
+
+Until the bundle is there, all of it lies in the folder of the run, from which the same command goes on.
 """
 
 from __future__ import annotations
@@ -12,95 +15,95 @@ import logging
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import ray
 import ray.train
 from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 from ray.train.torch import TorchTrainer
+from transformers import PreTrainedConfig
 
-from bertray import cluster
-from bertray.bundle import seal
-from bertray.bundle_folder import BUNDLE_FILE
+from bertray import cluster, training_rows
+from bertray.bundle import predictions, seal
+from bertray.bundle_folder import BUNDLE_FILE, BundleInfo
+from bertray.checkpoints import Checkpoints, Progress
 from bertray.config import TrainConfig
 from bertray.dataset import Dataset
 from bertray.errors import BertrayError, RequestError
-from bertray.finetuning import PROFILE_FILE, train_on_worker
-from bertray.pretrained import load_tokenizer
+from bertray.finetuning import VALIDATION_LOGITS, DivergedError
+from bertray.ledger import new_run_id
+from bertray.pretrained import load_classifier, load_tokenizer
 from bertray.profile import Profile
 from bertray.progress import ProgressBar
+from bertray.run_lock import RunLock
+from bertray.schema import LABEL_ID, SOURCE, SOURCE_ROW, TEXT
 from bertray.storage import Location
+from bertray.tokenization import ColumnTokenizer
+from bertray.training_run import TrainingRun
+from bertray.training_worker import Board, train_on_worker
 
 _log = logging.getLogger(__name__)
 
-_KEPT_BY = "f1_macro"
 _NOT_SCORES = ("num_train_tokens", "wall_s")
+_MAX_ROWS_NAMED = 5
+# A step and a checkpoint of a large model; what stops a job gives it half a minute.
+_STOP_S = 25.0
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Fine-tune, keep the best epoch and write the bundle; returns the summary.
+    """Fine-tune, or go on with fine-tuning, and write the bundle; returns the summary.
 
     Raises:
         RequestError: something about data, encoder, output or cluster does not fit; nothing was started.
+        LockedError: another run is at work on the same output.
+        DivergedError: the loss is not a number.
     """
     started_s = time.monotonic()
     output = Location.of(config.output)
     _check_output(output, config)
     dataset = Dataset.open(config.data)
-    tokenizer, _ = load_tokenizer(config.encoder, config.max_length, config.overlap)
+    tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
     # Workers may run in other folders: from here on places are absolute.
     update = {"data": str(dataset.location), "output": str(output)}
     if Path(config.encoder).expanduser().is_dir():
         update["encoder"] = str(Path(config.encoder).expanduser().resolve())
     config = config.model_copy(update=update)
 
-    # Checkpoints of the run, beside the bundle because every worker can reach that place; removed when it is done.
-    scratch = output.parent() / f".{output.name}.train-{time.strftime('%Y%m%dT%H%M%S')}"
+    run = TrainingRun(output)
+    checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
     try:
-        with cluster.session():
-            checkpoint, best, history = _fit(config, dataset, scratch)
-    except BaseException:  # also Ctrl-C; when the session has ended, for until then workers may write there
-        scratch.remove()
+        with RunLock(run.location, new_run_id()).held():
+            column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
+            first_step = _begin(config, dataset, run, checkpoints, column_tokenizer, encoder_config)
+            progress = checkpoints.latest()
+            if progress is None or not progress.is_done:
+                with cluster.session():
+                    _fit(config, dataset, checkpoints)
+                progress = checkpoints.latest()
+                assert progress is not None and progress.is_done, "training ended without its last checkpoint"
+            info = _write_bundle(config, dataset, output, checkpoints, progress, tokenizer, column_tokenizer)
+    except BaseException:  # also Ctrl-C
+        _say_what_is_left(run, checkpoints)
         raise
-    try:
-        with tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
-            folder = Path(temporary) / "bundle"
-            checkpoint.to_directory(folder)
-            profile_file = folder / PROFILE_FILE
-            profile = Profile.model_validate_json(profile_file.read_text())
-            profile_file.unlink()
-            tokenizer.save_pretrained(folder)
-            info = seal(
-                folder,
-                labels=dataset.labels,
-                max_length=config.max_length,
-                long_documents=config.long_documents,
-                stride=config.overlap,
-                encoder=config.encoder,
-                data_fingerprint=dataset.fingerprint(),
-                training=config.model_dump(),
-                metrics={name: value for name, value in best.items() if name not in _NOT_SCORES},
-                history=history,
-                validation_profile=profile,
-            )
-            output.put_folder(folder, last=BUNDLE_FILE)
-    except BaseException:
-        _log.error("the bundle could not be written; the trained weights are in %s", checkpoint.path)
-        raise
-    scratch.remove()
-    wall_s = time.monotonic() - started_s
+    run.location.remove()
+    history = progress.history
     num_tokens = sum(epoch["num_train_tokens"] for epoch in history)
     return {
         "output": str(output),
-        "best_epoch": int(best["epoch"]),
+        "best_epoch": progress.best_epoch,
+        "num_epochs": len(history),
+        **({"resumed_from_step": first_step} if first_step else {}),
         "validation": info.metrics,
         "num_train_tokens": int(num_tokens),
         "train_tokens_per_s": round(num_tokens / sum(epoch["wall_s"] for epoch in history), 1),
-        "wall_s": round(wall_s, 1),
+        "wall_s": round(time.monotonic() - started_s, 1),
         "fingerprint": info.fingerprint(),
     }
 
@@ -117,107 +120,162 @@ def _check_output(output: Location, config: TrainConfig) -> None:
         raise RequestError(f"--output {output} exists and is no bundle (it has no {BUNDLE_FILE}): it is not replaced")
 
 
-def _fit(
-    config: TrainConfig, dataset: Dataset, scratch: Location
-) -> tuple[Any, dict[str, float], list[dict[str, float]]]:
-    """Run the workers; returns the best checkpoint, its epoch's metrics, and those of every epoch."""
-    placement = cluster.place(config.device, config.num_workers, "--num-workers")
-    num_rows = dataset.num_rows("train")
-    num_steps = -(-num_rows // config.batch_size) * config.epochs
+def _begin(
+    config: TrainConfig,
+    dataset: Dataset,
+    run: TrainingRun,
+    checkpoints: Checkpoints,
+    tokenizer: ColumnTokenizer,
+    encoder_config: PreTrainedConfig,
+) -> int:
+    """Tokenise, unless a run is there to go on with; returns the step that it goes on from, 0 at the beginning."""
+    fingerprint = dataset.fingerprint()
+    if run.can_go_on(config, fingerprint):
+        checkpoints.remove_unfinished()
+        progress = checkpoints.latest()
+        _log.info("going on with the run at %s, from step %d", run.location, progress.step if progress else 0)
+        return progress.step if progress else 0
+    splits = {}
+    for name in (training_rows.TRAIN, training_rows.VALIDATION):
+        rows = dataset.split(name)
+        label_ids = rows[LABEL_ID].combine_chunks()
+        lists = pa.LargeListArray.from_arrays(pa.array(np.arange(len(label_ids) + 1)), label_ids)
+        splits[name] = tokenizer.encode(rows[TEXT]), lists
+    # Models look at these ids themselves: they keep their number.
+    special_ids = [getattr(encoder_config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep")]
+    num_kept = 1 + max([one for one in special_ids if isinstance(one, int)], default=0)
+    training_rows.write(run.rows, splits, encoder_config.vocab_size, num_kept)
+    run.begin(config, fingerprint)
+    return 0
+
+
+def _say_what_is_left(run: TrainingRun, checkpoints: Checkpoints) -> None:
+    """After a run that has not ended: where its checkpoints are. Without any there is nothing to keep."""
+    progress = checkpoints.latest()
+    if progress is None:
+        run.location.remove()
+    else:
+        _log.info("step %d is kept in %s: the same command goes on from there", progress.step, run.location)
+
+
+def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints) -> None:
+    """Run the workers until the last step, however often one is lost.
+
+    Raises:
+        BertrayError: what a worker raises on purpose.
+        ray.train.TrainingFailedError: workers were lost `max_failures` times without a new checkpoint between.
+    """
+    fewest, most = config.worker_range
+    placement = cluster.place(config.device, fewest, "--num-workers")
     _log.info(
-        "fine-tuning %s on %d rows of %d labels; epochs: %d of %s%d steps; workers: %d, each with %s",
+        "fine-tuning %s on %d rows of %d labels; epochs: %d; workers: %s, each with %s",
         config.encoder,
-        num_rows,
+        dataset.num_rows("train"),
         len(dataset.labels),
         config.epochs,
-        "" if config.overlap is None else "at least ",
-        num_steps // config.epochs,
-        placement.num_processes,
+        config.num_workers,
         placement.share,
     )
-    filesystem = LocalFileSystem() if scratch.is_local else PyFileSystem(FSSpecHandler(scratch.fs))
-    board = ray.remote(num_cpus=0)(_Board).remote()
-    trainer = TorchTrainer(
-        train_on_worker,
-        train_loop_config={"config": config.model_dump(), "board": board},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=placement.num_processes,
-            use_gpu=placement.use_gpu,
-            resources_per_worker={"CPU": placement.cpus_each, **({"GPU": 1} if placement.use_gpu else {})},
-        ),
-        run_config=ray.train.RunConfig(
-            name=scratch.name,
-            storage_path=scratch.parent().path,
-            storage_filesystem=filesystem,
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute=_KEPT_BY, checkpoint_score_order="max"
+    num_failures, last_step = 0, 0
+    while True:
+        board = ray.remote(num_cpus=0)(Board).remote()
+        settings = {
+            "config": config.model_dump(),
+            "labels": dataset.labels,
+            "problem_type": "single_label_classification",
+            "board": board,
+        }
+        trainer = TorchTrainer(
+            train_on_worker,
+            train_loop_config=settings,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=fewest if fewest == most else (fewest, most),
+                use_gpu=placement.use_gpu,
+                resources_per_worker={"CPU": placement.cpus_each, **({"GPU": 1} if placement.use_gpu else {})},
             ),
-        ),
+            run_config=_run_config(config),
+        )
+        try:
+            with _shown(board):
+                _run(trainer, board)
+            return
+        except ray.train.TrainingFailedError as error:
+            # What a worker said on purpose is the message.
+            failures = getattr(error, "worker_failures", {}).values()
+            if said := next((one for one in failures if isinstance(one, BertrayError)), None):
+                raise (_with_rows(said, dataset) if isinstance(said, DivergedError) else said) from error
+            progress = checkpoints.latest()
+            step = progress.step if progress else 0
+            num_failures = num_failures + 1 if step == last_step else 1
+            last_step = step
+            if num_failures > config.max_failures:
+                raise
+            reason = str(next(iter(failures), error)).strip().partition("\n")[0]
+            _log.warning("warning: workers were lost (%s); going on from step %d", reason, step)
+
+
+def _run_config(config: TrainConfig) -> ray.train.RunConfig:
+    """Where Ray keeps its own state: it is given no checkpoints, for `bertray.checkpoints` writes them."""
+    folder = TrainingRun(Location.of(config.output)).location / "ray"
+    return ray.train.RunConfig(
+        name=uuid.uuid4().hex,
+        storage_path=folder.path,
+        storage_filesystem=LocalFileSystem() if folder.is_local else PyFileSystem(FSSpecHandler(folder.fs)),
     )
-    try:
-        with _shown(board, num_steps):
-            result = _run(trainer)
-    except ray.train.WorkerGroupError as error:
-        # What a worker said on purpose is the message; anything else keeps Ray's, with the worker's traceback.
-        said = next((one for one in error.worker_failures.values() if isinstance(one, BertrayError)), None)
-        raise said or error from error
-    history: list[dict[str, float]] = ray.get(board.epochs.remote())
-    checkpoint, best = max(result.best_checkpoints, key=lambda pair: pair[1][_KEPT_BY])
-    return checkpoint, best, history
 
 
-class _Board:
-    """Where rank 0 says how far it is and the driver looks."""
-
-    def __init__(self) -> None:
-        self._step, self._num_steps, self._note = 0, 0, "starting workers"
-        self._epochs: list[dict[str, float]] = []
-
-    def post(self, step: int, num_steps: int, note: str) -> None:
-        self._step, self._num_steps, self._note = step, num_steps, note
-
-    def post_epoch(self, metrics: dict[str, float]) -> None:
-        self._epochs.append(metrics)
-
-    def state(self) -> tuple[int, int, str, int]:
-        return self._step, self._num_steps, self._note, len(self._epochs)
-
-    def epochs(self) -> list[dict[str, float]]:
-        return self._epochs
+def _with_rows(error: DivergedError, dataset: Dataset) -> BertrayError:
+    """The same, with the places of the rows that the step read."""
+    rows = dataset.split("train").take(pa.array(error.rows))
+    places = [
+        f"{source}, row {row}"
+        for source, row in zip(rows[SOURCE].to_pylist(), rows[SOURCE_ROW].to_pylist(), strict=True)
+    ]
+    more = len(places) - _MAX_ROWS_NAMED
+    listed = "; ".join(places[:_MAX_ROWS_NAMED]) + (f"; and {more} more" if more > 0 else "")
+    return BertrayError(f"{error}. That step read {listed}")
 
 
-def _run(trainer: TorchTrainer) -> ray.train.Result:
+def _run(trainer: TorchTrainer, board: Any) -> None:
     """`trainer.fit()`, in a thread: in the main one Ray 2.60 takes SIGINT over, and ends the process without a word."""
-    done: Future[ray.train.Result] = Future()
+    done: Future[None] = Future()
 
     def run() -> None:
         try:
-            done.set_result(trainer.fit())
+            trainer.fit()
+            done.set_result(None)
         except BaseException as error:  # whatever it is, the main thread raises it
             done.set_exception(error)
 
     threading.Thread(target=run, name="trainer", daemon=True).start()
-    return done.result()
+    try:
+        done.result()
+    except (KeyboardInterrupt, SystemExit):
+        _log.info("stopping: writing a checkpoint; a second signal ends it at once")
+        board.stop.remote()
+        with suppress(TimeoutError, ray.train.TrainingFailedError):
+            done.result(timeout=_STOP_S)
+        raise
 
 
 @contextmanager
-def _shown(board: Any, num_steps: int) -> Iterator[None]:
-    """Show the board's state while the block runs."""
+def _shown(board: Any) -> Iterator[None]:
+    """Show what the board has to tell while the block runs."""
     done = threading.Event()
 
     def show() -> None:
-        num_logged = 0
-        with ProgressBar("training", num_steps, "steps") as bar:
+        with ProgressBar("training", 1, "steps") as bar:
+            bar.update(0, "starting workers")
             while True:
                 last_look = done.wait(0.5)
-                step, num_steps_found, note, num_epochs = ray.get(board.state.remote())
-                bar.update(step, note, num_steps_found)
-                for metrics in ray.get(board.epochs.remote())[num_logged:] if num_epochs > num_logged else []:
+                records, epochs, num_steps = ray.get(board.news.remote())
+                if records:
+                    bar.update(records[-1].step, f"epoch {records[-1].epoch:.1f}", num_steps)
+                for metrics in epochs:
                     _log.info(
                         "epoch %d: train loss %.4f, validation loss %.4f, accuracy %.4f, macro-F1 %.4f, %.0f s",
                         *(metrics[key] for key in ("epoch", "train_loss", "loss", "accuracy", "f1_macro", "wall_s")),
                     )
-                num_logged = num_epochs
                 if last_look:
                     return
 
@@ -228,3 +286,43 @@ def _shown(board: Any, num_steps: int) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def _write_bundle(
+    config: TrainConfig,
+    dataset: Dataset,
+    output: Location,
+    checkpoints: Checkpoints,
+    progress: Progress,
+    tokenizer: Any,
+    column_tokenizer: ColumnTokenizer,
+) -> BundleInfo:
+    """The best epoch's weights and all that belongs to them, as one folder."""
+    weights = checkpoints.load_best(progress)
+    known_NC = weights.pop(VALIDATION_LOGITS).numpy()
+    model = load_classifier(config.encoder, dataset.labels, "single_label_classification", config.seed)
+    model.load_state_dict(weights)
+    validation = column_tokenizer.encode(dataset.split("validation")[TEXT])
+    logits_NC = np.full((len(validation.errors), len(dataset.labels)), np.nan, dtype=np.float32)
+    logits_NC[: len(known_NC)] = known_NC  # which end with the last row that has tokens
+    profile = Profile.of(predictions(validation, logits_NC, dataset.labels, "single_label_classification"))
+    best = progress.history[progress.best_epoch - 1]
+    with tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
+        folder = Path(temporary) / "bundle"
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        info = seal(
+            folder,
+            labels=dataset.labels,
+            max_length=config.max_length,
+            long_documents=config.long_documents,
+            stride=config.overlap,
+            encoder=config.encoder,
+            data_fingerprint=dataset.fingerprint(),
+            training=config.model_dump(),
+            metrics={name: value for name, value in best.items() if name not in _NOT_SCORES},
+            history=progress.history,
+            validation_profile=profile,
+        )
+        output.put_folder(folder, last=BUNDLE_FILE)
+    return info

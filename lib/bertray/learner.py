@@ -1,0 +1,147 @@
+"""A classifier set up for training: batches without padding, bf16 where the machine has it, a compact vocabulary.
+
+What is trained is what is scored with: the same `Layout`, so the last layer finishes the first tokens alone. Beside it:
+
+1. The table of word embeddings holds the tokens that the texts use; the others, whose gradients are zero, keep the
+   encoder's weights.                                                                        [bertray.training_rows]
+2. In bf16 weights, states and gradients are 16 bits wide, but for the last layer; the optimizer keeps the weights in
+   32 bits.                                                                                  [bertray.optimizer]
+3. On CPUs dropout draws its masks in arrays.                                                [bertray.dropout]
+
+Legend: B sequences of a batch, C classes, V tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from bertray import attention, dropout
+from bertray.choices import Precision
+from bertray.encoder import keep_last_layer_fp32, resolve_precision
+from bertray.errors import RequestError
+from bertray.layout import Layout
+from bertray.tokenization import Sequences
+
+
+class Learner:
+    """A classifier that is being trained.
+
+    Args:
+        model: a transformers sequence classifier, fp32, on the CPU; changed in place.
+        vocabulary_V: the encoder's ids of the compact vocabulary, ascending.
+        device: what to train on.
+        precision: of weights, states and gradients.
+        gradient_checkpointing: keep no states of the layers but compute them again in backward: less memory, a third
+            more time.
+
+    Attributes:
+        model: its weights are in `precision`.
+        precision: fp32 or bf16.
+
+    Raises:
+        RequestError: the device lacks the precision, or the model gradient checkpointing.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        vocabulary_V: np.ndarray,
+        device: torch.device,
+        precision: Precision,
+        *,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        self.model, self._device = model, device
+        self.precision = resolve_precision(precision, device)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        can_pack = dtype == torch.float32 or attention.kernel_works(device, dtype, with_gradients=True)
+        self._layout = Layout(model.eval(), can_pack=can_pack)
+        _freeze_unused(model, self._layout)
+        self._vocabulary_V = torch.from_numpy(vocabulary_V)
+        self._embedding_name, self._embeddings_VD = _compact(model, self._vocabulary_V)
+        if gradient_checkpointing:
+            if not model.supports_gradient_checkpointing:
+                raise RequestError(
+                    f"--gradient-checkpointing: {type(model).__name__} does not support it; leave it out"
+                )
+            # transformers 5.23 warns of the older name.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        self._masks = dropout.Masks()
+        if device.type == "cpu" and not gradient_checkpointing:  # which draws a mask twice, by torch's own generator
+            dropout.replace(model, self._masks)
+        model.to(device, dtype)
+        if dtype != torch.float32:
+            keep_last_layer_fp32(model)
+        self._parallel = model
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            self._parallel = DistributedDataParallel(model, broadcast_buffers=False)
+
+    def seed(self, *words: int) -> None:
+        """Make dropout, from here on, a function of these numbers."""
+        self._masks.seed(*words)
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
+
+    def batches(self, lengths_S: np.ndarray, token_budget: int) -> list[np.ndarray]:
+        """Sequences of each batch for evaluation."""
+        return self._layout.batches(lengths_S, token_budget)
+
+    def logits(self, tokens: Sequences, rows: np.ndarray) -> torch.Tensor:
+        """logits_BC (float32) of sequences of this rank alone, by the model as it is: in training or evaluation."""
+        return self._layout.forward(self.model, tokens, rows)
+
+    def add_gradients(self, tokens: Sequences, rows: np.ndarray, loss_of: Any, *, is_last: bool) -> torch.Tensor:
+        """Forward and backward of a part of a step.
+
+        Args:
+            loss_of: logits_BC -> the loss whose gradients are added.
+            is_last: of the parts of this step; its backward averages gradients over the ranks.
+
+        Returns:
+            The loss.
+        """
+        if self._parallel is self.model or is_last:
+            loss = loss_of(self._layout.forward(self._parallel, tokens, rows))
+            loss.backward()
+        else:
+            with self._parallel.no_sync():
+                loss = loss_of(self._layout.forward(self._parallel, tokens, rows))
+                loss.backward()
+        detached: torch.Tensor = loss.detach()
+        return detached
+
+    def complete(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """All of the model's weights (fp32), with the whole table of word embeddings in the place of the compact one.
+
+        Args:
+            weights: those that are trained, by name, on the CPU.
+        """
+        table_VD = self._embeddings_VD.clone()
+        table_VD[self._vocabulary_V] = weights[self._embedding_name]
+        others = {name: held.cpu().float() for name, held in self.model.state_dict().items() if name not in weights}
+        return {**others, **weights, self._embedding_name: table_VD}
+
+
+def _freeze_unused(model: Any, layout: Layout) -> None:
+    """Do not train what the logits do not depend on: it would have no gradient."""
+    layout.probe(model).sum().backward()
+    for weights in model.parameters():
+        weights.requires_grad_(weights.grad is not None)
+        weights.grad = None
+
+
+def _compact(model: Any, vocabulary_V: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """Leave the rows of the embedding table that the texts use; returns its name and what it was."""
+    table = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is table)
+    whole_VD = table.weight.detach()
+    compact = torch.nn.Embedding.from_pretrained(
+        whole_VD[vocabulary_V], freeze=False, padding_idx=table.padding_idx, scale_grad_by_freq=table.scale_grad_by_freq
+    )
+    model.set_input_embeddings(compact)
+    return f"{name}.weight", whole_VD

@@ -1,0 +1,128 @@
+"""A split of a data set as training reads it: token ids in a memory-mapped Arrow file, made once a run.
+
+    text="where is my card"  label_id=11   ->   ids=[101, 312, 207, 95, 148, 102]  document=0  label_ids=[11]
+
+1. tokenise  training and validation rows, once, on the driver                   [bertray.tokenization]
+2. compact   token ids that occur in neither leave the vocabulary: training computes, keeps and exchanges no gradients
+             of their embeddings, which would all be zero. Of BERT's 23 million embedding weights few are used by some
+             thousand texts
+3. write     train.arrow and validation.arrow, one record a sequence, and vocabulary.arrow
+4. open      every worker maps them into its memory; those of a machine share the pages
+
+A sequence is a text, or a window of a long one with the text's labels.
+
+Legend: S sequences, S1 = S + 1, N rows, T tokens, C classes, V tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from bertray.ragged import positions
+from bertray.storage import Location
+from bertray.tokenization import Sequences, TokenColumn
+from bertray.windows import training_weights
+
+TRAIN, VALIDATION = "train", "validation"
+_VOCABULARY = "vocabulary.arrow"
+_SCHEMA = pa.schema(
+    [
+        pa.field("ids", pa.large_list(pa.int32()), nullable=False),  # in the compact vocabulary
+        pa.field("document", pa.int64(), nullable=False),  # row of the split
+        pa.field("label_ids", pa.large_list(pa.int32()), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """A split's sequences and their labels: sequence s has label_ids_L[label_offsets_S1[s]:label_offsets_S1[s + 1]]."""
+
+    tokens: Sequences
+    label_ids_L: np.ndarray
+    label_offsets_S1: np.ndarray
+
+    @property
+    def firsts(self) -> np.ndarray:
+        """The first sequence of every row that has one, in order."""
+        return np.flatnonzero(np.diff(self.tokens.documents_S, prepend=-1))
+
+    def label_ids(self, rows: np.ndarray) -> np.ndarray:
+        """The only label's id (int64) of some sequences."""
+        found: np.ndarray = self.label_ids_L[self.label_offsets_S1[rows]].astype(np.int64)
+        return found
+
+    def multi_hot(self, rows: np.ndarray, num_classes: int) -> np.ndarray:
+        """Which labels some sequences have (float32) [S, C]."""
+        starts_S = self.label_offsets_S1[rows]
+        counts_S = self.label_offsets_S1[rows + 1] - starts_S
+        has_SC = np.zeros((len(rows), num_classes), dtype=np.float32)
+        has_SC[np.repeat(np.arange(len(rows)), counts_S), self.label_ids_L[positions(starts_S, counts_S)]] = 1
+        return has_SC
+
+    def class_counts_C(self, num_classes: int) -> np.ndarray:
+        """Rows, not sequences, of every class."""
+        firsts = self.firsts
+        counts_S = np.diff(self.label_offsets_S1)[firsts]
+        return np.bincount(
+            self.label_ids_L[positions(self.label_offsets_S1[firsts], counts_S)], minlength=num_classes
+        ).astype(np.int64)
+
+    def document_weights_S(self) -> np.ndarray:
+        """What each sequence counts, so that documents count alike; see `bertray.windows`."""
+        return training_weights(self.tokens.documents_S)
+
+
+def write(
+    folder: Location, splits: dict[str, tuple[TokenColumn, pa.LargeListArray]], vocabulary_size: int, num_kept: int
+) -> None:
+    """Write token files.
+
+    Args:
+        splits: of each split, the tokens and the label ids (lists of int32) of every row.
+        vocabulary_size: of the encoder.
+        num_kept: so many ids from 0 keep their number, for models look at some of them: padding, end of text.
+    """
+    is_used_V = np.zeros(vocabulary_size, dtype=bool)
+    is_used_V[:num_kept] = True
+    for tokens, _ in splits.values():
+        is_used_V[tokens.ids_T] = True
+    compact_V = np.cumsum(is_used_V, dtype=np.int32) - 1
+    for name, (tokens, label_ids) in splits.items():
+        columns = [
+            pa.LargeListArray.from_arrays(pa.array(tokens.offsets_S1), pa.array(compact_V[tokens.ids_T])),
+            pa.array(tokens.documents_S, pa.int64()),
+            label_ids.take(pa.array(tokens.documents_S)),
+        ]
+        _put(folder / f"{name}.arrow", pa.record_batch(columns, schema=_SCHEMA))
+    used = pa.array(np.flatnonzero(is_used_V).astype(np.int32))
+    _put(folder / _VOCABULARY, pa.record_batch([used], names=["id"]))
+
+
+@contextmanager
+def opened(folder: Location) -> Iterator[tuple[dict[str, TrainingRows], np.ndarray]]:
+    """The splits of a folder, and the encoder's ids of the compact vocabulary (int64), inside the block."""
+    with ExitStack() as stack:
+        path = stack.enter_context(folder.local_copy())
+
+        def table_of(name: str) -> pa.Table:
+            mapped = stack.enter_context(pa.memory_map(str(path / name)))
+            return pa.ipc.open_file(mapped).read_all()
+
+        splits = {}
+        for name in (TRAIN, VALIDATION):
+            table = table_of(f"{name}.arrow")
+            ids, labels = table["ids"].chunk(0), table["label_ids"].chunk(0)
+            tokens = Sequences(ids.values.to_numpy(), ids.offsets.to_numpy(), table["document"].chunk(0).to_numpy())
+            splits[name] = TrainingRows(tokens, labels.values.to_numpy(), labels.offsets.to_numpy())
+        yield splits, table_of(_VOCABULARY)["id"].to_numpy().astype(np.int64)
+
+
+def _put(file: Location, batch: pa.RecordBatch) -> None:
+    with file.staged() as path, pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)

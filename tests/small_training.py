@@ -1,0 +1,109 @@
+"""A run of the fine-tuning loop without Ray, in seconds: what tests of the loop share.
+
+python -m tests.small_training FOLDER RANK WORLD_SIZE PORT    one rank of several; writes FOLDER/losses-RANK.json
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import BertForSequenceClassification
+
+from bertray import training_rows
+from bertray.checkpoints import Checkpoints
+from bertray.config import TrainConfig
+from bertray.finetuning import FineTuning, StepRecord
+from bertray.pretrained import load_tokenizer
+from bertray.storage import Location
+from bertray.tokenization import ColumnTokenizer
+
+NUM_ROWS, NUM_LABELS = 160, 3
+_WORDS = ["apple banana cherry mango", "wheel engine motor brake", "wave shore tide fish"]
+
+
+def write_rows(folder: Path) -> None:
+    """Texts of 7 to 28 tokens that a word tells apart."""
+    rng = np.random.default_rng(0)
+    tokenizer = ColumnTokenizer(load_tokenizer("minilm", 64)[0].backend_tokenizer, 64)
+    splits = {}
+    for name, num_rows in (("train", NUM_ROWS), ("validation", 40)):
+        ids = rng.integers(0, NUM_LABELS, num_rows)
+        texts = [
+            f"the {rng.choice(_WORDS[label].split())} of day {row} " + "and so on " * int(rng.integers(0, 8))
+            for row, label in enumerate(ids)
+        ]
+        splits[name] = tokenizer.encode(pa.array(texts)), pa.array([[one] for one in ids], pa.large_list(pa.int32()))
+    training_rows.write(Location.of(str(folder)), splits, 30522, num_kept=1)
+
+
+def config(**options: Any) -> TrainConfig:
+    settings = {"epochs": 3, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32", "max_length": 64}
+    return TrainConfig(data="unused", output="unused", **{**settings, **options})
+
+
+@dataclass
+class Recorder:
+    """A watcher that remembers, and lets the run end at a step."""
+
+    stop_at: int | None = None
+    records: list[StepRecord] = field(default_factory=list)
+    epochs: list[dict[str, float]] = field(default_factory=list)
+
+    def steps(self, records: list[StepRecord], num_steps: int) -> bool:
+        self.records += records
+        return self.stop_at is not None and self.records[-1].step >= self.stop_at
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        self.epochs.append(metrics)
+
+
+def small_model(dropout: float = 0.1) -> BertForSequenceClassification:
+    from tests.conftest import tiny_config
+
+    torch.manual_seed(0)
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return BertForSequenceClassification(tiny_config(initializer_range=0.2, **rates))
+
+
+def fine_tune(
+    rows: Path, settings: TrainConfig, watcher: Recorder, checkpoints: Checkpoints | None = None, model: Any = None
+) -> FineTuning:
+    """Run to the end, or to where the watcher ends it."""
+    with training_rows.opened(Location.of(str(rows))) as (splits, vocabulary_V):
+        run = FineTuning(
+            settings,
+            model or small_model(),
+            splits,
+            vocabulary_V,
+            "single_label_classification",
+            device=torch.device("cpu"),
+            watcher=watcher,
+            checkpoints=checkpoints,
+        )
+        run.run()
+    return run
+
+
+def main() -> None:
+    folder, rank, world_size, port = Path(sys.argv[1]), *map(int, sys.argv[2:])
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
+    )
+    watcher = Recorder()
+    # Batches of 13 leave a last one of 4, which not all of 4 ranks would get two rows of.
+    settings = config(epochs=4, batch_size=13, checkpoint_steps=5)
+    run = fine_tune(folder / "rows", settings, watcher, model=small_model(dropout=0.0))
+    if rank == 0:
+        records = [asdict(record) for record in watcher.records]
+        (folder / f"{world_size}.json").write_text(json.dumps([records, run.progress.history]))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The loop of training: exact to resume, the same on any number of ranks, and its levers do what they say."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from small_training import Recorder, config, fine_tune, small_model, write_rows
+
+from bertray.checkpoints import Checkpoints
+from bertray.finetuning import DivergedError
+from bertray.storage import Location
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training") / "rows"
+    write_rows(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def looks_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second is longer than these runs."""
+    monkeypatch.setattr("bertray.finetuning._LOOK_INTERVAL_S", 0.0)
+
+
+def weights_of(checkpoints: Checkpoints) -> dict[str, torch.Tensor]:
+    progress = checkpoints.latest()
+    assert progress is not None and progress.is_done
+    return checkpoints.load_best(progress)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_goes_on_bit_for_bit(precision: str, rows: Path, tmp_path: Path) -> None:
+    settings = config(precision=precision, checkpoint_steps=7, average_decay=0.9)
+    whole = Checkpoints(Location.of(str(tmp_path / "whole")))
+    watcher = Recorder()
+    undisturbed = fine_tune(rows, settings, watcher, whole)
+    parts = Checkpoints(Location.of(str(tmp_path / "parts")))
+    seen = []
+    for stop_at in (4, 13, 14, None):  # in mid-epoch, between checkpoints and upon one; an epoch has 10 steps
+        part = Recorder(stop_at)
+        interrupted = fine_tune(rows, settings, part, Checkpoints(parts._folder))
+        seen += part.records
+    assert [(one.step, one.loss) for one in seen] == [(one.step, one.loss) for one in watcher.records]
+    expected, actual = weights_of(whole), weights_of(parts)
+    assert expected.keys() == actual.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, actual[name]), name
+    for one, other in zip(undisturbed.progress.history, interrupted.progress.history, strict=True):
+        assert {**one, "wall_s": 0} == {**other, "wall_s": 0}
+
+
+def test_a_crash_costs_the_steps_since_the_checkpoint_alone(rows: Path, tmp_path: Path) -> None:
+    class Crash(Recorder):
+        def epoch(self, metrics: dict[str, float]) -> None:
+            super().epoch(metrics)
+            if metrics["epoch"] == 2:
+                raise OSError("the machine is gone")
+
+    settings = config(checkpoint_steps=6)
+    whole, broken = (Checkpoints(Location.of(str(tmp_path / name))) for name in ("whole", "broken"))
+    fine_tune(rows, settings, Recorder(), whole)
+    with pytest.raises(OSError, match="gone"):
+        fine_tune(rows, settings, Crash(), broken)
+    broken.wait()
+    watcher = Recorder()
+    fine_tune(rows, settings, watcher, Checkpoints(broken._folder))
+    assert watcher.records[0].step == 19  # after the checkpoint of step 18
+    for name, tensor in weights_of(whole).items():
+        assert torch.equal(tensor, weights_of(broken)[name])
+
+
+def test_ranks_take_the_same_steps(rows: Path) -> None:
+    """1, 2 and 4 ranks, fp32, no dropout: the same losses for 52 steps, batches of unequal shares among them."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'lib'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    for world_size in (1, 2, 4):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "tests.small_training", str(rows.parent)]
+        ranks = [
+            subprocess.Popen([*command, str(rank), str(world_size), str(port)], cwd=ROOT, env=environment)
+            for rank in range(world_size)
+        ]
+        assert [rank.wait(timeout=200) for rank in ranks] == [0] * world_size
+    results = [json.loads((rows.parent / f"{world_size}.json").read_text()) for world_size in (1, 2, 4)]
+    (records, history), *others = results
+    assert len(records) == 52
+    assert records[0]["loss"] > records[-1]["loss"]
+    for other_records, other_history in others:
+        for one, other in zip(records, other_records, strict=True):
+            assert other["loss"] == pytest.approx(one["loss"], abs=1e-4)
+            assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+        for one, other in zip(history, other_history, strict=True):
+            assert other["loss"] == pytest.approx(one["loss"], abs=1e-4)
+            assert other["accuracy"] == one["accuracy"]
+
+
+def test_parts_that_fit_into_memory_take_the_same_steps(rows: Path) -> None:
+    watchers = [Recorder(), Recorder()]
+    for watcher, budget in zip(watchers, (None, 100), strict=True):
+        fine_tune(rows, config(micro_batch_tokens=budget), watcher, model=small_model(dropout=0.0))
+    for one, other in zip(watchers[0].records, watchers[1].records, strict=True):
+        assert other.loss == pytest.approx(one.loss, abs=1e-5)
+
+
+def test_states_computed_again_are_the_same(rows: Path) -> None:
+    watchers = [Recorder(), Recorder()]
+    for watcher, again in zip(watchers, (False, True), strict=True):
+        fine_tune(rows, config(gradient_checkpointing=again), watcher, model=small_model(dropout=0.0))
+    for one, other in zip(watchers[0].records, watchers[1].records, strict=True):
+        assert other.loss == pytest.approx(one.loss, abs=1e-5)
+
+
+def test_it_learns_with_dropout_in_bf16(rows: Path) -> None:
+    watcher = Recorder()
+    run = fine_tune(rows, config(precision="bf16", epochs=10, learning_rate=3e-3), watcher)
+    assert run.learner.precision == "bf16"
+    assert max(epoch["accuracy"] for epoch in watcher.epochs) > 0.9
+
+
+def test_it_ends_when_no_epoch_is_better(rows: Path, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(Location.of(str(tmp_path)))
+    run = fine_tune(rows, config(epochs=40, patience=2, learning_rate=1e-9), Recorder(), checkpoints)
+    assert len(run.progress.history) == 3  # nothing is learnt: the first epoch stays the best
+    assert run.progress.best_epoch == 1
+    assert run.progress.is_done
+
+
+def test_the_best_or_the_last_epoch_is_kept(rows: Path) -> None:
+    settings = {"epochs": 3, "learning_rate": 1e-9}
+    assert fine_tune(rows, config(**settings), Recorder()).progress.best_epoch == 1
+    assert fine_tune(rows, config(**settings, keep="last"), Recorder()).progress.best_epoch == 3
+
+
+def test_divergence_names_the_rows_and_leaves_a_sound_checkpoint(rows: Path, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(Location.of(str(tmp_path)))
+    settings = config(checkpoint_steps=2)
+    fine_tune(rows, settings, Recorder(stop_at=5), checkpoints)
+    before = checkpoints.latest()
+    assert before is not None
+    state = checkpoints.load(before)
+    state["weights/bert.encoder.layer.0.output.dense.weight"][0, 0] = math.inf
+    checkpoints.save(before, state, None)
+    checkpoints.wait()
+    with pytest.raises(DivergedError, match=r"the loss is nan at epoch 1, step 6: lower --learning-rate") as caught:
+        fine_tune(rows, settings, Recorder(), Checkpoints(checkpoints._folder))
+    assert caught.value.step == 6
+    assert len(caught.value.rows) == 16
+    assert checkpoints.latest() == before  # not one of step 6
+
+
+def test_levers_change_the_run(rows: Path) -> None:
+    losses = {}
+    levers = [
+        {},
+        {"label_smoothing": 0.1},
+        {"class_weights": "balanced"},
+        {"sampling": "balanced"},
+        {"layer_decay": 0.5},
+        {"weight_decay": 0.5},
+    ]
+    for lever in levers:
+        watcher = Recorder()
+        fine_tune(rows, config(epochs=1, **lever), watcher, model=small_model(dropout=0.0))
+        losses[json.dumps(lever)] = np.array([record.loss for record in watcher.records])
+    plain = losses.pop("{}")
+    for lever, found in losses.items():
+        assert not np.allclose(found, plain, atol=1e-5), lever

@@ -1,0 +1,124 @@
+"""AdamW in 32 bits under a model of any precision: torch's own in fp32, no lost updates in bf16, exact state."""
+
+import copy
+
+import pytest
+import torch
+from conftest import tiny_config
+from transformers import BertForSequenceClassification
+
+from bertray.optimizer import Optimizer, _depths, learning_rate_factor
+
+
+def build() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    return BertForSequenceClassification(tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+
+
+def give_gradients(model: torch.nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for weights in model.parameters():
+        weights.grad = torch.randn(weights.shape, generator=generator).to(weights.dtype)
+
+
+SETTINGS = {"learning_rate": 1e-3, "weight_decay": 0.01, "max_grad_norm": 1.0}
+
+
+def test_fp32_is_torchs_adamw() -> None:
+    model, expected = build(), build()
+    matrices = [weights for weights in expected.parameters() if weights.ndim > 1]
+    vectors = [weights for weights in expected.parameters() if weights.ndim == 1]
+    adamw = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}])
+    optimizer = Optimizer(model, **SETTINGS)
+    for step in range(1, 6):
+        factor = learning_rate_factor(step, 5, 2)
+        give_gradients(model, step)
+        give_gradients(expected, step)
+        norm = optimizer.step(factor)
+        assert norm == torch.nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
+        for group in adamw.param_groups:
+            group["lr"] = 1e-3 * factor
+        adamw.step()
+    for one, other in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-7)
+
+
+def test_small_updates_are_not_lost_in_bf16() -> None:
+    model = build()
+    before = copy.deepcopy(model.state_dict())
+    model.to(torch.bfloat16)
+    optimizer = Optimizer(model, **{**SETTINGS, "learning_rate": 1e-6})
+    for step in range(50):
+        give_gradients(model, 0)
+        optimizer.step(1.0)
+        assert all(weights.grad is None for weights in model.parameters()), step
+    weights = optimizer.weights()
+    name = "bert.encoder.layer.0.output.dense.weight"
+    assert weights[name].dtype == torch.float32
+    moved = (weights[name] - before[name]).abs().mean().item()
+    assert moved == pytest.approx(50 * 1e-6, rel=0.2)  # of weights around 0.02 a step is 1/80 of bf16's spacing
+    torch.testing.assert_close(model.state_dict()[name], weights[name].bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("average_decay", [None, 0.9])
+def test_state_goes_on_bit_for_bit(dtype: torch.dtype, average_decay: float | None) -> None:
+    whole, first = build().to(dtype), build().to(dtype)
+    one, other = (Optimizer(model, **SETTINGS, average_decay=average_decay) for model in (whole, first))
+    for step in range(1, 7):
+        give_gradients(whole, step)
+        one.step(0.5)
+        if step <= 3:
+            give_gradients(first, step)
+            other.step(0.5)
+    second = build().to(dtype)
+    resumed = Optimizer(second, **SETTINGS, average_decay=average_decay)
+    resumed.load_state(other.state(), 3)
+    for step in range(4, 7):
+        give_gradients(second, step)
+        resumed.step(0.5)
+    for name, weights in one.weights().items():
+        assert torch.equal(weights, resumed.weights()[name])
+        assert torch.equal(whole.state_dict()[name], second.state_dict()[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_average_is_shown_and_taken_away(dtype: torch.dtype) -> None:
+    model = build().to(dtype)
+    optimizer = Optimizer(model, **SETTINGS, average_decay=0.5)
+    for step in range(5):
+        give_gradients(model, step)
+        optimizer.step(1.0)
+    trained = copy.deepcopy(model.state_dict())
+    with optimizer.averaged():
+        for name, mean in optimizer.weights().items():
+            assert torch.equal(model.state_dict()[name], mean.to(dtype))
+        assert not torch.equal(model.classifier.weight, trained["classifier.weight"])
+    for name, weights in model.state_dict().items():
+        assert torch.equal(weights, trained[name])
+
+
+def test_lower_layers_learn_slower() -> None:
+    model = build()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = Optimizer(model, **{**SETTINGS, "weight_decay": 0.0}, layer_decay=0.5)
+    give_gradients(model, 0)
+    optimizer.step(1.0)
+    moved = {name: (weights - before[name]).abs().mean().item() for name, weights in model.state_dict().items()}
+    # AdamW's first step is the learning rate: head, two layers, embeddings
+    assert moved["classifier.weight"] == pytest.approx(1e-3, rel=0.01)
+    assert moved["bert.encoder.layer.1.output.dense.weight"] == pytest.approx(5e-4, rel=0.01)
+    assert moved["bert.encoder.layer.0.output.dense.weight"] == pytest.approx(2.5e-4, rel=0.01)
+    assert moved["bert.embeddings.word_embeddings.weight"] == pytest.approx(1.25e-4, rel=0.01)
+
+
+def test_depths_of_other_families() -> None:
+    names = ["model.embeddings.norm.weight", "model.layers.0.mlp.weight", "model.layers.11.mlp.weight", "head.weight"]
+    assert _depths(names, "model") == [0, 1, 12, 13]
+
+
+def test_the_schedule_rises_and_falls() -> None:
+    factors = [learning_rate_factor(step, 10, 4) for step in range(1, 11)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:] == pytest.approx([6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7])
+    assert learning_rate_factor(1, 10, 0) == pytest.approx(10 / 11)
