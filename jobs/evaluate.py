@@ -2,6 +2,7 @@
 
     python -m jobs.evaluate --bundle bundle --data dataset --output evaluation
     python -m jobs.evaluate --bundle s3://bucket/bundle --data s3://bucket/dataset --split validation --output eval
+    python -m jobs.evaluate --bundle bundle --data dataset --output evaluation --oos-threshold 0.5
 
 Writes metrics.json and predictions.parquet.
 """
@@ -13,7 +14,9 @@ from bertray.cli import Outcome, run_job
 from bertray.config import EvaluateConfig
 from bertray.report import print_evaluation
 
-_SUMMARY = ("num_rows", "accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "f1_macro", "baseline")
+_OF_ONE_LABEL = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "f1_macro")
+_OF_SEVERAL_LABELS = ("f1_micro", "f1_macro", "subset_accuracy")
+_SUMMARY = ("num_rows", *_OF_ONE_LABEL, *_OF_SEVERAL_LABELS, "ece", "nll", "review", "out_of_scope", "baseline")
 _ENGINE = ("engine", "precision", "accuracy_fp32", "accuracy_int8", "accuracy_drop_points")
 
 
@@ -27,7 +30,10 @@ def _run(config: EvaluateConfig) -> Outcome:
     metrics = evaluate(config)
     print_evaluation(metrics)
     return Outcome(
-        {"output": config.output, **{key: metrics[key] for key in (*_SUMMARY, *_ENGINE, "wall_s") if key in metrics}}
+        {
+            "output": config.output,
+            **{key: metrics[key] for key in dict.fromkeys((*_SUMMARY, *_ENGINE, "wall_s")) if key in metrics},
+        }
     )
 
 

@@ -21,6 +21,7 @@ class Stub:
     """Says of every text its first letter, and of an empty one an error."""
 
     precision = "none"
+    schema = PREDICTION_SCHEMA
 
     def predict_column(self, texts: pa.Array) -> pa.Table:
         return pa.Table.from_pylist([_predicted(text) for text in texts.to_pylist()], schema=PREDICTION_SCHEMA)
@@ -28,10 +29,18 @@ class Stub:
 
 def _predicted(text: bytes | None) -> dict[str, Any]:
     if not text:
-        return {"label": None, "score": None, "num_tokens": 0, "truncated": False, "error": "text is empty"}
+        return {
+            "label": None,
+            "score": None,
+            "review": False,
+            "num_tokens": 0,
+            "truncated": False,
+            "error": "text is empty",
+        }
     return {
         "label": text[:1].decode(),
         "score": 1 / (1 + len(text) % 7),
+        "review": False,
         "num_tokens": len(text),
         "truncated": False,
         "error": None,

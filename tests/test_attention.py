@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from bertray import attention
 from bertray.attention import Packing, packed_attention
-from bertray.encoder import Encoder
+from bertray.encoder import Encoder, scale_logits
 from bertray.ragged import offsets
 from bertray.tokenization import TokenColumn
 
@@ -163,6 +163,24 @@ def test_a_kernel_that_does_not_work_is_noticed(
     assert ("batches will be padded" in caplog.text) is (fault is not None)
 
 
+@pytest.mark.parametrize(("name", "changes"), [one[:2] for one in ARCHITECTURES], ids=[one[0] for one in ARCHITECTURES])
+def test_a_temperature_goes_into_the_last_layer(name: str, changes: dict[str, Any]) -> None:
+    model = build(name, changes).train()
+    expected_SC = padded_forward(model.eval())
+    assert scale_logits(model.train(), 2.5)
+    assert model.training
+    np.testing.assert_allclose(padded_forward(model.eval()), expected_SC / 2.5, atol=1e-5)
+
+
+class Clipped(transformers.BertForSequenceClassification):
+    """A model that does more with the logits than its last linear layer."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits.clamp(-0.05, 0.05)
+        return output
+
+
 class OfAnotherKind(transformers.BertForSequenceClassification):
     """A model whose code refuses what the encoder tries."""
 
@@ -177,6 +195,31 @@ def test_a_model_that_cannot_be_tried_is_run_as_it_is() -> None:
     assert not encoder.layout.is_packed and not encoder.layout.is_cut
     one = TokenColumn(np.array([2, 5, 3], np.int32), offsets([3]), np.zeros(1, int), np.zeros(1, bool), pa.nulls(1))
     assert np.isfinite(encoder.logits(one)).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (Clipped, "its last linear layer alone does not divide logits by 0.5: off by 0.0"),
+        (OfAnotherKind, "ValueError: All examples must have the same number of <eos> tokens."),
+    ],
+)
+def test_a_temperature_that_cannot_go_into_the_weights(
+    kind: type[Any], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    model = kind(build("Bert", {}).config)
+    before = copy.deepcopy(model.state_dict())
+    assert not scale_logits(model, 0.5)
+    assert f"warning: {kind.__name__} stays uncalibrated ({why}" in caplog.text
+    assert all(torch.equal(weights, before[name]) for name, weights in model.state_dict().items())
+
+
+def test_a_model_without_a_last_linear_layer_stays_uncalibrated(caplog: pytest.LogCaptureFixture) -> None:
+    model = build("Bert", {})
+    model.config.num_labels = 7
+    assert not scale_logits(model, 2.0)
+    assert "stays uncalibrated (its last linear layer alone does not divide logits by 2" in caplog.text
 
 
 def test_padding_may_be_the_last_id() -> None:

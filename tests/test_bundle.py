@@ -15,9 +15,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 import bertray
 from bertray import Bundle, BundleError, Prediction, RequestError
-from bertray.bundle import seal
+from bertray.bundle import is_given, seal
 from bertray.bundle_folder import read_info
-from bertray.schema import PREDICTION_SCHEMA
+from bertray.calibration import probabilities
+from bertray.encoder import scale_logits
+from bertray.schema import MULTI_LABEL_PREDICTION_SCHEMA, PREDICTION_SCHEMA
 from bertray.storage import Location
 
 TEXTS = ["Python, SQL", "B.Sc. in Physics, 2014", "a long text " * 60, "jane@example.org", "東京 – Zürich"]
@@ -51,7 +53,7 @@ def test_rows_that_cannot_be_scored(tiny_bundle: Path) -> None:
     bundle = Bundle.load(str(tiny_bundle), "fp32")
     alone = bundle.predict(["Python, SQL"])[0]
     predictions = bundle.predict([None, "Python, SQL", ""])
-    assert predictions[0] == (None, None, 0, False, "text is null")
+    assert predictions[0] == (None, None, False, 0, False, "text is null", None)
     assert predictions[1].label == alone.label
     assert predictions[1].score == pytest.approx(alone.score, abs=1e-6)
     assert predictions[2].error == "text is empty"
@@ -65,6 +67,67 @@ def test_columns_in_columns_out(tiny_bundle: Path) -> None:
     assert table.schema.equals(PREDICTION_SCHEMA)
     assert [Prediction(**row) for row in table.to_pylist()] == bundle.predict([*TEXTS, None])
     assert bundle.predict_column(pa.array([], pa.string())).num_rows == 0
+
+
+def test_what_is_to_be_reviewed(make_bundle: Callable[..., Path]) -> None:
+    texts = [*TEXTS, None]
+    plain = Bundle.load(str(make_bundle()), "fp32").predict(texts)
+    assert not any(one.review for one in plain)
+    scores = sorted(one.score for one in plain if one.score is not None)
+    strict = Bundle.load(str(make_bundle(review_below=scores[2])), "fp32").predict(texts)
+    assert [one.review for one in strict] == [one.score is None or one.score < scores[2] for one in plain]
+    assert sum(one.review for one in strict) == 3  # the limit itself is not below it, a row with an error is
+    assert [one._replace(review=False) for one in strict] == plain
+    assert all(one.review for one in Bundle.load(str(make_bundle(review_below=2.0)), "fp32").predict(texts))
+
+
+THRESHOLDS = (0.9, 0.2, 0.6)
+
+
+@pytest.mark.parametrize("thresholds", [None, THRESHOLDS])
+def test_several_labels_a_row(make_bundle: Callable[..., Path], thresholds: tuple[float, ...] | None) -> None:
+    folder = make_bundle(problem_type="multi_label_classification", thresholds=thresholds)
+    bundle = Bundle.load(str(folder), "fp32")
+    texts = [None, *(words(number) for number in range(1, 60)), ""]
+    table = bundle.predict_column(pa.array(texts))
+    assert table.schema.equals(MULTI_LABEL_PREDICTION_SCHEMA)
+    predictions = bundle.predict(texts)
+    assert [Prediction(**row) for row in table.to_pylist()] == predictions
+    _, logits_NC = bundle.logits(pa.array(texts))
+    for prediction, logits_C in zip(predictions, logits_NC, strict=True):
+        if prediction.error:
+            assert (prediction.label, prediction.score, prediction.labels) == (None, None, None)
+            continue
+        sure = dict(zip("abc", torch.tensor(logits_C).sigmoid().tolist(), strict=True))
+        reached = [label for label, least in zip("abc", thresholds or (0.5,) * 3, strict=True) if sure[label] >= least]
+        assert prediction.labels == sorted(reached, key=lambda label: -sure[label])
+        assert prediction.label == max(sure, key=lambda label: sure[label])
+        assert prediction.score == pytest.approx(max(sure.values()), abs=1e-6)
+    assert {len(one.labels) for one in predictions if one.labels is not None} > {1, 2}
+    assert bundle.predict([None])[0].labels is None
+    assert bundle.predict_column(pa.array([], pa.string())).num_rows == 0
+
+
+def test_a_label_is_given_at_its_threshold() -> None:
+    probabilities_NC = np.array([[0.3, 0.7], [0.5, 0.2]], dtype=np.float32)
+    thresholds = probabilities_NC[0].astype(float).tolist()
+    assert is_given(probabilities_NC, thresholds).tolist() == [[True, True], [True, False]]
+    assert is_given(probabilities_NC, None).tolist() == [[False, True], [True, False]]
+
+
+def test_a_temperature_in_the_weights_scales_what_every_tool_reads(
+    make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_bundle()
+    _, logits_NC = Bundle.load(str(folder), "fp32").logits(pa.array(TEXTS))
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert scale_logits(model, 4.0)
+    shutil.copytree(folder, tmp_path / "scaled")
+    model.save_pretrained(tmp_path / "scaled")
+    expected_NC = probabilities(logits_NC / 4, "single_label_classification")
+    found = pipeline("text-classification", model=str(tmp_path / "scaled"), truncation=True)(TEXTS)
+    assert [one["score"] for one in found] == pytest.approx(expected_NC.max(axis=1).tolist(), abs=1e-4)
+    assert [one["label"] for one in found] == ["abc"[best] for best in logits_NC.argmax(axis=1)]
 
 
 def test_a_model_that_gives_no_number_gives_no_label(tiny_bundle: Path) -> None:
@@ -104,7 +167,7 @@ def test_long_documents_are_read_to_their_end(make_bundle: Callable[..., Path], 
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     for text, prediction in zip(texts, predictions, strict=True):
         if text is None:
-            assert prediction == (None, None, 0, False, "text is null")
+            assert prediction == (None, None, False, 0, False, "text is null", None)
             continue
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         starts = [0]
@@ -194,6 +257,14 @@ def test_how_training_went_is_no_part_of_what_is_hashed(copy: Path, tiny_bundle:
         (lambda info: info.pop("labels"), "cannot be read: .*labels"),
         (lambda info: info.update(long_documents="middle"), "cannot be read: long_documents: .*'truncate', 'mean'"),
         (lambda info: info.update(long_documents="mean"), "long_documents mean does not go with stride None"),
+        (lambda info: info.update(thresholds=[0.5] * 3), "thresholds do not go with problem_type single_label"),
+        (
+            lambda info: info.update(problem_type="multi_label_classification", thresholds=[0.5]),
+            "there are 1 thresholds for 3 labels",
+        ),
+        (lambda info: info.update(target_precision=0.9), r"target_precision 0\.9 does not go without review_below"),
+        (lambda info: info.update(temperature=0), "temperature: Input should be greater than 0"),
+        (lambda info: info.update(review_below=-0.1), "review_below: Input should be greater than or equal to 0"),
     ],
 )
 def test_a_bundle_json_that_does_not_fit_is_refused(copy: Path, change: object, message: str) -> None:
@@ -216,12 +287,28 @@ def test_the_fingerprint_follows_what_predictions_depend_on(tiny_bundle: Path, c
     assert original.model_copy(update={"files": {}}).fingerprint() != original.fingerprint()
     policies = [{}, *({"long_documents": how, "stride": stride} for how in ("mean", "max") for stride in (8, 16))]
     assert len({original.model_copy(update=policy).fingerprint() for policy in policies}) == 5
+    multi = {"problem_type": "multi_label_classification"}
+    outputs = [{}, {"review_below": 0.5}, {"review_below": 0.6}, multi]
+    outputs += [{**multi, "thresholds": thresholds} for thresholds in ((0.5, 0.5, 0.5), (0.5, 0.6, 0.5))]
+    assert len({original.model_copy(update=output).fingerprint() for output in outputs}) == 6
+    # For the record alone: what is in the weights is in the files.
+    record = {"temperature": 1.7, "calibration": {"ece_after": 0.01}, "target_precision": 0.9, "oos_label": "oos"}
+    assert original.model_copy(update=record).fingerprint() == original.fingerprint()
 
 
-def test_a_bundle_of_before_there_were_windows(copy: Path) -> None:
+def test_a_bundle_of_before_there_were_windows_and_thresholds(copy: Path) -> None:
     before = read_info(Location.of(str(copy))).fingerprint()
     info = json.loads((copy / "bundle.json").read_text())
-    del info["stride"]
+    for added in (
+        "stride",
+        "temperature",
+        "calibration",
+        "thresholds",
+        "review_below",
+        "target_precision",
+        "oos_label",
+    ):
+        del info[added]
     (copy / "bundle.json").write_text(json.dumps(info))
     assert Bundle.load(str(copy)).info.fingerprint() == before
     # What such a version computed, so that archives are not scored anew.

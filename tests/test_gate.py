@@ -1,5 +1,7 @@
 """What moves by chance passes, what moves is held."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,35 @@ def test_truncation_that_was_not_there() -> None:
     (reason,) = verdict(now).reasons
     assert reason.startswith("truncation moved by ")
     assert reason.endswith(" (limit 0.3) against before: 0.0% of rows → 60.0% of rows")
+
+
+def several(num_rows: int, shares: tuple[float, ...]) -> Profile:
+    """Rows that have each label with its share, independently of the others."""
+    has_NC = RNG.random((num_rows, len(shares))) < shares
+    counts = dict(zip("abc", has_NC.sum(axis=0).tolist(), strict=False))
+    update = {"labels": counts, "num_rows_unlabelled": int((~has_NC.any(axis=1)).sum())}
+    return profile(num_rows).model_copy(update=update)
+
+
+def against(before: Profile, now: Profile, **options: object) -> Verdict:
+    return judge(now, {"before": before}, 10, 0, ScoreConfig(bundle="b", input="i", output="o", **options))
+
+
+def test_several_labels_a_row() -> None:
+    shares = (0.5, 0.3, 0.02)
+    for num_rows in (1, 30, 5000):
+        assert against(several(5000, shares), several(num_rows, shares)).reasons == []
+    (reason,) = against(several(5000, shares), several(5000, (0.1, 0.05, 0.6))).reasons
+    assert reason.startswith("label mix moved by ")
+    assert re.search(r"against before: c [12]\.\d% → c (59|60|61)\.\d%$", reason)
+
+
+def test_labels_that_are_no_longer_given() -> None:
+    before = several(5000, (0.5, 0.3, 0.02))
+    (reason,) = against(before, several(5000, (0.0, 0.0, 0.0)), max_mean_change=2).reasons
+    assert "→ no label 100.0%" in reason
+    nothing = several(500, (0.0, 0.0, 0.0))
+    assert against(nothing, several(500, (0.0, 0.0, 0.0))).reasons == []
 
 
 def test_limits_are_options_and_a_person_may_accept() -> None:

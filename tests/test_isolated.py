@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -66,6 +66,16 @@ def test_deadly_texts_are_found(faults: None, isolated: IsolatedBundle) -> None:
     reason = "the model's process was ended by SIGSEGV on this text"
     assert found["error"].to_pylist() == [reason if row == 93 else None for row in range(100)]
     assert [label is None for label in found["label"].to_pylist()] == [row == 93 for row in range(100)]
+
+
+def test_a_deadly_text_is_to_be_reviewed(faults: None, make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle(problem_type="multi_label_classification", review_below=0.0)
+    isolated = IsolatedBundle(spec_of(bundle))
+    found = isolated.predict_column(column(["a text", DEADLY, "another"]))
+    isolated.close()
+    assert found.schema.equals(isolated.schema)
+    assert found["review"].to_pylist() == [False, True, False]
+    assert [labels is None for labels in found["labels"].to_pylist()] == [False, True, False]
 
 
 def test_too_many_deaths_are_no_matter_of_texts(

@@ -5,7 +5,8 @@ import pyarrow as pa
 import pytest
 
 from bertray.baseline import predict_baseline, predict_multi_label_baseline
-from bertray.metrics import full_metrics, multi_label_metrics, summary_metrics
+from bertray.metrics import full_metrics, multi_label_metrics, out_of_scope_metrics, review_metrics, summary_metrics
+from bertray.schema import NO_CLASS
 
 TRUE = np.array([0, 0, 0, 1, 1, 2])
 PREDICTED = np.array([0, 0, 1, 1, 0, 2])
@@ -92,3 +93,42 @@ def test_the_baseline_learns_words_of_several_labels() -> None:
     ]
     assert ((probabilities_NC >= 0) & (probabilities_NC <= 1)).all()
     assert np.array_equal(probabilities_NC, predict_multi_label_baseline(train, has_NC, rows))
+
+
+def test_review_by_hand() -> None:
+    found = review_metrics(np.array([True, True, False, False]), np.array([False, False, False, True]))
+    assert found == {"coverage": 0.75, "precision": pytest.approx(2 / 3), "num_rows_review": 1}
+    assert review_metrics(np.array([True]), np.array([True])) == {
+        "coverage": 0.0,
+        "precision": None,
+        "num_rows_review": 1,
+    }
+
+
+def test_out_of_scope_by_hand() -> None:
+    true_N = np.array([0, 1, 2, 2, NO_CLASS, NO_CLASS])
+    predicted_N = np.array([0, 2, 2, NO_CLASS, NO_CLASS, 1])
+    score_N = np.array([0.9, 0.6, 0.8, 0.3, 0.2, 0.6])
+    assert out_of_scope_metrics(true_N, predicted_N, score_N) == {
+        "in_scope_accuracy": 2 / 4,
+        "in_scope_coverage": 3 / 4,
+        "oos_recall": 1 / 2,
+        "oos_precision": 1 / 2,
+        "auroc": pytest.approx((4 + 2 + 0.5) / 8),  # of the 8 pairs
+        "num_rows_in_scope": 4,
+        "num_rows_out_of_scope": 2,
+    }
+    found = out_of_scope_metrics(true_N[:2], predicted_N[:2], score_N[:2])
+    assert (found["in_scope_accuracy"], found["oos_recall"], found["oos_precision"], found["auroc"]) == (
+        0.5,
+        None,
+        None,
+        None,
+    )
+
+
+def test_a_row_without_a_prediction_is_wrong_and_no_class() -> None:
+    found = full_metrics(np.array([0, 0, 1]), np.array([0, NO_CLASS, 1]), ("a", "b"))
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["f1_macro"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found["confusion_matrix"] == [[1, 0], [0, 1]]

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,25 @@ def test_int8_is_used_where_it_costs_nothing(int8_bundle: str, cache: Location, 
     logits_SC = bundle.encoder.logits(tokens)
     # Random weights of 0.5 in 32 dimensions leave int8 little to work with; trained ones are off by 0.03.
     assert 0.8 < np.corrcoef(logits_SC.ravel(), expected_SC.ravel())[0, 1] < 0.99999
+
+
+def test_with_several_labels_a_row_all_of_them_count(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    thresholds = (0.4, 0.5, 0.9)
+    several = make_bundle(problem_type="multi_label_classification", thresholds=thresholds)
+    answers = Bundle.load(str(several), "fp32", "cpu").predict(TEXTS)
+    validation = [{"text": text, "label": one.labels} for text, one in zip(TEXTS, answers, strict=True)]
+    train = [{"text": f"training {text}", "label": ["abc"[row % 3]]} for row, text in enumerate(TEXTS)]
+    for name, rows in (("train", train), ("validation", validation)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = {"input": [str(tmp_path / "train.jsonl")], "validation": str(tmp_path / "validation.jsonl")}
+    prepare(PrepareConfig(**files, output=str(tmp_path / "data"), multi_label=True))
+    uri = copied(several, tmp_path / "bundle", str(tmp_path / "data"))
+    bundle, summary = open_bundle(uri, "openvino", "int8", cache=Location.of(str(tmp_path / "cache")))
+    assert summary["accuracy_fp32"] == 1.0
+    assert 0 < summary["accuracy_int8"] == summary["label_agreement_int8"] < 1
+    found = bundle.predict([*TEXTS, None])
+    assert np.mean([one.labels == other.labels for one, other in zip(found, answers, strict=False)]) > 0.8
+    assert found[-1].labels is None
 
 
 def test_int8_that_loses_accuracy_is_not_used(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bertray.bundle_folder import BUNDLE_FILE
@@ -171,3 +172,21 @@ def test_a_clock_that_is_behind(places: list[str], tmp_path: Path, capsys: pytes
 
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_report_of_an_earlier_version_is_announced(
+    places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of before there were `review` and `labels` ended without an announcement; this one makes up for it."""
+    night(tmp_path, "monday", "aabc")
+    run(places, capsys)
+    runs = tmp_path / "scored" / "runs"
+    (runs / "latest.json").unlink()
+    (report,) = runs.glob("*/shards-*.parquet")
+    pq.write_table(pq.read_table(report).drop(["num_rows_review", "num_rows_unlabelled"]), report)
+    night(tmp_path, "tuesday", "abc")
+    code, summary, _ = run(places, capsys)
+    assert (code, summary["gate"], summary["num_shards_committed"]) == (0, "passed", 1)
+    latest = Runs(Location.of(str(tmp_path / "scored"))).latest()
+    assert latest is not None
+    assert (latest.profile.num_rows, latest.profile.num_rows_review) == (800, 0)

@@ -1,10 +1,12 @@
 """Tables that people read: everything in them, nothing that misleads."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from bertray.metrics import full_metrics
+from bertray.metrics import full_metrics, multi_label_metrics, out_of_scope_metrics
 from bertray.report import print_dataset, print_evaluation, print_look, print_scoring
 from tests.conftest import write_shard
 
@@ -63,13 +65,54 @@ def test_rows_out_of_scope_have_a_line_after_many_classes(is_class: bool, capsys
     assert line.split() == f"aside (out of scope, {kind}) {7 * is_class} 8 9".split()
 
 
-def test_evaluation_puts_the_weakest_class_first(capsys: pytest.CaptureFixture[str]) -> None:
-    import numpy as np
+HOW_SURE: dict[str, Any] = {"ece": 0.03124, "nll": 0.5, "review": None, "out_of_scope": None}
 
-    metrics = full_metrics(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), ("good", "weak"))
-    metrics |= {"split": "test", "baseline": {**metrics, "name": "the baseline", "accuracy": 0.5}}
+
+def test_evaluation_says_how_sure_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = full_metrics(np.array([0, 1]), np.array([0, 1]), ("a", "b"))
+    metrics |= {"split": "test", "baseline": {**metrics, "name": "the baseline"}, **HOW_SURE}
+    metrics["review"] = {"review_below": 0.61, "target_precision": 0.95, "coverage": 0.0, "precision": None}
+    scope = out_of_scope_metrics(np.array([0, -1, -1, 1]), np.array([0, -1, 1, -1]), np.array([0.9, 0.1, 0.8, 0.3]))
+    metrics["out_of_scope"] = {"label": "oos", "is_class": False, "threshold": 0.5, **scope}
+    print_evaluation(metrics)
+    lines = [[*map(str.strip, line.split("│"))][1:3] for line in capsys.readouterr().err.splitlines() if "│" in line]
+    for line in (
+        ["rows below this score are to be reviewed", "0.6100"],
+        ["coverage: rows that need no review", "0.0000"],
+        ["precision of their labels (wanted: 0.95)", "no rows"],
+        ["out of scope: 2 of 4 rows; rejected by", "score below 0.5000"],
+        ["in-scope accuracy (a rejected row is wrong)", "0.5000"],
+        ["out-of-scope recall (rows rejected)", "0.5000"],
+        ["AUROC of the score", "0.7500"],
+    ):
+        assert line in lines
+    for changed, shown in (({"is_class": True}, "class oos"), ({"threshold": None}, "no threshold")):
+        print_evaluation({**metrics, "out_of_scope": {**metrics["out_of_scope"], **changed}})
+        assert shown in capsys.readouterr().err
+
+
+def test_evaluation_of_several_labels_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    true_NC = np.array([[1, 0], [1, 1]])
+    metrics = multi_label_metrics(true_NC, np.array([[1, 0], [1, 0]]), ("good", "weak"))
+    metrics |= {"split": "test", "baseline": {**metrics, "name": "the baseline"}, **HOW_SURE}
     print_evaluation(metrics)
     text = capsys.readouterr().err
+    assert "subset_accuracy" in text and "f1_micro" in text
+    assert "most often taken for" not in text and "given from" not in text
+    for scores in metrics["per_class"].values():
+        scores["threshold"] = 0.123
+    print_evaluation(metrics)
+    assert "0.123" in capsys.readouterr().err
+
+
+def test_evaluation_puts_the_weakest_class_first(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = full_metrics(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), ("good", "weak"))
+    metrics |= {"split": "test", "baseline": {**metrics, "name": "the baseline", "accuracy": 0.5}, **HOW_SURE}
+    print_evaluation(metrics)
+    text = capsys.readouterr().err
+    assert "0.0312" in text
+    assert "review" not in text
+    assert "scope" not in text
     assert "+0.2500" in text
     assert text.index("│ weak") < text.index("│ good")
     assert "weak (1)" in text

@@ -42,6 +42,7 @@ LAYERS = [
     "training_batches",
     "training_rows",
     "metrics",
+    "calibration",
     "gate",
     "baseline",
     "report",

@@ -43,7 +43,8 @@ class Meanwhile:
     """Predicts as a bundle does, and does something first."""
 
     def __init__(self, bundle: Bundle, action: Any) -> None:
-        self._bundle, self._action, self.precision = bundle, action, bundle.precision
+        self._bundle, self._action = bundle, action
+        self.precision, self.schema = bundle.precision, bundle.schema
 
     def predict_column(self, texts: pa.Array) -> pa.Table:
         self._action()

@@ -36,6 +36,7 @@ SUMMARY_KEYS = {
     "num_shards_failed",
     "num_rows",
     "num_rows_error",
+    "num_rows_review",
     "num_tokens",
     "wall_s",
     "rows_per_s",

@@ -1,5 +1,7 @@
 """One shard in, one file of the same rows out, whatever the shard holds."""
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +10,7 @@ import pytest
 
 from bertray import Bundle, shard_reader
 from bertray.errors import ShardChangedError, ShardError
+from bertray.schema import MULTI_LABEL_PREDICTION_SCHEMA, predictions_schema
 from bertray.shards import merge_parts, score_shard
 from bertray.storage import Location
 from bertray.text import distinct, num_text_bytes
@@ -57,6 +60,7 @@ def test_the_schema_of_a_predictions_file(bundle: Bundle, tmp_path: Path) -> Non
         ("text", "string"),
         ("label", "string"),
         ("score", "float"),
+        ("review", "bool"),
         ("num_tokens", "int32"),
         ("truncated", "bool"),
         ("error", "string"),
@@ -219,6 +223,29 @@ def test_parts_make_the_whole(bundle: Bundle, tmp_path: Path, num_rows: int, row
     assert one.drop(["score"]).equals(other.drop(["score"]))
     assert other["score"].to_pylist() == pytest.approx(one["score"].to_pylist(), abs=1e-5)
     assert other.schema.metadata == {b"bertray.shard": b"a.parquet"}
+
+
+def test_several_labels_a_row(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    several = {"problem_type": "multi_label_classification", "thresholds": (0.5, 0.9, 0.5), "review_below": 0.99}
+    bundle = Bundle.load(str(make_bundle(**several)), "fp32")
+    shard, merged = with_groups(tmp_path / "a.parquet", 90, 30), Location.of(str(tmp_path / "merged.parquet"))
+    parts = [Location.of(str(tmp_path / f"part-{part}.parquet")) for part in range(3)]
+    for part in range(3):
+        score_shard(bundle, shard, parts[part], "text", ["id"], 300, part=(part, 3))
+    counts, _ = merge_parts(parts, merged, 90)
+    found, expected = pq.read_table(merged.path), bundle.predict(pq.read_table(shard.path)["text"].to_pylist())
+    assert found.column_names == ["row", "id", *MULTI_LABEL_PREDICTION_SCHEMA.names]
+    assert found["labels"].to_pylist() == [one.labels for one in expected]
+    assert found["review"].to_pylist() == [one.review for one in expected]
+    given = Counter(label for one in expected for label in one.labels or [])
+    assert counts.profile.labels == given
+    assert counts.profile.num_rows_unlabelled == sum(one.labels == [] for one in expected)
+    assert counts.profile.num_rows_review == sum(one.review for one in expected)
+    assert 0 < counts.profile.num_rows_error < counts.profile.num_rows_review < 90
+
+    counts, empty = score(bundle, write_shard(tmp_path / "empty.parquet", []))
+    assert numbers(counts) == (0, 0, 0, 0, 0)
+    assert empty.schema.equals(predictions_schema([], MULTI_LABEL_PREDICTION_SCHEMA))
 
 
 def test_parts_that_do_not_fit_are_not_merged(bundle: Bundle, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """How pending shards are cut into units."""
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given
 
+from bertray.schema import MULTI_LABEL_PREDICTION_SCHEMA
 from bertray.storage import FileInfo
 from bertray.work import Counts, Outcome, Unit, Work, divide, part_rows, staged_path, stale
 
@@ -46,6 +48,13 @@ def test_large_shards_are_cut_and_staged_parts_are_taken_up() -> None:
     assert work.missing_parts == {large: {1, 3}}
     work = cut([large], staged=set(names))
     assert (work.units, work.num_parts, work.missing_parts) == ([], {large: 4}, {large: set()})
+
+
+def test_what_has_other_columns_is_not_taken_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = FileInfo("large.parquet", 1000, "v")
+    now = staged_path(large, "request", 0, 4)
+    monkeypatch.setattr("bertray.work.MULTI_LABEL_PREDICTION_SCHEMA", MULTI_LABEL_PREDICTION_SCHEMA.remove(3))
+    assert staged_path(large, "request", 0, 4) != now
 
 
 def test_what_is_staged_of_something_else_is_stale() -> None:

@@ -86,13 +86,15 @@ def _stub() -> type[Any]:
         """Says of every row the same, after a time that is proportional to the rows."""
 
         precision = "stub"
+        schema = PREDICTION_SCHEMA
 
         def __init__(self, uri: str, *_: object, s_a_row: float, **__: object) -> None:
             self.info, self._s_a_row = read_info(Location.of(uri)), s_a_row
 
         def predict_column(self, texts: pa.Array) -> pa.Table:
             time.sleep(len(texts) * self._s_a_row)
-            row = {"label": self.info.labels[0], "score": 1.0, "num_tokens": 1, "truncated": False, "error": None}
+            row = {"label": self.info.labels[0], "score": 1.0, "review": False}
+            row |= {"num_tokens": 1, "truncated": False, "error": None}
             columns = [pa.repeat(pa.scalar(row[field.name], field.type), len(texts)) for field in PREDICTION_SCHEMA]
             return pa.table(columns, schema=PREDICTION_SCHEMA)
 

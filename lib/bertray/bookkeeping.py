@@ -38,7 +38,8 @@ class Bookkeeper:
         self._unrecorded: list[Outcome] = []  # of whole shards
         self._merged: list[FileInfo] = []  # of these, those that were put together from parts
         self._num_committed = 0
-        self._num_rows = self._num_rows_error = self._num_tokens = 0  # of committed shards
+        # Of committed shards.
+        self._num_rows = self._num_rows_error = self._num_rows_review = self._num_tokens = 0
         # Of what this run has scored itself, parts of shards included.
         self._num_tokens_run = self._num_tokens_repeated = self._num_rows_repeated = 0
         self._num_parts_taken_up = 0
@@ -101,6 +102,7 @@ class Bookkeeper:
             self._num_committed += 1
             self._num_rows += profile.num_rows
             self._num_rows_error += profile.num_rows_error
+            self._num_rows_review += profile.num_rows_review
             self._num_tokens += profile.num_tokens
             self._unrecorded.append(outcome)
 
@@ -139,6 +141,7 @@ class Bookkeeper:
             "num_parts_taken_up": self._num_parts_taken_up,  # of large shards: staged by a run that did not finish them
             "num_rows": self._num_rows,
             "num_rows_error": self._num_rows_error,
+            "num_rows_review": self._num_rows_review,
             "num_tokens": self._num_tokens,
             # Of texts that stood earlier in the same step: scored once.
             "num_rows_repeated": self._num_rows_repeated,

@@ -19,7 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
 
 from bertray.choices import LongDocuments, ProblemType
 from bertray.errors import BundleError
@@ -48,6 +56,13 @@ class BundleInfo(BaseModel):
     metrics: dict[str, float]  # of the kept epoch, on validation
     history: list[dict[str, float]]  # one entry an epoch
     validation_profile: Profile | None = None  # what it says of the validation rows; bundles made before have none
+    # How sure it is, see bertray.calibration. Bundles made before have none of these, and give the same as ever.
+    temperature: PositiveFloat = 1.0  # by which its logits were divided, in the weights: for the record
+    calibration: dict[str, float] = {}  # ece_before, ece_after, nll_before, nll_after, on validation; empty: not done
+    thresholds: tuple[float, ...] | None = None  # of each label's probability, by id; with several labels a row alone
+    review_below: NonNegativeFloat | None = None  # a row of a lower score is to be reviewed; above 1: every row
+    target_precision: float | None = Field(None, gt=0, lt=1)  # that review_below was chosen for
+    oos_label: str | None = None  # of texts out of scope in the training data; not in `labels` if none was trained on
     versions: dict[str, str]  # of Python and the packages that matter
     files: dict[str, str]  # sha256 of every other file that predictions may depend on
 
@@ -57,11 +72,38 @@ class BundleInfo(BaseModel):
             raise ValueError(f"long_documents {self.long_documents} does not go with stride {self.stride}")
         return self
 
+    @model_validator(mode="after")
+    def _thresholds_belong_to_labels(self) -> Self:
+        if self.thresholds is not None:
+            if self.problem_type != "multi_label_classification":
+                raise ValueError(f"thresholds do not go with problem_type {self.problem_type}")
+            if len(self.thresholds) != len(self.labels):
+                raise ValueError(f"there are {len(self.thresholds)} thresholds for {len(self.labels)} labels")
+        return self
+
+    @model_validator(mode="after")
+    def _a_precision_needs_its_score(self) -> Self:
+        # Without a score nothing would be reviewed, which is the opposite of a precision that is never reached.
+        if self.target_precision is not None and self.review_below is None:
+            raise ValueError(f"target_precision {self.target_precision} does not go without review_below")
+        return self
+
     def fingerprint(self) -> str:
-        """What makes two bundles predict alike: the same files, read in the same way."""
-        read = {"files": self.files, "max_length": self.max_length, "long_documents": self.long_documents}
-        if self.stride is not None:  # added later: a bundle that truncates keeps its fingerprint, and its archive
-            read["stride"] = self.stride
+        """What makes two bundles predict alike: the same files, read in the same way, and their output alike."""
+        read: dict[str, Any] = {
+            "files": self.files,
+            "max_length": self.max_length,
+            "long_documents": self.long_documents,
+        }
+        # Added later: a bundle without them keeps its fingerprint, and what it has scored stays scored.
+        added: dict[str, Any] = {
+            "stride": self.stride,
+            "thresholds": self.thresholds,
+            "review_below": self.review_below,
+        }
+        if self.problem_type != "single_label_classification":
+            added["problem_type"] = self.problem_type
+        read |= {name: value for name, value in added.items() if value is not None}
         return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 

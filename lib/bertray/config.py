@@ -262,6 +262,13 @@ class EvaluateConfig(JobConfig):
     data: Place = Field(description="data set folder that jobs.prepare wrote")
     split: Literal["train", "validation", "test"] = Field("test", description="rows to evaluate on")
     output: Place = Field(description="folder for metrics.json and predictions.parquet")
+    oos_threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="score below which a text counts as out of scope, with a data set of --oos-label that has no such "
+        "training rows; default: the bundle's review_below",
+    )
     engine: Engine = Field("auto", description=ENGINE_HELP)
     precision: InferencePrecision = Field("auto", description=INFERENCE_PRECISION_HELP)
 

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from bertray import attention, prepacked
-from bertray.choices import Device, Precision, ProblemType
+from bertray.choices import Device, Precision
 from bertray.errors import RequestError
-from bertray.layout import Layout
+from bertray.layout import MODEL_ERRORS, TOLERANCE, Layout, probe_sequences
+from bertray.packing import pad
 from bertray.tokenization import TokenColumn
 
 _log = logging.getLogger(__name__)
@@ -118,22 +119,60 @@ class Encoder:
         return logits_SC
 
 
+def scale_logits(model: Any, temperature: float) -> bool:
+    """Divide a classifier's logits by a temperature, in the weights and bias of its last linear layer.
+
+    Whatever reads the model then gives calibrated scores, with no code of ours: a pipeline, an export, another engine.
+
+    Args:
+        model: a transformers sequence classifier in fp32, on any device; changed in place.
+        temperature: of `calibration.fit_temperature`, above 0.
+
+    Returns:
+        Whether the logits are now divided. Where the model does more than that layer to make them, it is as it was, and
+        its temperature is 1: the log says so.
+    """
+    assert temperature > 0, temperature
+    last, was_training = _last_layer(model), model.training
+    before = {name: weights.clone() for name, weights in last.state_dict().items()} if last else {}
+    model.eval()
+    try:
+        expected = _probe_logits(model) / temperature
+        for weights in last.parameters() if last else ():
+            weights.data /= temperature
+        difference = (_probe_logits(model) - expected).abs().max().item()
+        if difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
+            return True
+        why = f"its last linear layer alone does not divide logits by {temperature:.4g}: off by {difference:.3g}"
+    except MODEL_ERRORS as error:
+        why = f"{type(error).__name__}: {error}"
+    finally:
+        model.train(was_training)
+    if last:
+        last.load_state_dict(before)
+    _log.warning("warning: %s stays uncalibrated (%s)", type(model).__name__, why)
+    return False
+
+
+@torch.no_grad()
+def _probe_logits(model: Any) -> torch.Tensor:
+    """Logits of random sequences in a padded batch."""
+    probe = probe_sequences(model.config)
+    batch = pad(probe, np.arange(len(probe.lengths_S)), model.config.pad_token_id or 0)
+    input_ids_BL, mask_BL = (torch.from_numpy(array).to(model.device) for array in batch)
+    logits: torch.Tensor = model(input_ids=input_ids_BL, attention_mask=mask_BL).logits
+    return logits
+
+
 def keep_last_layer_fp32(model: Any) -> None:
     """Let the linear layer that gives the logits compute in fp32: 0.02 % of the work, three more digits."""
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
-    last = next((layer for layer in reversed(layers) if layer.out_features == model.config.num_labels), None)
+    last = _last_layer(model)
     if last is not None:
         last.float()
         last.register_forward_pre_hook(lambda _layer, inputs: tuple(one.float() for one in inputs))
 
 
-def probabilities(logits_NC: np.ndarray, problem_type: ProblemType) -> np.ndarray:
-    """Probabilities of each row, float32; NaN rows stay NaN.
-
-    One label of all: softmax, each row sums to 1. Several labels: the sigmoid of each, independent of the others.
-    """
-    if problem_type == "multi_label_classification":
-        with np.errstate(over="ignore"):  # exp(100) is infinite in float32, and 1 / infinity is right
-            return np.asarray(1 / (1 + np.exp(-logits_NC)), dtype=np.float32)
-    odds_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
-    return np.asarray(odds_NC / odds_NC.sum(axis=1, keepdims=True), dtype=np.float32)
+def _last_layer(model: Any) -> torch.nn.Linear | None:
+    """The linear layer that gives the logits, as far as its shape tells."""
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    return next((layer for layer in reversed(layers) if layer.out_features == model.config.num_labels), None)

@@ -2,7 +2,8 @@
 
 What `runs/latest.json` would announce next is held against the bundle's validation rows, and against what it announced
 last: by the Jensen-Shannon distance of distributions (labels, scores, lengths, truncation), and by the change of means
-(score, length) in standard deviations. Both are corrected for what samples of these sizes differ by chance.
+(score, length) in standard deviations. Both are corrected for what samples of these sizes differ by chance. The share
+of rows to be reviewed is not compared by itself: it follows from the scores, whose distribution moves at least as far.
 
 Jensen-Shannon distance: the square root of the divergence of J. Lin, Divergence measures based on the Shannon entropy
 (1991), to base 2: 0 for equal distributions, 1 for such as have nothing in common.
@@ -23,6 +24,8 @@ from bertray.profile import Profile
 
 # One comparison in so many is taken to be moved though it is not, at a limit of 0.
 _CHANCE = 1e-4
+# Stands for the rows without any, of a bundle with several labels a row; a label is never empty.
+_NO_LABEL = ""
 # A variance below it is none.
 _ROUNDING = 1e-12
 
@@ -111,13 +114,13 @@ def _movements(now: Profile, before: Profile, name: str, config: ScoreConfig) ->
         value = mean_change(moments(before), moments(now), before.num_rows_scored, now.num_rows_scored)
         return Movement(name, what, round(value, 4), config.max_mean_change, shown(before), shown(now))
 
-    labels = sorted({**now.labels, **before.labels})
+    labels = [*sorted({**now.labels, **before.labels}), _NO_LABEL]
     most_moved = max(labels, key=lambda label: abs(_share(now, label) - _share(before, label)))
     return [
         distance(
             "label mix",
-            lambda profile: [profile.labels.get(label, 0) for label in labels],
-            lambda profile: f"{most_moved} {_share(profile, most_moved):.1%}",
+            lambda profile: [_num_rows_of(profile, label) for label in labels],
+            lambda profile: f"{most_moved or 'no label'} {_share(profile, most_moved):.1%}",
         ),
         distance("scores", lambda profile: list(profile.scores), _shown_score),
         change("mean score", Profile.score_moments, _shown_score),
@@ -131,8 +134,12 @@ def _movements(now: Profile, before: Profile, name: str, config: ScoreConfig) ->
     ]
 
 
+def _num_rows_of(profile: Profile, label: str) -> int:
+    return profile.num_rows_unlabelled if label == _NO_LABEL else profile.labels.get(label, 0)
+
+
 def _share(profile: Profile, label: str) -> float:
-    return profile.labels.get(label, 0) / profile.num_rows_scored
+    return _num_rows_of(profile, label) / profile.num_rows_scored
 
 
 def _shown_score(profile: Profile) -> str:

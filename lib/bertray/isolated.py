@@ -28,7 +28,7 @@ from bertray.bundle_folder import BundleInfo, read_info
 from bertray.choices import Engine, InferencePrecision
 from bertray.errors import BundleError, ShardError
 from bertray.process import keep_freed_memory
-from bertray.schema import PREDICTION_SCHEMA
+from bertray.schema import ERROR, NUM_TOKENS, REVIEW, TRUNCATED, prediction_schema
 from bertray.storage import Location
 
 _log = logging.getLogger(__name__)
@@ -90,6 +90,11 @@ class IsolatedBundle:
         self.info: BundleInfo = read_info(Location.of(spec.bundle))
         self.precision = ""
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Of what `predict_column` gives."""
+        return prediction_schema(self.info.problem_type)
+
     def predict_column(self, texts: pa.Array) -> pa.Table:
         """As `Bundle.predict_column`; a text that ends the process has an `error`.
 
@@ -116,7 +121,7 @@ class IsolatedBundle:
 
     def _narrow_down(self, texts: pa.Array, death: str, deaths: list[int]) -> pa.Table:
         if len(texts) == 1:
-            return _row_of_error(f"the model's process {death} on this text")
+            return self._row_of_error(f"the model's process {death} on this text")
         size = -(-len(texts) // _NUM_SLICES)
         tables = []
         for start in range(0, len(texts), size):
@@ -129,6 +134,11 @@ class IsolatedBundle:
                     raise ShardError(f"the model's process died {deaths[0]} times, last: it {error}") from error
                 tables.append(self._narrow_down(part, str(error), deaths))
         return pa.concat_tables(tables)
+
+    def _row_of_error(self, reason: str) -> pa.Table:
+        is_reviewed = self.info.review_below is not None
+        row = {REVIEW: is_reviewed, NUM_TOKENS: 0, TRUNCATED: False, ERROR: reason}
+        return pa.Table.from_pylist([row], schema=self.schema)
 
     def _ask(self, texts: pa.Array) -> pa.Table:
         child = self._child or self._start()
@@ -173,11 +183,6 @@ def read_in_isolation(shard: Location, text_column: str, keep_columns: list[str]
         if code >= 0:
             return
     raise ShardError(f"the process that read it was ended by {signal.Signals(-code).name}")
-
-
-def _row_of_error(reason: str) -> pa.Table:
-    row = {"label": None, "score": None, "num_tokens": 0, "truncated": False, "error": reason}
-    return pa.Table.from_pylist([row], schema=PREDICTION_SCHEMA)
 
 
 def _write(stream: IO[bytes], table: pa.Table) -> None:

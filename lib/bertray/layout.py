@@ -27,9 +27,9 @@ _log = logging.getLogger(__name__)
 
 # Logits of the same sequences, batched otherwise, differ by rounding in fp32, some 1e-6; where other positions or other
 # sequences' tokens are read, by more than this even with random weights.
-_TOLERANCE = 1e-4
+TOLERANCE = 1e-4
 # What a model's own code raises at inputs that it was not made for.
-_MODEL_ERRORS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError)
+MODEL_ERRORS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError)
 
 
 class Layout:
@@ -86,10 +86,10 @@ class Layout:
         encoder = getattr(model, model.base_model_prefix, None)
         if encoder is None:
             return
-        probe = _probe(model.config)
+        probe = probe_sequences(model.config)
         try:
             expected = self._forward_probe(model, probe)
-        except _MODEL_ERRORS as error:
+        except MODEL_ERRORS as error:
             _log.info("%s is run as it is (%s: %s)", type(model).__name__, type(error).__name__, error)
             return
         if can_pack and model._supports_attention_backend:
@@ -110,7 +110,7 @@ class Layout:
 
     def probe(self, model: Any) -> torch.Tensor:
         """Logits of some random sequences; the model is on the CPU."""
-        return self._forward_probe(model, _probe(model.config))
+        return self._forward_probe(model, probe_sequences(model.config))
 
     def _forward_probe(self, model: Any, probe: Sequences) -> torch.Tensor:
         """Logits of two batches of different shape."""
@@ -120,11 +120,11 @@ class Layout:
     def _gives(self, expected: torch.Tensor, model: Any, probe: Sequences, otherwise: str) -> bool:
         try:
             difference = (self._forward_probe(model, probe) - expected).abs().max().item()
-        except _MODEL_ERRORS as error:
+        except MODEL_ERRORS as error:
             difference, why = float("inf"), f"{type(error).__name__}: {error}"
         else:
             why = f"logits differ by {difference:.3g}"
-        if difference <= _TOLERANCE * max(1.0, expected.abs().max().item()):
+        if difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
             return True
         _log.info("%s is run on %s (%s)", type(model).__name__, otherwise, why)
         return False
@@ -158,7 +158,7 @@ def _first_position(model: Any) -> int:
     return 0 if padding is None else padding + 1
 
 
-def _probe(config: Any) -> Sequences:
+def probe_sequences(config: Any) -> Sequences:
     """Random sequences of three odd lengths, the longest above the span of local attention where there is one."""
     rng = np.random.default_rng(0)
     longest = min(93, (getattr(config, "max_position_embeddings", None) or 512) - 9)

@@ -34,15 +34,16 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers.utils import logging as transformers_logging
 
-from bertray.bundle import Bundle, load_model, load_tokenizer
+from bertray.bundle import Bundle, is_given, load_model, load_tokenizer
 from bertray.bundle_folder import BundleInfo, opened, read_info, sha256_of
+from bertray.calibration import probabilities
 from bertray.choices import Device, Engine, InferencePrecision
 from bertray.dataset import Dataset
 from bertray.encoder import Encoder
 from bertray.errors import BundleError, RequestError
 from bertray.first_tokens import finish_first_tokens_alone
 from bertray.packing import pad, padded_batches
-from bertray.schema import LABEL_ID, TEXT
+from bertray.schema import TEXT
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer, TokenColumn
 from bertray.versions import versions
@@ -77,7 +78,7 @@ class EngineRecord(BaseModel):
     accuracy_fp32: float | None = None  # torch, on the validation rows
     accuracy_int8: float | None = None
     accuracy_drop_points: float | None = None  # 100 × (accuracy_fp32 - accuracy_int8); negative: int8 is better
-    label_agreement_int8: float | None = None  # share of the validation rows that get the same label
+    label_agreement_int8: float | None = None  # share of the validation rows that get the same label, or labels
     versions: dict[str, str]
     files: dict[str, str]  # sha256 of model and weights
 
@@ -285,12 +286,12 @@ def _training_data(info: BundleInfo) -> Dataset:
 
 
 def _sample(dataset: Dataset, split: str, num_rows: int, tokenizer: ColumnTokenizer) -> tuple[TokenColumn, np.ndarray]:
-    """Up to so many rows of a split: their tokens, and their label ids (true_N)."""
-    rows = dataset.split(split)
+    """Up to so many rows of a split that have a class: their tokens, and `Dataset.targets` of them."""
+    rows = dataset.in_scope(dataset.split(split))
     if rows.num_rows > num_rows:
         chosen = np.random.default_rng(0).choice(rows.num_rows, num_rows, replace=False)
         rows = rows.take(pa.array(np.sort(chosen)))
-    return tokenizer.encode(rows[TEXT]), rows[LABEL_ID].to_numpy()
+    return tokenizer.encode(rows[TEXT]), dataset.targets(rows)
 
 
 def _convert(model: Any, info: BundleInfo) -> Any:
@@ -390,33 +391,40 @@ def _measure(
 ) -> dict[str, Any]:
     """The gate: accuracy of int8 and of torch fp32 on validation rows, and whether int8 may be used.
 
-    The model is left as torch's engine wants it, and of no more use to an export.
+    With several labels a row, accuracy is the share of rows whose labels are all right and complete. The model is left
+    as torch's engine wants it, and of no more use to an export.
     """
-    tokens, true_N = _sample(dataset, "validation", NUM_VALIDATION_ROWS, tokenizer)
-    _log.info("openvino: measuring int8 on %d validation rows", len(true_N))
+    tokens, targets = _sample(dataset, "validation", NUM_VALIDATION_ROWS, tokenizer)
+    _log.info("openvino: measuring int8 on %d validation rows", len(targets))
 
-    def labels_N(encoder: Encoder | OpenVinoEncoder) -> np.ndarray:
-        logits_NC = aggregate(encoder.logits(tokens), tokens.documents_S, len(true_N), info.long_documents)
+    def decided(encoder: Encoder | OpenVinoEncoder) -> np.ndarray:
+        """As targets are: label ids, or which labels each row is given."""
+        logits_NC = aggregate(encoder.logits(tokens), tokens.documents_S, len(targets), info.long_documents)
+        if info.problem_type == "multi_label_classification":
+            return is_given(np.nan_to_num(probabilities(logits_NC, info.problem_type)), info.thresholds)
         return np.asarray(np.nan_to_num(logits_NC).argmax(axis=1))
 
-    labels_fp32_N = labels_N(Encoder(model, "fp32", "cpu"))
+    def agreement(one: np.ndarray, other: np.ndarray) -> float:
+        return float(np.mean((one == other).reshape(len(one), -1).all(axis=1)))
+
+    decided_fp32 = decided(Encoder(model, "fp32", "cpu"))
     candidate = EngineRecord(**{**facts, "is_int8": True}, note="", versions={}, files={})
-    labels_int8_N = labels_N(OpenVinoEncoder(quantised, candidate))
-    accuracy_fp32, accuracy_int8 = (float(np.mean(one == true_N)) for one in (labels_fp32_N, labels_int8_N))
+    decided_int8 = decided(OpenVinoEncoder(quantised, candidate))
+    accuracy_fp32, accuracy_int8 = (agreement(one, targets) for one in (decided_fp32, decided_int8))
     drop_points = 100 * (accuracy_fp32 - accuracy_int8)
     is_int8 = bool(drop_points <= MAX_DROP_POINTS + 1e-9)
     what = (
-        f"accuracy on {len(true_N)} validation rows is {accuracy_int8:.4f}, in fp32 {accuracy_fp32:.4f}, "
+        f"accuracy on {len(targets)} validation rows is {accuracy_int8:.4f}, in fp32 {accuracy_fp32:.4f}, "
         f"a drop of {drop_points:.2f} points"
     )
     return {
         "is_int8": is_int8,
         "note": f"int8: {what}" if is_int8 else f"not int8: {what}, above the limit of {MAX_DROP_POINTS}",
-        "num_validation_rows": len(true_N),
+        "num_validation_rows": len(targets),
         "accuracy_fp32": accuracy_fp32,
         "accuracy_int8": accuracy_int8,
         "accuracy_drop_points": round(drop_points, 4),
-        "label_agreement_int8": float(np.mean(labels_int8_N == labels_fp32_N)),
+        "label_agreement_int8": agreement(decided_int8, decided_fp32),
     }
 
 

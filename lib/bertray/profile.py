@@ -12,19 +12,34 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from bertray.schema import ERROR, LABEL, NUM_LENGTH_BINS, NUM_SCORE_BINS, NUM_TOKENS, SCORE, TRUNCATED
+from bertray.schema import (
+    ERROR,
+    LABEL,
+    LABELS,
+    NUM_LENGTH_BINS,
+    NUM_SCORE_BINS,
+    NUM_TOKENS,
+    REVIEW,
+    SCORE,
+    TRUNCATED,
+)
 
 
 class Profile(BaseModel):
-    """Rows, and of those without an error the labels, scores and lengths."""
+    """Rows, and of those without an error the labels, scores and lengths.
+
+    Where a row may have several labels, each of them counts in `labels`, and a row with none in `num_rows_unlabelled`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     num_rows: int = 0
     num_rows_error: int = 0
     num_rows_truncated: int = 0
+    num_rows_review: int = 0  # that a person is to look at, those with an error included
+    num_rows_unlabelled: int = 0
     num_tokens: int = 0  # of all rows, special tokens included
-    labels: dict[str, int] = {}  # rows by label
+    labels: dict[str, int] = {}  # rows that have it, by label
     scores: tuple[int, ...] = (0,) * NUM_SCORE_BINS  # rows by score, in twentieths of the way from 0 to 1
     lengths: tuple[int, ...] = (0,) * NUM_LENGTH_BINS  # rows by tokens: 1, 2 to 3, 4 to 7, and so on
     score_sum: float = 0.0
@@ -33,15 +48,21 @@ class Profile(BaseModel):
 
     @classmethod
     def of(cls, predictions: pa.Table) -> Self:
-        """Of a table in `schema.PREDICTION_SCHEMA`."""
+        """Of a table in a `schema.prediction_schema`."""
         scored = predictions.filter(predictions[ERROR].is_null())
         scores_N = scored[SCORE].to_numpy().astype(np.float64)
         lengths_N = scored[NUM_TOKENS].to_numpy().astype(np.float64)
-        labels = pc.value_counts(scored[LABEL])
+        given, num_rows_unlabelled = scored[LABEL], 0
+        if LABELS in scored.column_names:
+            given = pc.list_flatten(scored[LABELS])
+            num_rows_unlabelled = pc.sum(pc.equal(pc.list_value_length(scored[LABELS]), 0)).as_py() or 0
+        labels = pc.value_counts(given)
         return cls(
             num_rows=len(predictions),
             num_rows_error=len(predictions) - len(scored),
             num_rows_truncated=pc.sum(predictions[TRUNCATED]).as_py() or 0,
+            num_rows_review=pc.sum(predictions[REVIEW]).as_py() or 0,
+            num_rows_unlabelled=num_rows_unlabelled,
             num_tokens=pc.sum(predictions[NUM_TOKENS]).as_py() or 0,
             labels=dict(zip(labels.field("values").to_pylist(), labels.field("counts").to_pylist(), strict=True)),
             scores=_counted(scores_N * NUM_SCORE_BINS, NUM_SCORE_BINS),
@@ -59,6 +80,8 @@ class Profile(BaseModel):
             num_rows=self.num_rows + other.num_rows,
             num_rows_error=self.num_rows_error + other.num_rows_error,
             num_rows_truncated=self.num_rows_truncated + other.num_rows_truncated,
+            num_rows_review=self.num_rows_review + other.num_rows_review,
+            num_rows_unlabelled=self.num_rows_unlabelled + other.num_rows_unlabelled,
             num_tokens=self.num_tokens + other.num_tokens,
             labels=labels,
             scores=tuple(np.add(self.scores, other.scores).tolist()),

@@ -16,7 +16,7 @@ _NUM_READERS = 16
 
 
 def read_records(files: list[Location], schema: pa.Schema) -> pa.Table:
-    """All records of some files, in their order."""
+    """All records of some files, in their order; a nullable column that a file is older than is null."""
     with ThreadPoolExecutor(_NUM_READERS) as readers:
         return pa.concat_tables([schema.empty_table(), *readers.map(partial(_read, schema), files)])
 
@@ -25,7 +25,11 @@ def _read(schema: pa.Schema, file: Location) -> pa.Table:
     # Not by pq.read_table, whose threads may end the interpreter with SIGABRT when it exits soon after:
     # apache/arrow#33975.
     with pq.ParquetFile(io.BytesIO(file.read_bytes())) as parquet:
-        return parquet.read(columns=schema.names, use_threads=False).cast(schema)
+        records = parquet.read(columns=schema.names, use_threads=False)
+    for field in schema:
+        if field.nullable and field.name not in records.column_names:
+            records = records.append_column(field, pa.nulls(len(records), field.type))
+    return records.select(schema.names).cast(schema)
 
 
 def put_records(file: Location, records: pa.Table) -> None:

@@ -17,7 +17,15 @@ from bertray.schema import ERROR, LABEL, SCORE, SPLITS, TEXT
 
 _MAX_TABLE_ROWS = 30
 _EXCERPT_CHARS = 70
-_SUMMARY_METRICS = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "f1_macro")
+_SUMMARY_METRICS = (
+    "accuracy",
+    "precision_weighted",
+    "recall_weighted",
+    "f1_weighted",
+    "f1_micro",
+    "f1_macro",
+    "subset_accuracy",
+)
 
 _CARD = """\
 ---
@@ -109,28 +117,72 @@ def print_dataset(report: dict[str, Any]) -> None:
 
 
 def print_evaluation(metrics: dict[str, Any]) -> None:
-    """The bundle beside the baseline, then every class."""
+    """The bundle beside the baseline, how sure it is, then every class."""
     baseline = metrics["baseline"]
     table = Table(title=f"{metrics['num_rows']} {metrics['split']} rows", title_justify="left")
     table.add_column("metric")
     table.add_column("this bundle", justify="right")
     table.add_column(baseline["name"], justify="right")
     table.add_column("difference", justify="right")
-    for name in _SUMMARY_METRICS:
+    for name in (name for name in _SUMMARY_METRICS if name in metrics):
         difference = metrics[name] - baseline[name]
         table.add_row(name, f"{metrics[name]:.4f}", f"{baseline[name]:.4f}", f"{difference:+.4f}")
     _print(table)
+    _print_how_sure(metrics)
+    _print_classes(metrics)
 
+
+def _print_classes(metrics: dict[str, Any]) -> None:
+    has_thresholds = any("threshold" in scores for scores in metrics["per_class"].values())
     classes = Table(title="by class, the weakest first", title_justify="left")
     classes.add_column("label")
-    for name in ("precision", "recall", "f1", "rows", "most often taken for"):
+    for name in ("precision", "recall", "f1", "rows"):
         classes.add_column(name, justify="right")
+    if has_thresholds:
+        classes.add_column("given from", justify="right")
+    if "confusion_matrix" in metrics:
+        classes.add_column("most often taken for", justify="right")
     ranked = sorted(metrics["per_class"].items(), key=lambda item: item[1]["f1"])
     for label, scores in ranked[:_MAX_TABLE_ROWS]:
-        values = [f"{scores[name]:.3f}" for name in ("precision", "recall", "f1")]
-        classes.add_row(label, *values, str(scores["num_rows"]), _confused_with(metrics, label))
+        values = [*(f"{scores[name]:.3f}" for name in ("precision", "recall", "f1")), str(scores["num_rows"])]
+        if has_thresholds:
+            values.append(f"{scores['threshold']:.3f}")
+        if "confusion_matrix" in metrics:
+            values.append(_confused_with(metrics, label))
+        classes.add_row(label, *values)
     hidden = len(ranked) - _MAX_TABLE_ROWS
     _print(classes, f"{hidden} more in metrics.json" if hidden > 0 else "")
+
+
+def _print_how_sure(metrics: dict[str, Any]) -> None:
+    table = Table(title="how sure it is", title_justify="left")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_row("expected calibration error (0: scores are what they claim)", _shown(metrics["ece"]))
+    table.add_row("negative log-likelihood", _shown(metrics["nll"]))
+    if review := metrics["review"]:
+        wanted = "" if review["target_precision"] is None else f" (wanted: {review['target_precision']:g})"
+        table.add_section()
+        table.add_row("rows below this score are to be reviewed", f"{review['review_below']:.4f}")
+        table.add_row("coverage: rows that need no review", _shown(review["coverage"]))
+        table.add_row(f"precision of their labels{wanted}", _shown(review["precision"]))
+    if scope := metrics["out_of_scope"]:
+        rejected = f"class {scope['label']}"
+        if not scope["is_class"]:
+            rejected = "no threshold" if scope["threshold"] is None else f"score below {scope['threshold']:.4f}"
+        num_in, num_out = scope["num_rows_in_scope"], scope["num_rows_out_of_scope"]
+        table.add_section()
+        table.add_row(f"out of scope: {num_out} of {num_in + num_out} rows; rejected by", rejected)
+        table.add_row("in-scope accuracy (a rejected row is wrong)", _shown(scope["in_scope_accuracy"]))
+        table.add_row("in-scope coverage (rows not rejected)", _shown(scope["in_scope_coverage"]))
+        table.add_row("out-of-scope recall (rows rejected)", _shown(scope["oos_recall"]))
+        table.add_row("out-of-scope precision (of rejected rows)", _shown(scope["oos_precision"]))
+        table.add_row("AUROC of the score", _shown(scope["auroc"]))
+    _print(table)
+
+
+def _shown(share: float | None) -> str:
+    return "no rows" if share is None else f"{share:.4f}"
 
 
 def _confused_with(metrics: dict[str, Any], label: str) -> str:

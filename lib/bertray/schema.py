@@ -14,8 +14,12 @@
 
 2. *Predictions* (jobs.score): one file per shard of the archive, the shard's rows in the shard's order
 
-       row=0  document_id="resume-000123"  label="Education"  score=0.97  num_tokens=9  truncated=False  error=None
-       row=1  document_id="resume-000124"  label=None  score=None  num_tokens=0  truncated=False  error="text is null"
+       row=0  document_id="resume-000123"  label="Education"  score=0.97  review=False  num_tokens=9  …  error=None
+       row=1  document_id="resume-000124"  label=None  score=None  review=True  num_tokens=0  …  error="text is null"
+
+   Of a bundle with several labels a row, each has all that it is sure enough of, the likeliest first:
+
+       row=0  label="joy"  score=0.81  labels=["joy", "love"]  review=False  num_tokens=12  truncated=False  error=None
 
 3. The *manifest* (jobs.score): one record for every shard whose predictions are committed.
 
@@ -23,6 +27,8 @@
 """
 
 import pyarrow as pa
+
+from bertray.choices import ProblemType
 
 SPLITS = ("train", "validation", "test")
 
@@ -54,30 +60,44 @@ MULTI_LABEL_SCHEMA = pa.schema(
     ]
 )
 
-ROW, SCORE, NUM_TOKENS, TRUNCATED, ERROR = "row", "score", "num_tokens", "truncated", "error"
+ROW, SCORE, REVIEW, NUM_TOKENS, TRUNCATED, ERROR = "row", "score", "review", "num_tokens", "truncated", "error"
 
 # What a model says of one text. `label` is the likeliest, `score` its probability; both are null where `error`
 # is not.
-PREDICTION_FIELDS = (
-    pa.field(LABEL, pa.string()),
-    pa.field(SCORE, pa.float32()),
-    pa.field(NUM_TOKENS, pa.int32(), nullable=False),  # tokens that the model read, special ones too, in all windows
-    pa.field(TRUNCATED, pa.bool_(), nullable=False),  # the model did not read the text to its end
-    pa.field(ERROR, pa.string()),  # why the row could not be scored
+PREDICTION_SCHEMA = pa.schema(
+    [
+        pa.field(LABEL, pa.string()),
+        pa.field(SCORE, pa.float32()),
+        # The score is below the bundle's `review_below`, or there is none. Without a `review_below`: never.
+        pa.field(REVIEW, pa.bool_(), nullable=False),
+        # Tokens that the model read, special ones too, in all windows.
+        pa.field(NUM_TOKENS, pa.int32(), nullable=False),
+        pa.field(TRUNCATED, pa.bool_(), nullable=False),  # the model did not read the text to its end
+        pa.field(ERROR, pa.string()),  # why the row could not be scored
+    ]
 )
-PREDICTION_SCHEMA = pa.schema(PREDICTION_FIELDS)
+# With several labels a row also all those whose probability reaches their threshold, the likeliest first; maybe none.
+# Where none does, `label` is still the likeliest. Null where `error` is not.
+MULTI_LABEL_PREDICTION_SCHEMA = PREDICTION_SCHEMA.insert(2, MULTI_LABEL_SCHEMA.field(LABELS).with_nullable(True))
 
-# Part of a scoring fingerprint: raise it when the meaning of an output column changes.
+# Part of a scoring fingerprint: raise it when the meaning of an output column changes. `review`, a new column, did not
+# raise it: a bundle that was there before reviews nothing, and an archive of hundreds of millions of rows would be
+# scored again to write `false` into each. A bundle that does review has a fingerprint of its own.
 PREDICTIONS_VERSION = 1
 
 
-def predictions_schema(kept: list[pa.Field]) -> pa.Schema:
-    """Schema of a predictions file: `row`, the columns kept from the shard, then what the model says."""
-    return pa.schema([pa.field(ROW, pa.int64(), nullable=False), *kept, *PREDICTION_FIELDS])
+def prediction_schema(problem_type: ProblemType) -> pa.Schema:
+    """Schema of what a model of this kind says."""
+    return MULTI_LABEL_PREDICTION_SCHEMA if problem_type == "multi_label_classification" else PREDICTION_SCHEMA
+
+
+def predictions_schema(kept: list[pa.Field], predicted: pa.Schema) -> pa.Schema:
+    """Schema of a predictions file: `row`, the columns kept from the shard, then a `prediction_schema`."""
+    return pa.schema([pa.field(ROW, pa.int64(), nullable=False), *kept, *predicted])
 
 
 # Columns of a predictions file that a kept column may not be named after.
-RESERVED_COLUMNS = frozenset([ROW, *PREDICTION_SCHEMA.names])
+RESERVED_COLUMNS = frozenset([ROW, *MULTI_LABEL_PREDICTION_SCHEMA.names])
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -103,6 +123,8 @@ SHARD_REPORT_SCHEMA = pa.schema(
         pa.field("num_rows", pa.int64(), nullable=False),
         pa.field("num_rows_error", pa.int64(), nullable=False),
         pa.field("num_rows_truncated", pa.int64(), nullable=False),
+        pa.field("num_rows_review", pa.int64()),  # null in reports of before there were these two
+        pa.field("num_rows_unlabelled", pa.int64()),
         pa.field("num_tokens", pa.int64(), nullable=False),
         pa.field("labels", pa.map_(pa.string(), pa.int64()), nullable=False),
         pa.field("scores", pa.list_(pa.int32(), NUM_SCORE_BINS), nullable=False),

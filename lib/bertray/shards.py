@@ -1,7 +1,7 @@
 """One shard of the archive becomes one predictions file, whole or from parts.
 
 1. read     the text column and the kept columns, a step of some megabytes of text     [Parquet]
-2. predict  label, score, num_tokens, truncated, error of every distinct text of these  [Bundle]
+2. predict  what the model says of every distinct text of these, see bertray.schema     [Bundle]
 3. write    row, kept columns, predictions, in the shard's order, to a staged file
 4. put      the file in one atomic step
 5. merge    of a shard that was scored in parts: their files, into one
@@ -41,8 +41,12 @@ class Predictor(Protocol):
     def precision(self) -> str:
         """What the model is really run in."""
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Of what `predict_column` gives: a `schema.prediction_schema`."""
+
     def predict_column(self, texts: pa.Array) -> pa.Table:
-        """Classify texts; a table in `schema.PREDICTION_SCHEMA`."""
+        """Classify texts; a table in `schema`."""
 
 
 def score_shard(
@@ -71,7 +75,7 @@ def score_shard(
     counts = Counts()
     with opened(shard) as file:
         kept = _kept_fields(file.schema_arrow, text_column, keep_columns)
-        schema = predictions_schema(kept).with_metadata(origin)
+        schema = predictions_schema(kept, bundle.schema).with_metadata(origin)
         num_rows = file.metadata.num_rows
         rows = part_rows(num_rows, group_edges(file), *part) if part else range(num_rows)
         next_row = rows.start

@@ -6,8 +6,9 @@
 
     output/staging/<path of the shard>/<key>-00003-of-00016.parquet
 
-The key follows from the shard's version and the request: what another run has staged is taken up, or known to be stale.
-How a shard is cut follows from its size and the device, so that a repeat writes the same bytes.
+The key follows from the shard's version, the request and the columns: what another run has staged is taken up, or known
+to be stale. How a shard is cut follows from its size and the device, so that a repeat writes the same
+bytes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel, ConfigDict
 
 from bertray.profile import Profile
+from bertray.schema import MULTI_LABEL_PREDICTION_SCHEMA
 from bertray.storage import FileInfo
 
 # Of a task: enough that its own cost is small, few enough that a progress bar moves.
@@ -127,7 +129,9 @@ def _grouped(shards: list[FileInfo], unit_bytes: int, num_actors: int) -> list[U
 
 def staged_path(shard: FileInfo, request_fingerprint: str, part: int, num_parts: int) -> str:
     """Where a part is staged, relative to the staging folder."""
-    content = f"{request_fingerprint} {shard.size_bytes} {shard.version}"
+    # The columns too: what a version with fewer has staged cannot be merged with what this one stages.
+    columns = " ".join(MULTI_LABEL_PREDICTION_SCHEMA.names)
+    content = f"{request_fingerprint} {columns} {shard.size_bytes} {shard.version}"
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
     return f"{shard.path}/{key}-{part:05d}-of-{num_parts:05d}.parquet"
 
