@@ -45,6 +45,7 @@ LAYERS = [
     "calibration",
     "gate",
     "baseline",
+    "trials",
     "report",
     "mlflow_run",
     "tracking",
@@ -84,7 +85,9 @@ LAYERS = [
     "actor",
     "cluster",
     "training_worker",
+    "trial_worker",
     "training",
+    "tuning",
     "pool",
     "scoring",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.table import Table
 from bertray.bundle_folder import CURVES_FILE, EVENTS_FOLDER, BundleInfo
 from bertray.gate import Verdict
 from bertray.schema import ERROR, LABEL, SCORE, SPLITS, TEXT
+from bertray.trials import SEARCHED, TrialRecord, best_of
 
 _MAX_TABLE_ROWS = 30
 _EXCERPT_CHARS = 70
@@ -231,6 +233,22 @@ def print_verdict(verdict: Verdict, shards_with_errors: list[dict[str, Any]]) ->
         reasons = "\n  ".join(verdict.reasons)
         _say(f"held: predictions are in place, but runs/latest.json does not announce them:\n  {reasons}")
         _say("Look at them. Then say --accept with the same command; or mend archive or bundle, and run it again.")
+
+
+def print_trials(records: Sequence[TrialRecord]) -> None:
+    """Trials that have ended, the best first: what they were told and what became of them."""
+    best = best_of(records)
+    table = Table(title=f"{len(records)} trials", title_justify="left")
+    for name in ("trial", *(name.replace("_", " ") for name in SEARCHED), "epochs run", "accuracy", "macro-F1"):
+        table.add_column(name, justify="right")
+    table.add_column("", overflow="fold")
+    for record in sorted(records, key=lambda one: (-one.f1_macro, one.number))[:_MAX_TABLE_ROWS]:
+        note = "best" if record is best else record.failure or ("" if record.status == "done" else record.status)
+        scores = (f"{record.scores[name]:.4f}" if record.scores else "" for name in ("accuracy", "f1_macro"))
+        options = (f"{record.options[name]:g}" for name in SEARCHED)
+        table.add_row(str(record.number), *options, str(len(record.history)), *scores, note)
+    hidden = len(records) - _MAX_TABLE_ROWS
+    _print(table, f"{hidden} more in the bundle's trials.json" if hidden > 0 else "")
 
 
 def print_look(archive: Path, predictions: Path, num_rows: int = 5) -> None:

@@ -24,6 +24,8 @@
 3. The *manifest* (jobs.score): one record for every shard whose predictions are committed.
 
 4. The *shard report* of a run (jobs.score): what became of every shard, failures too.
+
+5. The *trials* of a search (jobs.tune), beside the bundle of the best one.
 """
 
 import pyarrow as pa
@@ -132,5 +134,27 @@ SHARD_REPORT_SCHEMA = pa.schema(
         pa.field("score_sum", pa.float64(), nullable=False),
         pa.field("score_square_sum", pa.float64(), nullable=False),
         pa.field("length_square_sum", pa.float64(), nullable=False),
+    ]
+)
+
+TRIAL_SCHEMA = pa.schema(
+    [
+        pa.field("trial", pa.int32(), nullable=False),  # 0 has the options of jobs.train
+        pa.field("learning_rate", pa.float64(), nullable=False),
+        pa.field("batch_size", pa.int32(), nullable=False),
+        pa.field("epochs", pa.int32(), nullable=False),
+        pa.field("warmup_fraction", pa.float64(), nullable=False),
+        pa.field("label_smoothing", pa.float64(), nullable=False),
+        pa.field("layer_decay", pa.float64(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # done, pruned or failed
+        pa.field("is_best", pa.bool_(), nullable=False),
+        pa.field("num_epochs_run", pa.int32(), nullable=False),
+        # Of the epoch whose weights were kept, on validation; null where none ended.
+        pa.field("best_epoch", pa.int32()),
+        pa.field("loss", pa.float64()),
+        pa.field("accuracy", pa.float64()),
+        pa.field("f1_macro", pa.float64()),
+        pa.field("wall_s", pa.float64(), nullable=False),  # of all epochs, validation included
+        pa.field("failure", pa.string()),
     ]
 )

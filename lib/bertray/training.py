@@ -16,17 +16,15 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.train
-from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 from ray.train.torch import TorchTrainer
 from transformers import PreTrainedConfig
 
@@ -54,9 +52,11 @@ _log = logging.getLogger(__name__)
 _NOT_SCORES = ("num_workers", "num_train_tokens", "wall_s")
 _MAX_ROWS_NAMED = 5
 # A step and a checkpoint of a large model; what stops a job gives it half a minute.
-_STOP_S = 25.0
+STOP_S = 25.0
 # How often Ray looks whether an elastic run could have more workers; it then begins again from the last checkpoint.
 _RESIZE_INTERVAL_S = 60.0
+
+Config = TypeVar("Config", bound=TrainConfig)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -69,14 +69,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     started_s = time.monotonic()
     output = Location.of(config.output)
-    _check_output(output, config)
+    check_output(output, config)
     dataset = Dataset.open(config.data)
     tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
-    # Workers may run in other folders: from here on places are absolute.
-    update = {"data": str(dataset.location), "output": str(output)}
-    if Path(config.encoder).expanduser().is_dir():
-        update["encoder"] = str(Path(config.encoder).expanduser().resolve())
-    config = config.model_copy(update=update)
+    config = with_absolute_places(config, dataset, output)
 
     run = TrainingRun(output)
     checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
@@ -90,7 +86,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     _fit(config, dataset, checkpoints, lock.number)
                 progress = checkpoints.latest()
                 assert progress is not None and progress.is_done, "training ended without its last checkpoint"
-            info = _write_bundle(config, dataset, output, checkpoints, progress, tokenizer, column_tokenizer)
+            info = write_bundle(config, dataset, output, checkpoints, progress, tokenizer, column_tokenizer)
     except BaseException:  # also Ctrl-C
         _say_what_is_left(run, checkpoints)
         raise
@@ -110,7 +106,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _check_output(output: Location, config: TrainConfig) -> None:
+def check_output(output: Location, config: TrainConfig) -> None:
     """Refuse to replace anything but a bundle."""
     if output.contains(Location.of(config.data)):
         raise RequestError(f"--output {output} holds --data {config.data}: choose a folder of its own for the bundle")
@@ -120,6 +116,14 @@ def _check_output(output: Location, config: TrainConfig) -> None:
         raise RequestError(f"--output {output} exists. Choose another folder, or replace a bundle with --overwrite")
     if not (output / BUNDLE_FILE).exists():
         raise RequestError(f"--output {output} exists and is no bundle (it has no {BUNDLE_FILE}): it is not replaced")
+
+
+def with_absolute_places(config: Config, dataset: Dataset, output: Location) -> Config:
+    """The same configuration for workers, which may run in other folders."""
+    update = {"data": str(dataset.location), "output": str(output)}
+    if Path(config.encoder).expanduser().is_dir():
+        update["encoder"] = str(Path(config.encoder).expanduser().resolve())
+    return config.model_copy(update=update)
 
 
 def _begin(
@@ -137,6 +141,15 @@ def _begin(
         progress = checkpoints.latest()
         _log.info("going on with the run at %s, from step %d", run.location, progress.step if progress else 0)
         return progress.step if progress else 0
+    write_rows(run.rows, dataset, tokenizer, encoder_config)
+    run.begin(config, fingerprint)
+    return 0
+
+
+def write_rows(
+    folder: Location, dataset: Dataset, tokenizer: ColumnTokenizer, encoder_config: PreTrainedConfig
+) -> None:
+    """Tokenise training and validation rows."""
     splits = {}
     for name in (training_rows.TRAIN, training_rows.VALIDATION):
         rows = dataset.split(name)
@@ -146,9 +159,7 @@ def _begin(
     # Models look at these ids themselves: they keep their number.
     special_ids = [getattr(encoder_config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep")]
     num_kept = 1 + max([one for one in special_ids if isinstance(one, int)], default=0)
-    training_rows.write(run.rows, splits, encoder_config.vocab_size, num_kept)
-    run.begin(config, fingerprint)
-    return 0
+    training_rows.write(folder, splits, encoder_config.vocab_size, num_kept)
 
 
 def _say_what_is_left(run: TrainingRun, checkpoints: Checkpoints) -> None:
@@ -221,11 +232,7 @@ def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints, lock_n
 def _run_config(config: TrainConfig) -> ray.train.RunConfig:
     """Where Ray keeps its own state: it is given no checkpoints, for `bertray.checkpoints` writes them."""
     folder = TrainingRun(Location.of(config.output)).location / "ray"
-    return ray.train.RunConfig(
-        name=uuid.uuid4().hex,
-        storage_path=folder.path,
-        storage_filesystem=LocalFileSystem() if folder.is_local else PyFileSystem(FSSpecHandler(folder.fs)),
-    )
+    return ray.train.RunConfig(name=uuid.uuid4().hex, **cluster.storage(folder))
 
 
 def _with_rows(error: DivergedError, dataset: Dataset) -> BertrayError:
@@ -241,24 +248,14 @@ def _with_rows(error: DivergedError, dataset: Dataset) -> BertrayError:
 
 
 def _run(trainer: TorchTrainer, board: Any) -> None:
-    """`trainer.fit()`, in a thread: in the main one Ray 2.60 takes SIGINT over, and ends the process without a word."""
-    done: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            trainer.fit()
-            done.set_result(None)
-        except BaseException as error:  # whatever it is, the main thread raises it
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="trainer", daemon=True).start()
+    done = cluster.in_background(trainer.fit)
     try:
         done.result()
     except (KeyboardInterrupt, SystemExit):
         _log.info("stopping: writing a checkpoint; a second signal ends it at once")
         board.stop.remote()
         with suppress(TimeoutError, ray.train.TrainingFailedError):
-            done.result(timeout=_STOP_S)
+            done.result(timeout=STOP_S)
         raise
 
 
@@ -292,7 +289,7 @@ def _shown(board: Any) -> Iterator[None]:
         thread.join()
 
 
-def _write_bundle(
+def write_bundle(
     config: TrainConfig,
     dataset: Dataset,
     output: Location,
@@ -300,8 +297,13 @@ def _write_bundle(
     progress: Progress,
     tokenizer: Any,
     column_tokenizer: ColumnTokenizer,
+    add_files: Callable[[Path], None] = lambda _: None,
 ) -> BundleInfo:
-    """The best epoch's weights and all that belongs to them, as one folder."""
+    """The best epoch's weights and all that belongs to them, as one folder.
+
+    Args:
+        add_files: called with the local folder before it is sealed; for files that people read.
+    """
     weights = checkpoints.load_best(progress)
     known_NC = weights.pop(VALIDATION_LOGITS).numpy()
     model = load_classifier(config.encoder, dataset.labels, "single_label_classification", config.seed)
@@ -315,6 +317,7 @@ def _write_bundle(
         folder = Path(temporary) / "bundle"
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        add_files(folder)
         info = seal(
             folder,
             labels=dataset.labels,

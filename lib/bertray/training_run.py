@@ -1,4 +1,4 @@
-"""The folder of a training run, beside the bundle that it makes, while the run lasts.
+"""The folder of a training run, or of a search, beside the bundle that it makes, while the run lasts.
 
     .bundle.training/
       lock/                  one run at a time                        [bertray.run_lock]
@@ -8,12 +8,14 @@
 
 A run that ended before its bundle was made, however it ended, is gone on with by the same command. Options that change
 nothing but speed, memory or where things are written may differ then; with others the command is refused.
+
+A search has such a folder too, `.bundle.tuning/`; what lies in its checkpoints/ says `bertray.tuning`.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from bertray.config import TrainConfig
 from bertray.errors import RequestError
@@ -35,6 +37,9 @@ _FREE = (
     "keep_checkpoints",
     "mlflow_uri",
     "mlflow_experiment",
+    # Of a search: more or fewer trials are the same ones.
+    "num_trials",
+    "num_concurrent",
 )
 
 
@@ -43,14 +48,16 @@ class TrainingRun:
 
     Args:
         output: of the bundle.
+        kind: of run.
 
     Attributes:
         location: the run's folder.
         rows, checkpoints: folders in it.
     """
 
-    def __init__(self, output: Location) -> None:
-        self.location = output.parent() / f".{output.name}.training"
+    def __init__(self, output: Location, kind: Literal["training", "tuning"] = "training") -> None:
+        self._kind = kind
+        self.location = output.parent() / f".{output.name}.{kind}"
         self.rows, self.checkpoints = self.location / "rows", self.location / "checkpoints"
 
     def can_go_on(self, config: TrainConfig, data_fingerprint: str) -> bool:
@@ -71,7 +78,7 @@ class TrainingRun:
             f"{name} {before.get(name)!r} -> {now[name]!r}" for name in now if before.get(name) != now[name]
         ]:
             raise RequestError(
-                f"a training run that has not ended is at {self.location}, with other options: "
+                f"a {self._kind} run that has not ended is at {self.location}, with other options: "
                 f"{', '.join(differences)}. Go on with it by the command that it was begun with, or say --restart to "
                 "begin anew"
             )
