@@ -79,14 +79,14 @@ def test_the_best_trial_is_the_bundle_of_jobs_train(
 
 # 33 steps an epoch, of some ten milliseconds. One at a time: what ASHA prunes then follows from the options.
 LONG = {
-    "num_trials": 3,
+    "num_trials": 2,
     "num_concurrent": 1,
     "learning_rate": 1e-3,
     "batch_size": 4,
     "batch_sizes": "4",
-    "epochs": 20,
-    "min_epochs": 20,
-    "max_epochs": 24,
+    "epochs": 8,
+    "min_epochs": 8,
+    "max_epochs": 10,
     "checkpoint_steps": 40,
 }
 
@@ -138,7 +138,7 @@ def test_it_goes_on_after_sigint_and_kills_to_the_same_result(
     arguments = command(dataset, output, tiny_encoder)
     exit_code, stderr = end_driver(arguments, output, signal.SIGINT)
     assert exit_code == 130, stderr
-    assert "0 of 3 trials have ended; the same command goes on from" in stderr
+    assert "0 of 2 trials have ended; the same command goes on from" in stderr
     assert steps_kept(output) % 40 != 0  # written because of the signal, not because it was due
     assert not output.exists()
 
