@@ -3,6 +3,8 @@
     python -m jobs.prepare --input labelled.csv --output dataset
     python -m jobs.prepare --input 'chunks/*.jsonl.gz' --text-column body --label-column section --output dataset
     python -m jobs.prepare --input train.parquet --validation dev.parquet --test test.parquet --output s3://bucket/dataset
+    python -m jobs.prepare --input emotions.csv --multi-label --label-separator '|' --output dataset
+    python -m jobs.prepare --input intents.csv --test with_others.csv --oos-label oos --output dataset
 
 Reads CSV, JSON Lines (also .gz and .zst) and Parquet. Writes train.parquet, validation.parquet, test.parquet,
 labels.json and report.json, which counts every row: read = kept + taken out, by reason.

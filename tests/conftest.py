@@ -3,12 +3,18 @@
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 # Before anything imports Ray or Hugging Face: no token file in the home folder, quick polls, no network.
 os.environ |= {
@@ -117,7 +123,7 @@ def tiny_bundle(make_bundle: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3_server: str) -> Iterator[str]:
+def ray_nodes(s3_server: str) -> Iterator[Any]:
     """A two-node Ray cluster for this process and its children (RAY_ADDRESS); its nodes know the S3 server."""
     import ray
     from ray.cluster_utils import Cluster
@@ -127,10 +133,16 @@ def ray_cluster(s3_server: str) -> Iterator[str]:
     cluster.add_node(num_cpus=4, object_store_memory=150_000_000)
     os.environ["RAY_ADDRESS"] = cluster.address
     ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
-    yield cluster.address
+    yield cluster
     ray.shutdown()
     cluster.shutdown()
     del os.environ["RAY_ADDRESS"]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(ray_nodes: Any) -> str:
+    """The address of `ray_nodes`."""
+    return str(ray_nodes.address)
 
 
 @pytest.fixture(scope="session")
@@ -160,6 +172,40 @@ def s3_folder(s3_server: str) -> str:
     bucket = f"bertray-{uuid.uuid4().hex[:12]}"
     s3fs.S3FileSystem().mkdir(bucket)
     return f"s3://{bucket}/folder"
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """MLflow's own tracking server on loopback, with SQLite: its URI. Starts in some 10 s."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/runs.db",
+        "--default-artifact-root",
+        str(folder / "artifacts"),
+    ]
+    settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [*command, *places], cwd=folder, env=os.environ | settings, stdout=log, stderr=log, start_new_session=True
+        )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(1200):
+            with suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=5):
+                break
+            assert server.poll() is None, (folder / "log").read_text()
+            time.sleep(0.1)
+        else:
+            raise TimeoutError((folder / "log").read_text())
+        yield uri
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # it has a child
+        server.wait()
 
 
 @pytest.fixture(scope="session")

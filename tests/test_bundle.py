@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 import bertray
 from bertray import Bundle, BundleError, Prediction, RequestError
-from bertray.bundle import is_given
+from bertray.bundle import is_given, seal
 from bertray.bundle_folder import read_info
 from bertray.calibration import probabilities
 from bertray.encoder import scale_logits
@@ -224,6 +224,30 @@ def test_the_card_may_be_edited(copy: Path) -> None:
     assert "3-way text classifier" in (copy / "README.md").read_text()
     (copy / "README.md").write_text("ours")
     Bundle.load(str(copy))
+
+
+def test_how_training_went_is_no_part_of_what_is_hashed(copy: Path, tiny_bundle: Path, s3_folder: str) -> None:
+    plain = read_info(Location.of(str(tiny_bundle)))
+    assert "learning_curves.svg" not in (copy / "README.md").read_text()
+    assert "tensorboard" not in (copy / "README.md").read_text()
+    (copy / "learning_curves.svg").write_text("<svg/>")
+    (copy / "tensorboard" / "train").mkdir(parents=True)
+    (copy / "tensorboard" / "train" / "events.out.tfevents.1.host").write_bytes(b"of now")
+    Bundle.load(str(copy))  # not "altered"
+    facts = plain.model_dump(exclude={"files", "versions"})
+    info = seal(copy, **facts)
+    assert info.files == plain.files
+    assert info.fingerprint() == plain.fingerprint()
+    card = (copy / "README.md").read_text()
+    assert "\n\n![Losses and scores by epoch](learning_curves.svg)\n\n" in card
+    assert "`tensorboard --logdir PATH OF THIS FOLDER/tensorboard` ([event files](tensorboard))" in card
+    place = Location.of(s3_folder)
+    place.put_folder(copy, last="bundle.json")
+    assert "tensorboard/train/events.out.tfevents.1.host" in [file.path for file in place.files()]
+    assert Bundle.load(s3_folder).info == info
+    (copy / "tensorboard.json").write_text("")
+    with pytest.raises(BundleError, match=r"was altered: tensorboard\.json is not its own"):
+        Bundle.load(str(copy))
 
 
 @pytest.mark.parametrize(

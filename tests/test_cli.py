@@ -113,6 +113,15 @@ def test_checks_over_several_fields() -> None:
         load_config(ScoreConfig, [*flags, "x,x"])
 
 
+def test_a_password_in_a_uri_is_refused_and_not_repeated() -> None:
+    assert load_config(TrainConfig, [*REQUIRED, "--mlflow-uri", "http://host:5000"]).mlflow_experiment == "bertray"
+    with pytest.raises(
+        RequestError, match=r"mlflow_uri holds a user or a password.*MLFLOW_TRACKING_PASSWORD"
+    ) as caught:
+        load_config(TrainConfig, [*REQUIRED, "--mlflow-uri", "http://me:secret@host:5000"])
+    assert "secret" not in str(caught.value)
+
+
 def test_a_relative_output_is_refused_in_a_submitted_job(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

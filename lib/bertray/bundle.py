@@ -224,7 +224,7 @@ def seal(folder: Path, **facts: Any) -> BundleInfo:
         facts: the fields of `BundleInfo` but `files` and `versions`, which are found out here.
     """
     info = BundleInfo(files=hash_files(folder), versions=versions(), **facts)
-    (folder / CARD_FILE).write_text(model_card(info), encoding="utf-8")
+    (folder / CARD_FILE).write_text(model_card(info, folder), encoding="utf-8")
     text = json.dumps(info.model_dump(), indent=2, ensure_ascii=False)
     (folder / BUNDLE_FILE).write_text(text + "\n", encoding="utf-8")
     return info

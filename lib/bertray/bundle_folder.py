@@ -4,6 +4,7 @@
       config.json, model.safetensors       the classifier, labels in its id2label
       tokenizer.json, …                    its tokenizer
       README.md                            the model card
+      learning_curves.svg, tensorboard/    how training went; not hashed, for no prediction depends on it
       bundle.json                          what is here: sha256 of every file, labels, length, origin, metrics; last
 
 `bertray.bundle` makes a classifier of it. Here nothing is loaded that takes time to import.
@@ -34,6 +35,8 @@ from bertray.profile import Profile
 from bertray.storage import Location
 
 BUNDLE_FILE, CARD_FILE = "bundle.json", "README.md"
+# For people. TensorBoard's event files are stamped with times, so that no two runs write the same.
+CURVES_FILE, EVENTS_FOLDER = "learning_curves.svg", "tensorboard"
 
 
 class BundleInfo(BaseModel):
@@ -61,7 +64,7 @@ class BundleInfo(BaseModel):
     target_precision: float | None = Field(None, gt=0, lt=1)  # that review_below was chosen for
     oos_label: str | None = None  # of texts out of scope in the training data; not in `labels` if none was trained on
     versions: dict[str, str]  # of Python and the packages that matter
-    files: dict[str, str]  # sha256 of every other file but the card, which a person may edit
+    files: dict[str, str]  # sha256 of every other file that predictions may depend on
 
     @model_validator(mode="after")
     def _stride_belongs_to_windows(self) -> Self:
@@ -167,11 +170,12 @@ def sha256_of(path: Path) -> str:
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """sha256 of every file of a bundle folder but bundle.json and the card, by relative path."""
+    """sha256 of every file of a bundle folder that predictions may depend on, by relative path."""
     return {name: sha256_of(folder / name) for name in sorted(_content(folder))}
 
 
 def _content(folder: Path) -> set[str]:
-    """Files of a bundle that predictions may depend on; hidden ones are other tools' notes."""
+    """Files of a bundle that predictions may depend on: neither what is for people, nor other tools' hidden notes."""
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    return {name for name in names - {BUNDLE_FILE, CARD_FILE} if not name.startswith(".")}
+    for_people = {BUNDLE_FILE, CARD_FILE, CURVES_FILE}
+    return {name for name in names - for_people if not name.startswith((".", f"{EVENTS_FOLDER}/"))}

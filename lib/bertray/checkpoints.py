@@ -15,6 +15,7 @@ A step's randomness follows from its number, so no state of a generator is kept,
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -45,10 +46,11 @@ class Checkpoints:
     Args:
         folder: of this run alone.
         num_kept: so many of the latest stay.
+        before_commit: called before a checkpoint is committed; raises where another process has taken the run over.
     """
 
-    def __init__(self, folder: Location, num_kept: int = 1) -> None:
-        self._folder, self._num_kept = folder, num_kept
+    def __init__(self, folder: Location, num_kept: int = 1, before_commit: Callable[[], None] | None = None) -> None:
+        self._folder, self._num_kept, self._before_commit = folder, num_kept, before_commit
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -109,6 +111,8 @@ class Checkpoints:
             self._put(_step_name(progress.step), tensors)
         if best is not None:
             self._put(_best_name(progress.best_epoch), best)
+        if self._before_commit:
+            self._before_commit()
         (self._folder / f"{_step_name(progress.step)}{_COMMIT}").put(progress.model_dump_json().encode())
         self._tidy()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,17 +34,30 @@ def session() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     # Ray's own lines are for Ray's developers: what a job has to say it says itself, and errors carry their traceback.
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address:
-        ray.init(address=address, **common)
-    else:
-        # On loopback, together with what bertray.cli sets before Ray is imported.
-        ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+    with _handlers_kept():
+        if address:
+            ray.init(address=address, **common)
+        else:
+            # On loopback, together with what bertray.cli sets before Ray is imported.
+            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
     for name in ("ray.data", "ray.train"):  # these two set up their own handlers on import
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM: Ray's own prints a stack, and SIGALRM ends the process 3 s after it."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, handler)
 
 
 @dataclass(frozen=True)

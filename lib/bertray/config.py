@@ -5,6 +5,7 @@ Values come from, later over earlier: the defaults here, a YAML file (`--config`
 """
 
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -213,6 +214,22 @@ class TrainConfig(JobConfig):
     device: Device = Field("auto", description=DEVICE_HELP)
     precision: Precision = Field("auto", description=PRECISION_HELP)
     seed: int = Field(0, ge=0, description="of the head's weights, dropout and the order of the rows")
+    mlflow_uri: Place | None = Field(
+        None,
+        description="MLflow tracking server, as http://mlflow.example.org:5000, that gets the run's parameters and "
+        "metrics; needs the extra 'mlflow'",
+    )
+    mlflow_experiment: str = Field("bertray", min_length=1, description="of the MLflow run; made where it is missing")
+
+    @model_validator(mode="after")
+    def _mlflow_uri_holds_no_secret(self) -> Self:
+        if self.mlflow_uri and "@" in urlsplit(self.mlflow_uri).netloc:
+            # A check over several fields, for the message of one field's check repeats its value.
+            raise ValueError(
+                "mlflow_uri holds a user or a password, and would be written into the bundle: leave them out and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stride_belongs_to_windows(self) -> Self:

@@ -247,6 +247,7 @@ class FineTuning:
         with self.optimizer.averaged():
             logits_NC = self._validation_logits()
         metrics = {"epoch": epoch, "train_loss": loss_sum / len(self._lengths_S), **self._metrics(logits_NC)}
+        metrics["num_workers"] = self.world_size
         metrics["num_train_tokens"] = self._train.tokens.num_tokens
         metrics["wall_s"] = time.monotonic() - self._epoch_began_s
         self._epoch_began_s = time.monotonic()

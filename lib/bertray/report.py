@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
-from bertray.bundle_folder import BundleInfo
+from bertray.bundle_folder import CURVES_FILE, EVENTS_FOLDER, BundleInfo
 from bertray.gate import Verdict
 from bertray.schema import ERROR, LABEL, SCORE, SPLITS, TEXT
 
@@ -84,6 +84,12 @@ A text of a score below {{ "%.4f" | format(review_below) }} is to be reviewed by
 | {{ epoch.epoch | int }} | {{ "%.4f" | format(epoch.train_loss) }} | {{ "%.4f" | format(epoch.loss) }} \
 | {{ "%.4f" | format(epoch.accuracy) }} | {{ "%.4f" | format(epoch.f1_macro) }} | {{ "%.0f" | format(epoch.wall_s) }} |
 {% endfor %}
+{%- if curves_file %}
+![Losses and scores by epoch]({{ curves_file }})
+{% endif %}
+{%- if events_folder %}
+Every step: `tensorboard --logdir PATH OF THIS FOLDER/{{ events_folder }}` ([event files]({{ events_folder }})).
+{% endif %}
 ```python
 from transformers import pipeline
 pipeline("text-classification", model="PATH OF THIS FOLDER", truncation=True\
@@ -99,11 +105,19 @@ Versions: {% for name, value in versions.items() -%}
 """
 
 
-def model_card(info: BundleInfo) -> str:
-    """The bundle's README.md, in the form that the Hub reads."""
+def model_card(info: BundleInfo, folder: Path) -> str:
+    """The bundle's README.md, in the form that the Hub reads; it shows learning curves and event files that are there.
+
+    Args:
+        folder: the bundle's, local.
+    """
     # Markdown, not HTML: nothing to escape.
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
-    return environment.from_string(_CARD).render(info.model_dump())
+    return environment.from_string(_CARD).render(
+        info.model_dump(),
+        curves_file=CURVES_FILE if (folder / CURVES_FILE).is_file() else None,
+        events_folder=EVENTS_FOLDER if (folder / EVENTS_FOLDER).is_dir() else None,
+    )
 
 
 def print_dataset(report: dict[str, Any]) -> None:

@@ -51,10 +51,12 @@ from bertray.training_worker import Board, train_on_worker
 
 _log = logging.getLogger(__name__)
 
-_NOT_SCORES = ("num_train_tokens", "wall_s")
+_NOT_SCORES = ("num_workers", "num_train_tokens", "wall_s")
 _MAX_ROWS_NAMED = 5
 # A step and a checkpoint of a large model; what stops a job gives it half a minute.
 _STOP_S = 25.0
+# How often Ray looks whether an elastic run could have more workers; it then begins again from the last checkpoint.
+_RESIZE_INTERVAL_S = 60.0
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -79,13 +81,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     run = TrainingRun(output)
     checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
     try:
-        with RunLock(run.location, new_run_id()).held():
+        with RunLock(run.location, new_run_id()).held() as lock:
             column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
             first_step = _begin(config, dataset, run, checkpoints, column_tokenizer, encoder_config)
             progress = checkpoints.latest()
             if progress is None or not progress.is_done:
                 with cluster.session():
-                    _fit(config, dataset, checkpoints)
+                    _fit(config, dataset, checkpoints, lock.number)
                 progress = checkpoints.latest()
                 assert progress is not None and progress.is_done, "training ended without its last checkpoint"
             info = _write_bundle(config, dataset, output, checkpoints, progress, tokenizer, column_tokenizer)
@@ -158,7 +160,7 @@ def _say_what_is_left(run: TrainingRun, checkpoints: Checkpoints) -> None:
         _log.info("step %d is kept in %s: the same command goes on from there", progress.step, run.location)
 
 
-def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints) -> None:
+def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints, lock_number: int) -> None:
     """Run the workers until the last step, however often one is lost.
 
     Raises:
@@ -184,12 +186,14 @@ def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints) -> Non
             "labels": dataset.labels,
             "problem_type": "single_label_classification",
             "board": board,
+            "lock_number": lock_number,
         }
         trainer = TorchTrainer(
             train_on_worker,
             train_loop_config=settings,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=fewest if fewest == most else (fewest, most),
+                elastic_resize_monitor_interval_s=_RESIZE_INTERVAL_S,
                 use_gpu=placement.use_gpu,
                 resources_per_worker={"CPU": placement.cpus_each, **({"GPU": 1} if placement.use_gpu else {})},
             ),

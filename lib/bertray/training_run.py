@@ -33,6 +33,8 @@ _FREE = (
     "checkpoint_minutes",
     "checkpoint_steps",
     "keep_checkpoints",
+    "mlflow_uri",
+    "mlflow_experiment",
 )
 
 

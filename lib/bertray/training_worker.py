@@ -6,6 +6,7 @@ rank 0  --- steps, epochs --->  Board, an actor  <--- state ---  driver
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import ray
@@ -18,6 +19,7 @@ from bertray.checkpoints import Checkpoints
 from bertray.config import TrainConfig
 from bertray.finetuning import FineTuning, StepRecord
 from bertray.pretrained import load_classifier
+from bertray.run_lock import check_held
 from bertray.storage import Location
 from bertray.training_run import TrainingRun
 
@@ -26,7 +28,8 @@ def train_on_worker(settings: dict[str, Any]) -> None:
     """Entry point of a Ray Train worker.
 
     Args:
-        settings: `config`, a `TrainConfig` as a dict; `labels` and `problem_type`; `board`, the actor.
+        settings: `config`, a `TrainConfig` as a dict; `labels` and `problem_type`; `board`, the actor; and
+            `lock_number`, of the run's lock, without which a worker that outlives its driver must not write.
     """
     config = TrainConfig.model_construct(**settings["config"])
     device = ray.train.torch.get_device()
@@ -44,7 +47,9 @@ def train_on_worker(settings: dict[str, Any]) -> None:
             settings["problem_type"],
             device=device,
             watcher=_BoardWatcher(settings["board"]),
-            checkpoints=Checkpoints(run.checkpoints, config.keep_checkpoints),
+            checkpoints=Checkpoints(
+                run.checkpoints, config.keep_checkpoints, partial(check_held, run.location, settings["lock_number"])
+            ),
         ).run()
 
 

@@ -1,0 +1,190 @@
+"""Fine-tuning beside transformers.Trainer with its best settings, and a plain loop: tokens a second, and accuracy.
+
+    python -m benchmarks.train                      banking77, MiniLM, 5 epochs, 3 seeds: half an hour on 2 cores
+    python -m benchmarks.train --seeds 1 --epochs 1
+    python -m benchmarks.train --workers            one worker with all cores beside two that share them, on Ray
+
+All fine-tune the same encoder on the same rows with the same epochs, batch size and learning rate, AdamW and a linear
+schedule. The Trainer groups by length and computes in bf16 where the machine has it; the plain loop shuffles, pads and
+computes in fp32: its rate is that of its first steps. The runs take turns, seed by seed. Tokens are those of the texts;
+padding is not counted, nor validation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+
+from benchmarks.results import SHARED_DATA, write_result
+from benchmarks.training import Run, Subject, prepared
+from bertray.encoder import resolve_precision
+
+LEARNING_RATE, BATCH_SIZE = 2e-4, 32
+NUM_PLAIN_STEPS = 60
+
+
+class _Texts(torch.utils.data.Dataset[dict[str, Any]]):
+    def __init__(self, subject: Subject) -> None:
+        self._ids, self._labels = subject.train_ids, subject.train_labels
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        ids = self._ids[row]
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": self._labels[row], "length": len(ids)}
+
+
+def by_trainer(subject: Subject, seed: int, epochs: int) -> Run:
+    """The Trainer with group_by_length, bf16 and fused AdamW."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        settings: dict[str, Any] = {
+            "output_dir": folder,
+            "per_device_train_batch_size": BATCH_SIZE,
+            "num_train_epochs": epochs,
+            "learning_rate": LEARNING_RATE,
+            "weight_decay": 0.01,
+            "warmup_steps": round(0.1 * epochs * -(-len(subject.train_ids) // BATCH_SIZE)),
+            "optim": "adamw_torch_fused",
+            "bf16": resolve_precision("auto", device) == "bf16",
+            "use_cpu": device.type == "cpu",
+            "seed": seed,
+            "report_to": [],
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "disable_tqdm": True,
+        }
+        # The name of the option since transformers 5.
+        grouping = {"train_sampling_strategy": "group_by_length"}
+        if "train_sampling_strategy" not in TrainingArguments.__dataclass_fields__:
+            grouping = {"group_by_length": True}
+        trainer = Trainer(
+            subject.classifier(seed),
+            TrainingArguments(**settings, **grouping),
+            train_dataset=_Texts(subject),
+            data_collator=DataCollatorWithPadding(subject.tokenizer),
+        )
+        started_s = time.perf_counter()
+        trainer.train()
+        wall_s = time.perf_counter() - started_s
+    return Run(epochs * subject.num_train_tokens / wall_s, wall_s, *subject.test(trainer.model), [])
+
+
+def by_plain_loop(subject: Subject, seed: int) -> float:
+    """Tokens a second of the loop that tutorials show: shuffled, padded, fp32; the first steps do not count."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = subject.classifier(seed).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    collate = DataCollatorWithPadding(subject.tokenizer)
+    texts, order = _Texts(subject), np.random.default_rng(seed).permutation(len(subject.train_ids))
+    num_tokens, started_s = 0, 0.0
+    for step in range(NUM_PLAIN_STEPS + 3):
+        if step == 3:
+            num_tokens, started_s = 0, time.perf_counter()
+        rows = order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
+        batch = collate([{key: value for key, value in texts[row].items() if key != "length"} for row in rows])
+        loss = model(**{key: value.to(device) for key, value in batch.items()}).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        num_tokens += sum(len(subject.train_ids[row]) for row in rows)
+    return num_tokens / (time.perf_counter() - started_s)
+
+
+def compare(subject: Subject, num_seeds: int, epochs: int) -> None:
+    """Ours and the Trainer's runs of every seed, in turns."""
+    ours: list[Run] = []
+    theirs: list[Run] = []
+    plain: list[float] = []
+    for seed in range(num_seeds):
+        settings = {"learning_rate": LEARNING_RATE, "batch_size": BATCH_SIZE, "keep": "last"}
+        ours.append(subject.run(seed=seed, epochs=epochs, **settings))
+        theirs.append(by_trainer(subject, seed, epochs))
+        plain.append(by_plain_loop(subject, seed))
+        rates = [ours[-1].tokens_per_s, theirs[-1].tokens_per_s, plain[-1]]
+        print(
+            f"seed {seed}: {', '.join(f'{rate:.0f}' for rate in rates)} tokens/s; "
+            f"accuracy {ours[-1].accuracy:.4f}, {theirs[-1].accuracy:.4f}",
+            file=sys.stderr,
+        )
+    own_rate = statistics.median(run.tokens_per_s for run in ours)
+    lines = ["| what | tokens/s | bertray is faster by | test accuracy, mean of seeds (each) |", "|---|---|---|---|"]
+    for name, runs in (("bertray", ours), ("Trainer, grouped by length, bf16", theirs)):
+        rate = statistics.median(run.tokens_per_s for run in runs)
+        each = ", ".join(f"{run.accuracy:.4f}" for run in runs)
+        accuracy = statistics.mean(run.accuracy for run in runs)
+        lines.append(f"| {name} | {rate:.0f} | {own_rate / rate:.2f} | {accuracy:.4f} ({each}) |")
+    rate = statistics.median(plain)
+    lines.append(f"| plain loop, shuffled, fp32 | {rate:.0f} | {own_rate / rate:.2f} | |")
+    facts = {
+        "rows": len(subject.train_ids),
+        "tokens": subject.num_train_tokens,
+        "epochs": epochs,
+        "seeds": num_seeds,
+        "learning_rate": LEARNING_RATE,
+        "batch_size": BATCH_SIZE,
+        "bertray_per_seed": [run.tokens_per_s for run in ours],
+        "trainer_per_seed": [run.tokens_per_s for run in theirs],
+        "plain_per_seed": plain,
+    }
+    write_result("train", subject.name, "\n".join(lines), facts)
+
+
+def compare_workers(subject: Subject, epochs: int) -> None:
+    """One worker with all cores, and two that share them, on a Ray of this machine, in turns."""
+    from bertray.config import TrainConfig
+    from bertray.training import train
+
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for turn in range(3):
+        for num_workers, found in rates.items():
+            with tempfile.TemporaryDirectory() as folder:
+                summary = train(
+                    TrainConfig(
+                        data=subject.data,
+                        output=str(Path(folder) / "bundle"),
+                        encoder=subject.encoder,
+                        epochs=epochs,
+                        learning_rate=LEARNING_RATE,
+                        batch_size=BATCH_SIZE,
+                        num_workers=str(num_workers),
+                    )
+                )
+            found.append(summary["train_tokens_per_s"])
+            print(f"turn {turn}, {num_workers} workers: {found[-1]:.0f} tokens/s", file=sys.stderr)
+    one, two = (statistics.median(found) for found in rates.values())
+    lines = ["| workers | tokens/s, validation included | of one worker's |", "|---|---|---|"]
+    lines += [f"| 1, {os.cpu_count()} CPUs | {one:.0f} | 1 |", f"| 2 | {two:.0f} | {two / one:.2f} |"]
+    write_result("train", f"{subject.name}-workers", "\n".join(lines), {"epochs": epochs, "tokens_per_s": rates})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="banking77", help="a data set of ../shared/data")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--workers", action="store_true")
+    arguments = parser.parse_args()
+    if not SHARED_DATA.is_dir():
+        sys.exit(f"no data sets at {SHARED_DATA}")
+    with prepared(arguments.data) as (subject,):
+        if arguments.workers:
+            compare_workers(subject, arguments.epochs)
+        else:
+            compare(subject, arguments.seeds, arguments.epochs)
+
+
+if __name__ == "__main__":
+    main()

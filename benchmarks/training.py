@@ -1,0 +1,131 @@
+"""What benchmarks of training share: prepared data sets, and a run of the loop without Ray, tested on the test rows."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers.utils import logging as transformers_logging
+
+from benchmarks.results import SHARED_DATA
+from bertray import training_rows
+from bertray.config import PrepareConfig, TrainConfig
+from bertray.dataset import Dataset, prepare
+from bertray.encoder import Encoder
+from bertray.finetuning import FineTuning, StepRecord
+from bertray.metrics import summary_metrics
+from bertray.pretrained import load_classifier, load_tokenizer
+from bertray.schema import LABEL_ID, TEXT
+from bertray.storage import Location
+from bertray.tokenization import ColumnTokenizer
+
+SINGLE_LABEL = "single_label_classification"
+
+
+@dataclass
+class Quiet:
+    """A watcher that keeps the records, and ends the run at a step."""
+
+    stop_at: int | None = None
+    records: list[StepRecord] = field(default_factory=list)
+
+    def steps(self, records: list[StepRecord], num_steps: int) -> bool:
+        self.records += records
+        return self.stop_at is not None and self.records[-1].step >= self.stop_at
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of training gave."""
+
+    tokens_per_s: float  # of training: without validation, without what precedes the first step
+    wall_s: float
+    accuracy: float  # on the test rows, in fp32; NaN where the run was ended early
+    f1_macro: float
+    history: list[dict[str, float]]
+
+
+class Subject:
+    """A data set of ../shared/data, prepared once: cleaned, tokenised, its official test rows for the test."""
+
+    def __init__(self, name: str, folder: Path, encoder: str = "minilm", max_length: int = 128) -> None:
+        source = SHARED_DATA / name
+        config = PrepareConfig(
+            input=[str(source / "train.parquet")],
+            validation=str(source / "dev.parquet") if (source / "dev.parquet").exists() else None,
+            test=str(source / "test.parquet"),
+            output=str(folder / name),
+        )
+        prepare(config)
+        self.name, self.encoder, self.max_length = name, encoder, max_length
+        self.data = config.output
+        self.dataset = Dataset.open(self.data)
+        self.tokenizer, self._encoder_config = load_tokenizer(encoder, max_length)
+        self._column_tokenizer = ColumnTokenizer(self.tokenizer.backend_tokenizer, max_length)
+        splits = {}
+        for split in ("train", "validation"):
+            rows = self.dataset.split(split)
+            ids = rows[LABEL_ID].combine_chunks()
+            lists = pa.LargeListArray.from_arrays(pa.array(np.arange(len(ids) + 1)), ids)
+            splits[split] = self._column_tokenizer.encode(rows[TEXT]), lists
+        self._rows = Location.of(str(folder / f"{name}-rows"))
+        training_rows.write(self._rows, splits, self._encoder_config.vocab_size, 1)
+        self.num_train_tokens = splits["train"][0].num_tokens
+        self.train_ids = [
+            splits["train"][0].ids_T[start:stop].tolist()
+            for start, stop in zip(splits["train"][0].offsets_S1, splits["train"][0].offsets_S1[1:], strict=False)
+        ]
+        self.train_labels = self.dataset.split("train")[LABEL_ID].to_pylist()
+
+    def config(self, **options: Any) -> TrainConfig:
+        return TrainConfig(data=self.data, output="unused", encoder=self.encoder, max_length=self.max_length, **options)
+
+    def classifier(self, seed: int) -> Any:
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+        return load_classifier(self.encoder, self.dataset.labels, SINGLE_LABEL, seed)
+
+    def run(self, *, stop_at: int | None = None, **options: Any) -> Run:
+        """Fine-tune with the loop of jobs.train, to the end or to a step, and test."""
+        config, watcher = self.config(**options), Quiet(stop_at)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        with training_rows.opened(self._rows) as (splits, vocabulary_V):
+            tuning = FineTuning(
+                config, self.classifier(config.seed), splits, vocabulary_V, SINGLE_LABEL, device=device, watcher=watcher
+            )
+            started_s = time.perf_counter()
+            tuning.run()
+            wall_s = time.perf_counter() - started_s
+        # Rates of looks, weighed by their steps: what lies between epochs is no part of them.
+        tokens_per_s = len(watcher.records) / sum(1 / record.tokens_per_s for record in watcher.records)
+        history = tuning.progress.history
+        if stop_at is not None:
+            return Run(tokens_per_s, wall_s, float("nan"), float("nan"), history)
+        model = self.classifier(config.seed)
+        model.load_state_dict(tuning.best_weights())
+        return Run(tokens_per_s, wall_s, *self.test(model), history)
+
+    def test(self, model: Any) -> tuple[float, float]:
+        """Accuracy and macro-F1 on the test rows, in fp32."""
+        rows = self.dataset.split("test")
+        logits_NC = Encoder(model, "fp32").logits(self._column_tokenizer.encode(rows[TEXT]))
+        metrics = summary_metrics(rows[LABEL_ID].to_numpy(), logits_NC.argmax(axis=1), len(self.dataset.labels))
+        return metrics["accuracy"], metrics["f1_macro"]
+
+
+@contextmanager
+def prepared(*names: str) -> Iterator[list[Subject]]:
+    """Subjects in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="bertray-benchmark-") as folder:
+        yield [Subject(name, Path(folder)) for name in names]
