@@ -78,7 +78,7 @@ A text of a score below {{ "%.4f" | format(review_below) }} is to be reviewed by
 {% for name, value in metrics.items() if name != "epoch" -%}
 | {{ name }} | {{ "%.4f" | format(value) }} |
 {% endfor %}
-{% set share = "accuracy" if "accuracy" in metrics else "subset_accuracy" -%}
+{% set share = "subset_accuracy" if "subset_accuracy" in metrics else "accuracy" -%}
 | epoch | train loss | validation loss | {{ share | replace("_", " ") }} | macro-F1 | seconds |
 |---|---|---|---|---|---|
 {% for epoch in history -%}
