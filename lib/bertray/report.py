@@ -78,11 +78,12 @@ A text of a score below {{ "%.4f" | format(review_below) }} is to be reviewed by
 {% for name, value in metrics.items() if name != "epoch" -%}
 | {{ name }} | {{ "%.4f" | format(value) }} |
 {% endfor %}
-| epoch | train loss | validation loss | accuracy | macro-F1 | seconds |
+{% set share = "subset_accuracy" if "subset_accuracy" in metrics else "accuracy" -%}
+| epoch | train loss | validation loss | {{ share | replace("_", " ") }} | macro-F1 | seconds |
 |---|---|---|---|---|---|
 {% for epoch in history -%}
 | {{ epoch.epoch | int }} | {{ "%.4f" | format(epoch.train_loss) }} | {{ "%.4f" | format(epoch.loss) }} \
-| {{ "%.4f" | format(epoch.accuracy) }} | {{ "%.4f" | format(epoch.f1_macro) }} | {{ "%.0f" | format(epoch.wall_s) }} |
+| {{ "%.4f" | format(epoch[share]) }} | {{ "%.4f" | format(epoch.f1_macro) }} | {{ "%.0f" | format(epoch.wall_s) }} |
 {% endfor %}
 {%- if curves_file %}
 ![Losses and scores by epoch]({{ curves_file }})
