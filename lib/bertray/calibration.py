@@ -35,8 +35,6 @@ DEFAULT_THRESHOLD = 0.5  # of a label, where nothing better is known
 MIN_POSITIVES = 20
 # That the precision wanted is really reached.
 CONFIDENCE = 0.95
-# A score that no row reaches: all rows are to be reviewed.
-REVIEW_ALL = 2.0
 
 
 def probabilities(logits_NC: np.ndarray, problem_type: ProblemType) -> np.ndarray:

@@ -191,7 +191,8 @@ def _print_how_sure(metrics: dict[str, Any]) -> None:
     if review := metrics["review"]:
         wanted = "" if review["target_precision"] is None else f" (wanted: {review['target_precision']:g})"
         table.add_section()
-        table.add_row("rows below this score are to be reviewed", f"{review['review_below']:.4f}")
+        below = "every row" if review["review_below"] > 1 else f"{review['review_below']:.4f}"
+        table.add_row("rows below this score are to be reviewed", below)
         table.add_row("coverage: rows that need no review", _shown(review["coverage"]))
         table.add_row(f"precision of their labels{wanted}", _shown(review["precision"]))
     if scope := metrics["out_of_scope"]:
