@@ -23,9 +23,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from bertray.choices import ProblemType
+from bertray.dataset import Dataset
 from bertray.ragged import positions
+from bertray.schema import LABEL_ID, LABEL_IDS, TEXT
 from bertray.storage import Location
-from bertray.tokenization import Sequences, TokenColumn
+from bertray.tokenization import ColumnTokenizer, Sequences, TokenColumn
 from bertray.windows import training_weights
 
 TRAIN, VALIDATION = "train", "validation"
@@ -76,6 +79,23 @@ class TrainingRows:
     def document_weights_S(self) -> np.ndarray:
         """What each sequence counts, so that documents count alike; see `bertray.windows`."""
         return training_weights(self.tokens.documents_S)
+
+
+def tokenise(
+    folder: Location, dataset: Dataset, tokenizer: ColumnTokenizer, vocabulary_size: int, num_kept: int
+) -> None:
+    """Write the training and validation rows of a data set, those in scope."""
+    splits = {}
+    for name in (TRAIN, VALIDATION):
+        rows = dataset.in_scope(dataset.split(name))
+        splits[name] = tokenizer.encode(rows[TEXT]), _label_ids(rows, dataset.problem_type)
+    write(folder, splits, vocabulary_size, num_kept)
+
+
+def _label_ids(rows: pa.Table, problem_type: ProblemType) -> pa.LargeListArray:
+    if problem_type == "multi_label_classification":
+        return rows[LABEL_IDS].combine_chunks().cast(pa.large_list(pa.int32()))
+    return pa.LargeListArray.from_arrays(pa.array(np.arange(rows.num_rows + 1)), rows[LABEL_ID].combine_chunks())
 
 
 def write(

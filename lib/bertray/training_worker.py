@@ -20,32 +20,33 @@ from bertray import training_rows
 from bertray.checkpoints import Checkpoints
 from bertray.choices import ProblemType
 from bertray.config import TrainConfig
-from bertray.finetuning import FineTuning, StepRecord, Watcher
+from bertray.finetuning import FineTuning, Watcher
 from bertray.pretrained import load_classifier
 from bertray.run_lock import check_held
 from bertray.storage import Location
+from bertray.tracking import StepRecord
 from bertray.training_run import TrainingRun
 
 
-def train_on_worker(settings: dict[str, Any]) -> None:
-    """Entry point of a Ray Train worker.
+def run(settings: dict[str, Any]) -> None:
+    """Take part in a run.
 
     Args:
         settings: `config`, a `TrainConfig` as a dict; `labels` and `problem_type`; `board`, the actor; and
             `lock_number`, of the run's lock, without which a worker that outlives its driver must not write.
     """
     config = TrainConfig.model_construct(**settings["config"])
-    run = TrainingRun(Location.of(config.output))
+    place = TrainingRun(Location.of(config.output))
     with fine_tuning(
         config,
-        run.rows,
+        place.rows,
         settings["labels"],
         settings["problem_type"],
         device=ray.train.torch.get_device(),
         num_threads=max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))),
         watcher=_BoardWatcher(settings["board"]),
         checkpoints=Checkpoints(
-            run.checkpoints, config.keep_checkpoints, partial(check_held, run.location, settings["lock_number"])
+            place.checkpoints, config.keep_checkpoints, partial(check_held, place.location, settings["lock_number"])
         ),
     ) as loop:
         loop.run()
@@ -83,34 +84,6 @@ def fine_tuning(
             watcher=watcher,
             checkpoints=checkpoints,
         )
-
-
-class Board:
-    """Where rank 0 says how far it is and the driver looks; a Ray actor."""
-
-    def __init__(self) -> None:
-        self._records: list[StepRecord] = []
-        self._epochs: list[dict[str, float]] = []
-        self._num_steps, self._shall_stop = 0, False
-
-    def post(self, records: list[StepRecord], num_steps: int) -> bool:
-        """New steps, of so many in all; returns whether the run shall end."""
-        self._records += records
-        self._num_steps = num_steps
-        return self._shall_stop
-
-    def post_epoch(self, metrics: dict[str, float]) -> None:
-        self._epochs.append(metrics)
-
-    def stop(self) -> None:
-        """Let the run write a checkpoint and end."""
-        self._shall_stop = True
-
-    def news(self) -> tuple[list[StepRecord], list[dict[str, float]], int]:
-        """Steps and epochs since the last call, and the number of steps of the run."""
-        news = self._records, self._epochs, self._num_steps
-        self._records, self._epochs = [], []
-        return news
 
 
 class _BoardWatcher:

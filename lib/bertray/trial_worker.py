@@ -18,9 +18,10 @@ from ray import tune
 
 from bertray.checkpoints import Checkpoints, Progress
 from bertray.config import TrainConfig
-from bertray.finetuning import DivergedError, FineTuning, StepRecord
+from bertray.finetuning import DivergedError, FineTuning
 from bertray.run_lock import check_held
 from bertray.storage import Location
+from bertray.tracking import StepRecord
 from bertray.training_run import TrainingRun
 from bertray.training_worker import fine_tuning
 
@@ -36,8 +37,8 @@ def run_trial(space: dict[str, int], settings: dict[str, Any], board: Any) -> No
     Args:
         space: `number`, of the trial.
         settings: `configs`, a `TrainConfig` as a dict for every number; `labels`, `problem_type`, `lock_number` as in
-            `train_on_worker`; `use_gpu` and `num_threads`.
-        board: the `StopBoard`.
+            `training_worker.run`; `use_gpu` and `num_threads`.
+        board: the `training_board.StopBoard`.
     """
     number = space["number"]
     config = TrainConfig.model_construct(**settings["configs"][number])
@@ -88,27 +89,6 @@ def report(number: int, progress: Progress, failure: str | None = None) -> None:
             "failure": failure,
         }
     )
-
-
-class StopBoard:
-    """Where the driver says that trials shall write a checkpoint and end, and they that they have; a Ray actor."""
-
-    def __init__(self) -> None:
-        self._shall_stop = False
-        self._saved: set[int] = set()
-
-    def stop(self) -> None:
-        self._shall_stop = True
-
-    def shall_stop(self) -> bool:
-        return self._shall_stop
-
-    def saved(self, number: int) -> None:
-        """A trial's checkpoint is in storage."""
-        self._saved.add(number)
-
-    def all_saved(self) -> set[int]:
-        return self._saved
 
 
 class _TrialWatcher:

@@ -29,7 +29,6 @@ from bertray.schema import TRIAL_SCHEMA
 # Options of jobs.train.
 SEARCHED = ("learning_rate", "batch_size", "epochs", "warmup_fraction", "label_smoothing", "layer_decay")
 Status = Literal["done", "pruned", "failed"]  # failed: because of its options
-_SCORES = ("loss", "accuracy", "f1_macro")
 
 
 class TrialRecord(BaseModel):
@@ -48,6 +47,11 @@ class TrialRecord(BaseModel):
     def scores(self) -> dict[str, float]:
         """Metrics of the kept epoch, on validation; empty: there is none."""
         return self.history[self.best_epoch - 1] if self.best_epoch else {}
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the kept epoch; where a row may have several labels, the share of rows that get exactly theirs."""
+        return self.scores.get("accuracy", self.scores.get("subset_accuracy"))
 
     @property
     def f1_macro(self) -> float:
@@ -97,7 +101,9 @@ def best_of_all(records: Sequence[TrialRecord]) -> TrialRecord:
     best = best_of(records)
     if best is None:
         reasons = "; ".join(f"trial {one.number}: {one.failure}" for one in records if one.failure)
-        raise BertrayError(f"none of {len(records)} trials ran to its end ({reasons})")
+        raise BertrayError(
+            f"none of {len(records)} trials ran to its end ({reasons}). Begin anew with other ranges and --restart"
+        )
     return best
 
 
@@ -119,7 +125,9 @@ def _row(record: TrialRecord, best: TrialRecord) -> dict[str, Any]:
         "is_best": record is best,
         "num_epochs_run": len(record.history),
         "best_epoch": record.best_epoch or None,
-        **{name: record.scores.get(name) for name in _SCORES},
+        "loss": record.scores.get("loss"),
+        "accuracy": record.accuracy,
+        "f1_macro": record.scores.get("f1_macro"),
         "wall_s": sum(epoch["wall_s"] for epoch in record.history),
         "failure": record.failure,
     }

@@ -26,11 +26,13 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
 import uuid
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import wait
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,10 +41,13 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from bertray import cluster
+from bertray.bundle_folder import EVENTS_FOLDER, BundleInfo
+from bertray.bundle_writer import write_bundle
 from bertray.checkpoints import Checkpoints
 from bertray.config import TuneConfig
 from bertray.dataset import Dataset
 from bertray.errors import BertrayError
+from bertray.finetuning import VALIDATION_LOGITS
 from bertray.ledger import new_run_id
 from bertray.pretrained import load_tokenizer
 from bertray.progress import ProgressBar
@@ -50,9 +55,11 @@ from bertray.report import print_trials
 from bertray.run_lock import RunLock
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer
-from bertray.training import STOP_S, check_output, with_absolute_places, write_bundle, write_rows
+from bertray.tracking import Tracker
+from bertray.training import STOP_S, check_data, check_output, with_absolute_places, write_rows
+from bertray.training_board import StopBoard
 from bertray.training_run import TrainingRun
-from bertray.trial_worker import StopBoard, run_trial, trial_checkpoints
+from bertray.trial_worker import run_trial, trial_checkpoints
 from bertray.trials import Status, TrialRecord, best_of, best_of_all, options_of, train_config, write_trials
 
 _log = logging.getLogger(__name__)
@@ -73,6 +80,7 @@ def search(config: TuneConfig) -> dict[str, Any]:
     output = Location.of(config.output)
     check_output(output, config)
     dataset = Dataset.open(config.data)
+    check_data(dataset, config)
     tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
     config = with_absolute_places(config, dataset, output)
     column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
@@ -92,19 +100,7 @@ def search(config: TuneConfig) -> dict[str, Any]:
                     _run_trials(config, dataset, run, records, lock.number)
             best = best_of_all(records.ended)
             print_trials(records.ended)
-            checkpoints = Checkpoints(trial_checkpoints(run, best.number))
-            progress = checkpoints.latest()
-            assert progress is not None and progress.is_done, "the best trial's weights are not there"
-            info = write_bundle(
-                train_config(config, best.number),
-                dataset,
-                output,
-                checkpoints,
-                progress,
-                tokenizer,
-                column_tokenizer,
-                add_files=lambda folder: write_trials(folder, config, records.ended),
-            )
+            info = _write_bundle(config, dataset, run, records, best)
     except BaseException:  # also Ctrl-C
         records.say_what_is_left()
         raise
@@ -122,6 +118,36 @@ def search(config: TuneConfig) -> dict[str, Any]:
         "wall_s": round(time.monotonic() - started_s, 1),
         "fingerprint": info.fingerprint(),
     }
+
+
+def _write_bundle(
+    config: TuneConfig, dataset: Dataset, run: TrainingRun, records: _Records, best: TrialRecord
+) -> BundleInfo:
+    """The best trial's bundle, with event files as jobs.train writes them, and all trials."""
+    trial = train_config(config, best.number)
+    checkpoints = Checkpoints(trial_checkpoints(run, best.number))
+    progress = checkpoints.latest()
+    assert progress is not None and progress.is_done, "the best trial's weights are not there"
+    weights = checkpoints.load_best(progress)
+    logits_NC = weights.pop(VALIDATION_LOGITS).numpy()
+    output = Location.of(config.output)
+    with tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
+        events = Path(temporary) / EVENTS_FOLDER
+        options = trial.model_dump(mode="json")
+        with Tracker(events, None, trial.mlflow_experiment, output.name, options) as tracker:
+            tracker.steps(progress.records)
+            for epoch in progress.history:
+                tracker.epoch(int(epoch["step"]), epoch)
+        return write_bundle(
+            trial,
+            dataset,
+            output,
+            weights,
+            logits_NC,
+            progress,
+            events,
+            add_files=lambda folder: write_trials(folder, config, records.ended),
+        )
 
 
 class _Records:
@@ -198,7 +224,7 @@ def _run_trials(config: TuneConfig, dataset: Dataset, run: TrainingRun, records:
     settings = {
         "configs": {number: train_config(config, number).model_dump() for number in missing},
         "labels": dataset.labels,
-        "problem_type": "single_label_classification",
+        "problem_type": dataset.problem_type,
         "lock_number": lock_number,
         "use_gpu": placement.use_gpu,
         "num_threads": placement.cpus_each,
@@ -250,11 +276,11 @@ def _take_up(events: _Events, config: TuneConfig, records: _Records) -> None:
     while events.epochs:
         number, epoch = events.epochs.popleft()
         _log.info(
-            "trial %d, epoch %d of %d: train loss %.4f, accuracy %.4f, macro-F1 %.4f, %.0f s",
+            "trial %d, epoch %d of %d: train loss %.4f, macro-F1 %.4f, %.0f s",
             number,
             epoch["epoch"],
             options_of(config, number)["epochs"],
-            *(epoch[key] for key in ("train_loss", "accuracy", "f1_macro", "wall_s")),
+            *(epoch[key] for key in ("train_loss", "f1_macro", "wall_s")),
         )
     while events.ended:
         result = events.ended.popleft()
