@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from bertray.config import EvaluateConfig, JobConfig, PredictConfig, PrepareConfig, ScoreConfig, TrainConfig
-from jobs import demo, evaluate, predict, prepare, score, train
+from bertray.config import (
+    AuditConfig,
+    EvaluateConfig,
+    JobConfig,
+    PredictConfig,
+    PrepareConfig,
+    ScoreConfig,
+    TrainConfig,
+)
+from jobs import audit, demo, evaluate, predict, prepare, score, train
 from tests.conftest import ROOT, run_job_process, write_shard
 
 JOBS = {
+    "audit": audit,
     "demo": demo,
     "evaluate": evaluate,
     "predict": predict,
@@ -31,6 +40,7 @@ CONTRACT: list[tuple[type[JobConfig], str]] = [
         "data output encoder=bert-base-uncased epochs=3 learning_rate=5e-05 batch_size=32 max_length=128 "
         "num_workers=1 precision=auto seed=0",
     ),
+    (AuditConfig, "data output encoder=bert-base-uncased epochs=3 folds=5 num_workers=None max_failures=3 seed=0"),
     (EvaluateConfig, "bundle data split=test output"),
     (PredictConfig, "bundle texts"),
     (ScoreConfig, "bundle input output text_column=text keep_columns num_actors=None precision=auto"),
@@ -117,6 +127,8 @@ def test_score_from_the_command_line(ray_cluster: str, tiny_bundle: Path, tmp_pa
     [
         ("prepare", ["--input", "/nowhere.csv", "--output", "/tmp/unused"], "no labelled files at /nowhere.csv"),
         ("train", ["--data", "/nowhere", "--output", "/tmp/unused"], "jobs.prepare"),
+        ("audit", ["--data", "/nowhere", "--output", "/tmp/unused"], "no finished data set"),
+        ("audit", ["--data", "/nowhere", "--output", "/tmp/unused", "--folds", "1"], "--folds: '1' is not allowed"),
         ("evaluate", ["--bundle", "/nowhere", "--data", "/nowhere", "--output", "/tmp/unused"], "no finished data set"),
         ("score", ["--bundle", "/nowhere", "--input", "/nowhere", "--output", "/tmp/unused"], "no model bundle"),
         ("score", ["--bundle", "b", "--input", "i"], "--output is required"),

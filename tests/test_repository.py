@@ -43,6 +43,7 @@ LAYERS = [
     "training_rows",
     "metrics",
     "calibration",
+    "label_issues",
     "gate",
     "baseline",
     "report",
@@ -85,6 +86,8 @@ LAYERS = [
     "cluster",
     "training_worker",
     "training",
+    "cross_validation",
+    "label_audit",
     "pool",
     "scoring",
 ]

@@ -181,6 +181,14 @@ class FineTuning:
         assert self._best is not None, "no epoch has ended, or a checkpoint holds its weights"
         return {name: held for name, held in self._best.items() if name != VALIDATION_LOGITS}
 
+    def validation_logits(self) -> np.ndarray:
+        """logits_NC of the validation rows after the best epoch, likewise; NaN of rows without tokens.
+
+        They end with the last row that has tokens.
+        """
+        assert self._best is not None, "no epoch has ended, or a checkpoint holds its logits"
+        return np.asarray(self._best[VALIDATION_LOGITS].numpy())
+
     def _step(self, step: int) -> torch.Tensor:
         """Take one step; returns the sum of its sequences' losses (float64), on the device."""
         self.learner.model.train()

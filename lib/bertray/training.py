@@ -39,7 +39,7 @@ from bertray.dataset import Dataset
 from bertray.errors import BertrayError, RequestError
 from bertray.finetuning import VALIDATION_LOGITS, DivergedError
 from bertray.ledger import new_run_id
-from bertray.pretrained import load_classifier, load_tokenizer
+from bertray.pretrained import load_classifier, load_tokenizer, num_special_ids
 from bertray.profile import Profile
 from bertray.progress import ProgressBar
 from bertray.run_lock import RunLock
@@ -143,10 +143,7 @@ def _begin(
         label_ids = rows[LABEL_ID].combine_chunks()
         lists = pa.LargeListArray.from_arrays(pa.array(np.arange(len(label_ids) + 1)), label_ids)
         splits[name] = tokenizer.encode(rows[TEXT]), lists
-    # Models look at these ids themselves: they keep their number.
-    special_ids = [getattr(encoder_config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep")]
-    num_kept = 1 + max([one for one in special_ids if isinstance(one, int)], default=0)
-    training_rows.write(run.rows, splits, encoder_config.vocab_size, num_kept)
+    training_rows.write(run.rows, splits, encoder_config.vocab_size, num_special_ids(encoder_config))
     run.begin(config, fingerprint)
     return 0
 
