@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from transformers.utils import logging as transformers_logging
 
@@ -20,12 +19,13 @@ from bertray import training_rows
 from bertray.config import PrepareConfig, TrainConfig
 from bertray.dataset import Dataset, prepare
 from bertray.encoder import Encoder
-from bertray.finetuning import FineTuning, StepRecord
+from bertray.finetuning import FineTuning
 from bertray.metrics import summary_metrics
 from bertray.pretrained import load_classifier, load_tokenizer
 from bertray.schema import LABEL_ID, TEXT
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer
+from bertray.tracking import StepRecord
 
 SINGLE_LABEL = "single_label_classification"
 
@@ -71,21 +71,13 @@ class Subject:
         self.name, self.encoder, self.max_length = name, encoder, max_length
         self.data = config.output
         self.dataset = Dataset.open(self.data)
-        self.tokenizer, self._encoder_config = load_tokenizer(encoder, max_length)
+        self.tokenizer, encoder_config = load_tokenizer(encoder, max_length)
         self._column_tokenizer = ColumnTokenizer(self.tokenizer.backend_tokenizer, max_length)
-        splits = {}
-        for split in ("train", "validation"):
-            rows = self.dataset.split(split)
-            ids = rows[LABEL_ID].combine_chunks()
-            lists = pa.LargeListArray.from_arrays(pa.array(np.arange(len(ids) + 1)), ids)
-            splits[split] = self._column_tokenizer.encode(rows[TEXT]), lists
         self._rows = Location.of(str(folder / f"{name}-rows"))
-        training_rows.write(self._rows, splits, self._encoder_config.vocab_size, 1)
-        self.num_train_tokens = splits["train"][0].num_tokens
-        self.train_ids = [
-            splits["train"][0].ids_T[start:stop].tolist()
-            for start, stop in zip(splits["train"][0].offsets_S1, splits["train"][0].offsets_S1[1:], strict=False)
-        ]
+        training_rows.tokenise(self._rows, self.dataset, self._column_tokenizer, encoder_config.vocab_size, 1)
+        tokens = self._column_tokenizer.encode(self.dataset.split("train")[TEXT])
+        self.num_train_tokens = tokens.num_tokens
+        self.train_ids = [one.tolist() for one in np.split(tokens.ids_T, tokens.offsets_S1[1:-1])]
         self.train_labels = self.dataset.split("train")[LABEL_ID].to_pylist()
 
     def config(self, **options: Any) -> TrainConfig:

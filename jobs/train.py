@@ -7,7 +7,7 @@
         python -m jobs.train --data s3://bucket/dataset --output s3://bucket/bundle --num-workers 4 --device cuda
 
 Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this machine. The epoch with the best macro-F1
-on validation is kept.
+on validation is kept. The same command goes on with a run that was interrupted.
 """
 
 import sys

@@ -323,6 +323,26 @@ def test_the_card_says_how_long_documents_are_read(make_bundle: Callable[..., Pa
     assert "That pipeline reads the first 64 tokens" in card
 
 
+def test_the_card_says_how_sure_it_is(make_bundle: Callable[..., Path]) -> None:
+    plain = (make_bundle() / "README.md").read_text()
+    for word in ("temperature", "reviewed", "several labels", "given from", "top_k"):
+        assert word not in plain
+    calibration = {"ece_before": 0.0712, "ece_after": 0.01, "nll_before": 0.5, "nll_after": 0.4}
+    sure = make_bundle(temperature=1.5, calibration=calibration, review_below=0.61, target_precision=0.95)
+    card = (sure / "README.md").read_text()
+    assert "divided by a temperature of 1.500, in the weights" in card
+    assert "was 0.0712 before and is 0.0100 now." in card
+    assert "A text of a score below 0.6100 is to be reviewed by a person: of the others, 0.95 or more are right" in card
+    assert "reviewed by a person.\n" in (make_bundle(review_below=0.5) / "README.md").read_text()
+    never = (make_bundle(review_below=2.0, target_precision=0.99) / "README.md").read_text()
+    assert "Every text is to be reviewed by a person: no score is right often enough on validation for 0.99.\n" in never
+    several = make_bundle(problem_type="multi_label_classification", thresholds=THRESHOLDS)
+    card = (several / "README.md").read_text()
+    assert "at least the threshold of the label.\n" in card
+    assert "| label | given from |\n|---|---|\n| a | 0.9000 |\n| b | 0.2000 |\n| c | 0.6000 |\n\n| validation" in card
+    assert 'truncation=True, top_k=None)("a text")' in card
+
+
 def test_nothing_in_a_bundle_is_pickled(tiny_bundle: Path) -> None:
     assert {path.suffix for path in tiny_bundle.iterdir()} <= {".json", ".safetensors", ".md", ".txt"}
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.special import expit, log_expit, log_softmax, softmax
-from scipy.stats import binom
+from scipy.special import expit, log_expit, log_softmax
+from scipy.stats import binom, gamma
 
 from bertray.calibration import (
     DEFAULT_THRESHOLD,
@@ -45,10 +45,11 @@ def test_sigmoid_of_large_logits() -> None:
 
 
 def test_the_example_of_the_module() -> None:
-    temperature, measured = calibrate(np.array([[4, 0], [4, 0], [4, 0], [0, 4]]), np.array([0, 0, 1, 1]))
-    assert temperature == pytest.approx(5.8, abs=0.05)
-    assert expit(4 / temperature) == pytest.approx(2 / 3, abs=0.005)
-    assert (measured["ece_before"], measured["ece_after"]) == pytest.approx((0.23, 0.08), abs=0.005)
+    logits_NC, label_ids = np.array([[4, 0], [4, 0], [4, 0], [0, 4]] * 100), np.array([0, 0, 1, 1] * 100)
+    temperature, measured = calibrate(logits_NC, label_ids)
+    assert temperature == pytest.approx(3.53, abs=0.005)
+    assert expit(4 / temperature) == pytest.approx(0.76, abs=0.005)
+    assert (measured["ece_before"], measured["ece_after"]) == pytest.approx((0.23, 0.01), abs=0.005)
 
 
 @pytest.mark.parametrize("multi_hot", [False, True])
@@ -82,14 +83,13 @@ def test_a_temperature_is_within_bounds_and_no_other_is_better(
     assert TEMPERATURE_BOUNDS[0] <= temperature <= TEMPERATURE_BOUNDS[1]
 
     def loss(candidate: float) -> float:
-        """Of every target taken to be wrong with the probability 1 / (M + 2), written out."""
-        slack, scaled_NC = 1 / (targets.size + 2), logits_NC.astype(np.float64) / candidate
+        """Negative logarithm of likelihood and prior, written out; decisions of a row count as one."""
+        scaled_NC = logits_NC.astype(np.float64) / candidate
         if multi_hot:
-            claimed_NC = targets * (1 - slack) + (1 - targets) * slack
-            return float(-(claimed_NC * log_expit(scaled_NC) + (1 - claimed_NC) * log_expit(-scaled_NC)).mean())
-        claimed_NC = np.full(logits_NC.shape, slack / (num_classes - 1))
-        claimed_NC[np.arange(num_rows), targets] = 1 - slack
-        return float(-(claimed_NC * log_softmax(scaled_NC, axis=1)).sum(axis=1).mean())
+            rows = np.where(targets > 0, log_expit(scaled_NC), log_expit(-scaled_NC)).mean(axis=1)
+        else:
+            rows = log_softmax(scaled_NC, axis=1)[np.arange(num_rows), targets]
+        return float(-(rows.sum() + gamma.logpdf(1 / candidate, 5, scale=1 / 4)) / num_rows)
 
     others = [loss(float(other)) for other in np.geomspace(*TEMPERATURE_BOUNDS, 100)]
     assert loss(temperature) <= min(others) + 1e-4 * (1 + abs(min(others)))
@@ -97,9 +97,12 @@ def test_a_temperature_is_within_bounds_and_no_other_is_better(
 
 @pytest.mark.parametrize("num_rows", [1, 20, 500])
 def test_to_be_right_on_few_rows_is_no_certainty(num_rows: int) -> None:
-    logits_NC = np.tile([15.0, 0.0, 0.0], (num_rows, 1))
-    temperature = fit_temperature(logits_NC, np.zeros(num_rows, dtype=int))
-    assert softmax(logits_NC[0] / temperature)[0] == pytest.approx((num_rows + 1) / (num_rows + 2), abs=1e-3)
+    sure_NC = np.tile([15.0, 0.0, 0.0], (num_rows, 1))
+    assert fit_temperature(sure_NC, np.zeros(num_rows, dtype=int)) == pytest.approx(1, abs=0.01)
+    unsure_NC = np.tile([0.5, 0.0], (num_rows, 1))
+    temperature = fit_temperature(unsure_NC, np.zeros(num_rows, dtype=int))
+    claimed = expit(0.5 / temperature)
+    assert 0.5 < claimed < (num_rows + 1) / (num_rows + 2) + 0.01  # what so many successes tell of the next one
 
 
 def test_a_temperature_that_gains_nothing_is_one() -> None:
@@ -187,22 +190,37 @@ def test_neighbouring_numbers_have_no_middle() -> None:
     assert (scores_N >= tune_thresholds(scores_N, np.array([[1], [0]]), 1)).tolist() == [[True], [False]]
 
 
-def test_rare_labels_share_a_threshold() -> None:
+def test_rare_labels_lean_on_each_other() -> None:
     rng = np.random.default_rng(0)
     true_NC = rng.random((2000, 5)) < [0.3, 0.005, 0.005, 0.0, 0.005]
-    scores_NC = np.where(true_NC, rng.beta(4, 4, true_NC.shape), rng.beta(1, 12, true_NC.shape))
+    scores_NC = np.where(true_NC, rng.beta(4, 4, true_NC.shape), rng.beta(1, 12, true_NC.shape)).round(3)
     num_positives_C = true_NC.sum(axis=0)
-    assert (num_positives_C[[1, 2, 4]] < 20).all()
-    found_C = tune_thresholds(scores_NC, true_NC)
-    alone_C = tune_thresholds(scores_NC, true_NC, min_positives=0)
-    assert found_C[0] == alone_C[0]
-    assert found_C[3] == DEFAULT_THRESHOLD
     rare = [1, 2, 4]
-    together = tune_thresholds(scores_NC[:, rare].reshape(-1, 1), true_NC[:, rare].reshape(-1, 1))
-    assert (found_C[rare] == together[0]).all()
-    # Too few even together: with all labels.
+    assert (num_positives_C[rare] < 20).all() and num_positives_C[rare].sum() >= 20
+
+    def expected(label: int, pooled: list[int]) -> float:
+        """Every cut, with the label's own rows once and all pooled ones in part."""
+        part = (20 - num_positives_C[label]) / num_positives_C[pooled].sum()
+        best, best_f1 = 0.0, 0.0
+        for cut in sorted(set(scores_NC[:, pooled].ravel().tolist()), reverse=True):
+            given_NC = scores_NC >= cut
+            right, given = (
+                which_NC[:, label].sum() + part * which_NC[:, pooled].sum()
+                for which_NC in (given_NC & true_NC, given_NC)
+            )
+            if 2 * right / (given + 20) > best_f1 + 1e-12:
+                best, best_f1 = cut, 2 * right / (given + 20)
+        return best
+
+    found_C = tune_thresholds(scores_NC, true_NC)
+    assert found_C[0] == tune_thresholds(scores_NC, true_NC, min_positives=0)[0]
+    assert found_C[3] == DEFAULT_THRESHOLD
+    for label in rare:
+        assert ((scores_NC[:, rare] >= found_C[label]) == (scores_NC[:, rare] >= expected(label, rare))).all()
+    assert len(set(found_C[rare])) > 1  # they lean, they do not agree
+    # Too few even together: on all labels.
     (_, one) = tune_thresholds(scores_NC[:, :2], true_NC[:, :2])
-    assert one == tune_thresholds(scores_NC[:, :2].reshape(-1, 1), true_NC[:, :2].reshape(-1, 1))[0]
+    assert ((scores_NC[:, :2] >= one) == (scores_NC[:, :2] >= expected(1, [0, 1]))).all()
     # Too few in all: no reason to leave the default.
     assert tune_thresholds(scores_NC[:, 1:2], true_NC[:, 1:2]).tolist() == [DEFAULT_THRESHOLD]
 

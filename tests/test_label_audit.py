@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ NUM_ROWS = 180
 WRONG_ROWS = {7: "sea", 40: "car", 71: "fruit", 110: "car", 150: "sea"}
 OPTIONS: dict[str, Any] = {
     "folds": 3,
-    "epochs": 8,
+    "epochs": 6,
     "learning_rate": 3e-3,
     "batch_size": 16,
     "max_length": 32,
@@ -108,11 +109,12 @@ def test_the_same_seed_gives_the_same_after_a_worker_was_killed(
         deadline_s = time.monotonic() + 60
         while not num_killed and time.monotonic() < deadline_s:
             for process in psutil.Process().children(recursive=True):
-                if "ray::_judge" in "".join(process.cmdline()):
-                    time.sleep(0.5)  # it is in the middle of something
-                    process.kill()
-                    num_killed += 1
-                    return
+                with suppress(psutil.Error):  # another one that has just ended
+                    if "ray::_judge" in "".join(process.cmdline()):
+                        time.sleep(0.5)  # it is in the middle of something
+                        process.kill()
+                        num_killed += 1
+                        return
             time.sleep(0.05)
 
     killer = threading.Thread(target=kill_one)
@@ -122,14 +124,6 @@ def test_the_same_seed_gives_the_same_after_a_worker_was_killed(
     assert num_killed == 1
     assert found.quality_N.tolist() == audited[0].quality_N.tolist()
     assert found.suspects.equals(audited[0].suspects)
-
-
-def test_another_seed_gives_other_folds(
-    audited: tuple[Audit, Path], dataset: str, tiny_encoder: Path, tmp_path: Path
-) -> None:
-    found = run(dataset, tmp_path / "label_check", tiny_encoder, seed=1)
-    assert found.quality_N.tolist() != audited[0].quality_N.tolist()
-    assert set(WRONG_ROWS) <= set(found.suspects["source_row"].to_pylist())
 
 
 def test_windows_from_the_command_line_to_s3(

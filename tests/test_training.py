@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bertray import Bundle
@@ -73,6 +75,11 @@ def test_the_bundle_says_where_it_comes_from(one_worker: tuple[dict[str, Any], B
     card = (output / "README.md").read_text()
     assert "3-way text classifier" in card
     assert f"{info.metrics['f1_macro']:.4f}" in card
+    # how it went: curves, event files; how sure it is
+    assert (output / "learning_curves.svg").read_text().startswith("<?xml")
+    assert list((output / "tensorboard").iterdir())
+    assert info.temperature != 1
+    assert info.calibration["nll_after"] <= info.calibration["nll_before"]
     # nothing but the bundle is left: the run's checkpoints are gone
     assert [path.name for path in output.parent.iterdir()] == ["bundle"]
 
@@ -121,3 +128,41 @@ def test_what_cannot_be_trained_is_refused_before_ray_starts(dataset: str, tiny_
         run(dataset, Path(dataset).parent, str(tiny_encoder), overwrite=True)
     with pytest.raises(RequestError, match=r"--max-length 500: .* reads at most 128 tokens"):
         run(dataset, tmp_path / "bundle", str(tiny_encoder), max_length=500)
+
+
+def test_several_labels_a_row(ray_cluster: str, calm_encoder: str, tmp_path: Path) -> None:
+    """From prepare to predictions: texts that name one or two of three things."""
+    rows = []
+    for number in range(240):
+        named = sorted({sorted(WORDS)[number % 3], sorted(WORDS)[number // 3 % 3]})
+        words = " and ".join(WORDS[label].split()[number % 4] for label in named)
+        rows.append({"text": f"{words}, day {number}", "label": ";".join(named)})
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = str(tmp_path / "data")
+    prepare(PrepareConfig(input=[str(tmp_path / "in.jsonl")], output=data, multi_label=True))
+    summary, bundle = run(data, tmp_path / "bundle", calm_encoder, epochs=10, target_precision=0.5)
+    assert bundle.info.problem_type == "multi_label_classification"
+    assert summary["validation"]["f1_macro"] == bundle.info.metrics["f1_macro"] > 0.8
+    assert len(bundle.info.thresholds) == 3
+    assert bundle.info.review_below is not None
+    table = bundle.predict_column(Dataset.open(data).split("test")["text"])
+    true = Dataset.open(data).split("test")["labels"].to_pylist()
+    right = [sorted(found) == sorted(given) for found, given in zip(table["labels"].to_pylist(), true, strict=True)]
+    assert sum(right) / len(right) > 0.7
+    with pytest.raises(RequestError, match=r"--sampling balanced: .* use --class-weights balanced"):
+        run(data, tmp_path / "other", calm_encoder, sampling="balanced")
+
+
+def test_texts_that_tell_nothing_are_refused(tiny_encoder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    rows = [{"text": f"text {number}", "label": f"label {number % 5}"} for number in range(60)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    prepare(PrepareConfig(input=[str(tmp_path / "in.jsonl")], output=str(data)))
+    table = pq.read_table(data / "train.parquet")
+    pq.write_table(table.set_column(0, "text", pa.array(["same"] * table.num_rows)), data / "train.parquet")
+    with pytest.raises(RequestError, match=r"all 48 training texts in .* are the same.*--text-column"):
+        run(str(data), tmp_path / "bundle", str(tiny_encoder))
+    pq.write_table(table.slice(0, 4), data / "train.parquet")
+    with pytest.raises(RequestError, match=r"has 5 labels and 4 training rows; .*--label-column"):
+        run(str(data), tmp_path / "bundle", str(tiny_encoder))
+    assert not (tmp_path / "bundle").exists()

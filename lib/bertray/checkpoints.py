@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 
 from bertray.storage import Location
+from bertray.tracking import StepRecord
 
 _COMMIT, _TENSORS = ".json", "tensors.safetensors"
 
@@ -36,6 +37,7 @@ class Progress(BaseModel):
     epoch_loss_sum: float = 0.0  # of the epoch at work
     epoch_wall_s: float = 0.0
     history: list[dict[str, float]] = Field(default_factory=list)  # metrics of every finished epoch
+    records: list[StepRecord] = Field(default_factory=list)  # of some steps, for the curves
     best_epoch: int = 0
     is_done: bool = False
 

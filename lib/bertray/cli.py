@@ -33,7 +33,7 @@ EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 _EXIT_CODES = """\
 exit codes: 0 done; 1 failed on the way; 2 bad request, the message says what to change;
-            3 some shards failed (jobs.score); 4 another run is at work on the output (jobs.score);
+            3 some shards failed (jobs.score); 4 another run is at work on the output;
             5 scored, but held back for a person to look at (jobs.score);
             130, 143 stopped by SIGINT or SIGTERM"""
 _STOPPED = "stopped; what was finished is kept: run jobs.train or jobs.score again, and it goes on"

@@ -220,6 +220,12 @@ class TrainConfig(TrainingOptions):
     output: Place = Field(description="folder of the model bundle")
     overwrite: bool = Field(False, description="replace a bundle that stands at --output")
     keep: Keep = Field("best", description="of the epochs: the best by macro-F1 on validation, or the last")
+    target_precision: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="as 0.95: rows below the score from which so many are right, on validation, are marked for review",
+    )
     patience: int | None = Field(
         None, ge=1, description="stop after so many epochs without a better one; default: take all epochs"
     )

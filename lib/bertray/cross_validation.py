@@ -36,7 +36,7 @@ from bertray.pretrained import load_classifier, num_special_ids
 from bertray.progress import ProgressBar
 from bertray.schema import TEXT
 from bertray.tokenization import ColumnTokenizer, Sequences
-from bertray.training_rows import TrainingRows, compact_vocabulary, label_lists
+from bertray.training_rows import TrainingRows, compact_vocabulary, label_id_lists
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def out_of_fold_logits(
     )
     tokens = tokenizer.encode(rows[TEXT])
     compact_V, vocabulary_V = compact_vocabulary([tokens], encoder_config.vocab_size, num_special_ids(encoder_config))
-    labels = label_lists(rows, dataset.problem_type).take(pa.array(tokens.documents_S))
+    labels = label_id_lists(rows, dataset.problem_type).take(pa.array(tokens.documents_S))
     shared = _Shared(
         # Not by its constructor, which would read the environment of jobs.train.
         TrainConfig.model_construct(**config.model_dump(include=set(TrainingOptions.model_fields)), keep="last"),
@@ -189,7 +189,7 @@ def _judge(shared: _Shared, fold: int, board: Any) -> tuple[np.ndarray, dict[str
     tuning.run()
     history = tuning.progress.history
     logits_NC = np.full((len(fold_N), len(shared.labels)), np.nan, dtype=np.float32)
-    known_NC = tuning.validation_logits()
+    known_NC = tuning.best_validation_logits()
     logits_NC[: len(known_NC)] = known_NC  # which end with the fold's last row that has tokens
     return logits_NC[fold_N == fold], {**history[-1], "wall_s": sum(epoch["wall_s"] for epoch in history)}
 

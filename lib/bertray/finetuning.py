@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,9 +26,10 @@ from bertray.config import TrainConfig
 from bertray.encoder import TOKEN_BUDGET
 from bertray.errors import BertrayError
 from bertray.learner import Learner
-from bertray.metrics import summary_metrics
+from bertray.metrics import multi_label_metrics, summary_metrics
 from bertray.objective import Objective, sampling_probabilities
 from bertray.optimizer import Optimizer, learning_rate_factor
+from bertray.tracking import StepRecord
 from bertray.training_batches import TrainingBatches, micro_batches, share
 from bertray.training_rows import TrainingRows
 from bertray.windows import aggregate
@@ -37,18 +37,8 @@ from bertray.windows import aggregate
 VALIDATION_LOGITS = "validation_logits_NC"
 # Losses stay on the device until someone looks: a GPU must not wait for the host at each step.
 _LOOK_INTERVAL_S = 0.5
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What a step was like."""
-
-    step: int
-    epoch: float  # passes over the training rows, this step's included
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    tokens_per_s: float  # since the record before
+# So many steps make a curve; of a longer run every second one is left out, however often it takes.
+_MAX_RECORDS = 2000
 
 
 class Watcher(Protocol):
@@ -142,6 +132,8 @@ class FineTuning:
         self._unseen: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # step, loss, norm of the gradient
         self._looked_s = self._saved_s = self._epoch_began_s = 0.0
         self._num_tokens = 0  # since the last look
+        self._records: list[StepRecord] = []
+        self._record_every = 1
 
     def run(self) -> bool:
         """Take the steps that are left; returns whether the run is done, rather than told to end.
@@ -181,13 +173,11 @@ class FineTuning:
         assert self._best is not None, "no epoch has ended, or a checkpoint holds its weights"
         return {name: held for name, held in self._best.items() if name != VALIDATION_LOGITS}
 
-    def validation_logits(self) -> np.ndarray:
-        """logits_NC of the validation rows after the best epoch, likewise; NaN of rows without tokens.
-
-        They end with the last row that has tokens.
-        """
+    def best_validation_logits(self) -> np.ndarray:
+        """logits_NC of the validation rows after that epoch, likewise."""
         assert self._best is not None, "no epoch has ended, or a checkpoint holds its logits"
-        return np.asarray(self._best[VALIDATION_LOGITS].numpy())
+        logits_NC: np.ndarray = self._best[VALIDATION_LOGITS].numpy()
+        return logits_NC
 
     def _step(self, step: int) -> torch.Tensor:
         """Take one step; returns the sum of its sequences' losses (float64), on the device."""
@@ -235,7 +225,13 @@ class FineTuning:
             records.append(
                 StepRecord(at, at / self.batches.steps_per_epoch, loss, self.config.learning_rate * factor, norm, rate)
             )
-        return self.rank == 0 and self._watcher.steps(records, self.num_steps)
+        if self.rank:
+            return False
+        self._records += [record for record in records if record.step % self._record_every == 0]
+        while len(self._records) > _MAX_RECORDS:
+            self._record_every *= 2
+            self._records = [record for record in self._records if record.step % self._record_every == 0]
+        return self._watcher.steps(records, self.num_steps)
 
     def _raise_diverged(self, step: int, loss: float, norm: float) -> None:
         rows = np.unique(self._train.tokens.documents_S[self.batches.at(step)]).tolist()
@@ -255,7 +251,7 @@ class FineTuning:
         with self.optimizer.averaged():
             logits_NC = self._validation_logits()
         metrics = {"epoch": epoch, "train_loss": loss_sum / len(self._lengths_S), **self._metrics(logits_NC)}
-        metrics["num_workers"] = self.world_size
+        metrics |= {"step": step, "num_workers": self.world_size}
         metrics["num_train_tokens"] = self._train.tokens.num_tokens
         metrics["wall_s"] = time.monotonic() - self._epoch_began_s
         self._epoch_began_s = time.monotonic()
@@ -266,7 +262,9 @@ class FineTuning:
             self._best[VALIDATION_LOGITS] = torch.from_numpy(logits_NC)
         patience = self.config.patience
         is_done = step == self.num_steps or (patience is not None and epoch - best_of(history) >= patience)
-        self._progress = Progress(step=step, history=history, best_epoch=best_epoch, is_done=is_done)
+        self._progress = Progress(
+            step=step, history=history, records=list(self._records), best_epoch=best_epoch, is_done=is_done
+        )
         if self.rank == 0:
             self._watcher.epoch(metrics)
 
@@ -286,12 +284,21 @@ class FineTuning:
         return aggregate(logits_SC.cpu().numpy(), tokens.documents_S, num_rows, self.config.long_documents)
 
     def _metrics(self, logits_NC: np.ndarray) -> dict[str, float]:
-        """Loss and metrics of the validation rows that have tokens; the loss without weights and smoothing."""
+        """Loss and metrics of the validation rows that have tokens; the loss without weights and smoothing.
+
+        Of several labels a row: those whose probability reaches 0.5.
+        """
         firsts = self._validation.firsts
-        logits_NC = logits_NC[self._validation.tokens.documents_S[firsts]]
+        logits = torch.from_numpy(logits_NC[self._validation.tokens.documents_S[firsts]]).double()
+        if self._problem_type == "multi_label_classification":
+            true_NC = self._validation.multi_hot(firsts, self._num_classes)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(true_NC).double())
+            labels = tuple(self.learner.model.config.id2label[index] for index in range(self._num_classes))
+            found = multi_label_metrics(true_NC, (logits.numpy() >= 0).astype(np.float32), labels)
+            return {"loss": loss.item(), **{name: found[name] for name in ("subset_accuracy", "f1_micro", "f1_macro")}}
         labels_N = self._validation.label_ids(firsts)
-        loss = torch.nn.functional.cross_entropy(torch.from_numpy(logits_NC).double(), torch.from_numpy(labels_N))
-        return {"loss": loss.item(), **summary_metrics(labels_N, logits_NC.argmax(axis=1), self._num_classes)}
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels_N))
+        return {"loss": loss.item(), **summary_metrics(labels_N, logits.numpy().argmax(axis=1), self._num_classes)}
 
     def _is_checkpoint_due(self, step: int, shall_end: bool) -> bool:
         if self.rank or self._checkpoints is None:
@@ -314,6 +321,7 @@ class FineTuning:
                 "step": step,
                 "epoch_loss_sum": epoch_loss_sum,
                 "epoch_wall_s": time.monotonic() - self._epoch_began_s,
+                "records": list(self._records),
             }
         )
         self._checkpoints.save(self._progress, None if is_done else self.optimizer.state(), self._best)
@@ -329,6 +337,7 @@ class FineTuning:
         if found[0] is None:
             return
         self._progress = found[0]
+        self._records = list(self._progress.records)
         if not self._progress.is_done:
             self.optimizer.load_state(self._checkpoints.load(self._progress), self._progress.step)
 

@@ -2,9 +2,9 @@
 
 1. check     data set, encoder, output and cluster, before any time is spent
 2. tokenise  training and validation rows, once                                   [bertray.training_rows]
-3. run       `training_worker.train_on_worker` on every worker of a Ray TorchTrainer; again from the latest checkpoint
-             when a worker or a node was lost
-4. bundle    the best epoch's weights, the tokenizer, the model card, bundle.json
+3. run       `bertray.training_worker` on every worker of a Ray TorchTrainer; again from the latest checkpoint when a
+             worker or a node was lost; what they report goes to the terminal, TensorBoard and MLflow
+4. bundle    the best epoch's weights and all that belongs to them                 [bertray.bundle_writer]
 
 Until the bundle is there, all of it lies in the folder of the run, from which the same command goes on.
 """
@@ -12,7 +12,6 @@ Until the bundle is there, all of it lies in the folder of the run, from which t
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
 import time
 import uuid
@@ -22,36 +21,35 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.train
 from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 from ray.train.torch import TorchTrainer
 from transformers import PreTrainedConfig
 
-from bertray import cluster, training_rows
-from bertray.bundle import predictions, seal
-from bertray.bundle_folder import BUNDLE_FILE, BundleInfo
-from bertray.checkpoints import Checkpoints, Progress
+from bertray import cluster, mlflow_run, training_rows
+from bertray.bundle_folder import BUNDLE_FILE
+from bertray.bundle_writer import write_bundle
+from bertray.checkpoints import Checkpoints
 from bertray.config import TrainConfig
 from bertray.dataset import Dataset
 from bertray.errors import BertrayError, RequestError
 from bertray.finetuning import VALIDATION_LOGITS, DivergedError
 from bertray.ledger import new_run_id
-from bertray.pretrained import load_classifier, load_tokenizer, num_special_ids
-from bertray.profile import Profile
+from bertray.pretrained import load_tokenizer, num_special_ids
 from bertray.progress import ProgressBar
 from bertray.run_lock import RunLock
-from bertray.schema import LABEL_ID, SOURCE, SOURCE_ROW, TEXT
+from bertray.schema import SOURCE, SOURCE_ROW, TEXT
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer
+from bertray.tracking import Tracker
+from bertray.training_board import Board, train_on_worker
 from bertray.training_run import TrainingRun
-from bertray.training_worker import Board, train_on_worker
 
 _log = logging.getLogger(__name__)
 
-_NOT_SCORES = ("num_workers", "num_train_tokens", "wall_s")
 _MAX_ROWS_NAMED = 5
 # A step and a checkpoint of a large model; what stops a job gives it half a minute.
 _STOP_S = 25.0
@@ -69,8 +67,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     started_s = time.monotonic()
     output = Location.of(config.output)
-    _check_output(output, config)
+    check_output(output, config)
     dataset = Dataset.open(config.data)
+    _check_data(dataset, config)
+    if config.mlflow_uri:
+        mlflow_run.check(config.mlflow_uri)
     tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
     # Workers may run in other folders: from here on places are absolute.
     update = {"data": str(dataset.location), "output": str(output)}
@@ -84,13 +85,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
         with RunLock(run.location, new_run_id()).held() as lock:
             column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
             first_step = _begin(config, dataset, run, checkpoints, column_tokenizer, encoder_config)
-            progress = checkpoints.latest()
-            if progress is None or not progress.is_done:
-                with cluster.session():
-                    _fit(config, dataset, checkpoints, lock.number)
+            with run.event_files() as events, _tracked(config, run, events) as tracker:
                 progress = checkpoints.latest()
-                assert progress is not None and progress.is_done, "training ended without its last checkpoint"
-            info = _write_bundle(config, dataset, output, checkpoints, progress, tokenizer, column_tokenizer)
+                if progress is None or not progress.is_done:
+                    with cluster.session():
+                        _fit(config, dataset, checkpoints, lock.number, tracker)
+                    progress = checkpoints.latest()
+                    assert progress is not None and progress.is_done, "training ended without its last checkpoint"
+                tracker.finish(progress.history[progress.best_epoch - 1], str(output))
+                weights = checkpoints.load_best(progress)
+                logits_NC = weights.pop(VALIDATION_LOGITS).numpy()
+                info = write_bundle(config, dataset, output, weights, logits_NC, progress, events)
     except BaseException:  # also Ctrl-C
         _say_what_is_left(run, checkpoints)
         raise
@@ -110,7 +115,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _check_output(output: Location, config: TrainConfig) -> None:
+@contextmanager
+def _tracked(config: TrainConfig, run: TrainingRun, events: Path) -> Iterator[Tracker]:
+    """A tracker that goes on with what earlier attempts of the run have written."""
+    name = Location.of(config.output).name
+    options = config.model_dump(mode="json")
+    tracker = Tracker(
+        events, config.mlflow_uri, config.mlflow_experiment, name, options, mlflow_run_id=run.mlflow_run_id()
+    )
+    with tracker:
+        run.keep_mlflow_run_id(tracker.mlflow_run_id)
+        yield tracker
+
+
+def check_output(output: Location, config: TrainConfig) -> None:
     """Refuse to replace anything but a bundle."""
     if output.contains(Location.of(config.data)):
         raise RequestError(f"--output {output} holds --data {config.data}: choose a folder of its own for the bundle")
@@ -120,6 +138,27 @@ def _check_output(output: Location, config: TrainConfig) -> None:
         raise RequestError(f"--output {output} exists. Choose another folder, or replace a bundle with --overwrite")
     if not (output / BUNDLE_FILE).exists():
         raise RequestError(f"--output {output} exists and is no bundle (it has no {BUNDLE_FILE}): it is not replaced")
+
+
+def _check_data(dataset: Dataset, config: TrainConfig) -> None:
+    """Refuse what could not be learnt, or only by chance."""
+    rows = dataset.in_scope(dataset.split("train"))
+    num_rows, num_labels = rows.num_rows, len(dataset.labels)
+    if num_labels > num_rows:
+        raise RequestError(
+            f"{dataset.location} has {num_labels} labels and {num_rows} training rows; there must be more rows than "
+            "labels. Is --label-column of jobs.prepare the right one?"
+        )
+    if pc.count_distinct(rows[TEXT]).as_py() < 2:
+        raise RequestError(
+            f"all {num_rows} training texts in {dataset.location} are the same. Is --text-column of jobs.prepare the "
+            "right one?"
+        )
+    if config.sampling == "balanced" and dataset.problem_type == "multi_label_classification":
+        raise RequestError(
+            "--sampling balanced: rows of several labels cannot be drawn so that all labels are alike; use "
+            "--class-weights balanced"
+        )
 
 
 def _begin(
@@ -137,13 +176,7 @@ def _begin(
         progress = checkpoints.latest()
         _log.info("going on with the run at %s, from step %d", run.location, progress.step if progress else 0)
         return progress.step if progress else 0
-    splits = {}
-    for name in (training_rows.TRAIN, training_rows.VALIDATION):
-        rows = dataset.split(name)
-        label_ids = rows[LABEL_ID].combine_chunks()
-        lists = pa.LargeListArray.from_arrays(pa.array(np.arange(len(label_ids) + 1)), label_ids)
-        splits[name] = tokenizer.encode(rows[TEXT]), lists
-    training_rows.write(run.rows, splits, encoder_config.vocab_size, num_special_ids(encoder_config))
+    training_rows.tokenise(run.rows, dataset, tokenizer, encoder_config.vocab_size, num_special_ids(encoder_config))
     run.begin(config, fingerprint)
     return 0
 
@@ -157,7 +190,7 @@ def _say_what_is_left(run: TrainingRun, checkpoints: Checkpoints) -> None:
         _log.info("step %d is kept in %s: the same command goes on from there", progress.step, run.location)
 
 
-def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints, lock_number: int) -> None:
+def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints, lock_number: int, tracker: Tracker) -> None:
     """Run the workers until the last step, however often one is lost.
 
     Raises:
@@ -181,7 +214,7 @@ def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints, lock_n
         settings = {
             "config": config.model_dump(),
             "labels": dataset.labels,
-            "problem_type": "single_label_classification",
+            "problem_type": dataset.problem_type,
             "board": board,
             "lock_number": lock_number,
         }
@@ -197,7 +230,7 @@ def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints, lock_n
             run_config=_run_config(config),
         )
         try:
-            with _shown(board):
+            with _shown(board, tracker):
                 _run(trainer, board)
             return
         except ray.train.TrainingFailedError as error:
@@ -260,8 +293,8 @@ def _run(trainer: TorchTrainer, board: Any) -> None:
 
 
 @contextmanager
-def _shown(board: Any) -> Iterator[None]:
-    """Show what the board has to tell while the block runs."""
+def _shown(board: Any, tracker: Tracker) -> Iterator[None]:
+    """Show, and write down, what the board has to tell while the block runs."""
     done = threading.Event()
 
     def show() -> None:
@@ -270,12 +303,17 @@ def _shown(board: Any) -> Iterator[None]:
             while True:
                 last_look = done.wait(0.5)
                 records, epochs, num_steps = ray.get(board.news.remote())
+                tracker.steps(records)
                 if records:
                     bar.update(records[-1].step, f"epoch {records[-1].epoch:.1f}", num_steps)
                 for metrics in epochs:
+                    tracker.epoch(int(metrics["step"]), metrics)
+                    share = "accuracy" if "accuracy" in metrics else "subset_accuracy"
                     _log.info(
-                        "epoch %d: train loss %.4f, validation loss %.4f, accuracy %.4f, macro-F1 %.4f, %.0f s",
-                        *(metrics[key] for key in ("epoch", "train_loss", "loss", "accuracy", "f1_macro", "wall_s")),
+                        "epoch %d: train loss %.4f, validation loss %.4f, %s %.4f, macro-F1 %.4f, %.0f s",
+                        *(metrics[key] for key in ("epoch", "train_loss", "loss")),
+                        share.replace("_", " "),
+                        *(metrics[key] for key in (share, "f1_macro", "wall_s")),
                     )
                 if last_look:
                     return
@@ -287,43 +325,3 @@ def _shown(board: Any) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-
-
-def _write_bundle(
-    config: TrainConfig,
-    dataset: Dataset,
-    output: Location,
-    checkpoints: Checkpoints,
-    progress: Progress,
-    tokenizer: Any,
-    column_tokenizer: ColumnTokenizer,
-) -> BundleInfo:
-    """The best epoch's weights and all that belongs to them, as one folder."""
-    weights = checkpoints.load_best(progress)
-    known_NC = weights.pop(VALIDATION_LOGITS).numpy()
-    model = load_classifier(config.encoder, dataset.labels, "single_label_classification", config.seed)
-    model.load_state_dict(weights)
-    validation = column_tokenizer.encode(dataset.split("validation")[TEXT])
-    logits_NC = np.full((len(validation.errors), len(dataset.labels)), np.nan, dtype=np.float32)
-    logits_NC[: len(known_NC)] = known_NC  # which end with the last row that has tokens
-    profile = Profile.of(predictions(validation, logits_NC, dataset.labels, "single_label_classification"))
-    best = progress.history[progress.best_epoch - 1]
-    with tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
-        folder = Path(temporary) / "bundle"
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        info = seal(
-            folder,
-            labels=dataset.labels,
-            max_length=config.max_length,
-            long_documents=config.long_documents,
-            stride=config.overlap,
-            encoder=config.encoder,
-            data_fingerprint=dataset.fingerprint(),
-            training=config.model_dump(),
-            metrics={name: value for name, value in best.items() if name not in _NOT_SCORES},
-            history=progress.history,
-            validation_profile=profile,
-        )
-        output.put_folder(folder, last=BUNDLE_FILE)
-    return info

@@ -24,10 +24,11 @@ import numpy as np
 import pyarrow as pa
 
 from bertray.choices import ProblemType
+from bertray.dataset import Dataset
 from bertray.ragged import offsets, positions
-from bertray.schema import LABEL_ID, LABEL_IDS
+from bertray.schema import LABEL_ID, LABEL_IDS, TEXT
 from bertray.storage import Location
-from bertray.tokenization import Sequences, TokenColumn
+from bertray.tokenization import ColumnTokenizer, Sequences, TokenColumn
 from bertray.windows import training_weights
 
 TRAIN, VALIDATION = "train", "validation"
@@ -91,7 +92,18 @@ class TrainingRows:
         return training_weights(self.tokens.documents_S)
 
 
-def label_lists(rows: pa.Table, problem_type: ProblemType) -> pa.LargeListArray:
+def tokenise(
+    folder: Location, dataset: Dataset, tokenizer: ColumnTokenizer, vocabulary_size: int, num_kept: int
+) -> None:
+    """Write the training and validation rows of a data set, those in scope."""
+    splits = {}
+    for name in (TRAIN, VALIDATION):
+        rows = dataset.in_scope(dataset.split(name))
+        splits[name] = tokenizer.encode(rows[TEXT]), label_id_lists(rows, dataset.problem_type)
+    write(folder, splits, vocabulary_size, num_kept)
+
+
+def label_id_lists(rows: pa.Table, problem_type: ProblemType) -> pa.LargeListArray:
     """The label ids of every row of a data set, as `write` takes them."""
     if problem_type == "multi_label_classification":
         return rows[LABEL_IDS].combine_chunks().cast(pa.large_list(pa.int32()))

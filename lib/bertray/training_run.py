@@ -5,6 +5,8 @@
       rows/                  token ids of the data set                [bertray.training_rows]
       run.json               what is being trained: written after rows/
       checkpoints/           what the run goes on from                [bertray.checkpoints]
+      tensorboard/           event files                              [bertray.tracking]
+      mlflow_run_id          of the run on the tracking server, if there is one
 
 A run that ended before its bundle was made, however it ended, is gone on with by the same command. Options that change
 nothing but speed, memory or where things are written may differ then; with others the command is refused.
@@ -13,13 +15,19 @@ nothing but speed, memory or where things are written may differ then; with othe
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from bertray.bundle_folder import EVENTS_FOLDER
 from bertray.config import TrainConfig
 from bertray.errors import RequestError
 from bertray.storage import Location
 
-_RUN_FILE = "run.json"
+_RUN_FILE, _MLFLOW_FILE = "run.json", "mlflow_run_id"
 # What a run may go on with otherwise.
 _FREE = (
     "output",
@@ -52,6 +60,7 @@ class TrainingRun:
     def __init__(self, output: Location) -> None:
         self.location = output.parent() / f".{output.name}.training"
         self.rows, self.checkpoints = self.location / "rows", self.location / "checkpoints"
+        self._events = self.location / EVENTS_FOLDER
 
     def can_go_on(self, config: TrainConfig, data_fingerprint: str) -> bool:
         """Whether a run of these options is there to go on with; what is there of one that had not begun is removed.
@@ -63,8 +72,8 @@ class TrainingRun:
         if config.restart:
             file.remove()
         if not file.exists():
-            self.rows.remove()
-            self.checkpoints.remove()
+            for place in (self.rows, self.checkpoints, self._events, self.location / _MLFLOW_FILE):
+                place.remove()
             return False
         before, now = json.loads(file.read_bytes()), _described(config, data_fingerprint)
         if differences := [
@@ -81,6 +90,34 @@ class TrainingRun:
         """Say what is being trained; `rows` are there."""
         text = json.dumps(_described(config, data_fingerprint), indent=2, ensure_ascii=False)
         (self.location / _RUN_FILE).put(f"{text}\n".encode())
+
+    @contextmanager
+    def event_files(self) -> Iterator[Path]:
+        """A local folder of the run's event files, inside the block; of a remote run they are copied back after it."""
+        if self._events.is_local:
+            yield Path(self._events.path)
+            return
+        with tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
+            folder = Path(temporary) / EVENTS_FOLDER
+            folder.mkdir()
+            if self._events.exists():
+                with self._events.local_copy() as before:
+                    shutil.copytree(before, folder, dirs_exist_ok=True)
+            try:
+                yield folder
+            finally:
+                for file in folder.iterdir():
+                    (self._events / file.name).put(file.read_bytes())
+
+    def mlflow_run_id(self) -> str | None:
+        """That an earlier attempt has kept."""
+        file = self.location / _MLFLOW_FILE
+        return file.read_bytes().decode() if file.exists() else None
+
+    def keep_mlflow_run_id(self, run_id: str | None) -> None:
+        """For later attempts."""
+        if run_id is not None:
+            (self.location / _MLFLOW_FILE).put(run_id.encode())
 
 
 def _described(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:

@@ -17,15 +17,16 @@ from transformers.utils import logging as transformers_logging
 from bertray import training_rows
 from bertray.checkpoints import Checkpoints
 from bertray.config import TrainConfig
-from bertray.finetuning import FineTuning, StepRecord
+from bertray.finetuning import FineTuning
 from bertray.pretrained import load_classifier
 from bertray.run_lock import check_held
 from bertray.storage import Location
+from bertray.tracking import StepRecord
 from bertray.training_run import TrainingRun
 
 
-def train_on_worker(settings: dict[str, Any]) -> None:
-    """Entry point of a Ray Train worker.
+def run(settings: dict[str, Any]) -> None:
+    """Take part in a run.
 
     Args:
         settings: `config`, a `TrainConfig` as a dict; `labels` and `problem_type`; `board`, the actor; and
@@ -37,8 +38,8 @@ def train_on_worker(settings: dict[str, Any]) -> None:
         torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    run = TrainingRun(Location.of(config.output))
-    with training_rows.opened(run.rows) as (splits, vocabulary_V):
+    place = TrainingRun(Location.of(config.output))
+    with training_rows.opened(place.rows) as (splits, vocabulary_V):
         FineTuning(
             config,
             load_classifier(config.encoder, settings["labels"], settings["problem_type"], config.seed),
@@ -48,37 +49,9 @@ def train_on_worker(settings: dict[str, Any]) -> None:
             device=device,
             watcher=_BoardWatcher(settings["board"]),
             checkpoints=Checkpoints(
-                run.checkpoints, config.keep_checkpoints, partial(check_held, run.location, settings["lock_number"])
+                place.checkpoints, config.keep_checkpoints, partial(check_held, place.location, settings["lock_number"])
             ),
         ).run()
-
-
-class Board:
-    """Where rank 0 says how far it is and the driver looks; a Ray actor."""
-
-    def __init__(self) -> None:
-        self._records: list[StepRecord] = []
-        self._epochs: list[dict[str, float]] = []
-        self._num_steps, self._shall_stop = 0, False
-
-    def post(self, records: list[StepRecord], num_steps: int) -> bool:
-        """New steps, of so many in all; returns whether the run shall end."""
-        self._records += records
-        self._num_steps = num_steps
-        return self._shall_stop
-
-    def post_epoch(self, metrics: dict[str, float]) -> None:
-        self._epochs.append(metrics)
-
-    def stop(self) -> None:
-        """Let the run write a checkpoint and end."""
-        self._shall_stop = True
-
-    def news(self) -> tuple[list[StepRecord], list[dict[str, float]], int]:
-        """Steps and epochs since the last call, and the number of steps of the run."""
-        news = self._records, self._epochs, self._num_steps
-        self._records, self._epochs = [], []
-        return news
 
 
 class _BoardWatcher:

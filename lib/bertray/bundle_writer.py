@@ -1,0 +1,121 @@
+"""From trained weights to a bundle.
+
+1. calibrate  a temperature from the validation rows, put into the last layer's weights
+2. decide     thresholds of labels (several a row), and below which score a row is to be reviewed
+3. write      weights, tokenizer, learning curves, event files, the card, bundle.json; then all of it in one step
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+
+from bertray.bundle import predictions, seal
+from bertray.bundle_folder import BUNDLE_FILE, CURVES_FILE, EVENTS_FOLDER, BundleInfo
+from bertray.calibration import calibrate, probabilities, threshold_for_precision, tune_thresholds
+from bertray.checkpoints import Progress
+from bertray.config import TrainConfig
+from bertray.curves import learning_curves
+from bertray.dataset import Dataset
+from bertray.encoder import scale_logits
+from bertray.pretrained import load_classifier, load_tokenizer
+from bertray.profile import Profile
+from bertray.schema import LABEL, TEXT
+from bertray.storage import Location
+from bertray.tokenization import ColumnTokenizer
+
+# A score that no row reaches.
+_EVERY_ROW = 2.0
+_NOT_SCORES = ("step", "num_workers", "num_train_tokens", "wall_s")
+
+
+def write_bundle(
+    config: TrainConfig,
+    dataset: Dataset,
+    output: Location,
+    weights: dict[str, torch.Tensor],
+    validation_logits_NC: np.ndarray,
+    progress: Progress,
+    event_files: Path | None = None,
+) -> BundleInfo:
+    """Write the bundle of a finished run.
+
+    Args:
+        weights: all of the classifier's, in fp32, after the best epoch.
+        validation_logits_NC: of the validation rows in scope, after that epoch; rows without tokens at the end may be
+            missing.
+        event_files: a folder of TensorBoard's, to be kept with the bundle.
+    """
+    rows = dataset.in_scope(dataset.split("validation"))
+    tokenizer, _ = load_tokenizer(config.encoder, config.max_length, config.overlap)
+    tokens = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap).encode(rows[TEXT])
+    logits_NC = np.full((rows.num_rows, len(dataset.labels)), np.nan, dtype=np.float32)
+    logits_NC[: len(validation_logits_NC)] = validation_logits_NC
+    is_read_N = np.isfinite(logits_NC).all(axis=1)
+    targets = dataset.targets(rows)
+
+    model = load_classifier(config.encoder, dataset.labels, dataset.problem_type, config.seed)
+    model.load_state_dict(weights)
+    temperature, calibration = calibrate(logits_NC[is_read_N], targets[is_read_N])
+    if scale_logits(model, temperature):
+        logits_NC /= temperature
+    else:
+        temperature, calibration = 1.0, {}
+
+    probabilities_NC = probabilities(logits_NC, dataset.problem_type)
+    thresholds = None
+    if dataset.problem_type == "multi_label_classification":
+        thresholds = tuple(tune_thresholds(probabilities_NC[is_read_N], targets[is_read_N]).tolist())
+    review_below = None
+    if config.target_precision is not None:
+        review_below = _review_below(probabilities_NC[is_read_N], targets[is_read_N], config.target_precision)
+    said = predictions(
+        tokens, logits_NC, dataset.labels, dataset.problem_type, thresholds=thresholds, review_below=review_below
+    )
+    assert pc.count(said[LABEL]).as_py() == is_read_N.sum()
+
+    best = progress.history[progress.best_epoch - 1]
+    with tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
+        folder = Path(temporary) / "bundle"
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        curves = learning_curves(progress.records, progress.history, progress.best_epoch)
+        (folder / CURVES_FILE).write_text(curves, encoding="utf-8")
+        if event_files is not None and event_files.is_dir():
+            shutil.copytree(event_files, folder / EVENTS_FOLDER)
+        info = seal(
+            folder,
+            labels=dataset.labels,
+            problem_type=dataset.problem_type,
+            max_length=config.max_length,
+            long_documents=config.long_documents,
+            stride=config.overlap,
+            encoder=config.encoder,
+            data_fingerprint=dataset.fingerprint(),
+            training=config.model_dump(),
+            metrics={name: value for name, value in best.items() if name not in _NOT_SCORES},
+            history=progress.history,
+            validation_profile=Profile.of(said),
+            temperature=temperature,
+            calibration=calibration,
+            thresholds=thresholds,
+            review_below=review_below,
+            target_precision=config.target_precision,
+            oos_label=dataset.oos_label,
+        )
+        output.put_folder(folder, last=BUNDLE_FILE)
+    return info
+
+
+def _review_below(probabilities_NC: np.ndarray, targets: np.ndarray, target_precision: float) -> float:
+    """The score from which on validation so many are right; above 1, which is every row, where no score is enough."""
+    best_N = probabilities_NC.argmax(axis=1)
+    is_right_N = targets == best_N if targets.ndim == 1 else targets[np.arange(len(best_N)), best_N] > 0
+    scores_N = probabilities_NC[np.arange(len(best_N)), best_N]
+    found = threshold_for_precision(scores_N, is_right_N, target_precision)
+    return _EVERY_ROW if found is None else found

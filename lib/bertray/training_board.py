@@ -1,0 +1,46 @@
+"""Where the workers of a training run and its driver meet; light to import, for more processes than the workers do.
+
+rank 0  --- steps, epochs --->  Board, an actor  --- news --->  driver
+        <--- stop? -----------                   <--- stop ---
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bertray.tracking import StepRecord
+
+
+def train_on_worker(settings: dict[str, Any]) -> None:
+    """Entry point of a Ray Train worker; see `bertray.training_worker.run`."""
+    from bertray.training_worker import run  # the controller reads this function too, and needs no model
+
+    run(settings)
+
+
+class Board:
+    """Where rank 0 says how far it is and the driver looks; a Ray actor."""
+
+    def __init__(self) -> None:
+        self._records: list[StepRecord] = []
+        self._epochs: list[dict[str, float]] = []
+        self._num_steps, self._shall_stop = 0, False
+
+    def post(self, records: list[StepRecord], num_steps: int) -> bool:
+        """New steps, of so many in all; returns whether the run shall end."""
+        self._records += records
+        self._num_steps = num_steps
+        return self._shall_stop
+
+    def post_epoch(self, metrics: dict[str, float]) -> None:
+        self._epochs.append(metrics)
+
+    def stop(self) -> None:
+        """Let the run write a checkpoint and end."""
+        self._shall_stop = True
+
+    def news(self) -> tuple[list[StepRecord], list[dict[str, float]], int]:
+        """Steps and epochs since the last call, and the number of steps of the run."""
+        news = self._records, self._epochs, self._num_steps
+        self._records, self._epochs = [], []
+        return news
