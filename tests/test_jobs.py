@@ -8,17 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from bertray.config import EvaluateConfig, JobConfig, PredictConfig, PrepareConfig, ScoreConfig, TrainConfig
-from jobs import demo, evaluate, predict, prepare, score, train
+from bertray.config import (
+    AuditConfig,
+    EvaluateConfig,
+    JobConfig,
+    PredictConfig,
+    PrepareConfig,
+    ScoreConfig,
+    TrainConfig,
+    TuneConfig,
+)
+from jobs import audit, demo, evaluate, predict, prepare, score, train, tune
 from tests.conftest import ROOT, run_job_process, write_shard
 
 JOBS = {
+    "audit": audit,
     "demo": demo,
     "evaluate": evaluate,
     "predict": predict,
     "prepare": prepare,
     "score": score,
     "train": train,
+    "tune": tune,
 }
 CONTRACT: list[tuple[type[JobConfig], str]] = [
     (
@@ -31,6 +42,8 @@ CONTRACT: list[tuple[type[JobConfig], str]] = [
         "data output encoder=bert-base-uncased epochs=3 learning_rate=5e-05 batch_size=32 max_length=128 "
         "num_workers=1 precision=auto seed=0",
     ),
+    (TuneConfig, "data output num_trials=16 learning_rates=2e-5:5e-4 batch_sizes=16,32,64 max_epochs=5 seed=0"),
+    (AuditConfig, "data output encoder=bert-base-uncased epochs=3 folds=5 num_workers=None max_failures=3 seed=0"),
     (EvaluateConfig, "bundle data split=test output"),
     (PredictConfig, "bundle texts"),
     (ScoreConfig, "bundle input output text_column=text keep_columns num_actors=None precision=auto"),
@@ -117,6 +130,8 @@ def test_score_from_the_command_line(ray_cluster: str, tiny_bundle: Path, tmp_pa
     [
         ("prepare", ["--input", "/nowhere.csv", "--output", "/tmp/unused"], "no labelled files at /nowhere.csv"),
         ("train", ["--data", "/nowhere", "--output", "/tmp/unused"], "jobs.prepare"),
+        ("audit", ["--data", "/nowhere", "--output", "/tmp/unused"], "no finished data set"),
+        ("audit", ["--data", "/nowhere", "--output", "/tmp/unused", "--folds", "1"], "--folds: '1' is not allowed"),
         ("evaluate", ["--bundle", "/nowhere", "--data", "/nowhere", "--output", "/tmp/unused"], "no finished data set"),
         ("score", ["--bundle", "/nowhere", "--input", "/nowhere", "--output", "/tmp/unused"], "no model bundle"),
         ("score", ["--bundle", "b", "--input", "i"], "--output is required"),

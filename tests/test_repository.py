@@ -43,6 +43,7 @@ LAYERS = [
     "training_rows",
     "metrics",
     "calibration",
+    "label_issues",
     "gate",
     "baseline",
     "trials",
@@ -90,6 +91,8 @@ LAYERS = [
     "trial_worker",
     "training",
     "tuning",
+    "cross_validation",
+    "label_audit",
     "pool",
     "scoring",
 ]

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from bertray.errors import RequestError
-from bertray.splits import hold_out, hold_out_multi_label
+from bertray.splits import folds, hold_out, hold_out_multi_label
 from tests.conftest import SHARED_DATA, needs_shared_data
 
 LABELS = ["a"] * 60 + ["b"] * 30 + ["c"] * 10
@@ -169,3 +169,34 @@ def test_emotions_are_divided_to_within_a_few_rows(group_size: int) -> None:
     total, held = label_counts(label_sets, range(len(label_sets))), label_counts(label_sets, held_out)
     assert len(total) == 28
     assert max(abs(held[label] - 0.1 * count) for label, count in total.items()) < 3
+
+
+def test_folds_have_their_share_of_every_label() -> None:
+    label_sets = [[label] for label in LABELS]
+    fold_N = folds(label_sets, 5, seed=0, groups=[str(row) for row in range(100)])
+    for fold in range(5):
+        assert Counter(np.array(LABELS)[fold_N == fold].tolist()) == {"a": 12, "b": 6, "c": 2}
+
+
+def test_folds_follow_from_the_seed_and_do_not_divide_groups() -> None:
+    rng = np.random.default_rng(0)
+    label_sets = [[str(label) for label in np.flatnonzero(rng.random(4) < 0.4)] for _ in range(400)]
+    groups = [str(group) for group in rng.integers(150, size=400)]
+    first, same, other = (folds(label_sets, 4, seed, groups) for seed in (1, 1, 2))
+    assert first.tolist() == same.tolist() != other.tolist()
+    assert len({*zip(groups, first.tolist(), strict=True)}) == len(set(groups))
+    assert set(first.tolist()) == {0, 1, 2, 3}
+    assert max(np.bincount(first)) - min(np.bincount(first)) < 20
+    for label in "0123":
+        counts = Counter(fold for fold, names in zip(first.tolist(), label_sets, strict=True) if label in names)
+        assert max(counts.values()) - min(counts.values()) < 20
+
+
+def test_labels_of_fewer_groups_than_folds_are_refused() -> None:
+    label_sets = [["a"], ["a"], ["a"], ["b"], ["b"], ["b"], ["b"], []]
+    groups = ["1", "2", "3", "4", "5", "5", "5", "6"]
+    assert len(set(folds(label_sets, 2, 0, groups)[:3].tolist())) == 2
+    with pytest.raises(RequestError, match=r"--folds 3 needs 3 different texts of every label; fewer have 'b' \(2\)"):
+        folds(label_sets, 3, 0, groups)
+    with pytest.raises(RequestError, match=r"fewer have 'c' \(1\)\. Add rows, merge"):
+        folds([*label_sets, ["c"]], 2, 0, [*groups, "7"])

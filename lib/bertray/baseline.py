@@ -12,7 +12,7 @@ import pyarrow as pa
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 
 from bertray.schema import LABEL_ID, TEXT
 
@@ -21,9 +21,14 @@ NAME = "TF-IDF (1-2 words) + logistic regression"
 
 def predict_baseline(train: pa.Table, rows: pa.Table) -> np.ndarray:
     """Fit on the rows of `train`, predict label ids of `rows` (int, one a row). Deterministic."""
-    model = make_pipeline(_tf_idf(), LogisticRegression(C=10.0, max_iter=1000))
+    model = classifier()
     model.fit(train[TEXT].to_pylist(), train[LABEL_ID].to_numpy())
     return np.asarray(model.predict(rows[TEXT].to_pylist()))
+
+
+def classifier() -> Pipeline:
+    """What is fitted to texts and their label ids, where a row has one label."""
+    return make_pipeline(_tf_idf(), LogisticRegression(C=10.0, max_iter=1000))
 
 
 def predict_multi_label_baseline(train: pa.Table, train_NC: np.ndarray, rows: pa.Table) -> np.ndarray:

@@ -175,14 +175,11 @@ class PrepareConfig(JobConfig):
         return self
 
 
-class TrainConfig(JobConfig):
-    """jobs.train: a data set in, a fine-tuned model bundle out."""
-
-    model_config = SettingsConfigDict(env_prefix="BERTRAY_TRAIN_")
+class TrainingOptions(JobConfig):
+    """What a fine-tuning is told, by whichever job it is done."""
 
     data: Place = Field(description="data set folder that jobs.prepare wrote")
-    output: Place = Field(description="folder of the model bundle")
-    overwrite: bool = Field(False, description="replace a bundle that stands at --output")
+    output: Place = Field(description="folder of what is made; each job says of what")
     encoder: Place = Field(
         "bert-base-uncased",
         description="Hub id, folder that every node can read, or minilm: the small encoder of the extra 'demo'",
@@ -218,6 +215,42 @@ class TrainConfig(JobConfig):
     average_decay: float | None = Field(
         None, gt=0, lt=1, description="keep a running mean of the weights with this decay, as 0.99; default: none"
     )
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="a step's rows are run in parts of so many tokens a worker, whose gradients add up: less memory, "
+        "the same steps; default: 2048 on CPUs, 65536 on GPUs",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute states again instead of keeping them: less memory, a third more time"
+    )
+    device: Device = Field("auto", description=DEVICE_HELP)
+    precision: Precision = Field("auto", description=PRECISION_HELP)
+    seed: int = Field(0, ge=0, description="of the head's weights, dropout and the order of the rows")
+
+    @model_validator(mode="after")
+    def _stride_belongs_to_windows(self) -> Self:
+        if self.long_documents == "truncate" and self.stride is not None:
+            raise ValueError(
+                f"stride {self.stride} has no meaning with long_documents truncate: leave it out, or say mean or max"
+            )
+        return self
+
+    @property
+    def overlap(self) -> int | None:
+        """Tokens that neighbouring windows share at least: --stride or its default; None: no windows."""
+        if self.long_documents == "truncate":
+            return None
+        return self.max_length // 4 if self.stride is None else self.stride
+
+
+class TrainConfig(TrainingOptions):
+    """jobs.train: a data set in, a fine-tuned model bundle out."""
+
+    model_config = SettingsConfigDict(env_prefix="BERTRAY_TRAIN_")
+
+    output: Place = Field(description="folder of the model bundle")
+    overwrite: bool = Field(False, description="replace a bundle that stands at --output")
     keep: Keep = Field("best", description="of the epochs: the best by macro-F1 on validation, or the last")
     target_precision: float | None = Field(
         None,
@@ -227,15 +260,6 @@ class TrainConfig(JobConfig):
     )
     patience: int | None = Field(
         None, ge=1, description="stop after so many epochs without a better one; default: take all epochs"
-    )
-    micro_batch_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="a step's rows are run in parts of so many tokens a worker, whose gradients add up: less memory, "
-        "the same steps; default: 2048 on CPUs, 65536 on GPUs",
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="compute states again instead of keeping them: less memory, a third more time"
     )
     checkpoint_minutes: float = Field(10.0, gt=0, description="between checkpoints, which a run goes on from")
     checkpoint_steps: int | None = Field(None, ge=1, description="between checkpoints, instead of --checkpoint-minutes")
@@ -249,9 +273,6 @@ class TrainConfig(JobConfig):
         description="data-parallel workers, as 4; or as 2:8, so many as the cluster has at any time; one a GPU, "
         "on CPUs one a machine",
     )
-    device: Device = Field("auto", description=DEVICE_HELP)
-    precision: Precision = Field("auto", description=PRECISION_HELP)
-    seed: int = Field(0, ge=0, description="of the head's weights, dropout and the order of the rows")
     mlflow_uri: Place | None = Field(
         None,
         description="MLflow tracking server, as http://mlflow.example.org:5000, that gets the run's parameters and "
@@ -269,26 +290,27 @@ class TrainConfig(JobConfig):
             )
         return self
 
-    @model_validator(mode="after")
-    def _stride_belongs_to_windows(self) -> Self:
-        if self.long_documents == "truncate" and self.stride is not None:
-            raise ValueError(
-                f"stride {self.stride} has no meaning with long_documents truncate: leave it out, or say mean or max"
-            )
-        return self
-
     @property
     def worker_range(self) -> tuple[int, int]:
         """The fewest and the most workers."""
         lowest, _, highest = self.num_workers.partition(":")
         return int(lowest), int(highest or lowest)
 
-    @property
-    def overlap(self) -> int | None:
-        """Tokens that neighbouring windows share at least: --stride or its default; None: no windows."""
-        if self.long_documents == "truncate":
-            return None
-        return self.max_length // 4 if self.stride is None else self.stride
+
+class AuditConfig(TrainingOptions):
+    """jobs.audit: a data set in, the training rows whose labels are probably wrong out."""
+
+    model_config = SettingsConfigDict(env_prefix="BERTRAY_AUDIT_")
+
+    output: Place = Field(description="folder for suspects.parquet and label_quality.json")
+    folds: int = Field(
+        5, ge=2, le=100, description="models, each of which judges the rows that it was not trained on; 5 see 80 % each"
+    )
+    num_workers: int | None = Field(
+        None, ge=1, description="folds at a time; default: one a GPU, without GPUs one for every 4 CPUs"
+    )
+    max_failures: int = Field(3, ge=0, description="a fold whose worker or node is lost is begun again so often")
+    seed: int = Field(0, ge=0, description="of the folds, the head's weights, dropout and the order of the rows")
 
 
 class TuneConfig(TrainConfig):

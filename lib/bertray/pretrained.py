@@ -99,6 +99,12 @@ def load_tokenizer(
     return tokenizer, config
 
 
+def num_special_ids(config: PreTrainedConfig) -> int:
+    """So many ids from 0 hold all those that models look at themselves: padding, begin and end of text."""
+    special_ids = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep")]
+    return 1 + max([one for one in special_ids if isinstance(one, int)], default=0)
+
+
 def load_classifier(encoder: str, labels: Sequence[str], problem_type: ProblemType, seed: int) -> Any:
     """An encoder with a new head, fp32, on the CPU; the same seed gives the same head."""
     torch.manual_seed(seed)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 from rich.console import Console
@@ -14,11 +15,23 @@ from rich.table import Table
 
 from bertray.bundle_folder import CURVES_FILE, EVENTS_FOLDER, BundleInfo
 from bertray.gate import Verdict
-from bertray.schema import ERROR, LABEL, SCORE, SPLITS, TEXT
+from bertray.schema import (
+    ERROR,
+    GIVEN_PROBABILITY,
+    LABEL,
+    SCORE,
+    SOURCE,
+    SOURCE_ROW,
+    SPLITS,
+    SUGGESTED_LABEL,
+    SUGGESTED_PROBABILITY,
+    TEXT,
+)
 from bertray.trials import SEARCHED, TrialRecord, best_of
 
 _MAX_TABLE_ROWS = 30
 _EXCERPT_CHARS = 70
+_NUM_SUSPECTS_SHOWN = 20
 _SUMMARY_METRICS = (
     "accuracy",
     "precision_weighted",
@@ -280,6 +293,41 @@ def print_trials(records: Sequence[TrialRecord]) -> None:
     _print(table, f"{hidden} more in the bundle's trials.json" if hidden > 0 else "")
 
 
+def print_audit(report: dict[str, Any], suspects: pa.Table) -> None:
+    """The labels with most suspects, and the first suspects."""
+    labels = Table(title="labels by suspects", title_justify="left")
+    is_multi_label = report["problem_type"] == "multi_label_classification"
+    labels.add_column("label")
+    for name in ("rows", "suspects", *(("missing",) if is_multi_label else ()), "estimated noise"):
+        labels.add_column(name, justify="right")
+    if not is_multi_label:
+        labels.add_column("most often probably")
+    by_suspects = sorted(
+        report["labels"].items(), key=lambda item: -item[1]["num_suspects"] - item[1].get("num_missing", 0)
+    )
+    for label, facts in by_suspects[:_MAX_TABLE_ROWS]:
+        counts = [facts[name] for name in ("num_rows", "num_suspects", "num_missing") if name in facts]
+        values = [*map(str, counts), f"{facts['noise']:.1%}"]
+        if not is_multi_label:
+            values.append(f"{facts['most_often']} ({facts['num_most_often']})" if "most_often" in facts else "")
+        labels.add_row(label, *values)
+    hidden = len(by_suspects) - _MAX_TABLE_ROWS
+    _print(labels, f"… {hidden} more labels" if hidden > 0 else "")
+
+    table = Table(title="the most suspect rows", title_justify="left")
+    for name in ("text", "label", "p", "probably", "p", "from"):
+        table.add_column(name, overflow="fold")
+    for row in suspects.slice(0, _NUM_SUSPECTS_SHOWN).to_pylist():
+        given, suggested = (
+            ", ".join(row[f"{name}s"]) or "none" if is_multi_label else row[name] for name in (LABEL, SUGGESTED_LABEL)
+        )
+        probabilities = (f"{row[name]:.2f}" for name in (GIVEN_PROBABILITY, SUGGESTED_PROBABILITY))
+        source = f"{row[SOURCE].rsplit('/', 1)[-1]}, row {row[SOURCE_ROW]}"
+        table.add_row(_excerpt(row[TEXT]), given, next(probabilities), suggested, next(probabilities), source)
+    note = f"{report['num_suspects']} of {report['num_rows']} rows are suspect; estimated noise {report['noise']:.1%}"
+    _print(table, note)
+
+
 def print_look(archive: Path, predictions: Path, num_rows: int = 5) -> None:
     """A few texts of a local archive beside what was predicted for them."""
     shard = min(archive.rglob("*.parquet"))
@@ -289,11 +337,15 @@ def print_look(archive: Path, predictions: Path, num_rows: int = 5) -> None:
     for name in ("row", TEXT, LABEL, SCORE):
         table.add_column(name)
     for row in range(0, texts.num_rows, max(1, texts.num_rows // num_rows))[:num_rows]:
-        text = " ".join((texts[TEXT][row].as_py() or "").split())
-        excerpt = text if len(text) <= _EXCERPT_CHARS else f"{text[:_EXCERPT_CHARS]}…"
+        excerpt = _excerpt(texts[TEXT][row].as_py() or "")
         label, score = labels[LABEL][row].as_py(), labels[SCORE][row].as_py()
         table.add_row(str(row), excerpt, label or labels[ERROR][row].as_py(), "" if score is None else f"{score:.3f}")
     _print(table)
+
+
+def _excerpt(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _EXCERPT_CHARS else f"{text[:_EXCERPT_CHARS]}…"
 
 
 def _print(table: Table, note: str = "") -> None:

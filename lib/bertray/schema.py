@@ -26,6 +26,11 @@
 4. The *shard report* of a run (jobs.score): what became of every shard, failures too.
 
 5. The *trials* of a search (jobs.tune), beside the bundle of the best one.
+
+6. *Suspects* (jobs.audit): training rows whose label is probably wrong, the worst first
+
+       row=17  text="where is my new card"  label="top_up"  suggested_label="card"  given_probability=0.04
+       suggested_probability=0.91  quality=0.04  source="train.csv"  source_row=21
 """
 
 import pyarrow as pa
@@ -158,3 +163,27 @@ TRIAL_SCHEMA = pa.schema(
         pa.field("failure", pa.string()),
     ]
 )
+
+SUGGESTED_LABEL, SUGGESTED_LABELS = "suggested_label", "suggested_labels"
+GIVEN_PROBABILITY, SUGGESTED_PROBABILITY, QUALITY = "given_probability", "suggested_probability", "quality"
+
+
+def suspect_schema(problem_type: ProblemType) -> pa.Schema:
+    """Schema of suspects; with several labels a row `labels` and `suggested_labels` are lists, in label id order."""
+    is_multi_label = problem_type == "multi_label_classification"
+    rows = MULTI_LABEL_SCHEMA if is_multi_label else DATASET_SCHEMA
+    given = rows.field(LABELS if is_multi_label else LABEL)
+    return pa.schema(
+        [
+            pa.field(ROW, pa.int64(), nullable=False),  # position in train.parquet, from 0
+            rows.field(TEXT),
+            given,
+            given.with_name(SUGGESTED_LABELS if is_multi_label else SUGGESTED_LABEL),
+            # By a model that was not trained on this row. With several labels: of all decisions that are doubted.
+            pa.field(GIVEN_PROBABILITY, pa.float32(), nullable=False),
+            pa.field(SUGGESTED_PROBABILITY, pa.float32(), nullable=False),
+            pa.field(QUALITY, pa.float32(), nullable=False),  # of the row's label, or labels: from 0, wrong, to 1
+            rows.field(SOURCE),
+            rows.field(SOURCE_ROW),
+        ]
+    )

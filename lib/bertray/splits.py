@@ -1,9 +1,9 @@
-"""Hold rows out for validation and test: stratified by label, reproducible, groups undivided.
+"""Hold rows out, or deal them out to folds: stratified by label, reproducible, groups undivided.
 
-Rows with one label each go to `hold_out`, rows with several to `hold_out_multi_label`.
+Rows with one label each go to `hold_out`, rows with several to `hold_out_multi_label`; both kinds to `folds`.
 
-Legend: N rows; C labels; U units: what is on one side as a whole, a group or a row without one; K: the labels and,
-last, a column that counts rows.
+Legend: N rows; C labels; S sides; U units: what is on one side as a whole, a group or a row without one; K: the labels
+and, last, a column that counts rows.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ _MAX_FOLDS = 50
 
 # Moves end after one to four passes over real labels; what gains less is rounding.
 _MAX_PASSES, _LEAST_GAIN = 10, 1e-9
+
+_MAX_LABELS_NAMED = 5
 
 
 def hold_out(
@@ -65,21 +67,15 @@ def hold_out_multi_label(
         RequestError: too few rows or groups for that fraction.
     """
     num_rows = len(label_sets)
-    # Rows without a label share a nameless one, to be divided as the others are.
-    binarizer = MultiLabelBinarizer(sparse_output=True)
-    labels_NC = binarizer.fit_transform([labels or [""] for labels in label_sets])
-    counts_NK = hstack([labels_NC, np.ones((num_rows, 1))], format="csr", dtype=np.int64)
-    names_U, units_N = np.unique(_names(groups or [None] * num_rows), return_inverse=True)
-    in_unit = (np.ones(num_rows, np.int64), (units_N, np.arange(num_rows)))
-    counts_UK = csr_array(in_unit, shape=(len(names_U), num_rows)) @ csr_array(counts_NK)
+    labels_C, counts_UK, units_N = _count_by_unit(label_sets, _names(groups or [None] * num_rows))
 
     rng = np.random.default_rng(seed)
-    held_out_U = _stratified_iteratively(counts_UK, fraction, rng)
+    held_out_U = _stratified_iteratively(counts_UK, [1 - fraction, fraction], rng) == 1
     _move_what_brings_shares_nearer(counts_UK, held_out_U, fraction, rng)
     _bring_back_lost_labels(counts_UK, held_out_U)
 
     *held_out_C, num_held_out = held_out_U @ counts_UK
-    num_held_out_of = {label: int(count) for label, count in zip(binarizer.classes_, held_out_C, strict=True) if label}
+    num_held_out_of = {label: int(count) for label, count in zip(labels_C, held_out_C, strict=True) if label}
     if not num_held_out or abs(num_held_out - fraction * num_rows) > max(1, fraction * num_rows / 2):
         rows = f"{num_rows} rows" if groups is None else f"{num_rows} rows in {len(held_out_U)} groups"
         raise RequestError(
@@ -92,16 +88,61 @@ def hold_out_multi_label(
     return np.flatnonzero(~is_held_out_N), np.flatnonzero(is_held_out_N), absent
 
 
-def _stratified_iteratively(counts_UK: csr_array, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Which units are held out (bool [U]), dealt out label by label.
+def folds(label_sets: list[list[str]], num_folds: int, seed: int, groups: list[str]) -> np.ndarray:
+    """Deal rows out to folds, so that each has its share of every label as nearly as the groups allow.
+
+    Args:
+        label_sets: one a row, without repeats; of one label where a row has one.
+        num_folds: at least 2.
+        seed: same label sets, groups, number and seed give the same folds.
+        groups: one a row; rows of one group stay together.
+
+    Returns:
+        The fold of every row, int64 [N]. Where rows have one label each, every fold has a row of every label.
+
+    Raises:
+        RequestError: a label is in fewer groups than there are folds.
+    """
+    labels_C, counts_UK, units_N = _count_by_unit(label_sets, groups)
+    num_units_C = (counts_UK > 0).sum(axis=0)[:-1]
+    too_few = {label: int(num) for label, num in zip(labels_C, num_units_C, strict=True) if label and num < num_folds}
+    if too_few:
+        listed = ", ".join(f"{label!r} ({num})" for label, num in list(too_few.items())[:_MAX_LABELS_NAMED])
+        more = f" and {len(too_few) - _MAX_LABELS_NAMED} others" if len(too_few) > _MAX_LABELS_NAMED else ""
+        fewest = min(too_few.values())
+        lower = f"Lower --folds to {fewest}, add rows" if fewest > 1 else "Add rows"
+        raise RequestError(
+            f"--folds {num_folds} needs {num_folds} different texts of every label; fewer have {listed}{more}. "
+            f"{lower}, merge these labels with others, or prepare a data set without them"
+        )
+    fold_U = _stratified_iteratively(counts_UK, [1 / num_folds] * num_folds, np.random.default_rng(seed))
+    return np.asarray(fold_U[units_N])
+
+
+def _count_by_unit(label_sets: list[list[str]], names: list[str]) -> tuple[list[str], csr_array, np.ndarray]:
+    """The labels, counts_UK of the rows, and the unit of every row, given the name of each row's.
+
+    Rows without a label share a nameless one, to be divided as the others are.
+    """
+    binarizer = MultiLabelBinarizer(sparse_output=True)
+    labels_NC = binarizer.fit_transform([labels or [""] for labels in label_sets])
+    counts_NK = hstack([labels_NC, np.ones((len(names), 1))], format="csr", dtype=np.int64)
+    names_U, units_N = np.unique(names, return_inverse=True)
+    in_unit = (np.ones(len(names), np.int64), (units_N, np.arange(len(names))))
+    counts_UK = csr_array(in_unit, shape=(len(names_U), len(names))) @ csr_array(counts_NK)
+    return binarizer.classes_.tolist(), counts_UK, units_N
+
+
+def _stratified_iteratively(counts_UK: csr_array, fractions: list[float], rng: np.random.Generator) -> np.ndarray:
+    """The side of every unit (int64 [U]), dealt out label by label to sides that get these fractions of the rows.
 
     Iterative stratification: Sechidis, Tsoumakas and Vlahavas, "On the Stratification of Multi-Label Data", ECML PKDD
     2011, algorithm 1, with units in the place of rows. The rarest label is dealt out first, while there is a choice;
     each of its units goes to the side that lacks most rows of that label, between equals to the one that lacks most
-    rows at all.
+    rows at all, between these to the first.
     """
     remaining_K = counts_UK.sum(axis=0)
-    lacking_2K = np.outer([1 - fraction, fraction], remaining_K)  # staying, held out
+    lacking_SK = np.outer(fractions, remaining_K)  # S sides
     order_U = rng.permutation(counts_UK.shape[0])
     by_label = counts_UK[order_U].tocsc()
     side_U = np.full(len(order_U), -1)
@@ -110,12 +151,12 @@ def _stratified_iteratively(counts_UK: csr_array, fraction: float, rng: np.rando
         for unit in order_U[_entries(by_label, label)[0]]:
             if side_U[unit] >= 0:
                 continue
-            staying, held_out = lacking_2K[:, [label, -1]].tolist()
-            side_U[unit] = side = int(held_out > staying)
+            lacking = lacking_SK[:, [label, -1]].tolist()
+            side_U[unit] = side = lacking.index(max(lacking))
             labels, counts = _entries(counts_UK, unit)
-            lacking_2K[side, labels] -= counts
+            lacking_SK[side, labels] -= counts
             remaining_K[labels] -= counts
-    return np.asarray(side_U == 1)
+    return side_U
 
 
 def _move_what_brings_shares_nearer(

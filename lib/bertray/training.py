@@ -36,7 +36,7 @@ from bertray.dataset import Dataset
 from bertray.errors import BertrayError, RequestError
 from bertray.finetuning import VALIDATION_LOGITS, DivergedError
 from bertray.ledger import new_run_id
-from bertray.pretrained import load_tokenizer
+from bertray.pretrained import load_tokenizer, num_special_ids
 from bertray.progress import ProgressBar
 from bertray.run_lock import RunLock
 from bertray.schema import SOURCE, SOURCE_ROW, TEXT
@@ -189,10 +189,7 @@ def write_rows(
     folder: Location, dataset: Dataset, tokenizer: ColumnTokenizer, encoder_config: PreTrainedConfig
 ) -> None:
     """Tokenise training and validation rows."""
-    # Models look at these ids themselves: they keep their number.
-    special_ids = [getattr(encoder_config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep")]
-    num_kept = 1 + max([one for one in special_ids if isinstance(one, int)], default=0)
-    training_rows.tokenise(folder, dataset, tokenizer, encoder_config.vocab_size, num_kept)
+    training_rows.tokenise(folder, dataset, tokenizer, encoder_config.vocab_size, num_special_ids(encoder_config))
 
 
 def _say_what_is_left(run: TrainingRun, checkpoints: Checkpoints) -> None:

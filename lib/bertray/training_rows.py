@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from bertray.choices import ProblemType
 from bertray.dataset import Dataset
-from bertray.ragged import positions
+from bertray.ragged import offsets, positions
 from bertray.schema import LABEL_ID, LABEL_IDS, TEXT
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer, Sequences, TokenColumn
@@ -76,6 +76,17 @@ class TrainingRows:
             self.label_ids_L[positions(self.label_offsets_S1[firsts], counts_S)], minlength=num_classes
         ).astype(np.int64)
 
+    def of_documents(self, is_wanted_N: np.ndarray) -> TrainingRows:
+        """The sequences of some rows of the split, which keep their numbers; is_wanted_N (bool) is of all its rows."""
+        sequences = np.flatnonzero(is_wanted_N[self.tokens.documents_S])
+
+        def taken(values: np.ndarray, offsets_S1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            lengths = np.diff(offsets_S1)[sequences]
+            return values[positions(offsets_S1[sequences], lengths)], offsets(lengths)
+
+        tokens = Sequences(*taken(self.tokens.ids_T, self.tokens.offsets_S1), self.tokens.documents_S[sequences])
+        return TrainingRows(tokens, *taken(self.label_ids_L, self.label_offsets_S1))
+
     def document_weights_S(self) -> np.ndarray:
         """What each sequence counts, so that documents count alike; see `bertray.windows`."""
         return training_weights(self.tokens.documents_S)
@@ -88,11 +99,12 @@ def tokenise(
     splits = {}
     for name in (TRAIN, VALIDATION):
         rows = dataset.in_scope(dataset.split(name))
-        splits[name] = tokenizer.encode(rows[TEXT]), _label_ids(rows, dataset.problem_type)
+        splits[name] = tokenizer.encode(rows[TEXT]), label_id_lists(rows, dataset.problem_type)
     write(folder, splits, vocabulary_size, num_kept)
 
 
-def _label_ids(rows: pa.Table, problem_type: ProblemType) -> pa.LargeListArray:
+def label_id_lists(rows: pa.Table, problem_type: ProblemType) -> pa.LargeListArray:
+    """The label ids of every row of a data set, as `write` takes them."""
     if problem_type == "multi_label_classification":
         return rows[LABEL_IDS].combine_chunks().cast(pa.large_list(pa.int32()))
     return pa.LargeListArray.from_arrays(pa.array(np.arange(rows.num_rows + 1)), rows[LABEL_ID].combine_chunks())
@@ -108,11 +120,7 @@ def write(
         vocabulary_size: of the encoder.
         num_kept: so many ids from 0 keep their number, for models look at some of them: padding, end of text.
     """
-    is_used_V = np.zeros(vocabulary_size, dtype=bool)
-    is_used_V[:num_kept] = True
-    for tokens, _ in splits.values():
-        is_used_V[tokens.ids_T] = True
-    compact_V = np.cumsum(is_used_V, dtype=np.int32) - 1
+    compact_V, vocabulary_V = compact_vocabulary([tokens for tokens, _ in splits.values()], vocabulary_size, num_kept)
     for name, (tokens, label_ids) in splits.items():
         columns = [
             pa.LargeListArray.from_arrays(pa.array(tokens.offsets_S1), pa.array(compact_V[tokens.ids_T])),
@@ -120,8 +128,22 @@ def write(
             label_ids.take(pa.array(tokens.documents_S)),
         ]
         _put(folder / f"{name}.arrow", pa.record_batch(columns, schema=_SCHEMA))
-    used = pa.array(np.flatnonzero(is_used_V).astype(np.int32))
-    _put(folder / _VOCABULARY, pa.record_batch([used], names=["id"]))
+    _put(folder / _VOCABULARY, pa.record_batch([pa.array(vocabulary_V.astype(np.int32))], names=["id"]))
+
+
+def compact_vocabulary(
+    columns: list[TokenColumn], vocabulary_size: int, num_kept: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Number the ids that some columns use; the arguments are those of `write`.
+
+    Returns:
+        By the encoder's id the new one (int32; of an unused id, any), and by the new id the encoder's (int64).
+    """
+    is_used_V = np.zeros(vocabulary_size, dtype=bool)
+    is_used_V[:num_kept] = True
+    for tokens in columns:
+        is_used_V[tokens.ids_T] = True
+    return np.cumsum(is_used_V, dtype=np.int32) - 1, np.flatnonzero(is_used_V)
 
 
 @contextmanager

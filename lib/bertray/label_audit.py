@@ -1,0 +1,160 @@
+"""Training rows whose labels are probably wrong: the driver of jobs.audit.
+
+1. check   data set, encoder, output and cluster, before any time is spent
+2. divide  training rows into folds: every label in each, equal texts in the same            [bertray.splits]
+3. judge   each fold by a model that was fine-tuned on the others                            [bertray.cross_validation]
+4. doubt   labels that these models find improbable, ranked                                  [bertray.label_issues]
+5. write   suspects.parquet, and label_quality.json last
+
+Legend: N training rows, M of them that have tokens, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cleanlab
+import numpy as np
+import pyarrow as pa
+
+from bertray import cluster
+from bertray.calibration import probabilities
+from bertray.cleaning import comparison_keys
+from bertray.config import AuditConfig
+from bertray.cross_validation import out_of_fold_logits
+from bertray.dataset import Dataset
+from bertray.errors import RequestError
+from bertray.label_issues import LabelIssues, find_issues, find_multi_label_issues, ranked
+from bertray.ledger import new_run_id
+from bertray.metrics import multi_label_metrics, summary_metrics
+from bertray.pretrained import load_tokenizer
+from bertray.records import put_records
+from bertray.run_lock import RunLock
+from bertray.schema import (
+    GIVEN_PROBABILITY,
+    LABEL,
+    LABELS,
+    QUALITY,
+    ROW,
+    SUGGESTED_LABEL,
+    SUGGESTED_LABELS,
+    SUGGESTED_PROBABILITY,
+    suspect_schema,
+)
+from bertray.splits import folds
+from bertray.storage import Location
+from bertray.tokenization import ColumnTokenizer
+from bertray.versions import versions
+
+_log = logging.getLogger(__name__)
+
+SUSPECTS_FILE, REPORT_FILE = "suspects.parquet", "label_quality.json"
+
+
+class Audit(NamedTuple):
+    """What an audit found.
+
+    Attributes:
+        report: what label_quality.json holds.
+        suspects: in `schema.suspect_schema`, the worst first.
+        quality_N: of every training row's label, from 0 to 1; NaN of rows without tokens.
+    """
+
+    report: dict[str, Any]
+    suspects: pa.Table
+    quality_N: np.ndarray
+
+
+def audit(config: AuditConfig) -> Audit:
+    """Find the labels that are probably wrong, and write both files.
+
+    Raises:
+        RequestError: something about data, encoder, output or cluster does not fit; nothing was started.
+        LockedError: another run is at work on the same output.
+        DivergedError: the loss of a fold is not a number.
+    """
+    started_s = time.monotonic()
+    output = Location.of(config.output)
+    dataset = Dataset.open(config.data)
+    if output.contains(dataset.location):
+        raise RequestError(f"--output {output} holds --data {dataset.location}: choose a folder of its own")
+    tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
+    if Path(config.encoder).expanduser().is_dir():  # workers may run in other folders
+        config = config.model_copy(update={"encoder": str(Path(config.encoder).expanduser().resolve())})
+    rows = dataset.split("train")
+    is_multi_label = dataset.problem_type == "multi_label_classification"
+    label_sets = rows[LABELS].to_pylist() if is_multi_label else [[label] for label in rows[LABEL].to_pylist()]
+    fold_N = folds(label_sets, config.folds, config.seed, comparison_keys(rows).to_pylist())
+
+    with RunLock(output, new_run_id()).held() as lock, cluster.session():
+        column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
+        logits_NC = out_of_fold_logits(config, dataset, rows, fold_N, column_tokenizer, encoder_config)
+        judged = np.flatnonzero(np.isfinite(logits_NC).all(axis=1))
+        probabilities_MC = probabilities(logits_NC[judged], dataset.problem_type)
+        targets = dataset.targets(rows.take(pa.array(judged)))
+        find = find_multi_label_issues if is_multi_label else find_issues
+        issues = find(targets, probabilities_MC)
+        suspects = _suspects(dataset, rows, judged, issues)
+        report = {
+            "num_rows": rows.num_rows,
+            "num_rows_without_tokens": rows.num_rows - len(judged),
+            "num_suspects": suspects.num_rows,
+            "noise": issues.noise,
+            "out_of_fold": _metrics(dataset, targets, probabilities_MC),
+            "labels": {
+                label: _named(facts, dataset.labels)
+                for label, facts in zip(dataset.labels, issues.by_label, strict=True)
+            },
+            "num_rows_by_fold": np.bincount(fold_N, minlength=config.folds).tolist(),
+            "problem_type": dataset.problem_type,
+            "data_fingerprint": dataset.fingerprint(),
+            "config": config.model_dump(),
+            "versions": {**versions(), "cleanlab": cleanlab.__version__},
+            "wall_s": round(time.monotonic() - started_s, 1),
+        }
+        lock.check()
+        (output / REPORT_FILE).remove()  # without it the folder holds no audit: a crash leaves no mixture
+        put_records(output / SUSPECTS_FILE, suspects)
+        (output / REPORT_FILE).put((json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+    quality_N = np.full(rows.num_rows, np.nan)
+    quality_N[judged] = issues.quality_N
+    return Audit(report, suspects, quality_N)
+
+
+def _suspects(dataset: Dataset, rows: pa.Table, judged: np.ndarray, issues: LabelIssues) -> pa.Table:
+    """The suspect rows as they are written."""
+    order = ranked(issues)
+    found = rows.take(pa.array(judged[order]))
+    names = np.array(dataset.labels, dtype=object)
+    suggested: Sequence[Any]
+    if dataset.problem_type == "multi_label_classification":
+        column, suggested = SUGGESTED_LABELS, [names[has_C].tolist() for has_C in issues.suggested[order]]
+    else:
+        column, suggested = SUGGESTED_LABEL, names[issues.suggested[order]]
+    schema = suspect_schema(dataset.problem_type)
+    columns = {name: found[name] for name in schema.names if name in found.column_names} | {
+        ROW: pa.array(judged[order]),
+        column: pa.array(suggested, schema.field(column).type),
+        GIVEN_PROBABILITY: pa.array(issues.given_probability_N[order]),
+        SUGGESTED_PROBABILITY: pa.array(issues.suggested_probability_N[order]),
+        QUALITY: pa.array(issues.quality_N[order]),
+    }
+    return pa.table(columns).select(schema.names).cast(schema)
+
+
+def _metrics(dataset: Dataset, targets: np.ndarray, probabilities_MC: np.ndarray) -> dict[str, float]:
+    """How well the folds' models, all together, predict the labels as they are given."""
+    if dataset.problem_type == "multi_label_classification":
+        found = multi_label_metrics(targets, probabilities_MC >= 0.5, dataset.labels)
+        return {name: found[name] for name in ("f1_micro", "f1_macro", "subset_accuracy")}
+    return summary_metrics(targets, probabilities_MC.argmax(axis=1), len(dataset.labels))
+
+
+def _named(facts: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
+    """Facts of a label, with the name of another in place of its id."""
+    return {**facts, "most_often": labels[facts["most_often"]]} if "most_often" in facts else facts
