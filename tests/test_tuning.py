@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,17 +85,10 @@ LONG = {
     "learning_rate": 1e-3,
     "batch_size": 4,
     "batch_sizes": "4",
-    "epochs": 8,
-    "min_epochs": 8,
-    "max_epochs": 10,
-    "checkpoint_steps": 40,
+    "epochs": 16,
+    "min_epochs": 16,
+    "max_epochs": 18,
 }
-
-
-def command(dataset: str, output: Path, encoder: Path) -> list[str]:
-    given = {"data": dataset, "output": output, "encoder": encoder, **OPTIONS, **LONG}
-    flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    return [sys.executable, "-m", "jobs.tune", *flags]
 
 
 def steps_kept(output: Path) -> int:
@@ -103,14 +97,16 @@ def steps_kept(output: Path) -> int:
     return sum(int(path.stem.removeprefix("step-")) for path in folder.glob("*/step-*.json"))
 
 
-def end_driver(arguments: list[str], output: Path, sent: signal.Signals) -> tuple[int, str]:
-    """Begin or go on, and end the driver when there is a checkpoint more."""
-    before = steps_kept(output)
-    driver = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: steps_kept(output) > before or driver.poll() is not None, "a checkpoint")
-    driver.send_signal(sent)
-    _, stderr = driver.communicate(timeout=60)
-    return driver.returncode, stderr
+def end_driver(config: TuneConfig, sent: signal.Signals, when: Callable[[str], bool]) -> tuple[int, str]:
+    """Begin or go on, and end the driver when what it has written to stderr, or left in storage, says so."""
+    given = {name: value for name, value in config.model_dump().items() if name in config.model_fields_set}
+    flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    log = Path(f"{config.output}-{sent.name}.log")
+    with log.open("w") as stderr:
+        driver = subprocess.Popen([sys.executable, "-m", "jobs.tune", *flags], cwd=ROOT, stdout=stderr, stderr=stderr)
+        wait_for(lambda: when(log.read_text()) or driver.poll() is not None, sent.name)
+        driver.send_signal(sent)
+        return driver.wait(timeout=60), log.read_text()
 
 
 def kill_trials() -> int:
@@ -135,18 +131,20 @@ def test_it_goes_on_after_sigint_and_kills_to_the_same_result(
 ) -> None:
     undisturbed = search(config_of(dataset, tmp_path / "whole", tiny_encoder, **LONG))
     output = tmp_path / "broken"
-    arguments = command(dataset, output, tiny_encoder)
-    exit_code, stderr = end_driver(arguments, output, signal.SIGINT)
+    config = config_of(dataset, output, tiny_encoder, **LONG)
+    # No checkpoint is due before the end: the one that is kept was written because of the signal.
+    exit_code, stderr = end_driver(config, signal.SIGINT, lambda stderr: "trial 0, epoch 1 of 16" in stderr)
     assert exit_code == 130, stderr
     assert "0 of 2 trials have ended; the same command goes on from" in stderr
-    assert steps_kept(output) % 40 != 0  # written because of the signal, not because it was due
+    before = steps_kept(output)
+    assert before >= 33
     assert not output.exists()
 
-    exit_code, stderr = end_driver(arguments, output, signal.SIGKILL)
+    config = config_of(dataset, output, tiny_encoder, **LONG, checkpoint_steps=40)
+    exit_code, stderr = end_driver(config, signal.SIGKILL, lambda _: steps_kept(output) > before)
     assert exit_code == -signal.SIGKILL
     assert "going on with the search at" in stderr
 
-    config = config_of(dataset, output, tiny_encoder, **LONG)
     with pytest.raises(RequestError, match=r"a tuning run .* with other options: learning_rates .*--restart"):
         search(config.model_copy(update={"learning_rates": "1e-3"}))
     before, num_killed = steps_kept(output), []
