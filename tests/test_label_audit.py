@@ -26,7 +26,7 @@ NUM_ROWS = 180
 WRONG_ROWS = {7: "sea", 40: "car", 71: "fruit", 110: "car", 150: "sea"}
 OPTIONS: dict[str, Any] = {
     "folds": 3,
-    "epochs": 6,
+    "epochs": 8,
     "learning_rate": 3e-3,
     "batch_size": 16,
     "max_length": 32,
@@ -176,7 +176,7 @@ def test_rows_with_several_labels(ray_cluster: str, tiny_encoder: Path, tmp_path
         rows.append({"text": f"the {' and the '.join(words)} of day {row}", "label": wrong.get(row, labels)})
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
     prepare(PrepareConfig(input=[str(tmp_path / "in.jsonl")], output=str(tmp_path / "data"), multi_label=True))
-    found = run(str(tmp_path / "data"), tmp_path / "label_check", tiny_encoder, epochs=8)
+    found = run(str(tmp_path / "data"), tmp_path / "label_check", tiny_encoder)
     assert found.suspects.schema.equals(suspect_schema("multi_label_classification"))
     training = pq.ParquetFile(tmp_path / "data" / "train.parquet").read()["source_row"].to_pylist()
     assert set(wrong) & set(training) <= set(found.suspects["source_row"].to_pylist())
