@@ -5,6 +5,8 @@ python -m tests.small_training FOLDER RANK WORLD_SIZE PORT    one rank of severa
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,21 +73,33 @@ def small_model(dropout: float = 0.1) -> BertForSequenceClassification:
     return BertForSequenceClassification(tiny_config(initializer_range=0.2, **rates))
 
 
-def fine_tune(
-    rows: Path, settings: TrainConfig, watcher: Recorder, checkpoints: Checkpoints | None = None, model: Any = None
-) -> FineTuning:
-    """Run to the end, or to where the watcher ends it."""
+@contextmanager
+def opened_run(
+    rows: Path,
+    settings: TrainConfig | None = None,
+    watcher: Recorder | None = None,
+    checkpoints: Checkpoints | None = None,
+    model: Any = None,
+) -> Iterator[FineTuning]:
+    """A run that has not begun."""
     with training_rows.opened(Location.of(str(rows))) as (splits, vocabulary_V):
-        run = FineTuning(
-            settings,
+        yield FineTuning(
+            settings or config(),
             model or small_model(),
             splits,
             vocabulary_V,
             "single_label_classification",
             device=torch.device("cpu"),
-            watcher=watcher,
+            watcher=watcher or Recorder(),
             checkpoints=checkpoints,
         )
+
+
+def fine_tune(
+    rows: Path, settings: TrainConfig, watcher: Recorder, checkpoints: Checkpoints | None = None, model: Any = None
+) -> FineTuning:
+    """Run to the end, or to where the watcher ends it."""
+    with opened_run(rows, settings, watcher, checkpoints, model) as run:
         run.run()
     return run
 

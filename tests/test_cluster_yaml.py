@@ -119,7 +119,9 @@ def head_start(config: dict[str, Any]) -> list[str]:
 def test_it_installs_the_dependencies_of_the_project_and_no_more(config):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     expected = {canonical(text) for text in project["dependencies"]}
-    expected = {text.replace("ray[data,train]", "ray[data,default,train]") for text in expected} | {"boto3>=1.36"}
+    expected = {text.replace("ray[data,train,tune]", "ray[data,default,train,tune]") for text in expected} | {
+        "boto3>=1.36"
+    }
     *_, everything = pip_installs(config)
     assert {canonical(text) for text in requirements(everything)} == expected
 

@@ -9,14 +9,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import ROOT
-from small_training import Recorder, config, fine_tune, small_model, write_rows
+from small_training import Recorder, config, fine_tune, opened_run, small_model, write_rows
 
 from bertray.checkpoints import Checkpoints
+from bertray.errors import RequestError
 from bertray.finetuning import DivergedError
+from bertray.learner import Learner
 from bertray.storage import Location
+from bertray.tokenization import Sequences
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +180,32 @@ def test_levers_change_the_run(rows: Path) -> None:
     plain = losses.pop("{}")
     for lever, found in losses.items():
         assert not np.allclose(found, plain, atol=1e-5), lever
+
+
+def test_parts_become_smaller_until_they_fit(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU with room for 60 tokens would have it."""
+    tried = []
+
+    def rehearse(self: Learner, tokens: Sequences, part: np.ndarray, loss_of: object) -> None:
+        tried.append(int(tokens.lengths_S[part].sum()))
+        if tried[-1] > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Learner, "rehearse", rehearse)
+    with opened_run(rows) as run:
+        run.device = torch.device("cuda")
+        run._fit_into_memory()
+        assert run._token_budget <= 60
+    assert tried[0] > 200 and tried[-1] <= 60
+    monkeypatch.setattr(Learner, "rehearse", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))
+    with opened_run(rows) as run:
+        run.device = torch.device("cuda")
+        with pytest.raises(RequestError, match=r"one sequence of \d+ tokens does not fit .*--gradient-checkpointing"):
+            run._fit_into_memory()
+
+
+def test_weights_that_do_not_fit_are_refused(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr("bertray.learner.psutil.virtual_memory", lambda: free)
+    with pytest.raises(RequestError, match=r"weights takes .* GiB .* are free: use a smaller --encoder"):
+        fine_tune(rows, config(), Recorder())

@@ -86,6 +86,8 @@ def test_evaluation_says_how_sure_it_is(capsys: pytest.CaptureFixture[str]) -> N
         ["AUROC of the score", "0.7500"],
     ):
         assert line in lines
+    print_evaluation({**metrics, "review": {**metrics["review"], "review_below": 2.0}})
+    assert "every row" in capsys.readouterr().err
     for changed, shown in (({"is_class": True}, "class oos"), ({"threshold": None}, "no threshold")):
         print_evaluation({**metrics, "out_of_scope": {**metrics["out_of_scope"], **changed}})
         assert shown in capsys.readouterr().err

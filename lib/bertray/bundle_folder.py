@@ -5,6 +5,7 @@
       tokenizer.json, …                    its tokenizer
       README.md                            the model card
       learning_curves.svg, tensorboard/    how training went; not hashed, for no prediction depends on it
+      trials.json, trials.parquet          the search that found its options (jobs.tune); not hashed
       bundle.json                          what is here: sha256 of every file, labels, length, origin, metrics; last
 
 `bertray.bundle` makes a classifier of it. Here nothing is loaded that takes time to import.
@@ -37,6 +38,7 @@ from bertray.storage import Location
 BUNDLE_FILE, CARD_FILE = "bundle.json", "README.md"
 # For people. TensorBoard's event files are stamped with times, so that no two runs write the same.
 CURVES_FILE, EVENTS_FOLDER = "learning_curves.svg", "tensorboard"
+TRIALS_JSON, TRIALS_PARQUET = "trials.json", "trials.parquet"
 
 
 class BundleInfo(BaseModel):
@@ -177,5 +179,5 @@ def hash_files(folder: Path) -> dict[str, str]:
 def _content(folder: Path) -> set[str]:
     """Files of a bundle that predictions may depend on: neither what is for people, nor other tools' hidden notes."""
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    for_people = {BUNDLE_FILE, CARD_FILE, CURVES_FILE}
+    for_people = {BUNDLE_FILE, CARD_FILE, CURVES_FILE, TRIALS_JSON, TRIALS_PARQUET}
     return {name for name in names - for_people if not name.startswith((".", f"{EVENTS_FOLDER}/"))}

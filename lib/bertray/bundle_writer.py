@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ def write_bundle(
     validation_logits_NC: np.ndarray,
     progress: Progress,
     event_files: Path | None = None,
+    add_files: Callable[[Path], None] = lambda _: None,
 ) -> BundleInfo:
     """Write the bundle of a finished run.
 
@@ -50,6 +52,7 @@ def write_bundle(
         validation_logits_NC: of the validation rows in scope, after that epoch; rows without tokens at the end may be
             missing.
         event_files: a folder of TensorBoard's, to be kept with the bundle.
+        add_files: called with the local folder before it is sealed, for other files that people read.
     """
     rows = dataset.in_scope(dataset.split("validation"))
     tokenizer, _ = load_tokenizer(config.encoder, config.max_length, config.overlap)
@@ -88,6 +91,7 @@ def write_bundle(
         (folder / CURVES_FILE).write_text(curves, encoding="utf-8")
         if event_files is not None and event_files.is_dir():
             shutil.copytree(event_files, folder / EVENTS_FOLDER)
+        add_files(folder)
         info = seal(
             folder,
             labels=dataset.labels,

@@ -36,7 +36,7 @@ exit codes: 0 done; 1 failed on the way; 2 bad request, the message says what to
             3 some shards failed (jobs.score); 4 another run is at work on the output;
             5 scored, but held back for a person to look at (jobs.score);
             130, 143 stopped by SIGINT or SIGTERM"""
-_STOPPED = "stopped; what was finished is kept: run jobs.train or jobs.score again, and it goes on"
+_STOPPED = "stopped; what was finished is kept: run jobs.train, jobs.tune or jobs.score again, and it goes on"
 
 Config = TypeVar("Config", bound=JobConfig)
 

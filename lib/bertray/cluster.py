@@ -6,20 +6,25 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
+from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from bertray.choices import Device
 from bertray.errors import RequestError
+from bertray.storage import Location
 
 _log = logging.getLogger(__name__)
 
 # Four threads keep a small encoder busy; more threads a process scale worse than more processes.
 CPUS_PER_PROCESS = 4
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -58,6 +63,28 @@ def _handlers_kept() -> Iterator[None]:
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, handler)
+
+
+def in_background(work: Callable[[], Result]) -> Future[Result]:
+    """Run Ray Train or Tune in a thread: in the main one Ray 2.60 takes SIGINT over, and ends without a word."""
+    done: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # whatever it is, the main thread raises it
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="ray", daemon=True).start()
+    return done
+
+
+def storage(folder: Location) -> dict[str, Any]:
+    """The arguments of a `RunConfig` that has Ray Train or Tune keep its own state in a folder."""
+    return {
+        "storage_path": folder.path,
+        "storage_filesystem": LocalFileSystem() if folder.is_local else PyFileSystem(FSSpecHandler(folder.fs)),
+    }
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ Values come from, later over earlier: the defaults here, a YAML file (`--config`
 (`BERTRAY_TRAIN_LEARNING_RATE=3e-5`), flags (`--learning-rate 3e-5`). `bertray.cli` does the reading.
 """
 
+import math
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bertray.choices import (
@@ -72,6 +73,37 @@ def _as_range(value: Any) -> Any:
 
 
 Workers = Annotated[str, BeforeValidator(_as_range)]
+
+
+def _as_bounds(value: Any) -> Any:
+    """0.1 -> "0.1", " 2e-5:5e-4" -> "2e-5:5e-4"."""
+    text = str(value).strip()
+    try:
+        lowest, highest = bounds(text)
+    except ValueError:
+        lowest = highest = math.nan
+    if not (math.isfinite(lowest) and math.isfinite(highest) and lowest <= highest):
+        raise ValueError("give the lowest and the highest, as 0.1:0.5, or one number for all trials")
+    return text
+
+
+def bounds(text: str) -> tuple[float, float]:
+    """The lowest and the highest of a `Bounds`."""
+    lowest, _, highest = text.partition(":")
+    return float(lowest), float(highest or lowest)
+
+
+def _as_numbers(value: Any) -> Any:
+    """[16, 32] -> "16,32"."""
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise ValueError("give numbers from 1, as 16,32,64")
+    return ",".join(parts)
+
+
+Bounds = Annotated[str, BeforeValidator(_as_bounds)]
+Numbers = Annotated[str, BeforeValidator(_as_numbers)]
 
 
 class JobConfig(BaseSettings):
@@ -279,6 +311,80 @@ class AuditConfig(TrainingOptions):
     )
     max_failures: int = Field(3, ge=0, description="a fold whose worker or node is lost is begun again so often")
     seed: int = Field(0, ge=0, description="of the folds, the head's weights, dropout and the order of the rows")
+
+
+class TuneConfig(TrainConfig):
+    """jobs.tune: a data set in, the bundle of the best of many trials out.
+
+    The options of jobs.train hold for every trial; those that are searched are the first trial's.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="BERTRAY_TUNE_")
+
+    num_trials: int = Field(16, ge=1, description="trials, the first of which has the options of jobs.train")
+    num_concurrent: int | None = Field(
+        None, ge=1, description="trials at a time; default: one a GPU, without GPUs one for every 4 CPUs"
+    )
+    learning_rates: Bounds = Field(
+        "2e-5:5e-4", description="lowest and highest learning rate, drawn by their logarithm"
+    )
+    batch_sizes: Numbers = Field("16,32,64", description="batch sizes to draw from")
+    min_epochs: int = Field(2, ge=1, description="fewest epochs of a trial that is not pruned")
+    max_epochs: int = Field(5, ge=1, description="most epochs of a trial")
+    warmup_fractions: Bounds = Field("0:0.2", description="lowest and highest warm-up fraction")
+    label_smoothings: Bounds = Field("0:0.1", description="lowest and highest label smoothing")
+    layer_decays: Bounds = Field("0.8:1", description="lowest and highest layer decay")
+    grace_epochs: int = Field(
+        1, ge=1, description="no trial is pruned before so many; then after 3 times, 9 times as many, as ASHA does"
+    )
+    num_workers: Workers = Field("1", description="must be 1: a trial is one process; see --num-concurrent")
+    mlflow_uri: Place | None = Field(None, description="must be left out: trials are not sent to MLflow")
+
+    @model_validator(mode="after")
+    def _a_trial_is_one_process(self) -> Self:
+        if self.num_workers != "1":
+            raise ValueError(
+                f"num_workers {self.num_workers} has no meaning in a search, where a trial is one process: leave it "
+                "out, and say with num_concurrent how many trials run at a time"
+            )
+        if self.mlflow_uri is not None:
+            raise ValueError("mlflow_uri has no meaning in a search, whose trials are not sent to MLflow: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_are_within_what_can_be_trained(self) -> Self:
+        for name, text in self.searched_bounds.items():
+            # The limits are those of the option itself.
+            option = TypeAdapter(Annotated[float, TrainConfig.model_fields[name]])
+            for bound in bounds(text):
+                try:
+                    option.validate_python(bound)
+                except ValidationError as error:
+                    raise ValueError(f"{name}s {text}: {bound:g} is not allowed. {error.errors()[0]['msg']}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _epochs_fit(self) -> Self:
+        if not self.min_epochs <= self.max_epochs:
+            raise ValueError(f"min_epochs {self.min_epochs} is above max_epochs {self.max_epochs}")
+        if self.epochs > self.max_epochs:
+            raise ValueError(
+                f"epochs {self.epochs}, of the first trial, is above max_epochs {self.max_epochs}: raise --max-epochs, "
+                f"or say --epochs {self.max_epochs}"
+            )
+        if self.grace_epochs > self.max_epochs:
+            raise ValueError(f"grace_epochs {self.grace_epochs} is above max_epochs {self.max_epochs}")
+        return self
+
+    @property
+    def searched_bounds(self) -> dict[str, str]:
+        """The `Bounds` of every option that is drawn from an interval of real numbers."""
+        return {
+            "learning_rate": self.learning_rates,
+            "warmup_fraction": self.warmup_fractions,
+            "label_smoothing": self.label_smoothings,
+            "layer_decay": self.layer_decays,
+        }
 
 
 class EvaluateConfig(JobConfig):

@@ -12,6 +12,7 @@ Legend: N rows, S sequences, C classes, B sequences of a rank's share of a batch
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from typing import Any, Protocol
@@ -24,8 +25,8 @@ from bertray.checkpoints import Checkpoints, Progress
 from bertray.choices import ProblemType
 from bertray.config import TrainConfig
 from bertray.encoder import TOKEN_BUDGET
-from bertray.errors import BertrayError
-from bertray.learner import Learner
+from bertray.errors import BertrayError, RequestError
+from bertray.learner import Learner, check_memory
 from bertray.metrics import multi_label_metrics, summary_metrics
 from bertray.objective import Objective, sampling_probabilities
 from bertray.optimizer import Optimizer, learning_rate_factor
@@ -34,9 +35,12 @@ from bertray.training_batches import TrainingBatches, micro_batches, share
 from bertray.training_rows import TrainingRows
 from bertray.windows import aggregate
 
+_log = logging.getLogger(__name__)
+
 VALIDATION_LOGITS = "validation_logits_NC"
 # Losses stay on the device until someone looks: a GPU must not wait for the host at each step.
 _LOOK_INTERVAL_S = 0.5
+_MAX_STEPS_LOOKED_AT = 1000
 # So many steps make a curve; of a longer run every second one is left out, however often it takes.
 _MAX_RECORDS = 2000
 
@@ -141,6 +145,7 @@ class FineTuning:
         Raises:
             DivergedError: the loss is not a number. The latest checkpoint is from before.
         """
+        self._fit_into_memory()
         self._resume()
         now_s = time.monotonic()
         self._looked_s = self._saved_s = now_s
@@ -178,6 +183,36 @@ class FineTuning:
         assert self._best is not None, "no epoch has ended, or a checkpoint holds its logits"
         logits_NC: np.ndarray = self._best[VALIDATION_LOGITS].numpy()
         return logits_NC
+
+    def _fit_into_memory(self) -> None:
+        """Find out, before time is spent, how large the parts of a step may be.
+
+        Raises:
+            RequestError: not even one sequence fits, or on a CPU not even the weights.
+        """
+        if self.device.type == "cpu":
+            check_memory(self.learner.model)
+            return
+        steps = range(1, min(self.batches.steps_per_epoch, _MAX_STEPS_LOOKED_AT) + 1)
+        heaviest = self.batches.at(max(steps, key=lambda step: self._lengths_S[self.batches.at(step)].sum()))
+        rows = share(heaviest, self.rank, self.world_size)
+        while len(rows):
+            part = micro_batches(rows, self._lengths_S, self._token_budget)[0]
+            try:
+                self.learner.rehearse(
+                    self._train.tokens, part, lambda logits_BC, part=part: self._objective.loss_sum(logits_BC, part)
+                )
+                return
+            except torch.OutOfMemoryError as error:
+                if len(part) == 1:
+                    raise RequestError(
+                        f"a step of one sequence of {self._lengths_S[part[0]]} tokens does not fit into the GPU's "
+                        "memory: lower --max-length, or say --gradient-checkpointing"
+                    ) from error
+            # Here, where the exception no longer holds what was computed.
+            torch.cuda.empty_cache()
+            self._token_budget = int(self._lengths_S[part].sum()) // 2
+            _log.info("out of memory: steps are run in parts of %d tokens", self._token_budget)
 
     def _step(self, step: int) -> torch.Tensor:
         """Take one step; returns the sum of its sequences' losses (float64), on the device."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +27,9 @@ from bertray.encoder import keep_last_layer_fp32, resolve_precision
 from bertray.errors import RequestError
 from bertray.layout import Layout
 from bertray.tokenization import Sequences
+
+# 32-bit weight, gradient and two moments, and a 16-bit weight and gradient; in fp32 less.
+_BYTES_PER_WEIGHT = 20
 
 
 class Learner:
@@ -115,6 +119,15 @@ class Learner:
         detached: torch.Tensor = loss.detach()
         return detached
 
+    def rehearse(self, tokens: Sequences, rows: np.ndarray, loss_of: Any) -> None:
+        """Forward and backward of this rank alone, for the memory that they take; nothing is kept."""
+        self.model.train()
+        try:
+            loss_of(self.logits(tokens, rows)).backward()
+        finally:
+            for weights in self.model.parameters():
+                weights.grad = None
+
     def complete(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """All of the model's weights (fp32), with the whole table of word embeddings in the place of the compact one.
 
@@ -125,6 +138,22 @@ class Learner:
         table_VD[self._vocabulary_V] = weights[self._embedding_name]
         others = {name: held.cpu().float() for name, held in self.model.state_dict().items() if name not in weights}
         return {**others, **weights, self._embedding_name: table_VD}
+
+
+def check_memory(model: Any) -> None:
+    """See that a model's weights, gradients and moments fit into this machine's memory.
+
+    Raises:
+        RequestError: they do not.
+    """
+    num_weights = sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
+    needed = num_weights * _BYTES_PER_WEIGHT
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise RequestError(
+            f"training {num_weights:,} weights takes {needed / 2**30:.1f} GiB beside what a step needs, and "
+            f"{available / 2**30:.1f} GiB are free: use a smaller --encoder, or fewer --num-workers on a machine"
+        )
 
 
 def _freeze_unused(model: Any, layout: Layout) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from bertray.schema import (
     SUGGESTED_PROBABILITY,
     TEXT,
 )
+from bertray.trials import SEARCHED, TrialRecord, best_of
 
 _MAX_TABLE_ROWS = 30
 _EXCERPT_CHARS = 70
@@ -204,7 +206,8 @@ def _print_how_sure(metrics: dict[str, Any]) -> None:
     if review := metrics["review"]:
         wanted = "" if review["target_precision"] is None else f" (wanted: {review['target_precision']:g})"
         table.add_section()
-        table.add_row("rows below this score are to be reviewed", f"{review['review_below']:.4f}")
+        below = "every row" if review["review_below"] > 1 else f"{review['review_below']:.4f}"
+        table.add_row("rows below this score are to be reviewed", below)
         table.add_row("coverage: rows that need no review", _shown(review["coverage"]))
         table.add_row(f"precision of their labels{wanted}", _shown(review["precision"]))
     if scope := metrics["out_of_scope"]:
@@ -307,6 +310,22 @@ def print_audit(report: dict[str, Any], suspects: pa.Table) -> None:
         table.add_row(_excerpt(row[TEXT]), given, next(probabilities), suggested, next(probabilities), source)
     note = f"{report['num_suspects']} of {report['num_rows']} rows are suspect; estimated noise {report['noise']:.1%}"
     _print(table, note)
+
+
+def print_trials(records: Sequence[TrialRecord]) -> None:
+    """Trials that have ended, the best first: what they were told and what became of them."""
+    best = best_of(records)
+    table = Table(title=f"{len(records)} trials", title_justify="left")
+    for name in ("trial", *(name.replace("_", " ") for name in SEARCHED), "epochs run", "accuracy", "macro-F1"):
+        table.add_column(name, justify="right")
+    table.add_column("", overflow="fold")
+    for record in sorted(records, key=lambda one: (-one.f1_macro, one.number))[:_MAX_TABLE_ROWS]:
+        note = "best" if record is best else record.failure or ("" if record.status == "done" else record.status)
+        scores = (f"{score:.4f}" if record.scores else "" for score in (record.accuracy, record.f1_macro))
+        options = (f"{record.options[name]:g}" for name in SEARCHED)
+        table.add_row(str(record.number), *options, str(len(record.history)), *scores, note)
+    hidden = len(records) - _MAX_TABLE_ROWS
+    _print(table, f"{hidden} more in the bundle's trials.json" if hidden > 0 else "")
 
 
 def print_look(archive: Path, predictions: Path, num_rows: int = 5) -> None:

@@ -16,16 +16,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.train
-from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 from ray.train.torch import TorchTrainer
 from transformers import PreTrainedConfig
 
@@ -33,7 +31,7 @@ from bertray import cluster, mlflow_run, training_rows
 from bertray.bundle_folder import BUNDLE_FILE
 from bertray.bundle_writer import write_bundle
 from bertray.checkpoints import Checkpoints
-from bertray.config import TrainConfig
+from bertray.config import TrainConfig, TrainingOptions
 from bertray.dataset import Dataset
 from bertray.errors import BertrayError, RequestError
 from bertray.finetuning import VALIDATION_LOGITS, DivergedError
@@ -52,9 +50,11 @@ _log = logging.getLogger(__name__)
 
 _MAX_ROWS_NAMED = 5
 # A step and a checkpoint of a large model; what stops a job gives it half a minute.
-_STOP_S = 25.0
+STOP_S = 25.0
 # How often Ray looks whether an elastic run could have more workers; it then begins again from the last checkpoint.
 _RESIZE_INTERVAL_S = 60.0
+
+Config = TypeVar("Config", bound=TrainConfig)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -69,15 +69,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
     output = Location.of(config.output)
     check_output(output, config)
     dataset = Dataset.open(config.data)
-    _check_data(dataset, config)
+    check_data(dataset, config)
     if config.mlflow_uri:
         mlflow_run.check(config.mlflow_uri)
     tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
-    # Workers may run in other folders: from here on places are absolute.
-    update = {"data": str(dataset.location), "output": str(output)}
-    if Path(config.encoder).expanduser().is_dir():
-        update["encoder"] = str(Path(config.encoder).expanduser().resolve())
-    config = config.model_copy(update=update)
+    config = with_absolute_places(config, dataset, output)
 
     run = TrainingRun(output)
     checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
@@ -140,7 +136,7 @@ def check_output(output: Location, config: TrainConfig) -> None:
         raise RequestError(f"--output {output} exists and is no bundle (it has no {BUNDLE_FILE}): it is not replaced")
 
 
-def _check_data(dataset: Dataset, config: TrainConfig) -> None:
+def check_data(dataset: Dataset, config: TrainingOptions) -> None:
     """Refuse what could not be learnt, or only by chance."""
     rows = dataset.in_scope(dataset.split("train"))
     num_rows, num_labels = rows.num_rows, len(dataset.labels)
@@ -161,6 +157,14 @@ def _check_data(dataset: Dataset, config: TrainConfig) -> None:
         )
 
 
+def with_absolute_places(config: Config, dataset: Dataset, output: Location) -> Config:
+    """The same configuration for workers, which may run in other folders."""
+    update = {"data": str(dataset.location), "output": str(output)}
+    if Path(config.encoder).expanduser().is_dir():
+        update["encoder"] = str(Path(config.encoder).expanduser().resolve())
+    return config.model_copy(update=update)
+
+
 def _begin(
     config: TrainConfig,
     dataset: Dataset,
@@ -176,9 +180,16 @@ def _begin(
         progress = checkpoints.latest()
         _log.info("going on with the run at %s, from step %d", run.location, progress.step if progress else 0)
         return progress.step if progress else 0
-    training_rows.tokenise(run.rows, dataset, tokenizer, encoder_config.vocab_size, num_special_ids(encoder_config))
+    write_rows(run.rows, dataset, tokenizer, encoder_config)
     run.begin(config, fingerprint)
     return 0
+
+
+def write_rows(
+    folder: Location, dataset: Dataset, tokenizer: ColumnTokenizer, encoder_config: PreTrainedConfig
+) -> None:
+    """Tokenise training and validation rows."""
+    training_rows.tokenise(folder, dataset, tokenizer, encoder_config.vocab_size, num_special_ids(encoder_config))
 
 
 def _say_what_is_left(run: TrainingRun, checkpoints: Checkpoints) -> None:
@@ -237,7 +248,7 @@ def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints, lock_n
             # What a worker said on purpose is the message.
             failures = getattr(error, "worker_failures", {}).values()
             if said := next((one for one in failures if isinstance(one, BertrayError)), None):
-                raise (_with_rows(said, dataset) if isinstance(said, DivergedError) else said) from error
+                raise (with_rows(said, dataset) if isinstance(said, DivergedError) else said) from error
             progress = checkpoints.latest()
             step = progress.step if progress else 0
             num_failures = num_failures + 1 if step == last_step else 1
@@ -251,14 +262,10 @@ def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints, lock_n
 def _run_config(config: TrainConfig) -> ray.train.RunConfig:
     """Where Ray keeps its own state: it is given no checkpoints, for `bertray.checkpoints` writes them."""
     folder = TrainingRun(Location.of(config.output)).location / "ray"
-    return ray.train.RunConfig(
-        name=uuid.uuid4().hex,
-        storage_path=folder.path,
-        storage_filesystem=LocalFileSystem() if folder.is_local else PyFileSystem(FSSpecHandler(folder.fs)),
-    )
+    return ray.train.RunConfig(name=uuid.uuid4().hex, **cluster.storage(folder))
 
 
-def _with_rows(error: DivergedError, dataset: Dataset) -> BertrayError:
+def with_rows(error: DivergedError, dataset: Dataset) -> BertrayError:
     """The same, with the places of the rows that the step read."""
     rows = dataset.split("train").take(pa.array(error.rows))
     places = [
@@ -271,24 +278,14 @@ def _with_rows(error: DivergedError, dataset: Dataset) -> BertrayError:
 
 
 def _run(trainer: TorchTrainer, board: Any) -> None:
-    """`trainer.fit()`, in a thread: in the main one Ray 2.60 takes SIGINT over, and ends the process without a word."""
-    done: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            trainer.fit()
-            done.set_result(None)
-        except BaseException as error:  # whatever it is, the main thread raises it
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="trainer", daemon=True).start()
+    done = cluster.in_background(trainer.fit)
     try:
         done.result()
     except (KeyboardInterrupt, SystemExit):
         _log.info("stopping: writing a checkpoint; a second signal ends it at once")
         board.stop.remote()
         with suppress(TimeoutError, ray.train.TrainingFailedError):
-            done.result(timeout=_STOP_S)
+            done.result(timeout=STOP_S)
         raise
 
 

@@ -44,3 +44,40 @@ class Board:
         news = self._records, self._epochs, self._num_steps
         self._records, self._epochs = [], []
         return news
+
+
+class StopBoard:
+    """Where the driver says that trials shall write a checkpoint and end, and they that they have; a Ray actor."""
+
+    def __init__(self) -> None:
+        self._shall_stop = False
+        self._saved: set[int] = set()
+
+    def stop(self) -> None:
+        self._shall_stop = True
+
+    def shall_stop(self) -> bool:
+        return self._shall_stop
+
+    def saved(self, number: int) -> None:
+        """A trial's checkpoint is in storage."""
+        self._saved.add(number)
+
+    def all_saved(self) -> set[int]:
+        return self._saved
+
+
+class FoldBoard:
+    """Where folds say how far they are; a Ray actor."""
+
+    def __init__(self) -> None:
+        self._step_of_fold: dict[int, int] = {}
+        self._num_steps = 1
+
+    def post(self, fold: int, step: int, num_steps: int) -> None:
+        """A fold, maybe begun again, has taken so many of its steps."""
+        self._step_of_fold[fold], self._num_steps = step, max(self._num_steps, num_steps)
+
+    def steps(self) -> tuple[int, int]:
+        """Steps of all folds so far, and those of the longest fold in all."""
+        return sum(self._step_of_fold.values()), self._num_steps

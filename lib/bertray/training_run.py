@@ -1,4 +1,4 @@
-"""The folder of a training run, beside the bundle that it makes, while the run lasts.
+"""The folder of a training run, or of a search, beside the bundle that it makes, while the run lasts.
 
     .bundle.training/
       lock/                  one run at a time                        [bertray.run_lock]
@@ -10,6 +10,8 @@
 
 A run that ended before its bundle was made, however it ended, is gone on with by the same command. Options that change
 nothing but speed, memory or where things are written may differ then; with others the command is refused.
+
+A search has such a folder too, `.bundle.tuning/`; what lies in its checkpoints/ says `bertray.tuning`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bertray.bundle_folder import EVENTS_FOLDER
 from bertray.config import TrainConfig
@@ -43,6 +45,9 @@ _FREE = (
     "keep_checkpoints",
     "mlflow_uri",
     "mlflow_experiment",
+    # Of a search: more or fewer trials are the same ones.
+    "num_trials",
+    "num_concurrent",
 )
 
 
@@ -51,14 +56,16 @@ class TrainingRun:
 
     Args:
         output: of the bundle.
+        kind: of run.
 
     Attributes:
         location: the run's folder.
         rows, checkpoints: folders in it.
     """
 
-    def __init__(self, output: Location) -> None:
-        self.location = output.parent() / f".{output.name}.training"
+    def __init__(self, output: Location, kind: Literal["training", "tuning"] = "training") -> None:
+        self._kind = kind
+        self.location = output.parent() / f".{output.name}.{kind}"
         self.rows, self.checkpoints = self.location / "rows", self.location / "checkpoints"
         self._events = self.location / EVENTS_FOLDER
 
@@ -80,7 +87,7 @@ class TrainingRun:
             f"{name} {before.get(name)!r} -> {now[name]!r}" for name in now if before.get(name) != now[name]
         ]:
             raise RequestError(
-                f"a training run that has not ended is at {self.location}, with other options: "
+                f"a {self._kind} run that has not ended is at {self.location}, with other options: "
                 f"{', '.join(differences)}. Go on with it by the command that it was begun with, or say --restart to "
                 "begin anew"
             )

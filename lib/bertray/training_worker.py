@@ -6,6 +6,8 @@ rank 0  --- steps, epochs --->  Board, an actor  <--- state ---  driver
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,8 +18,9 @@ from transformers.utils import logging as transformers_logging
 
 from bertray import training_rows
 from bertray.checkpoints import Checkpoints
+from bertray.choices import ProblemType
 from bertray.config import TrainConfig
-from bertray.finetuning import FineTuning
+from bertray.finetuning import FineTuning, Watcher
 from bertray.pretrained import load_classifier
 from bertray.run_lock import check_held
 from bertray.storage import Location
@@ -33,25 +36,54 @@ def run(settings: dict[str, Any]) -> None:
             `lock_number`, of the run's lock, without which a worker that outlives its driver must not write.
     """
     config = TrainConfig.model_construct(**settings["config"])
-    device = ray.train.torch.get_device()
+    place = TrainingRun(Location.of(config.output))
+    with fine_tuning(
+        config,
+        place.rows,
+        settings["labels"],
+        settings["problem_type"],
+        device=ray.train.torch.get_device(),
+        num_threads=max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))),
+        watcher=_BoardWatcher(settings["board"]),
+        checkpoints=Checkpoints(
+            place.checkpoints, config.keep_checkpoints, partial(check_held, place.location, settings["lock_number"])
+        ),
+    ) as loop:
+        loop.run()
+
+
+@contextmanager
+def fine_tuning(
+    config: TrainConfig,
+    rows: Location,
+    labels: Sequence[str],
+    problem_type: ProblemType,
+    *,
+    device: torch.device,
+    num_threads: int,
+    watcher: Watcher,
+    checkpoints: Checkpoints,
+) -> Iterator[FineTuning]:
+    """The loop over the token files in a folder, ready to run in this process.
+
+    Args:
+        num_threads: of the processor, where the device is it.
+    """
     if device.type == "cpu":
-        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+        torch.set_num_threads(num_threads)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    place = TrainingRun(Location.of(config.output))
-    with training_rows.opened(place.rows) as (splits, vocabulary_V):
-        FineTuning(
+    with training_rows.opened(rows) as (splits, vocabulary_V):
+        yield FineTuning(
             config,
-            load_classifier(config.encoder, settings["labels"], settings["problem_type"], config.seed),
+            load_classifier(config.encoder, labels, problem_type, config.seed),
             splits,
             vocabulary_V,
-            settings["problem_type"],
+            problem_type,
             device=device,
-            watcher=_BoardWatcher(settings["board"]),
-            checkpoints=Checkpoints(
-                place.checkpoints, config.keep_checkpoints, partial(check_held, place.location, settings["lock_number"])
-            ),
-        ).run()
+            watcher=watcher,
+            checkpoints=checkpoints,
+        )
 
 
 class _BoardWatcher:

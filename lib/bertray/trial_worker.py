@@ -1,0 +1,109 @@
+"""What every process of a search executes: one trial, between Ray Tune and `bertray.finetuning`, which does the work.
+
+    trial 3  --- {"number": 3, "history": [epoch 1, epoch 2], "is_done": false} --->  Tune: go on, or be pruned
+             <--- stop? ------------------------------------------------- StopBoard <--- stop ---  driver
+
+A trial goes on from its own checkpoints, whoever starts it again: Tune after a lost node, or the next command.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from bertray.checkpoints import Checkpoints, Progress
+from bertray.config import TrainConfig
+from bertray.finetuning import DivergedError, FineTuning
+from bertray.run_lock import check_held
+from bertray.storage import Location
+from bertray.tracking import StepRecord
+from bertray.training_run import TrainingRun
+from bertray.training_worker import fine_tuning
+
+
+def trial_checkpoints(run: TrainingRun, number: int) -> Location:
+    """The folder of a trial's checkpoints."""
+    return run.checkpoints / f"{number:04d}"
+
+
+def run_trial(space: dict[str, int], settings: dict[str, Any], board: Any) -> None:
+    """Entry point of a trial; a plain function for Tune.
+
+    Args:
+        space: `number`, of the trial.
+        settings: `configs`, a `TrainConfig` as a dict for every number; `labels`, `problem_type`, `lock_number` as in
+            `training_worker.run`; `use_gpu` and `num_threads`.
+        board: the `training_board.StopBoard`.
+    """
+    number = space["number"]
+    config = TrainConfig.model_construct(**settings["configs"][number])
+    run = TrainingRun(Location.of(config.output), "tuning")
+    checkpoints = Checkpoints(
+        trial_checkpoints(run, number),
+        config.keep_checkpoints,
+        partial(check_held, run.location, settings["lock_number"]),
+    )
+    watcher = _TrialWatcher(number, board)
+    with fine_tuning(
+        config,
+        run.rows,
+        settings["labels"],
+        settings["problem_type"],
+        device=torch.device("cuda" if settings["use_gpu"] else "cpu"),
+        num_threads=settings["num_threads"],
+        watcher=watcher,
+        checkpoints=checkpoints,
+    ) as loop:
+        watcher.loop = loop
+        try:
+            is_done = loop.run()
+        except (DivergedError, torch.OutOfMemoryError) as error:
+            # A result, not an accident: the same options would end the same again.
+            report(number, loop.progress, failure=str(error).partition("\n")[0])
+            return
+    if not is_done:
+        # The driver ends this process; to Tune a trial that returns is done.
+        ray.get(board.saved.remote(number))
+        threading.Event().wait()
+    # Once more what the last epoch told: of a run that was done before, no epoch tells it.
+    report(number, loop.progress)
+
+
+def report(number: int, progress: Progress, failure: str | None = None) -> None:
+    """Tell Tune how far a trial is; returns when Tune has decided that it goes on."""
+    last = progress.history[-1] if progress.history else {"epoch": 0, "f1_macro": 0.0}
+    tune.report(
+        {
+            "number": number,
+            "epoch": last["epoch"],
+            "f1_macro": last["f1_macro"],
+            # All epochs: what was told before may be lost with a driver that died.
+            "history": progress.history,
+            "best_epoch": progress.best_epoch,
+            "is_done": progress.is_done,
+            "failure": failure,
+        }
+    )
+
+
+class _TrialWatcher:
+    """Reports epochs to Tune; asks the board whether to stop, without waiting for its answer."""
+
+    def __init__(self, number: int, board: Any) -> None:
+        self._number, self._board, self._answer = number, board, board.shall_stop.remote()
+        self.loop: FineTuning | None = None
+
+    def steps(self, records: list[StepRecord], num_steps: int) -> bool:
+        if not ray.wait([self._answer], timeout=0)[0]:
+            return False
+        shall_stop, self._answer = ray.get(self._answer), self._board.shall_stop.remote()
+        return bool(shall_stop)
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        assert self.loop is not None
+        report(self._number, self.loop.progress)

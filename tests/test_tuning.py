@@ -1,0 +1,246 @@
+"""A search on a two-node cluster: the best trial's bundle is jobs.train's, and it goes on after kills."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT
+from ray.tune.schedulers import TrialScheduler
+from safetensors.torch import load_file, save_file
+from test_training import dataset as dataset  # the fixture
+from test_training_faults import wait_for
+
+from bertray import Bundle
+from bertray.config import TuneConfig
+from bertray.errors import BertrayError, RequestError
+from bertray.schema import TRIAL_SCHEMA
+from bertray.storage import Location
+from bertray.training import train
+from bertray.training_run import TrainingRun
+from bertray.trials import TrialRecord, options_of, train_config
+from bertray.tuning import Rungs, search
+
+OPTIONS: dict[str, Any] = {
+    "num_trials": 4,
+    "num_concurrent": 2,
+    "learning_rate": 1e-4,
+    "learning_rates": "1e-3:5e-3",
+    "batch_sizes": "8,16",
+    "epochs": 2,
+    "max_epochs": 3,
+    "max_length": 32,
+    "precision": "fp32",
+}
+
+
+def config_of(dataset: str, output: Path | str, encoder: Path | str, **options: Any) -> TuneConfig:
+    return TuneConfig(data=dataset, output=str(output), encoder=str(encoder), **{**OPTIONS, **options})
+
+
+def test_the_best_trial_is_the_bundle_of_jobs_train(
+    ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(dataset, tmp_path / "bundle", tiny_encoder)
+    summary = search(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]  # nothing is left of the search
+
+    table = pq.read_table(tmp_path / "bundle" / "trials.parquet")
+    assert table.schema == TRIAL_SCHEMA
+    trials = table.to_pylist()
+    assert [trial["trial"] for trial in trials] == [0, 1, 2, 3]
+    assert all(
+        {name: trial[name] for name in options_of(config, 0)} == options_of(config, trial["trial"]) for trial in trials
+    )
+    assert trials[0]["status"] == "done"  # it is never pruned
+    (best,) = (trial for trial in trials if trial["is_best"])
+    assert best["f1_macro"] == max(trial["f1_macro"] for trial in trials if trial["status"] == "done")
+    assert best["f1_macro"] > trials[0]["f1_macro"]  # at a learning rate of 1e-4 two epochs teach it nothing
+    found = json.loads((tmp_path / "bundle" / "trials.json").read_text())
+    assert found["best_trial"] == summary["best_trial"] == best["trial"]
+    assert [len(trial["history"]) for trial in found["trials"]] == [trial["num_epochs_run"] for trial in trials]
+    assert "macro-F1" in capsys.readouterr().err
+
+    # jobs.train with the same options, and as many threads: the same weights
+    again = train_config(config, best["trial"]).model_copy(update={"output": str(tmp_path / "again")})
+    assert train(again)["fingerprint"] == summary["fingerprint"]
+    info = Bundle.load(str(tmp_path / "bundle")).info
+    assert info.training == {**again.model_dump(), "output": str(tmp_path / "bundle")}
+    assert set(info.files) == set(Bundle.load(str(tmp_path / "again")).info.files)
+
+
+# 33 steps an epoch, of some ten milliseconds. One at a time: what ASHA prunes then follows from the options.
+LONG = {
+    "num_trials": 2,
+    "num_concurrent": 1,
+    "learning_rate": 1e-3,
+    "batch_size": 4,
+    "batch_sizes": "4",
+    "epochs": 8,
+    "min_epochs": 8,
+    "max_epochs": 10,
+    "checkpoint_steps": 40,
+}
+
+
+def command(dataset: str, output: Path, encoder: Path) -> list[str]:
+    given = {"data": dataset, "output": output, "encoder": encoder, **OPTIONS, **LONG}
+    flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return [sys.executable, "-m", "jobs.tune", *flags]
+
+
+def steps_kept(output: Path) -> int:
+    """Of the checkpoints of all trials that have not ended."""
+    folder = output.parent / f".{output.name}.tuning" / "checkpoints"
+    return sum(int(path.stem.removeprefix("step-")) for path in folder.glob("*/step-*.json"))
+
+
+def end_driver(arguments: list[str], output: Path, sent: signal.Signals) -> tuple[int, str]:
+    """Begin or go on, and end the driver when there is a checkpoint more."""
+    before = steps_kept(output)
+    driver = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: steps_kept(output) > before or driver.poll() is not None, "a checkpoint")
+    driver.send_signal(sent)
+    _, stderr = driver.communicate(timeout=60)
+    return driver.returncode, stderr
+
+
+def kill_trials() -> int:
+    """kill -9 of the processes of trials of this process's cluster; returns how many there were."""
+    own = psutil.Process().children(recursive=True)
+    trials = [process for process in own if "ImplicitFunc" in "".join(process.cmdline())]
+    for trial in trials:
+        trial.kill()
+    return len(trials)
+
+
+def facts(output: Path) -> list[dict[str, Any]]:
+    """What became of all trials, but the time it took."""
+    trials = json.loads((output / "trials.json").read_text())["trials"]
+    for trial in trials:
+        trial["history"] = [{**epoch, "wall_s": 0} for epoch in trial["history"]]
+    return trials
+
+
+def test_it_goes_on_after_sigint_and_kills_to_the_same_result(
+    ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    undisturbed = search(config_of(dataset, tmp_path / "whole", tiny_encoder, **LONG))
+    output = tmp_path / "broken"
+    arguments = command(dataset, output, tiny_encoder)
+    exit_code, stderr = end_driver(arguments, output, signal.SIGINT)
+    assert exit_code == 130, stderr
+    assert "0 of 2 trials have ended; the same command goes on from" in stderr
+    assert steps_kept(output) % 40 != 0  # written because of the signal, not because it was due
+    assert not output.exists()
+
+    exit_code, stderr = end_driver(arguments, output, signal.SIGKILL)
+    assert exit_code == -signal.SIGKILL
+    assert "going on with the search at" in stderr
+
+    config = config_of(dataset, output, tiny_encoder, **LONG)
+    with pytest.raises(RequestError, match=r"a tuning run .* with other options: learning_rates .*--restart"):
+        search(config.model_copy(update={"learning_rates": "1e-3"}))
+    before, num_killed = steps_kept(output), []
+    killer = threading.Thread(
+        target=lambda: (
+            wait_for(lambda: steps_kept(output) > before, "a checkpoint"),
+            num_killed.append(kill_trials()),
+        )
+    )
+    killer.start()
+    summary = search(config)
+    killer.join()
+    assert num_killed == [1]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert facts(output) == facts(tmp_path / "whole")
+    assert summary["fingerprint"] == undisturbed["fingerprint"]
+
+
+def test_trials_that_have_ended_are_not_run_again(
+    ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    """More trials are added to those of a search that was stopped."""
+    config = config_of(dataset, tmp_path / "bundle", tiny_encoder, num_trials=2)
+    run = TrainingRun(Location.of(config.output), "tuning")
+    # A search that ends between its trials and its bundle.
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RequestError, match="later"):
+        patch.setattr("bertray.tuning.write_bundle", raise_request_error)
+        search(config)
+    assert {path.name for path in Path(run.checkpoints.path).glob("*.json")} == {"0000.json", "0001.json"}
+    summary = search(config.model_copy(update={"num_trials": 3}))
+    assert (summary["num_trials"], summary["num_trials_before"]) == (3, 2)
+
+
+def raise_request_error(*_: Any, **__: Any) -> None:
+    raise RequestError("the store is full: later")
+
+
+def test_a_trial_that_diverges_is_a_result(ray_cluster: str, dataset: str, calm_encoder: str, tmp_path: Path) -> None:
+    weights = load_file(f"{calm_encoder}/model.safetensors")
+    weights["encoder.layer.0.output.dense.weight"][0, 0] = float("inf")
+    encoder = shutil.copytree(calm_encoder, tmp_path / "broken")
+    save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BertrayError, match=r"none of 2 trials ran to its end \(trial 0: the loss is nan at epoch 1"):
+        search(config_of(dataset, tmp_path / "bundle", encoder, num_trials=2))
+    left = [
+        TrialRecord.model_validate_json(path.read_bytes())
+        for path in tmp_path.glob(".bundle.tuning/checkpoints/*.json")
+    ]
+    assert [record.status for record in left] == ["failed", "failed"]
+
+
+def test_it_writes_to_s3(ray_cluster: str, dataset: str, tiny_encoder: Path, s3_folder: str) -> None:
+    search(config_of(dataset, f"{s3_folder}/bundle", tiny_encoder, num_trials=2, epochs=1, min_epochs=1, max_epochs=1))
+    import s3fs
+
+    assert s3fs.S3FileSystem().ls(s3_folder) == [f"{s3_folder.removeprefix('s3://')}/bundle"]
+    assert Bundle.load(f"{s3_folder}/bundle").info.metrics["f1_macro"] > 0
+
+
+class TestRungs:
+    """ASHA as it is used here, without processes."""
+
+    def decide(self, rungs: Rungs, number: int, *f1_macro: float, is_done: bool = False) -> str:
+        history = [{"epoch": epoch, "f1_macro": value} for epoch, value in enumerate(f1_macro, start=1)]
+        trial = SimpleNamespace(trial_id=str(number))
+        if len(f1_macro) == 1:
+            rungs.on_trial_add(None, trial)
+        return rungs.on_trial_result(None, trial, {"number": number, "history": history, "is_done": is_done})
+
+    def rungs(self, *ended: TrialRecord) -> Rungs:
+        return Rungs(config_of("data", "bundle", "minilm", max_epochs=5), ended)
+
+    def test_who_falls_behind_is_pruned(self) -> None:
+        rungs = self.rungs()
+        assert self.decide(rungs, 1, 0.8) == TrialScheduler.CONTINUE
+        assert self.decide(rungs, 2, 0.7) == TrialScheduler.STOP
+        assert self.decide(rungs, 3, 0.9) == TrialScheduler.CONTINUE
+        # epoch 2 is no rung; epoch 3 is the next
+        assert self.decide(rungs, 1, 0.8, 0.1) == TrialScheduler.CONTINUE
+        assert self.decide(rungs, 3, 0.9, 0.95, 0.95) == TrialScheduler.CONTINUE
+        assert self.decide(rungs, 1, 0.8, 0.1, 0.9) == TrialScheduler.STOP
+
+    def test_neither_the_first_trial_nor_one_that_is_done(self) -> None:
+        rungs = self.rungs()
+        assert self.decide(rungs, 1, 0.8) == TrialScheduler.CONTINUE
+        assert self.decide(rungs, 0, 0.1) == TrialScheduler.CONTINUE
+        assert self.decide(rungs, 2, 0.1, is_done=True) == TrialScheduler.CONTINUE
+        assert self.decide(rungs, 3, 0.1) == TrialScheduler.STOP
+
+    def test_trials_that_ended_before_stand_on_the_rungs(self) -> None:
+        history = [{"epoch": epoch, "f1_macro": 0.8} for epoch in (1, 2, 3)]
+        ended = TrialRecord(number=4, options={}, status="done", history=history, best_epoch=1)
+        rungs = self.rungs(ended)
+        assert self.decide(rungs, 1, 0.7) == TrialScheduler.STOP
+        assert self.decide(rungs, 2, 0.9) == TrialScheduler.CONTINUE
+        # what was told of epoch 2 was lost with a driver
+        assert self.decide(rungs, 2, 0.9, 0.9, 0.7) == TrialScheduler.STOP
