@@ -1,6 +1,7 @@
 """jobs.audit on a two-node cluster: planted label errors are found, whatever happens to workers."""
 
 import json
+import shutil
 import threading
 import time
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 from bertray.config import AuditConfig, PrepareConfig
 from bertray.dataset import prepare
@@ -26,7 +28,7 @@ NUM_ROWS = 180
 WRONG_ROWS = {7: "sea", 40: "car", 71: "fruit", 110: "car", 150: "sea"}
 OPTIONS: dict[str, Any] = {
     "folds": 3,
-    "epochs": 6,
+    "epochs": 8,
     "learning_rate": 3e-3,
     "batch_size": 16,
     "max_length": 32,
@@ -161,14 +163,18 @@ def test_two_audits_do_not_share_an_output(dataset: str, tiny_encoder: Path, tmp
         run(dataset, tmp_path, tiny_encoder)
 
 
-def test_a_diverging_fold_says_so(ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(BertrayError, match="lower --learning-rate"):
-        run(dataset, tmp_path / "label_check", tiny_encoder, learning_rate=0.99, max_grad_norm=1e30, epochs=40)
+def test_a_diverging_fold_says_which_rows(ray_cluster: str, dataset: str, calm_encoder: str, tmp_path: Path) -> None:
+    weights = load_file(f"{calm_encoder}/model.safetensors")
+    weights["encoder.layer.0.output.dense.weight"][0, 0] = float("inf")
+    encoder = Path(shutil.copytree(calm_encoder, tmp_path / "broken"))
+    save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BertrayError, match=r"the loss is nan at epoch 1, step 1: .*train\.jsonl, row \d+; "):
+        run(dataset, tmp_path / "label_check", encoder)
     assert not (tmp_path / "label_check" / "label_quality.json").exists()
 
 
-def test_rows_with_several_labels(ray_cluster: str, tiny_encoder: Path, tmp_path: Path) -> None:
-    wrong = {10: [], 61: ["car", "fruit", "sea"], 100: ["sea"]}
+def test_rows_with_several_labels(ray_cluster: str, calm_encoder: str, tmp_path: Path) -> None:
+    wrong = {10: [], 61: ["car", "fruit", "sea"], 100: ["car"]}
     rows = []
     for row in range(NUM_ROWS):
         labels = [label for number, label in enumerate(sorted(WORDS)) if row // 2**number % 2]
@@ -176,7 +182,8 @@ def test_rows_with_several_labels(ray_cluster: str, tiny_encoder: Path, tmp_path
         rows.append({"text": f"the {' and the '.join(words)} of day {row}", "label": wrong.get(row, labels)})
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
     prepare(PrepareConfig(input=[str(tmp_path / "in.jsonl")], output=str(tmp_path / "data"), multi_label=True))
-    found = run(str(tmp_path / "data"), tmp_path / "label_check", tiny_encoder, epochs=8)
+    found = run(str(tmp_path / "data"), tmp_path / "label_check", Path(calm_encoder), epochs=20)
+    assert found.report["out_of_fold"]["f1_macro"] > 0.8
     assert found.suspects.schema.equals(suspect_schema("multi_label_classification"))
     training = pq.ParquetFile(tmp_path / "data" / "train.parquet").read()["source_row"].to_pylist()
     assert set(wrong) & set(training) <= set(found.suspects["source_row"].to_pylist())

@@ -36,6 +36,7 @@ from bertray.pretrained import load_classifier, num_special_ids
 from bertray.progress import ProgressBar
 from bertray.schema import TEXT
 from bertray.tokenization import ColumnTokenizer, Sequences
+from bertray.training_board import FoldBoard
 from bertray.training_rows import TrainingRows, compact_vocabulary, label_id_lists
 
 _log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def out_of_fold_logits(
 def _run_folds(config: AuditConfig, placement: cluster.Placement, shared: Any) -> dict[int, np.ndarray]:
     """The logits of every fold's rows, from tasks of which so many run at a time as the placement says."""
     # On a node that is lost too, it starts again; what it has forgotten the folds say with their next steps.
-    board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Board).remote()
+    board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(FoldBoard).remote()
     task = ray.remote(
         num_cpus=placement.cpus_each,
         num_gpus=1 if placement.use_gpu else 0,
@@ -192,22 +193,6 @@ def _judge(shared: _Shared, fold: int, board: Any) -> tuple[np.ndarray, dict[str
     known_NC = tuning.best_validation_logits()
     logits_NC[: len(known_NC)] = known_NC  # which end with the fold's last row that has tokens
     return logits_NC[fold_N == fold], {**history[-1], "wall_s": sum(epoch["wall_s"] for epoch in history)}
-
-
-class _Board:
-    """Where folds say how far they are; a Ray actor."""
-
-    def __init__(self) -> None:
-        self._step_of_fold: dict[int, int] = {}
-        self._num_steps = 1
-
-    def post(self, fold: int, step: int, num_steps: int) -> None:
-        """A fold, maybe begun again, has taken so many of its steps."""
-        self._step_of_fold[fold], self._num_steps = step, max(self._num_steps, num_steps)
-
-    def steps(self) -> tuple[int, int]:
-        """Steps of all folds so far, and those of the longest fold in all."""
-        return sum(self._step_of_fold.values()), self._num_steps
 
 
 class _Watcher:

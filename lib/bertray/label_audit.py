@@ -29,6 +29,7 @@ from bertray.config import AuditConfig
 from bertray.cross_validation import out_of_fold_logits
 from bertray.dataset import Dataset
 from bertray.errors import RequestError
+from bertray.finetuning import DivergedError
 from bertray.label_issues import LabelIssues, find_issues, find_multi_label_issues, ranked
 from bertray.ledger import new_run_id
 from bertray.metrics import multi_label_metrics, summary_metrics
@@ -49,6 +50,7 @@ from bertray.schema import (
 from bertray.splits import folds
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer
+from bertray.training import check_data, with_rows
 from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
@@ -76,13 +78,14 @@ def audit(config: AuditConfig) -> Audit:
     Raises:
         RequestError: something about data, encoder, output or cluster does not fit; nothing was started.
         LockedError: another run is at work on the same output.
-        DivergedError: the loss of a fold is not a number.
+        BertrayError: the loss of a fold is not a number, or a fold was lost too often.
     """
     started_s = time.monotonic()
     output = Location.of(config.output)
     dataset = Dataset.open(config.data)
     if output.contains(dataset.location):
         raise RequestError(f"--output {output} holds --data {dataset.location}: choose a folder of its own")
+    check_data(dataset, config)
     tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
     if Path(config.encoder).expanduser().is_dir():  # workers may run in other folders
         config = config.model_copy(update={"encoder": str(Path(config.encoder).expanduser().resolve())})
@@ -93,7 +96,10 @@ def audit(config: AuditConfig) -> Audit:
 
     with RunLock(output, new_run_id()).held() as lock, cluster.session():
         column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
-        logits_NC = out_of_fold_logits(config, dataset, rows, fold_N, column_tokenizer, encoder_config)
+        try:
+            logits_NC = out_of_fold_logits(config, dataset, rows, fold_N, column_tokenizer, encoder_config)
+        except DivergedError as error:
+            raise with_rows(error, dataset) from error
         judged = np.flatnonzero(np.isfinite(logits_NC).all(axis=1))
         probabilities_MC = probabilities(logits_NC[judged], dataset.problem_type)
         targets = dataset.targets(rows.take(pa.array(judged)))

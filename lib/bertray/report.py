@@ -277,22 +277,6 @@ def print_verdict(verdict: Verdict, shards_with_errors: list[dict[str, Any]]) ->
         _say("Look at them. Then say --accept with the same command; or mend archive or bundle, and run it again.")
 
 
-def print_trials(records: Sequence[TrialRecord]) -> None:
-    """Trials that have ended, the best first: what they were told and what became of them."""
-    best = best_of(records)
-    table = Table(title=f"{len(records)} trials", title_justify="left")
-    for name in ("trial", *(name.replace("_", " ") for name in SEARCHED), "epochs run", "accuracy", "macro-F1"):
-        table.add_column(name, justify="right")
-    table.add_column("", overflow="fold")
-    for record in sorted(records, key=lambda one: (-one.f1_macro, one.number))[:_MAX_TABLE_ROWS]:
-        note = "best" if record is best else record.failure or ("" if record.status == "done" else record.status)
-        scores = (f"{score:.4f}" if record.scores else "" for score in (record.accuracy, record.f1_macro))
-        options = (f"{record.options[name]:g}" for name in SEARCHED)
-        table.add_row(str(record.number), *options, str(len(record.history)), *scores, note)
-    hidden = len(records) - _MAX_TABLE_ROWS
-    _print(table, f"{hidden} more in the bundle's trials.json" if hidden > 0 else "")
-
-
 def print_audit(report: dict[str, Any], suspects: pa.Table) -> None:
     """The labels with most suspects, and the first suspects."""
     labels = Table(title="labels by suspects", title_justify="left")
@@ -326,6 +310,22 @@ def print_audit(report: dict[str, Any], suspects: pa.Table) -> None:
         table.add_row(_excerpt(row[TEXT]), given, next(probabilities), suggested, next(probabilities), source)
     note = f"{report['num_suspects']} of {report['num_rows']} rows are suspect; estimated noise {report['noise']:.1%}"
     _print(table, note)
+
+
+def print_trials(records: Sequence[TrialRecord]) -> None:
+    """Trials that have ended, the best first: what they were told and what became of them."""
+    best = best_of(records)
+    table = Table(title=f"{len(records)} trials", title_justify="left")
+    for name in ("trial", *(name.replace("_", " ") for name in SEARCHED), "epochs run", "accuracy", "macro-F1"):
+        table.add_column(name, justify="right")
+    table.add_column("", overflow="fold")
+    for record in sorted(records, key=lambda one: (-one.f1_macro, one.number))[:_MAX_TABLE_ROWS]:
+        note = "best" if record is best else record.failure or ("" if record.status == "done" else record.status)
+        scores = (f"{score:.4f}" if record.scores else "" for score in (record.accuracy, record.f1_macro))
+        options = (f"{record.options[name]:g}" for name in SEARCHED)
+        table.add_row(str(record.number), *options, str(len(record.history)), *scores, note)
+    hidden = len(records) - _MAX_TABLE_ROWS
+    _print(table, f"{hidden} more in the bundle's trials.json" if hidden > 0 else "")
 
 
 def print_look(archive: Path, predictions: Path, num_rows: int = 5) -> None:

@@ -25,12 +25,12 @@
 
 4. The *shard report* of a run (jobs.score): what became of every shard, failures too.
 
-5. The *trials* of a search (jobs.tune), beside the bundle of the best one.
-
-6. *Suspects* (jobs.audit): training rows whose label is probably wrong, the worst first
+5. *Suspects* (jobs.audit): training rows whose label is probably wrong, the worst first
 
        row=17  text="where is my new card"  label="top_up"  suggested_label="card"  given_probability=0.04
        suggested_probability=0.91  quality=0.04  source="train.csv"  source_row=21
+
+6. The *trials* of a search (jobs.tune), beside the bundle of the best one.
 """
 
 import pyarrow as pa
@@ -142,28 +142,6 @@ SHARD_REPORT_SCHEMA = pa.schema(
     ]
 )
 
-TRIAL_SCHEMA = pa.schema(
-    [
-        pa.field("trial", pa.int32(), nullable=False),  # 0 has the options of jobs.train
-        pa.field("learning_rate", pa.float64(), nullable=False),
-        pa.field("batch_size", pa.int32(), nullable=False),
-        pa.field("epochs", pa.int32(), nullable=False),
-        pa.field("warmup_fraction", pa.float64(), nullable=False),
-        pa.field("label_smoothing", pa.float64(), nullable=False),
-        pa.field("layer_decay", pa.float64(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),  # done, pruned or failed
-        pa.field("is_best", pa.bool_(), nullable=False),
-        pa.field("num_epochs_run", pa.int32(), nullable=False),
-        # Of the epoch whose weights were kept, on validation; null where none ended.
-        pa.field("best_epoch", pa.int32()),
-        pa.field("loss", pa.float64()),
-        pa.field("accuracy", pa.float64()),
-        pa.field("f1_macro", pa.float64()),
-        pa.field("wall_s", pa.float64(), nullable=False),  # of all epochs, validation included
-        pa.field("failure", pa.string()),
-    ]
-)
-
 SUGGESTED_LABEL, SUGGESTED_LABELS = "suggested_label", "suggested_labels"
 GIVEN_PROBABILITY, SUGGESTED_PROBABILITY, QUALITY = "given_probability", "suggested_probability", "quality"
 
@@ -187,3 +165,26 @@ def suspect_schema(problem_type: ProblemType) -> pa.Schema:
             rows.field(SOURCE_ROW),
         ]
     )
+
+
+TRIAL_SCHEMA = pa.schema(
+    [
+        pa.field("trial", pa.int32(), nullable=False),  # 0 has the options of jobs.train
+        pa.field("learning_rate", pa.float64(), nullable=False),
+        pa.field("batch_size", pa.int32(), nullable=False),
+        pa.field("epochs", pa.int32(), nullable=False),
+        pa.field("warmup_fraction", pa.float64(), nullable=False),
+        pa.field("label_smoothing", pa.float64(), nullable=False),
+        pa.field("layer_decay", pa.float64(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # done, pruned or failed
+        pa.field("is_best", pa.bool_(), nullable=False),
+        pa.field("num_epochs_run", pa.int32(), nullable=False),
+        # Of the epoch whose weights were kept, on validation; null where none ended.
+        pa.field("best_epoch", pa.int32()),
+        pa.field("loss", pa.float64()),
+        pa.field("accuracy", pa.float64()),
+        pa.field("f1_macro", pa.float64()),
+        pa.field("wall_s", pa.float64(), nullable=False),  # of all epochs, validation included
+        pa.field("failure", pa.string()),
+    ]
+)

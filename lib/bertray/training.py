@@ -31,7 +31,7 @@ from bertray import cluster, mlflow_run, training_rows
 from bertray.bundle_folder import BUNDLE_FILE
 from bertray.bundle_writer import write_bundle
 from bertray.checkpoints import Checkpoints
-from bertray.config import TrainConfig
+from bertray.config import TrainConfig, TrainingOptions
 from bertray.dataset import Dataset
 from bertray.errors import BertrayError, RequestError
 from bertray.finetuning import VALIDATION_LOGITS, DivergedError
@@ -136,7 +136,7 @@ def check_output(output: Location, config: TrainConfig) -> None:
         raise RequestError(f"--output {output} exists and is no bundle (it has no {BUNDLE_FILE}): it is not replaced")
 
 
-def check_data(dataset: Dataset, config: TrainConfig) -> None:
+def check_data(dataset: Dataset, config: TrainingOptions) -> None:
     """Refuse what could not be learnt, or only by chance."""
     rows = dataset.in_scope(dataset.split("train"))
     num_rows, num_labels = rows.num_rows, len(dataset.labels)
@@ -248,7 +248,7 @@ def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints, lock_n
             # What a worker said on purpose is the message.
             failures = getattr(error, "worker_failures", {}).values()
             if said := next((one for one in failures if isinstance(one, BertrayError)), None):
-                raise (_with_rows(said, dataset) if isinstance(said, DivergedError) else said) from error
+                raise (with_rows(said, dataset) if isinstance(said, DivergedError) else said) from error
             progress = checkpoints.latest()
             step = progress.step if progress else 0
             num_failures = num_failures + 1 if step == last_step else 1
@@ -265,7 +265,7 @@ def _run_config(config: TrainConfig) -> ray.train.RunConfig:
     return ray.train.RunConfig(name=uuid.uuid4().hex, **cluster.storage(folder))
 
 
-def _with_rows(error: DivergedError, dataset: Dataset) -> BertrayError:
+def with_rows(error: DivergedError, dataset: Dataset) -> BertrayError:
     """The same, with the places of the rows that the step read."""
     rows = dataset.split("train").take(pa.array(error.rows))
     places = [

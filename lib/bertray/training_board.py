@@ -65,3 +65,19 @@ class StopBoard:
 
     def all_saved(self) -> set[int]:
         return self._saved
+
+
+class FoldBoard:
+    """Where folds say how far they are; a Ray actor."""
+
+    def __init__(self) -> None:
+        self._step_of_fold: dict[int, int] = {}
+        self._num_steps = 1
+
+    def post(self, fold: int, step: int, num_steps: int) -> None:
+        """A fold, maybe begun again, has taken so many of its steps."""
+        self._step_of_fold[fold], self._num_steps = step, max(self._num_steps, num_steps)
+
+    def steps(self) -> tuple[int, int]:
+        """Steps of all folds so far, and those of the longest fold in all."""
+        return sum(self._step_of_fold.values()), self._num_steps
