@@ -43,6 +43,7 @@ bench: install demo/scored/runs/latest.json
 	$(PY) -m benchmarks.scale
 
 chaos: install
+	$(PY) -m pytest -m chaos
 	$(PY) -m benchmarks.chaos
 
 clean:

@@ -101,6 +101,7 @@ def test_what_is_written(audited: tuple[Audit, Path], dataset: str) -> None:
     assert len(found.quality_N) == NUM_ROWS
 
 
+@pytest.mark.chaos
 def test_the_same_seed_gives_the_same_after_a_worker_was_killed(
     audited: tuple[Audit, Path], dataset: str, tiny_encoder: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +129,7 @@ def test_the_same_seed_gives_the_same_after_a_worker_was_killed(
     assert found.suspects.equals(audited[0].suspects)
 
 
+@pytest.mark.chaos
 def test_windows_from_the_command_line_to_s3(
     ray_cluster: str, dataset: str, tiny_encoder: Path, s3_folder: str
 ) -> None:

@@ -111,6 +111,7 @@ def test_it_goes_on_after_sigterm_and_kills_bit_for_bit(
     assert summary["fingerprint"] == undisturbed["fingerprint"]
 
 
+@pytest.mark.chaos
 def test_a_run_grows_with_the_cluster_and_takes_the_same_steps(
     ray_nodes: Any, dataset: str, calm_encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

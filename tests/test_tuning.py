@@ -126,6 +126,7 @@ def facts(output: Path) -> list[dict[str, Any]]:
     return trials
 
 
+@pytest.mark.chaos
 def test_it_goes_on_after_sigint_and_kills_to_the_same_result(
     ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path
 ) -> None:
@@ -163,6 +164,7 @@ def test_it_goes_on_after_sigint_and_kills_to_the_same_result(
     assert summary["fingerprint"] == undisturbed["fingerprint"]
 
 
+@pytest.mark.chaos
 def test_trials_that_have_ended_are_not_run_again(
     ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path
 ) -> None:
@@ -196,6 +198,7 @@ def test_a_trial_that_diverges_is_a_result(ray_cluster: str, dataset: str, calm_
     assert [record.status for record in left] == ["failed", "failed"]
 
 
+@pytest.mark.chaos
 def test_it_writes_to_s3(ray_cluster: str, dataset: str, tiny_encoder: Path, s3_folder: str) -> None:
     search(config_of(dataset, f"{s3_folder}/bundle", tiny_encoder, num_trials=2, epochs=1, min_epochs=1, max_epochs=1))
     import s3fs
