@@ -5,6 +5,8 @@
 3. publish    the weights, rounded to the model's precision
 
 Without 32-bit weights an update of less than 1/256 of a weight would be lost in bf16.
+
+Legend: W weights that lie end to end; each matrix and vector begins at a multiple of `_ALIGNMENT`, after zeros.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 _LAYER_NUMBER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_ALIGNMENT = 64  # weights, of 16 bits or more: what matrix products read begins on a cache line
 
 
 def learning_rate_factor(step: int, num_steps: int, num_warmup_steps: int) -> float:
@@ -25,6 +29,48 @@ def learning_rate_factor(step: int, num_steps: int, num_warmup_steps: int) -> fl
     if step <= num_warmup_steps:
         return step / num_warmup_steps
     return (num_steps - step + 1) / (num_steps - num_warmup_steps + 1)
+
+
+class _FlatWeights:
+    """Weights that share a learning rate and a decay, end to end: one long tensor is stepped faster than many short.
+
+    Attributes:
+        model_W: the model's weights, in its precision; they are views of it from here on.
+        master_W: the same in 32 bits; what is 32 bits wide already is trained in place.
+        gradient_W: 32 bits wide.
+    """
+
+    def __init__(self, named: list[tuple[str, torch.Tensor]]) -> None:
+        self._weights = dict(named)
+        starts = np.cumsum([0, *(-(-weights.numel() // _ALIGNMENT) * _ALIGNMENT for _, weights in named)])
+        self._starts = dict(zip(self._weights, starts.tolist(), strict=False))
+        first = named[0][1]
+        self.model_W = torch.zeros(int(starts[-1]), dtype=first.dtype, device=first.device)
+        for name, view in self.views(self.model_W).items():
+            view.copy_(self._weights[name].detach())
+            self._weights[name].data = view
+        self.master_W = self.model_W.float()  # itself where it is 32 bits wide
+        self.gradient_W = torch.zeros_like(self.master_W)
+        self._gradients = list(self.views(self.gradient_W).values())
+
+    def views(self, held_W: torch.Tensor) -> dict[str, torch.Tensor]:
+        """By name, where the weights lie in a tensor as long as these."""
+        return {
+            name: held_W[start : start + self._weights[name].numel()].view_as(self._weights[name])
+            for name, start in self._starts.items()
+        }
+
+    def take_gradients(self) -> None:
+        """Move them out of the model."""
+        given = [weights.grad for weights in self._weights.values() if weights.grad is not None]
+        torch._foreach_copy_(self._gradients, given)  # which refuses lists of unequal length
+        for weights in self._weights.values():
+            weights.grad = None
+
+    def publish(self, held_W: torch.Tensor) -> None:
+        """Let the model compute with these weights."""
+        if held_W is not self.model_W:
+            self.model_W.copy_(held_W)
 
 
 class Optimizer:
@@ -53,37 +99,25 @@ class Optimizer:
     ) -> None:
         named = [(name, weights) for name, weights in model.named_parameters() if weights.requires_grad]
         self._names = [name for name, _ in named]
-        self._weights = [weights for _, weights in named]
-        # What is 32 bits wide already is trained in place.
-        self._masters = [
-            weights if weights.dtype == torch.float32 else weights.detach().float() for weights in self._weights
-        ]
-        self._casts = [
-            (weights, master)
-            for weights, master in zip(self._weights, self._masters, strict=True)
-            if weights is not master
-        ]
-        for _, master in self._casts:
-            master.grad = torch.empty_like(master)
         self._max_grad_norm, self._learning_rate = max_grad_norm, learning_rate
         depths = _depths(self._names, model.base_model_prefix)
-        groups: dict[tuple[int, bool], list[torch.Tensor]] = {}
-        for depth, master in zip(depths, self._masters, strict=True):
-            groups.setdefault((depth, master.ndim > 1), []).append(master)
+        alike: dict[tuple[float, bool, torch.dtype], list[tuple[str, torch.Tensor]]] = {}
+        for depth, (name, weights) in zip(depths, named, strict=True):
+            factor = layer_decay ** (max(depths) - depth)
+            alike.setdefault((factor, weights.ndim > 1, weights.dtype), []).append((name, weights))
+        self._flats = [_FlatWeights(weights) for weights in alike.values()]
         self._adamw = torch.optim.AdamW(
             [
-                {
-                    "params": masters,
-                    "weight_decay": weight_decay if is_matrix else 0.0,
-                    "factor": layer_decay ** (max(depths) - depth),
-                }
-                for (depth, is_matrix), masters in sorted(groups.items())
+                {"params": [flat.master_W], "weight_decay": weight_decay if is_matrix else 0.0, "factor": factor}
+                for flat, (factor, is_matrix, _) in zip(self._flats, alike, strict=True)
             ],
             lr=learning_rate,
             fused=True,
         )
+        for flat in self._flats:
+            flat.master_W.grad = flat.gradient_W
         self._average_decay, self._num_averaged = average_decay, 0
-        self._averages = [] if average_decay is None else [master.detach().clone() for master in self._masters]
+        self._averages = [] if average_decay is None else [flat.master_W.clone() for flat in self._flats]
 
     def step(self, factor: float) -> torch.Tensor:
         """Take one step and forget the gradients.
@@ -94,21 +128,19 @@ class Optimizer:
         Returns:
             The norm of the gradients before they were scaled; a scalar on the device.
         """
-        if self._casts:
-            narrow, wide = zip(*((weights.grad, master.grad) for weights, master in self._casts), strict=True)
-            torch._foreach_copy_(wide, narrow)
-        norm = torch.nn.utils.clip_grad_norm_(self._masters, self._max_grad_norm)
+        for flat in self._flats:
+            flat.take_gradients()
+        norm = torch.nn.utils.clip_grad_norm_([flat.master_W for flat in self._flats], self._max_grad_norm)
         for group in self._adamw.param_groups:
             group["lr"] = self._learning_rate * factor * group["factor"]
         self._adamw.step()
-        for weights in self._weights:
-            weights.grad = None
-        self._publish(self._masters)
+        for flat in self._flats:
+            flat.publish(flat.master_W)
         if self._average_decay is not None:
             # A running mean of few steps must not remember where training began.
             self._num_averaged += 1
             decay = min(self._average_decay, (1 + self._num_averaged) / (10 + self._num_averaged))
-            torch._foreach_lerp_(self._averages, [master.detach() for master in self._masters], 1 - decay)
+            torch._foreach_lerp_(self._averages, [flat.master_W for flat in self._flats], 1 - decay)
         return norm
 
     @contextmanager
@@ -117,7 +149,7 @@ class Optimizer:
         if not self._averages:
             yield
             return
-        trained = [weights.detach().clone() for weights in self._weights]
+        trained = [flat.model_W.clone() for flat in self._flats]
         self._publish(self._averages)
         try:
             yield
@@ -126,41 +158,48 @@ class Optimizer:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Copies, on the CPU, of the 32-bit weights by name; of their running mean if one is kept."""
-        kept = self._averages or self._masters
-        return {name: weights.detach().to("cpu", copy=True) for name, weights in zip(self._names, kept, strict=True)}
+        return self._copies(self._averages or [flat.master_W for flat in self._flats])
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies, on the CPU, of all that a later run needs to go on from here."""
-        tensors: dict[str, torch.Tensor] = {}
-        for number, (name, master) in enumerate(zip(self._names, self._masters, strict=True)):
-            moments = self._adamw.state[master]
-            tensors[f"weights/{name}"] = master.detach().to("cpu", copy=True)
-            tensors |= {f"{moment}/{name}": moments[moment].to("cpu", copy=True) for moment in _MOMENTS}
-            if self._averages:
-                tensors[f"average/{name}"] = self._averages[number].to("cpu", copy=True)
-        return tensors
+        return {
+            f"{kind}/{name}": held
+            for kind, of_flats in self._state().items()
+            for name, held in self._copies(of_flats).items()
+        }
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
         """Go on from where `state` was called, after so many steps."""
-        for number, (name, master) in enumerate(zip(self._names, self._masters, strict=True)):
-            master.copy_(tensors[f"weights/{name}"])
-            moments = {moment: tensors[f"{moment}/{name}"].to(master.device, copy=True) for moment in _MOMENTS}
-            self._adamw.state[master] = {
-                "step": torch.tensor(float(num_steps), device=master.device if master.is_cuda else "cpu"),
-                **moments,
+        for flat in self._flats:
+            self._adamw.state[flat.master_W] = {
+                "step": torch.tensor(float(num_steps), device=flat.master_W.device if flat.master_W.is_cuda else "cpu"),
+                **{moment: torch.zeros_like(flat.master_W) for moment in _MOMENTS},
             }
-            if self._averages:
-                self._averages[number].copy_(tensors[f"average/{name}"])
+        for kind, of_flats in self._state().items():
+            for flat, held_W in zip(self._flats, of_flats, strict=True):
+                for name, view in flat.views(held_W).items():
+                    view.copy_(tensors[f"{kind}/{name}"])
         self._num_averaged = num_steps
-        self._publish(self._masters)
+        self._publish([flat.master_W for flat in self._flats])
+
+    def _state(self) -> dict[str, list[torch.Tensor]]:
+        """Of every kind of state, the tensors of all."""
+        state = {"weights": [flat.master_W for flat in self._flats]}
+        state |= {moment: [self._adamw.state[flat.master_W][moment] for flat in self._flats] for moment in _MOMENTS}
+        return {**state, "average": self._averages} if self._averages else state
+
+    def _copies(self, of_flats: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """By name, in the model's order."""
+        views: dict[str, torch.Tensor] = {}
+        for flat, held_W in zip(self._flats, of_flats, strict=True):
+            views |= flat.views(held_W)
+        return {name: views[name].detach().to("cpu", copy=True) for name in self._names}
 
     @torch.no_grad()
-    def _publish(self, source: list[torch.Tensor]) -> None:
-        """Copy into the model, rounded to its precision; what is trained in place is there already."""
-        pairs = [(weights, held) for weights, held in zip(self._weights, source, strict=True) if weights is not held]
-        if pairs:
-            torch._foreach_copy_([weights for weights, _ in pairs], [held for _, held in pairs])
+    def _publish(self, of_flats: list[torch.Tensor]) -> None:
+        for flat, held_W in zip(self._flats, of_flats, strict=True):
+            flat.publish(held_W)
 
 
 def _depths(names: list[str], encoder: str) -> list[int]:
