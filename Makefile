@@ -35,6 +35,7 @@ notebooks: install demo/scored/runs/latest.json
 demo/scored/runs/latest.json:
 	$(MAKE) demo
 
+# Training (train, levers, tune, tasks, label_quality), which takes hours, runs as python -m benchmarks.NAME.
 bench: install demo/scored/runs/latest.json
 	$(PY) -m benchmarks.tokenize
 	$(PY) -m benchmarks.engine --bundle demo/bundle
