@@ -2,13 +2,10 @@
 
 import json
 import shutil
-import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
@@ -16,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from bertray.config import AuditConfig, PrepareConfig
 from bertray.dataset import prepare
 from bertray.errors import BertrayError, LockedError, RequestError
-from bertray.label_audit import Audit, audit
+from bertray.label_audit import Audit, _warnings, audit
 from bertray.run_lock import RunLock
 from bertray.schema import suspect_schema
 from bertray.storage import Location
 from tests.conftest import run_job_process
+from tests.kills import killing, titled
 
 WORDS = {"fruit": "apple banana cherry mango", "car": "wheel engine motor brake", "sea": "wave shore tide fish"}
 NUM_ROWS = 180
@@ -101,30 +99,28 @@ def test_what_is_written(audited: tuple[Audit, Path], dataset: str) -> None:
     assert len(found.quality_N) == NUM_ROWS
 
 
+def test_models_that_have_learnt_too_little_are_told_of(audited: tuple[Audit, Path]) -> None:
+    assert audited[0].report["warnings"] == []
+    (warning,) = _warnings({"accuracy": 0.24, "f1_macro": 0.2})
+    assert "accuracy on rows that they have not seen is 0.24" in warning and "--epochs" in warning
+    assert len(_warnings({"f1_micro": 0.3, "f1_macro": 0.9})) == 1
+
+
 @pytest.mark.chaos
 def test_the_same_seed_gives_the_same_after_a_worker_was_killed(
     audited: tuple[Audit, Path], dataset: str, tiny_encoder: Path, tmp_path: Path
 ) -> None:
-    num_killed = 0
+    # Half a second after a fold has begun it is in the middle of something.
+    began_s: list[float] = []
 
-    def kill_one() -> None:
-        nonlocal num_killed
-        deadline_s = time.monotonic() + 60
-        while not num_killed and time.monotonic() < deadline_s:
-            for process in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error):  # another one that has just ended
-                    if "ray::_judge" in "".join(process.cmdline()):
-                        time.sleep(0.5)  # it is in the middle of something
-                        process.kill()
-                        num_killed += 1
-                        return
-            time.sleep(0.05)
+    def is_at_work() -> bool:
+        if titled("ray::_judge") and not began_s:
+            began_s.append(time.monotonic())
+        return bool(began_s) and time.monotonic() > began_s[0] + 0.5
 
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    found = run(dataset, tmp_path / "label_check", tiny_encoder)
-    killer.join()
-    assert num_killed == 1
+    with killing("ray::_judge", is_at_work, limit=1) as killed:
+        found = run(dataset, tmp_path / "label_check", tiny_encoder)
+    assert len(killed) == 1
     assert found.quality_N.tolist() == audited[0].quality_N.tolist()
     assert found.suspects.equals(audited[0].suspects)
 

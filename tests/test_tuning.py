@@ -3,22 +3,15 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT
 from ray.tune.schedulers import TrialScheduler
 from safetensors.torch import load_file, save_file
 from test_training import dataset as dataset  # the fixture
-from test_training_faults import wait_for
 
 from bertray import Bundle
 from bertray.config import TuneConfig
@@ -29,6 +22,7 @@ from bertray.training import train
 from bertray.training_run import TrainingRun
 from bertray.trials import TrialRecord, options_of, train_config
 from bertray.tuning import Rungs, search
+from tests.kills import end_driver, job, killing
 
 OPTIONS: dict[str, Any] = {
     "num_trials": 4,
@@ -97,25 +91,10 @@ def steps_kept(output: Path) -> int:
     return sum(int(path.stem.removeprefix("step-")) for path in folder.glob("*/step-*.json"))
 
 
-def end_driver(config: TuneConfig, sent: signal.Signals, when: Callable[[str], bool]) -> tuple[int, str]:
-    """Begin or go on, and end the driver when what it has written to stderr, or left in storage, says so."""
-    given = {name: value for name, value in config.model_dump().items() if name in config.model_fields_set}
-    flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    log = Path(f"{config.output}-{sent.name}.log")
-    with log.open("w") as stderr:
-        driver = subprocess.Popen([sys.executable, "-m", "jobs.tune", *flags], cwd=ROOT, stdout=stderr, stderr=stderr)
-        wait_for(lambda: when(log.read_text()) or driver.poll() is not None, sent.name)
-        driver.send_signal(sent)
-        return driver.wait(timeout=60), log.read_text()
-
-
-def kill_trials() -> int:
-    """kill -9 of the processes of trials of this process's cluster; returns how many there were."""
-    own = psutil.Process().children(recursive=True)
-    trials = [process for process in own if "ImplicitFunc" in "".join(process.cmdline())]
-    for trial in trials:
-        trial.kill()
-    return len(trials)
+def command(config: TuneConfig) -> list[str]:
+    return job(
+        "tune", **{name: value for name, value in config.model_dump().items() if name in config.model_fields_set}
+    )
 
 
 def facts(output: Path) -> list[dict[str, Any]]:
@@ -134,7 +113,8 @@ def test_it_goes_on_after_sigint_and_kills_to_the_same_result(
     output = tmp_path / "broken"
     config = config_of(dataset, output, tiny_encoder, **LONG)
     # No checkpoint is due before the end: the one that is kept was written because of the signal.
-    exit_code, stderr = end_driver(config, signal.SIGINT, lambda stderr: "trial 0, epoch 1 of 16" in stderr)
+    log = tmp_path / "stderr.log"
+    exit_code, stderr = end_driver(command(config), log, signal.SIGINT, lambda text: "trial 0, epoch 1 of 16" in text)
     assert exit_code == 130, stderr
     assert "0 of 2 trials have ended; the same command goes on from" in stderr
     before = steps_kept(output)
@@ -142,23 +122,16 @@ def test_it_goes_on_after_sigint_and_kills_to_the_same_result(
     assert not output.exists()
 
     config = config_of(dataset, output, tiny_encoder, **LONG, checkpoint_steps=40)
-    exit_code, stderr = end_driver(config, signal.SIGKILL, lambda _: steps_kept(output) > before)
+    exit_code, stderr = end_driver(command(config), log, signal.SIGKILL, lambda _: steps_kept(output) > before)
     assert exit_code == -signal.SIGKILL
     assert "going on with the search at" in stderr
 
     with pytest.raises(RequestError, match=r"a tuning run .* with other options: learning_rates .*--restart"):
         search(config.model_copy(update={"learning_rates": "1e-3"}))
-    before, num_killed = steps_kept(output), []
-    killer = threading.Thread(
-        target=lambda: (
-            wait_for(lambda: steps_kept(output) > before, "a checkpoint"),
-            num_killed.append(kill_trials()),
-        )
-    )
-    killer.start()
-    summary = search(config)
-    killer.join()
-    assert num_killed == [1]
+    before = steps_kept(output)
+    with killing("ImplicitFunc", lambda: steps_kept(output) > before) as killed:
+        summary = search(config)
+    assert len(killed) == 1
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     assert facts(output) == facts(tmp_path / "whole")
     assert summary["fingerprint"] == undisturbed["fingerprint"]

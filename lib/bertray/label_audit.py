@@ -55,6 +55,9 @@ from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
+# Models that agree with fewer labels than this have learnt too little to doubt any.
+_FEWEST_AGREED = 0.5
+
 SUSPECTS_FILE, REPORT_FILE = "suspects.parquet", "label_quality.json"
 
 
@@ -106,12 +109,17 @@ def audit(config: AuditConfig) -> Audit:
         find = find_multi_label_issues if is_multi_label else find_issues
         issues = find(targets, probabilities_MC)
         suspects = _suspects(dataset, rows, judged, issues)
+        metrics = _metrics(dataset, targets, probabilities_MC)
+        warnings = _warnings(metrics)
+        for warning in warnings:
+            _log.warning("warning: %s", warning)
         report = {
             "num_rows": rows.num_rows,
             "num_rows_without_tokens": rows.num_rows - len(judged),
             "num_suspects": suspects.num_rows,
             "noise": issues.noise,
-            "out_of_fold": _metrics(dataset, targets, probabilities_MC),
+            "out_of_fold": metrics,
+            "warnings": warnings,
             "labels": {
                 label: _named(facts, dataset.labels)
                 for label, facts in zip(dataset.labels, issues.by_label, strict=True)
@@ -159,6 +167,17 @@ def _metrics(dataset: Dataset, targets: np.ndarray, probabilities_MC: np.ndarray
         found = multi_label_metrics(targets, probabilities_MC >= 0.5, dataset.labels)
         return {name: found[name] for name in ("f1_micro", "f1_macro", "subset_accuracy")}
     return summary_metrics(targets, probabilities_MC.argmax(axis=1), len(dataset.labels))
+
+
+def _warnings(metrics: dict[str, float]) -> list[str]:
+    """What to say of models that predict rows as `_metrics` has it."""
+    name = "accuracy" if "accuracy" in metrics else "f1_micro"
+    if metrics[name] >= _FEWEST_AGREED:
+        return []
+    return [
+        f"the models' {name} on rows that they have not seen is {metrics[name]:.2f}: so far below 1, suspects say more "
+        "of the models than of the labels. Raise --epochs or --learning-rate until it is as good as jobs.evaluate's"
+    ]
 
 
 def _named(facts: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
