@@ -105,7 +105,7 @@ class Subject:
         if stop_at is not None:
             return Run(tokens_per_s, wall_s, float("nan"), float("nan"), history)
         model = self.classifier(config.seed)
-        model.load_state_dict(tuning.best_weights())
+        model.load_state_dict(tuning.best.weights)
         return Run(tokens_per_s, wall_s, *self.test(model), history)
 
     def test(self, model: Any) -> tuple[float, float]:

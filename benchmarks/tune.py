@@ -42,7 +42,7 @@ def compare(subject: Subject, num_trials: int, max_epochs: int, num_seeds: int) 
     runs: dict[str, list[Run]] = {name: [] for name in options}
     for seed in range(1, num_seeds + 1):  # 0 is that of the search
         for name, found in runs.items():
-            found.append(subject.run(seed=seed, **options[name]))
+            found.append(subject.run(**{**options[name], "seed": seed}))
             print(f"seed {seed}, {name}: test accuracy {found[-1].accuracy:.4f}", file=sys.stderr)
     lines = ["| options | test accuracy, mean of seeds (each) | test macro-F1 |", "|---|---|---|"]
     for name, found in runs.items():

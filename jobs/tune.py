@@ -2,6 +2,7 @@
 
     python -m jobs.tune --data dataset --output bundle --encoder minilm --num-trials 16
     python -m jobs.tune --data dataset --output bundle --encoder minilm --learning-rates 1e-4:1e-3 --layer-decays 1
+    python -m jobs.tune --data dataset --output bundle --encoder minilm --num-trials 5 --only-seeds
     ray job submit --address http://127.0.0.1:8265 --working-dir . --runtime-env jobs/runtime_env.yaml -- \\
         python -m jobs.tune --data s3://bucket/dataset --output s3://bucket/bundle --num-concurrent 4 --device cuda
 

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from bertray.checkpoints import Checkpoints, Progress
+from bertray.checkpoints import Best, Checkpoints, Progress
 from bertray.storage import Location
 
 
@@ -18,6 +19,10 @@ def tensors(value: float) -> dict[str, torch.Tensor]:
     return {"weights/a": torch.full((3, 2), value), "exp_avg/a": torch.full((3, 2), -value)}
 
 
+def best_of(epoch: int) -> Best:
+    return Best(tensors(epoch), np.array([[epoch, 0.5]], dtype=np.float32))
+
+
 def names(folder: Location) -> list[str]:
     return [info.path for info in folder.files()]
 
@@ -28,7 +33,7 @@ def test_the_latest_the_last_k_and_the_best(folder: Location) -> None:
     assert not checkpoints.is_busy()
     for step, best in ((10, 1), (20, 1), (30, 3), (40, 3)):
         is_better = best != (step - 10) // 10
-        checkpoints.save(Progress(step=step, best_epoch=best), tensors(step), tensors(best) if is_better else None)
+        checkpoints.save(Progress(step=step, best_epoch=best), tensors(step), best_of(best) if is_better else None)
     checkpoints.wait()
     assert names(folder) == [
         "best-0003/tensors.safetensors",
@@ -40,7 +45,9 @@ def test_the_latest_the_last_k_and_the_best(folder: Location) -> None:
     latest = checkpoints.latest()
     assert latest == Progress(step=40, best_epoch=3)
     assert torch.equal(checkpoints.load(latest)["weights/a"], torch.full((3, 2), 40.0))
-    assert torch.equal(checkpoints.load_best(latest)["exp_avg/a"], torch.full((3, 2), -3.0))
+    found = checkpoints.load_best(latest)
+    assert torch.equal(found.weights["exp_avg/a"], torch.full((3, 2), -3.0)) and len(found.weights) == 2
+    assert found.validation_logits_NC.tolist() == [[3.0, 0.5]]
 
 
 def test_what_was_not_committed_does_not_count_and_goes(folder: Location) -> None:

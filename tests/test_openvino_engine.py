@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from bertray import Bundle, openvino_engine
+from bertray import Bundle, openvino_engine, openvino_graph
 from bertray.cli import load_config
 from bertray.config import EvaluateConfig, PredictConfig, PrepareConfig, ScoreConfig
 from bertray.dataset import Dataset, prepare
@@ -280,19 +280,19 @@ def test_a_missing_package_is_named(tiny_bundle: Path, tmp_path: Path, monkeypat
 def test_a_model_that_cannot_be_exported_is_refused(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = openvino_engine._LogitsOnly.forward
+    forward = openvino_graph._LogitsOnly.forward
 
     def of_one_length(self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return forward(self, input_ids, attention_mask) * len(input_ids.numpy())  # a constant in a traced graph
 
-    monkeypatch.setattr(openvino_engine._LogitsOnly, "forward", of_one_length)
+    monkeypatch.setattr(openvino_graph._LogitsOnly, "forward", of_one_length)
     with pytest.raises(RequestError, match=r"gives other logits .*Use --engine torch"):
         open_bundle(str(tiny_bundle), "openvino", "fp32", cache=Location.of(str(tmp_path)))
 
     def fails(*_: object) -> torch.Tensor:
-        raise NotImplementedError("no such operator")
+        raise NotImplementedError("no such operator")  # as torch says of an operator that a backend lacks
 
-    monkeypatch.setattr(openvino_engine._LogitsOnly, "forward", fails)
+    monkeypatch.setattr(openvino_graph._LogitsOnly, "forward", fails)
     with pytest.raises(RequestError, match=r"BertForSequenceClassification cannot be exported .*Use --engine torch"):
         open_bundle(str(tiny_bundle), "openvino", "fp32", cache=Location.of(str(tmp_path)))
     assert not list(tmp_path.rglob("engine.json"))
@@ -323,8 +323,8 @@ def test_nothing_is_reported_to_anyone(tmp_path: Path) -> None:
 import sys
 sockets = []
 sys.addaudithook(lambda event, _: sockets.append(event) if event in ("socket.connect", "socket.getaddrinfo") else None)
-from bertray import openvino_engine
-openvino_engine._openvino(), openvino_engine._nncf()
+from bertray import openvino_graph
+openvino_graph.openvino_package(), openvino_graph._nncf()
 import openvino.tools.ovc, threading
 for thread in threading.enumerate():
     if thread is not threading.main_thread() and not thread.daemon:

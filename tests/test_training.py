@@ -5,14 +5,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from bertray import Bundle
+from bertray.bundle_writer import write_bundle
+from bertray.checkpoints import Best, Progress
 from bertray.config import PrepareConfig, TrainConfig
 from bertray.dataset import Dataset, prepare
 from bertray.errors import BertrayError, RequestError
+from bertray.storage import Location
 from bertray.training import train
 
 WORDS = {"fruit": "apple banana cherry mango", "car": "wheel engine motor brake", "sea": "wave shore tide fish"}
@@ -112,6 +116,15 @@ def test_a_diverging_run_says_so(ray_cluster: str, dataset: str, calm_encoder: s
     with pytest.raises(BertrayError, match=r"the loss is nan at epoch 1, step 1: lower --learning-rate \(now 0\.003\)"):
         run(dataset, tmp_path / "bundle", str(encoder))
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]  # no bundle, no checkpoints
+
+
+def test_a_data_set_that_was_written_anew_makes_no_bundle(dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    opened, output = Dataset.open(dataset), Location.of(str(tmp_path / "bundle"))
+    config = TrainConfig(data=dataset, output=str(output), encoder=str(tiny_encoder))
+    best = Best({}, np.empty((0, len(opened.labels)), dtype=np.float32))
+    with pytest.raises(RequestError, match=r"was written anew while the model was trained.*--restart"):
+        write_bundle(config, opened, "fingerprint of another", output, Progress(), best)
+    assert not output.exists()
 
 
 def test_what_cannot_be_trained_is_refused_before_ray_starts(dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from bertray.config import TrainConfig, TuneConfig, bounds
+from bertray.config import TrainConfig, TuneConfig
 from bertray.errors import BertrayError
+from bertray.option_types import bounds
 from bertray.trials import SEARCHED, TrialRecord, best_of, best_of_all, options_of, train_config
 
 
@@ -38,6 +39,7 @@ def test_the_others_are_within_their_ranges_and_spread() -> None:
         assert abs(sum(values) / 200 - (lowest + highest) / 2) < 4 * (highest - lowest) / math.sqrt(12 * 200)
     assert {options["batch_size"] for options in drawn} == {16, 32, 64}
     assert {options["epochs"] for options in drawn} == {2, 3, 4, 5}
+    assert [options["seed"] for options in drawn] == list(range(1, 201))
     assert list(drawn[0]) == list(SEARCHED)
 
 
@@ -53,6 +55,14 @@ def test_one_number_is_for_all_trials() -> None:
     assert {(one["learning_rate"], one["layer_decay"], one["batch_size"]) for one in map_options(fixed)} == {
         (3e-4, 1, 8)
     }
+
+
+def test_trials_may_differ_in_their_seed_alone() -> None:
+    search = config(only_seeds=True, learning_rate=1e-4, seed=7)
+    first, *others = [options_of(search, number) for number in range(4)]
+    assert first == {**options_of(config(learning_rate=1e-4), 0), "seed": 7}
+    assert [other.pop("seed") for other in others] == [8, 9, 10]
+    assert all(other == {name: first[name] for name in SEARCHED if name != "seed"} for other in others)
 
 
 def map_options(search: TuneConfig) -> list[dict[str, int | float]]:

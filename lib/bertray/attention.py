@@ -81,7 +81,7 @@ def _by_runs(
     """Attention over runs of documents of equal length."""
     is_trained = torch.is_grad_enabled() and query_1HTD.requires_grad
     by_products = is_trained and query_1HTD.dtype == torch.bfloat16 and not query_1HTD.is_cuda
-    attend = _attend_by_products if by_products else _attend
+    attend = _attend_by_products if by_products else scaled_dot_product_attention
     states_1THD = torch.empty_like(query_1HTD.transpose(1, 2), memory_format=torch.contiguous_format)
     parts = []
     for first, num_documents, length in packing.runs:
@@ -91,7 +91,7 @@ def _by_runs(
             for one in (query_1HTD, key_1HTD, value_1HTD)
         )
         is_near_LL = _is_near(length, sliding_window, query_1HTD.device)
-        states_BHLD = attend(query_BHLD, key_BHLD, value_BHLD, is_near_LL, scaling)
+        states_BHLD = attend(query_BHLD, key_BHLD, value_BHLD, attn_mask=is_near_LL, scale=scaling)
         if is_trained:
             parts.append(states_BHLD.transpose(1, 2).flatten(0, 1))
         else:
@@ -99,29 +99,19 @@ def _by_runs(
     return torch.cat(parts)[None] if is_trained else states_1THD
 
 
-def _attend(
-    query_BHLD: torch.Tensor,
-    key_BHLD: torch.Tensor,
-    value_BHLD: torch.Tensor,
-    is_near_LL: torch.Tensor | None,
-    scaling: float | None,
-) -> torch.Tensor:
-    return scaled_dot_product_attention(query_BHLD, key_BHLD, value_BHLD, attn_mask=is_near_LL, scale=scaling)
-
-
 def _attend_by_products(
     query_BHLD: torch.Tensor,
     key_BHLD: torch.Tensor,
     value_BHLD: torch.Tensor,
-    is_near_LL: torch.Tensor | None,
-    scaling: float | None,
+    attn_mask: torch.Tensor | None,
+    scale: float | None,
 ) -> torch.Tensor:
-    """The same by two matrix products: in bf16 on CPUs SDPA's backward takes 2 to 8 times as long, up to 128 tokens."""
-    shape, scale = query_BHLD.shape, query_BHLD.shape[-1] ** -0.5 if scaling is None else scaling
+    """SDPA by two matrix products: in bf16 on CPUs its own backward takes 2 to 8 times as long, up to 128 tokens."""
+    shape, scale = query_BHLD.shape, query_BHLD.shape[-1] ** -0.5 if scale is None else scale
     query_ALD, key_ALD, value_ALD = (one.flatten(0, 1) for one in (query_BHLD, key_BHLD, value_BHLD))
     affinity_ALL = torch.bmm(query_ALD * scale, key_ALD.transpose(1, 2))
-    if is_near_LL is not None:
-        affinity_ALL = affinity_ALL.masked_fill(~is_near_LL, float("-inf"))
+    if attn_mask is not None:
+        affinity_ALL = affinity_ALL.masked_fill(~attn_mask, float("-inf"))
     return torch.bmm(affinity_ALL.softmax(-1), value_ALD).view(shape)
 
 

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
-import torch
 
 from bertray.bundle import predictions, seal
 from bertray.bundle_folder import BUNDLE_FILE, CURVES_FILE, EVENTS_FOLDER, BundleInfo
 from bertray.calibration import calibrate, probabilities, threshold_for_precision, tune_thresholds
-from bertray.checkpoints import Progress
+from bertray.checkpoints import Best, Progress
 from bertray.config import TrainConfig
 from bertray.curves import learning_curves
 from bertray.dataset import Dataset
 from bertray.encoder import scale_logits
+from bertray.errors import RequestError
 from bertray.pretrained import load_classifier, load_tokenizer
 from bertray.profile import Profile
 from bertray.schema import LABEL, TEXT
@@ -38,32 +38,38 @@ _NOT_SCORES = ("step", "num_workers", "num_train_tokens", "wall_s")
 def write_bundle(
     config: TrainConfig,
     dataset: Dataset,
+    data_fingerprint: str,
     output: Location,
-    weights: dict[str, torch.Tensor],
-    validation_logits_NC: np.ndarray,
     progress: Progress,
+    best: Best,
     event_files: Path | None = None,
     add_files: Callable[[Path], None] = lambda _: None,
 ) -> BundleInfo:
     """Write the bundle of a finished run.
 
     Args:
-        weights: all of the classifier's, in fp32, after the best epoch.
-        validation_logits_NC: of the validation rows in scope, after that epoch; rows without tokens at the end may be
-            missing.
+        data_fingerprint: of the data set when the run began.
         event_files: a folder of TensorBoard's, to be kept with the bundle.
         add_files: called with the local folder before it is sealed, for other files that people read.
+
+    Raises:
+        RequestError: the data set is no longer what was trained on.
     """
+    if dataset.fingerprint() != data_fingerprint:
+        raise RequestError(
+            f"{dataset.location} was written anew while the model was trained, and the bundle needs its validation "
+            "rows: put the data set back and say the same command again, or begin anew with --restart"
+        )
     rows = dataset.in_scope(dataset.split("validation"))
     tokenizer, _ = load_tokenizer(config.encoder, config.max_length, config.overlap)
     tokens = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap).encode(rows[TEXT])
     logits_NC = np.full((rows.num_rows, len(dataset.labels)), np.nan, dtype=np.float32)
-    logits_NC[: len(validation_logits_NC)] = validation_logits_NC
+    logits_NC[: len(best.validation_logits_NC)] = best.validation_logits_NC
     is_read_N = np.isfinite(logits_NC).all(axis=1)
     targets = dataset.targets(rows)
 
     model = load_classifier(config.encoder, dataset.labels, dataset.problem_type, config.seed)
-    model.load_state_dict(weights)
+    model.load_state_dict(best.weights)
     temperature, calibration = calibrate(logits_NC[is_read_N], targets[is_read_N])
     if scale_logits(model, temperature):
         logits_NC /= temperature
@@ -82,7 +88,7 @@ def write_bundle(
     )
     assert pc.count(said[LABEL]).as_py() == is_read_N.sum()
 
-    best = progress.history[progress.best_epoch - 1]
+    metrics = progress.history[progress.best_epoch - 1]
     with tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
         folder = Path(temporary) / "bundle"
         model.save_pretrained(folder)
@@ -100,9 +106,9 @@ def write_bundle(
             long_documents=config.long_documents,
             stride=config.overlap,
             encoder=config.encoder,
-            data_fingerprint=dataset.fingerprint(),
+            data_fingerprint=data_fingerprint,
             training=config.model_dump(),
-            metrics={name: value for name, value in best.items() if name not in _NOT_SCORES},
+            metrics={name: value for name, value in metrics.items() if name not in _NOT_SCORES},
             history=progress.history,
             validation_profile=Profile.of(said),
             temperature=temperature,

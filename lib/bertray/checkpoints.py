@@ -17,7 +17,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
@@ -26,6 +28,7 @@ from bertray.storage import Location
 from bertray.tracking import StepRecord
 
 _COMMIT, _TENSORS = ".json", "tensors.safetensors"
+_VALIDATION_LOGITS = "validation_logits_NC"  # beside the weights in the file of an epoch
 
 
 class Progress(BaseModel):
@@ -40,6 +43,18 @@ class Progress(BaseModel):
     records: list[StepRecord] = Field(default_factory=list)  # of some steps, for the curves
     best_epoch: int = 0
     is_done: bool = False
+
+
+class Best(NamedTuple):
+    """The best epoch so far.
+
+    Attributes:
+        weights: all of the classifier's, in fp32, on the CPU.
+        validation_logits_NC: of the validation rows in scope; rows without tokens at the end may be missing.
+    """
+
+    weights: dict[str, torch.Tensor]
+    validation_logits_NC: np.ndarray
 
 
 class Checkpoints:
@@ -65,9 +80,10 @@ class Checkpoints:
         """Weights and moments of a checkpoint."""
         return self._read(_step_name(progress.step))
 
-    def load_best(self, progress: Progress) -> dict[str, torch.Tensor]:
+    def load_best(self, progress: Progress) -> Best:
         """What was given to `save` as the best."""
-        return self._read(_best_name(progress.best_epoch))
+        weights = self._read(_best_name(progress.best_epoch))
+        return Best(validation_logits_NC=weights.pop(_VALIDATION_LOGITS).numpy(), weights=weights)
 
     def is_busy(self) -> bool:
         """Whether a checkpoint is being written now.
@@ -80,14 +96,12 @@ class Checkpoints:
         self._writing.result()
         return False
 
-    def save(
-        self, progress: Progress, tensors: dict[str, torch.Tensor] | None, best: dict[str, torch.Tensor] | None
-    ) -> None:
+    def save(self, progress: Progress, tensors: dict[str, torch.Tensor] | None, best: Best | None) -> None:
         """Begin to write a checkpoint, when the one before is written.
 
         Args:
             tensors: copies that nobody changes; None: the run is done and needs none.
-            best: likewise, of the best epoch; None: it was saved before.
+            best: likewise; None: it was saved before.
         """
         self.wait()
         self._writing = self._writer.submit(self._write, progress, tensors, best)
@@ -106,13 +120,12 @@ class Checkpoints:
         self._folder.remove_unfinished()
         self._tidy()
 
-    def _write(
-        self, progress: Progress, tensors: dict[str, torch.Tensor] | None, best: dict[str, torch.Tensor] | None
-    ) -> None:
+    def _write(self, progress: Progress, tensors: dict[str, torch.Tensor] | None, best: Best | None) -> None:
         if tensors is not None:
             self._put(_step_name(progress.step), tensors)
         if best is not None:
-            self._put(_best_name(progress.best_epoch), best)
+            logits_NC = torch.from_numpy(best.validation_logits_NC)
+            self._put(_best_name(progress.best_epoch), {**best.weights, _VALIDATION_LOGITS: logits_NC})
         if self._before_commit:
             self._before_commit()
         (self._folder / f"{_step_name(progress.step)}{_COMMIT}").put(progress.model_dump_json().encode())

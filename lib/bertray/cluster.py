@@ -79,6 +79,14 @@ def in_background(work: Callable[[], Result]) -> Future[Result]:
     return done
 
 
+def start_board(kind: type) -> Any:
+    """An actor where processes meet, which takes no CPU.
+
+    After the loss of its node it starts again, empty: what it must know those who use it say again.
+    """
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(kind).remote()
+
+
 def storage(folder: Location) -> dict[str, Any]:
     """The arguments of a `RunConfig` that has Ray Train or Tune keep its own state in a folder."""
     return {

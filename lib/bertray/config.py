@@ -4,12 +4,11 @@ Values come from, later over earlier: the defaults here, a YAML file (`--config`
 (`BERTRAY_TRAIN_LEARNING_RATE=3e-5`), flags (`--learning-rate 3e-5`). `bertray.cli` does the reading.
 """
 
-import math
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bertray.choices import (
     ClassWeights,
@@ -21,6 +20,7 @@ from bertray.choices import (
     Precision,
     Sampling,
 )
+from bertray.option_types import Bounds, Columns, LabelName, Numbers, Paths, Place, Texts, Workers, bounds
 from bertray.schema import RESERVED_COLUMNS
 
 DEVICE_HELP = (
@@ -37,73 +37,12 @@ ENGINE_HELP = "what runs the model; auto is torch; openvino (extra 'openvino') i
 DEFAULT_LABEL_SEPARATOR = ";"
 
 
-def _comma_separated(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _one_or_many(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 def _check_engine(config: Any) -> Any:
     if config.precision == "int8" and config.engine != "openvino":
         raise ValueError(f"precision int8 needs engine openvino, and engine is {config.engine}: add --engine openvino")
     if config.engine == "openvino" and getattr(config, "device", "cpu") == "cuda":
         raise ValueError("engine openvino runs on CPUs, and device is cuda: leave one of the two out")
     return config
-
-
-# A path or URI; an empty one, as from an unset shell variable, would be the working folder.
-Place = Annotated[str, StringConstraints(min_length=1)]
-# Labels of the data are trimmed, so one that is named is too.
-LabelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-# NoDecode: the environment holds plain text, not JSON.
-Paths = Annotated[list[Place], NoDecode, BeforeValidator(_one_or_many)]
-Texts = Annotated[list[str], NoDecode, BeforeValidator(_one_or_many)]
-Columns = Annotated[list[str], NoDecode, BeforeValidator(_comma_separated)]
-
-
-def _as_range(value: Any) -> Any:
-    """4 -> "4", " 1:8" -> "1:8"."""
-    text = str(value).strip()
-    lowest, _, highest = text.partition(":")
-    if not (lowest.isdecimal() and (highest or lowest).isdecimal() and 1 <= int(lowest) <= int(highest or lowest)):
-        raise ValueError("give a number of workers from 1, as 4, or the fewest and the most, as 1:8")
-    return text
-
-
-Workers = Annotated[str, BeforeValidator(_as_range)]
-
-
-def _as_bounds(value: Any) -> Any:
-    """0.1 -> "0.1", " 2e-5:5e-4" -> "2e-5:5e-4"."""
-    text = str(value).strip()
-    try:
-        lowest, highest = bounds(text)
-    except ValueError:
-        lowest = highest = math.nan
-    if not (math.isfinite(lowest) and math.isfinite(highest) and lowest <= highest):
-        raise ValueError("give the lowest and the highest, as 0.1:0.5, or one number for all trials")
-    return text
-
-
-def bounds(text: str) -> tuple[float, float]:
-    """The lowest and the highest of a `Bounds`."""
-    lowest, _, highest = text.partition(":")
-    return float(lowest), float(highest or lowest)
-
-
-def _as_numbers(value: Any) -> Any:
-    """[16, 32] -> "16,32"."""
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
-        raise ValueError("give numbers from 1, as 16,32,64")
-    return ",".join(parts)
-
-
-Bounds = Annotated[str, BeforeValidator(_as_bounds)]
-Numbers = Annotated[str, BeforeValidator(_as_numbers)]
 
 
 class JobConfig(BaseSettings):
@@ -329,6 +268,9 @@ class TuneConfig(TrainConfig):
         "2e-5:5e-4", description="lowest and highest learning rate, drawn by their logarithm"
     )
     batch_sizes: Numbers = Field("16,32,64", description="batch sizes to draw from")
+    only_seeds: bool = Field(
+        False, description="draw nothing: trials differ in their seed alone, which is --seed plus the trial's number"
+    )
     min_epochs: int = Field(2, ge=1, description="fewest epochs of a trial that is not pruned")
     max_epochs: int = Field(5, ge=1, description="most epochs of a trial")
     warmup_fractions: Bounds = Field("0:0.2", description="lowest and highest warm-up fraction")

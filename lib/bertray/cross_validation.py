@@ -115,8 +115,7 @@ def out_of_fold_logits(
 
 def _run_folds(config: AuditConfig, placement: cluster.Placement, shared: Any) -> dict[int, np.ndarray]:
     """The logits of every fold's rows, from tasks of which so many run at a time as the placement says."""
-    # On a node that is lost too, it starts again; what it has forgotten the folds say with their next steps.
-    board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(FoldBoard).remote()
+    board = cluster.start_board(FoldBoard)
     task = ray.remote(
         num_cpus=placement.cpus_each,
         num_gpus=1 if placement.use_gpu else 0,
@@ -190,7 +189,7 @@ def _judge(shared: _Shared, fold: int, board: Any) -> tuple[np.ndarray, dict[str
     tuning.run()
     history = tuning.progress.history
     logits_NC = np.full((len(fold_N), len(shared.labels)), np.nan, dtype=np.float32)
-    known_NC = tuning.best_validation_logits()
+    known_NC = tuning.best.validation_logits_NC
     logits_NC[: len(known_NC)] = known_NC  # which end with the fold's last row that has tokens
     return logits_NC[fold_N == fold], {**history[-1], "wall_s": sum(epoch["wall_s"] for epoch in history)}
 

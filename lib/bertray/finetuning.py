@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.distributed
 
-from bertray.checkpoints import Checkpoints, Progress
+from bertray.checkpoints import Best, Checkpoints, Progress
 from bertray.choices import ProblemType
 from bertray.config import TrainConfig
 from bertray.encoder import TOKEN_BUDGET
@@ -37,7 +37,6 @@ from bertray.windows import aggregate
 
 _log = logging.getLogger(__name__)
 
-VALIDATION_LOGITS = "validation_logits_NC"
 # Losses stay on the device until someone looks: a GPU must not wait for the host at each step.
 _LOOK_INTERVAL_S = 0.5
 _MAX_STEPS_LOOKED_AT = 1000
@@ -132,7 +131,7 @@ class FineTuning:
         self.num_steps = self.batches.steps_per_epoch * config.epochs
         self._token_budget = config.micro_batch_tokens or TOKEN_BUDGET[device.type]
         self._progress = Progress()
-        self._best: dict[str, torch.Tensor] | None = None  # of the best epoch, until a checkpoint holds it
+        self._best: Best | None = None  # until a checkpoint holds it
         self._unseen: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # step, loss, norm of the gradient
         self._looked_s = self._saved_s = self._epoch_began_s = 0.0
         self._num_tokens = 0  # since the last look
@@ -173,16 +172,11 @@ class FineTuning:
         """How far the run is, as of the last epoch or checkpoint."""
         return self._progress
 
-    def best_weights(self) -> dict[str, torch.Tensor]:
-        """Complete weights after the best epoch, where there are no checkpoints to hold them."""
-        assert self._best is not None, "no epoch has ended, or a checkpoint holds its weights"
-        return {name: held for name, held in self._best.items() if name != VALIDATION_LOGITS}
-
-    def best_validation_logits(self) -> np.ndarray:
-        """logits_NC of the validation rows after that epoch, likewise."""
-        assert self._best is not None, "no epoch has ended, or a checkpoint holds its logits"
-        logits_NC: np.ndarray = self._best[VALIDATION_LOGITS].numpy()
-        return logits_NC
+    @property
+    def best(self) -> Best:
+        """The best epoch, where there are no checkpoints to hold it."""
+        assert self._best is not None, "no epoch has ended, or a checkpoint holds the best one"
+        return self._best
 
     def _fit_into_memory(self) -> None:
         """Find out, before time is spent, how large the parts of a step may be.
@@ -236,11 +230,13 @@ class FineTuning:
         loss_sum *= len(batch) / self.world_size
         if self.world_size > 1:
             torch.distributed.all_reduce(loss_sum)
-        factor = learning_rate_factor(step, self.num_steps, round(self.num_steps * self.config.warmup_fraction))
-        norm = self.optimizer.step(factor)
+        norm = self.optimizer.step(self._learning_rate_factor(step))
         self._unseen.append((step, loss_sum / len(batch), norm))
         self._num_tokens += int(self._lengths_S[batch].sum())
         return loss_sum
+
+    def _learning_rate_factor(self, step: int) -> float:
+        return learning_rate_factor(step, self.num_steps, round(self.num_steps * self.config.warmup_fraction))
 
     def _look(self, step: int, is_due: bool) -> bool:
         """Now and then, look whether losses are numbers and tell the watcher; returns whether the run shall end."""
@@ -256,10 +252,8 @@ class FineTuning:
         for at, loss, norm in zip(steps, *found.tolist(), strict=True):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self._raise_diverged(at, loss, norm)
-            factor = learning_rate_factor(at, self.num_steps, round(self.num_steps * self.config.warmup_fraction))
-            records.append(
-                StepRecord(at, at / self.batches.steps_per_epoch, loss, self.config.learning_rate * factor, norm, rate)
-            )
+            learning_rate = self.config.learning_rate * self._learning_rate_factor(at)
+            records.append(StepRecord(at, at / self.batches.steps_per_epoch, loss, learning_rate, norm, rate))
         if self.rank:
             return False
         self._records += [record for record in records if record.step % self._record_every == 0]
@@ -293,8 +287,7 @@ class FineTuning:
         history = [*self._progress.history, metrics]
         best_epoch = epoch if self.config.keep == "last" else best_of(history)
         if best_epoch == epoch and self.rank == 0:
-            self._best = self.learner.complete(self.optimizer.weights())
-            self._best[VALIDATION_LOGITS] = torch.from_numpy(logits_NC)
+            self._best = Best(self.learner.complete(self.optimizer.weights()), logits_NC)
         patience = self.config.patience
         is_done = step == self.num_steps or (patience is not None and epoch - best_of(history) >= patience)
         self._progress = Progress(

@@ -169,8 +169,6 @@ def _compact(model: Any, vocabulary_V: torch.Tensor) -> tuple[str, torch.Tensor]
     table = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is table)
     whole_VD = table.weight.detach()
-    compact = torch.nn.Embedding.from_pretrained(
-        whole_VD[vocabulary_V], freeze=False, padding_idx=table.padding_idx, scale_grad_by_freq=table.scale_grad_by_freq
-    )
-    model.set_input_embeddings(compact)
+    table.weight = torch.nn.Parameter(whole_VD[vocabulary_V])
+    table.num_embeddings = len(vocabulary_V)
     return f"{name}.weight", whole_VD

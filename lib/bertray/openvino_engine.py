@@ -1,7 +1,7 @@
 """A bundle's model run by OpenVINO on CPUs: exported once, kept in a cache, in int8 where that costs no accuracy.
 
-1. export     the torch model becomes a graph of dynamic shapes; its logits are compared with torch's
-2. quantise   int8 (--precision auto or int8), calibrated on texts that the bundle was trained on     [nncf]
+1. export     the torch model becomes a graph of dynamic shapes; its logits are compared with torch's [openvino_graph]
+2. quantise   int8 (--precision auto or int8), calibrated on texts that the bundle was trained on
 3. gate       accuracy on the validation rows, int8 beside torch fp32; a larger drop than allowed, or no data to
               measure it on: the graph is not quantised, and the reason is kept
 4. keep       model.xml, model.bin, and engine.json last:
@@ -16,15 +16,11 @@ Legend: S sequences, C classes, B sequences of a batch, L tokens of its longest.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from importlib import import_module
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +28,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from transformers.utils import logging as transformers_logging
 
 from bertray.bundle import Bundle, is_given, load_model, load_tokenizer
 from bertray.bundle_folder import BundleInfo, opened, read_info, sha256_of
@@ -41,7 +36,7 @@ from bertray.choices import Device, Engine, InferencePrecision
 from bertray.dataset import Dataset
 from bertray.encoder import Encoder
 from bertray.errors import BundleError, RequestError
-from bertray.first_tokens import finish_first_tokens_alone
+from bertray.openvino_graph import convert, openvino_package, quantise
 from bertray.packing import pad, padded_batches
 from bertray.schema import TEXT
 from bertray.storage import Location
@@ -58,8 +53,6 @@ NUM_CALIBRATION_ROWS = 300  # nncf's own default
 NUM_VALIDATION_ROWS = 2000  # enough to tell 0.05 points; bounds the time that the gate takes
 # 512 to 2,048 are within 3 % of each other on a core; two threads share a larger batch better.
 TOKEN_BUDGET = 2048
-# Between torch and an exported fp32 graph: rounding is 1e-6, a graph that is right for one length only is off by far.
-_EXPORT_TOLERANCE = 1e-3
 
 
 class EngineRecord(BaseModel):
@@ -126,7 +119,7 @@ def prepare(uri: str, precision: InferencePrecision, cache: Location) -> EngineR
         BundleError: the bundle is missing, incomplete or altered.
         RequestError: OpenVINO is not installed or cannot run this model.
     """
-    _openvino()
+    openvino_package()
     info = read_info(Location.of(uri))
     place = _place(cache, info, precision)
     try:
@@ -177,7 +170,7 @@ class OpenVinoEncoder:
     def __init__(
         self, model: Any, record: EngineRecord, precision: InferencePrecision = "auto", num_threads: int | None = None
     ) -> None:
-        openvino = _openvino()
+        openvino = openvino_package()
         core = openvino.Core()
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and not has_bf16:
@@ -237,10 +230,10 @@ def _exported(place: Location, info: BundleInfo) -> Iterator[tuple[Path, EngineR
 
 def _export(folder: Path, info: BundleInfo, precision: InferencePrecision, staging: Path) -> EngineRecord:
     """Write model, weights and record of a bundle to a folder."""
-    openvino = _openvino()
+    openvino = openvino_package()
     model = load_model(folder)
     tokenizer = load_tokenizer(folder, info)
-    graph = _convert(model, info)
+    graph = convert(model, info.max_length)
     facts: dict[str, Any] = {
         "bundle_fingerprint": info.fingerprint(),
         "is_int8": False,
@@ -257,7 +250,7 @@ def _export(folder: Path, info: BundleInfo, precision: InferencePrecision, stagi
             tokens = _sample(dataset, "train", NUM_CALIBRATION_ROWS, tokenizer)[0]
             # A long text may be many sequences; calibration takes the same time for all bundles.
             sequences = np.unique(np.linspace(0, len(tokens.lengths_S) - 1, NUM_CALIBRATION_ROWS).astype(int))
-            quantised = _quantise(graph, tokens, sequences)
+            quantised = quantise(graph, tokens, sequences)
             facts |= _measure(quantised, model, info, dataset, tokenizer, facts)
             facts["num_calibration_rows"] = len(sequences)
             if facts["is_int8"]:
@@ -292,98 +285,6 @@ def _sample(dataset: Dataset, split: str, num_rows: int, tokenizer: ColumnTokeni
         chosen = np.random.default_rng(0).choice(rows.num_rows, num_rows, replace=False)
         rows = rows.take(pa.array(np.sort(chosen)))
     return tokenizer.encode(rows[TEXT]), dataset.targets(rows)
-
-
-def _convert(model: Any, info: BundleInfo) -> Any:
-    """The torch model as an OpenVINO graph of dynamic shapes, checked at two of them.
-
-    Raises:
-        RequestError: the graph cannot be made, or its logits are others.
-    """
-    openvino = _openvino()
-    rng = np.random.default_rng(0)
-    shapes = ((3, info.max_length), (2, 5))
-    probes = [_probe(model.config, rng, *shape) for shape in shapes]
-    wrapped = _LogitsOnly(model.eval())
-    example = dict(zip(("input_ids", "attention_mask"), map(torch.from_numpy, probes[0]), strict=True))
-    name = type(model).__name__
-    try:
-        with _quiet(), torch.inference_mode():
-            expected = [wrapped(*map(torch.from_numpy, probe)).numpy() for probe in probes]
-            encoder = getattr(model, model.base_model_prefix, None)
-            handle = finish_first_tokens_alone(encoder, lambda states: states[:, :1])
-            if handle and not _runs_alike(wrapped, probes, expected):
-                handle.remove()
-            graph = openvino.convert_model(wrapped, example_input=example)
-            if handle:
-                handle.remove()
-            graph.reshape({node: openvino.PartialShape([-1, -1]) for node in graph.inputs})
-            run = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": openvino.Type.f32})
-            actual = [run(list(probe))[0] for probe in probes]
-    except Exception as error:  # tracing runs the model's own code, which may raise anything
-        first_line = str(error).strip().partition("\n")[0]
-        raise RequestError(
-            f"--engine openvino: {name} cannot be exported ({type(error).__name__}: {first_line}). Use --engine torch"
-        ) from error
-    if not _same(expected, actual):
-        difference = max(float(np.abs(a - b).max()) for a, b in zip(expected, actual, strict=True))
-        raise RequestError(
-            f"--engine openvino: exported, {name} gives other logits (by {difference:.3g}, {_EXPORT_TOLERANCE} is "
-            "allowed). Use --engine torch"
-        )
-    return graph
-
-
-def _runs_alike(wrapped: torch.nn.Module, probes: list[Any], expected: list[np.ndarray]) -> bool:
-    try:
-        return _same(expected, [wrapped(*map(torch.from_numpy, probe)).numpy() for probe in probes])
-    except (TypeError, ValueError, RuntimeError, IndexError):
-        return False
-
-
-def _same(expected: list[np.ndarray], actual: list[np.ndarray]) -> bool:
-    """Whether logits differ by no more than rounding."""
-    largest = max(float(np.abs(one).max()) for one in expected)
-    return all(
-        np.allclose(a, b, rtol=0, atol=_EXPORT_TOLERANCE * max(1.0, largest))
-        for a, b in zip(expected, actual, strict=True)
-    )
-
-
-class _LogitsOnly(torch.nn.Module):
-    """The classifier with two inputs and one output."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
-        return logits
-
-
-def _probe(config: Any, rng: np.random.Generator, num_rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random input_ids_BL and a ragged attention_mask_BL, for transformers leaves a mask of ones out of the graph."""
-    pad_id = config.pad_token_id or 0
-    lengths_B = np.linspace(length, max(1, length // 2), num_rows).astype(int)
-    mask_BL = np.arange(length) < lengths_B[:, None]
-    input_ids_BL = rng.integers(1, config.vocab_size, (num_rows, length))
-    input_ids_BL[input_ids_BL == pad_id] = (pad_id + 1) % config.vocab_size
-    return np.where(mask_BL, input_ids_BL, pad_id).astype(np.int64), mask_BL.astype(np.int64)
-
-
-def _quantise(graph: Any, tokens: TokenColumn, sequences: np.ndarray) -> Any:
-    """An int8 copy of the graph, its ranges those seen on these sequences."""
-    nncf = _nncf()
-    inputs = []
-    for start, end in zip(tokens.offsets_S1[sequences], tokens.offsets_S1[sequences + 1], strict=True):
-        input_ids_1L = tokens.ids_T[start:end][None].astype(np.int64)
-        inputs.append([input_ids_1L, np.ones_like(input_ids_1L)])
-    _log.info("openvino: int8, calibrating on %d sequences of training texts", len(inputs))
-    with _quiet():
-        return nncf.quantize(
-            graph, nncf.Dataset(inputs), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(inputs)
-        )
 
 
 def _measure(
@@ -426,48 +327,3 @@ def _measure(
         "accuracy_drop_points": round(drop_points, 4),
         "label_agreement_int8": agreement(decided_int8, decided_fp32),
     }
-
-
-def _openvino() -> Any:
-    """The package, imported when first needed.
-
-    Raises:
-        RequestError: it is not installed.
-    """
-    # Importing it, and nncf, otherwise reports to Google Analytics; both do without the package that sends.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    return _import("openvino")
-
-
-def _nncf() -> Any:
-    _openvino()
-    nncf = _import("nncf")
-    # Not nncf.set_log_level: that would set the level of every handler too, of those that others put there.
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    return nncf
-
-
-def _import(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise RequestError(
-            f"--engine openvino: the package {name} cannot be imported ({error}); "
-            "pip install 'bertray[openvino]', on every node, or use --engine torch"
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what tracing and calibration say of themselves.
-
-    Tracing warns of every branch of the model's code: what could come of it is what `_convert` checks for.
-    """
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)

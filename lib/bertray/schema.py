@@ -176,6 +176,7 @@ TRIAL_SCHEMA = pa.schema(
         pa.field("warmup_fraction", pa.float64(), nullable=False),
         pa.field("label_smoothing", pa.float64(), nullable=False),
         pa.field("layer_decay", pa.float64(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
         pa.field("status", pa.string(), nullable=False),  # done, pruned or failed
         pa.field("is_best", pa.bool_(), nullable=False),
         pa.field("num_epochs_run", pa.int32(), nullable=False),

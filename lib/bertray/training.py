@@ -34,7 +34,7 @@ from bertray.checkpoints import Checkpoints
 from bertray.config import TrainConfig, TrainingOptions
 from bertray.dataset import Dataset
 from bertray.errors import BertrayError, RequestError
-from bertray.finetuning import VALIDATION_LOGITS, DivergedError
+from bertray.finetuning import DivergedError
 from bertray.ledger import new_run_id
 from bertray.pretrained import load_tokenizer, num_special_ids
 from bertray.progress import ProgressBar
@@ -63,7 +63,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises:
         RequestError: something about data, encoder, output or cluster does not fit; nothing was started.
         LockedError: another run is at work on the same output.
-        DivergedError: the loss is not a number.
+        BertrayError: the loss is not a number; the message names the rows.
+        ray.train.TrainingFailedError: workers were lost more than `max_failures` times without a new checkpoint.
     """
     started_s = time.monotonic()
     output = Location.of(config.output)
@@ -80,7 +81,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     try:
         with RunLock(run.location, new_run_id()).held() as lock:
             column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
-            first_step = _begin(config, dataset, run, checkpoints, column_tokenizer, encoder_config)
+            data_fingerprint = dataset.fingerprint()
+            if run.can_go_on(config, data_fingerprint):
+                first_step = _go_on(run, checkpoints)
+            else:
+                first_step = 0
+                write_rows(run.rows, dataset, column_tokenizer, encoder_config)
+                run.begin(config, data_fingerprint)
             with run.event_files() as events, _tracked(config, run, events) as tracker:
                 progress = checkpoints.latest()
                 if progress is None or not progress.is_done:
@@ -89,9 +96,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     progress = checkpoints.latest()
                     assert progress is not None and progress.is_done, "training ended without its last checkpoint"
                 tracker.finish(progress.history[progress.best_epoch - 1], str(output))
-                weights = checkpoints.load_best(progress)
-                logits_NC = weights.pop(VALIDATION_LOGITS).numpy()
-                info = write_bundle(config, dataset, output, weights, logits_NC, progress, events)
+                best = checkpoints.load_best(progress)
+                info = write_bundle(config, dataset, data_fingerprint, output, progress, best, events)
     except BaseException:  # also Ctrl-C
         _say_what_is_left(run, checkpoints)
         raise
@@ -165,24 +171,13 @@ def with_absolute_places(config: Config, dataset: Dataset, output: Location) -> 
     return config.model_copy(update=update)
 
 
-def _begin(
-    config: TrainConfig,
-    dataset: Dataset,
-    run: TrainingRun,
-    checkpoints: Checkpoints,
-    tokenizer: ColumnTokenizer,
-    encoder_config: PreTrainedConfig,
-) -> int:
-    """Tokenise, unless a run is there to go on with; returns the step that it goes on from, 0 at the beginning."""
-    fingerprint = dataset.fingerprint()
-    if run.can_go_on(config, fingerprint):
-        checkpoints.remove_unfinished()
-        progress = checkpoints.latest()
-        _log.info("going on with the run at %s, from step %d", run.location, progress.step if progress else 0)
-        return progress.step if progress else 0
-    write_rows(run.rows, dataset, tokenizer, encoder_config)
-    run.begin(config, fingerprint)
-    return 0
+def _go_on(run: TrainingRun, checkpoints: Checkpoints) -> int:
+    """The step that a run goes on from."""
+    checkpoints.remove_unfinished()
+    progress = checkpoints.latest()
+    step = progress.step if progress else 0
+    _log.info("going on with the run at %s, from step %d", run.location, step)
+    return step
 
 
 def write_rows(
@@ -221,7 +216,7 @@ def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints, lock_n
     )
     num_failures, last_step = 0, 0
     while True:
-        board = ray.remote(num_cpus=0)(Board).remote()
+        board = cluster.start_board(Board)
         settings = {
             "config": config.model_dump(),
             "labels": dataset.labels,

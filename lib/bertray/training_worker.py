@@ -1,8 +1,4 @@
-"""What every worker of a Ray Train run executes: between Ray and `bertray.finetuning`, which does the work.
-
-rank 0  --- steps, epochs --->  Board, an actor  <--- state ---  driver
-        <--- stop? -----------                   <--- stop ----
-"""
+"""What every worker of a Ray Train run executes: between Ray and `bertray.finetuning`, which does the work."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The trials of a search: what each is told, what became of it, and which is the best.
 
-    number  learning_rate  batch_size  epochs  warmup_fraction  label_smoothing  layer_decay  status  f1_macro
-    0       5e-05          32          3       0.1              0.0              1.0          done    0.871
-    1       0.000213       16          4       0.0671           0.0241           0.887        pruned  0.652
+    number  learning_rate  batch_size  epochs  warmup_fraction  label_smoothing  layer_decay  seed  status  f1_macro
+    0       5e-05          32          3       0.1              0.0              1.0          0     done    0.871
+    1       0.000213       16          4       0.0671           0.0241           0.887        1     pruned  0.652
 
 What trial n is told follows from the seed and n alone: more trials, or a search that goes on, draw the same again.
 Numbers are rounded to three digits, so that a row of the table can be typed as options of jobs.train.
@@ -22,12 +22,13 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from bertray.bundle_folder import TRIALS_JSON, TRIALS_PARQUET
-from bertray.config import TrainConfig, TuneConfig, bounds
+from bertray.config import TrainConfig, TuneConfig
 from bertray.errors import BertrayError
+from bertray.option_types import bounds
 from bertray.schema import TRIAL_SCHEMA
 
 # Options of jobs.train.
-SEARCHED = ("learning_rate", "batch_size", "epochs", "warmup_fraction", "label_smoothing", "layer_decay")
+SEARCHED = ("learning_rate", "batch_size", "epochs", "warmup_fraction", "label_smoothing", "layer_decay", "seed")
 Status = Literal["done", "pruned", "failed"]  # failed: because of its options
 
 
@@ -61,10 +62,11 @@ class TrialRecord(BaseModel):
 
 def options_of(config: TuneConfig, number: int) -> dict[str, int | float]:
     """What a trial is told of the options in SEARCHED; the first one, number 0, has them as the command says."""
-    if number == 0:
-        return {name: getattr(config, name) for name in SEARCHED}
+    given = {name: getattr(config, name) for name in SEARCHED} | {"seed": config.seed + number}
+    if number == 0 or config.only_seeds:
+        return given
     rng = np.random.default_rng([config.seed, number])
-    options: dict[str, int | float] = {}
+    options: dict[str, int | float] = {"seed": given["seed"]}
     for name, text in config.searched_bounds.items():
         lowest, highest = bounds(text)
         if name == "learning_rate":

@@ -47,7 +47,6 @@ from bertray.checkpoints import Checkpoints
 from bertray.config import TuneConfig
 from bertray.dataset import Dataset
 from bertray.errors import BertrayError
-from bertray.finetuning import VALIDATION_LOGITS
 from bertray.ledger import new_run_id
 from bertray.pretrained import load_tokenizer
 from bertray.progress import ProgressBar
@@ -88,19 +87,19 @@ def search(config: TuneConfig) -> dict[str, Any]:
     records = _Records(run, config)
     try:
         with RunLock(run.location, new_run_id()).held() as lock:
-            fingerprint = dataset.fingerprint()
-            if run.can_go_on(config, fingerprint):
+            data_fingerprint = dataset.fingerprint()
+            if run.can_go_on(config, data_fingerprint):
                 records.read()
             else:
                 write_rows(run.rows, dataset, column_tokenizer, encoder_config)
-                run.begin(config, fingerprint)
+                run.begin(config, data_fingerprint)
             num_before = len(records.ended)
             if records.missing():
                 with cluster.session():
                     _run_trials(config, dataset, run, records, lock.number)
             best = best_of_all(records.ended)
             print_trials(records.ended)
-            info = _write_bundle(config, dataset, run, records, best)
+            info = _write_bundle(config, dataset, data_fingerprint, run, records, best)
     except BaseException:  # also Ctrl-C
         records.say_what_is_left()
         raise
@@ -121,15 +120,18 @@ def search(config: TuneConfig) -> dict[str, Any]:
 
 
 def _write_bundle(
-    config: TuneConfig, dataset: Dataset, run: TrainingRun, records: _Records, best: TrialRecord
+    config: TuneConfig,
+    dataset: Dataset,
+    data_fingerprint: str,
+    run: TrainingRun,
+    records: _Records,
+    best: TrialRecord,
 ) -> BundleInfo:
     """The best trial's bundle, with event files as jobs.train writes them, and all trials."""
     trial = train_config(config, best.number)
     checkpoints = Checkpoints(trial_checkpoints(run, best.number))
     progress = checkpoints.latest()
     assert progress is not None and progress.is_done, "the best trial's weights are not there"
-    weights = checkpoints.load_best(progress)
-    logits_NC = weights.pop(VALIDATION_LOGITS).numpy()
     output = Location.of(config.output)
     with tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
         events = Path(temporary) / EVENTS_FOLDER
@@ -141,10 +143,10 @@ def _write_bundle(
         return write_bundle(
             trial,
             dataset,
+            data_fingerprint,
             output,
-            weights,
-            logits_NC,
             progress,
+            checkpoints.load_best(progress),
             events,
             add_files=lambda folder: write_trials(folder, config, records.ended),
         )
@@ -220,7 +222,7 @@ def _run_trials(config: TuneConfig, dataset: Dataset, run: TrainingRun, records:
         placement.num_processes,
         placement.share,
     )
-    board = ray.remote(num_cpus=0)(StopBoard).remote()
+    board = cluster.start_board(StopBoard)
     settings = {
         "configs": {number: train_config(config, number).model_dump() for number in missing},
         "labels": dataset.labels,

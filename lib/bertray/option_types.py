@@ -1,0 +1,72 @@
+"""Types of options whose text has a form of its own: lists, ranges of workers, intervals to search in.
+
+Each stays text, or a list of texts, so that a configuration reads in bundle.json as it was typed.
+"""
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, StringConstraints
+from pydantic_settings import NoDecode
+
+# A path or URI; an empty one, as from an unset shell variable, would be the working folder.
+Place = Annotated[str, StringConstraints(min_length=1)]
+# Labels of the data are trimmed, so one that is named is too.
+LabelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+def _comma_separated(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+# NoDecode: the environment holds plain text, not JSON.
+Paths = Annotated[list[Place], NoDecode, BeforeValidator(_one_or_many)]
+Texts = Annotated[list[str], NoDecode, BeforeValidator(_one_or_many)]
+Columns = Annotated[list[str], NoDecode, BeforeValidator(_comma_separated)]
+
+
+def _as_range(value: Any) -> Any:
+    """4 -> "4", " 1:8" -> "1:8"."""
+    text = str(value).strip()
+    lowest, _, highest = text.partition(":")
+    if not (lowest.isdecimal() and (highest or lowest).isdecimal() and 1 <= int(lowest) <= int(highest or lowest)):
+        raise ValueError("give a number of workers from 1, as 4, or the fewest and the most, as 1:8")
+    return text
+
+
+Workers = Annotated[str, BeforeValidator(_as_range)]
+
+
+def _as_bounds(value: Any) -> Any:
+    """0.1 -> "0.1", " 2e-5:5e-4" -> "2e-5:5e-4"."""
+    text = str(value).strip()
+    try:
+        lowest, highest = bounds(text)
+    except ValueError:
+        lowest = highest = math.nan
+    if not (math.isfinite(lowest) and math.isfinite(highest) and lowest <= highest):
+        raise ValueError("give the lowest and the highest, as 0.1:0.5, or one number for all trials")
+    return text
+
+
+def bounds(text: str) -> tuple[float, float]:
+    """The lowest and the highest of a `Bounds`."""
+    lowest, _, highest = text.partition(":")
+    return float(lowest), float(highest or lowest)
+
+
+def _as_numbers(value: Any) -> Any:
+    """[16, 32] -> "16,32"."""
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise ValueError("give numbers from 1, as 16,32,64")
+    return ",".join(parts)
+
+
+Bounds = Annotated[str, BeforeValidator(_as_bounds)]
+Numbers = Annotated[str, BeforeValidator(_as_numbers)]
