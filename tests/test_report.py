@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from bertray.metrics import full_metrics, multi_label_metrics, out_of_scope_metrics
-from bertray.report import print_dataset, print_evaluation, print_look, print_scoring
+from bertray.report import print_dataset, print_evaluation, print_look, print_scoring, print_trials
+from bertray.trials import TrialRecord
 from tests.conftest import write_shard
 
 
@@ -151,3 +152,18 @@ def test_a_look_at_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str
     text = capsys.readouterr().err
     for words in ("one two", "0.500", "text is null", "1.000", "…"):
         assert words in text
+
+
+def test_a_table_of_trials_has_what_they_differ_in(capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"learning_rate": 5e-5, "batch_size": 32, "epochs": 3, "warmup_fraction": 0.1, "label_smoothing": 0.0}
+    given |= {"layer_decay": 1.0}
+    trials = [
+        TrialRecord(number=number, options={**given, "seed": number}, status="done", history=[], best_epoch=0)
+        for number in (0, 1)
+    ]
+    print_trials(trials)
+    shown = capsys.readouterr().err
+    assert "seed" in shown and "epochs run" in shown and "learning" not in shown
+    print_trials([trials[0], trials[1].model_copy(update={"options": {**trials[1].options, "learning_rate": 1e-4}})])
+    shown = capsys.readouterr().err
+    assert "learning rate" in shown and "0.0001" in shown and "seed" not in shown

@@ -313,16 +313,19 @@ def print_audit(report: dict[str, Any], suspects: pa.Table) -> None:
 
 
 def print_trials(records: Sequence[TrialRecord]) -> None:
-    """Trials that have ended, the best first: what they were told and what became of them."""
+    """Trials that have ended, the best first: in which options they differ, and what became of them."""
     best = best_of(records)
+    varied = [name for name in SEARCHED if len({record.options[name] for record in records}) > 1]
+    # Every trial has a seed of its own, which its number tells; the terminal is narrow.
+    varied = [name for name in varied if name != "seed"] or varied
     table = Table(title=f"{len(records)} trials", title_justify="left")
-    for name in ("trial", *(name.replace("_", " ") for name in SEARCHED), "epochs run", "accuracy", "macro-F1"):
+    for name in ("trial", *(name.replace("_", " ") for name in varied), "epochs run", "accuracy", "macro-F1"):
         table.add_column(name, justify="right")
     table.add_column("", overflow="fold")
     for record in sorted(records, key=lambda one: (-one.f1_macro, one.number))[:_MAX_TABLE_ROWS]:
         note = "best" if record is best else record.failure or ("" if record.status == "done" else record.status)
         scores = (f"{score:.4f}" if record.scores else "" for score in (record.accuracy, record.f1_macro))
-        options = (f"{record.options[name]:g}" for name in SEARCHED)
+        options = (f"{record.options[name]:g}" for name in varied)
         table.add_row(str(record.number), *options, str(len(record.history)), *scores, note)
     hidden = len(records) - _MAX_TABLE_ROWS
     _print(table, f"{hidden} more in the bundle's trials.json" if hidden > 0 else "")
