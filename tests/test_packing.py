@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertray.packing import pack, packed_batches, pad, padded_batches
+from bertray.packing import num_filler, pack, packed_batches, pad, padded_batches
 from bertray.pretrained import load_tokenizer
 from bertray.tokenization import ColumnTokenizer, TokenColumn
 from tests.conftest import SHARED_DATA, needs_shared_data
@@ -65,3 +65,10 @@ def test_pack() -> None:
     assert batch.position_ids_T.tolist() == [0, 1, 0, 1, 2, 0, 1, 2]
     assert batch.offsets_B1.tolist() == [0, 2, 5, 8]
     assert batch.runs() == ((0, 1, 2), (2, 2, 3))
+
+
+def test_filler_leaves_few_numbers_of_tokens() -> None:
+    filled = {num_tokens: num_tokens + num_filler(num_tokens) for num_tokens in range(1, 4097)}
+    assert all(0 <= total - num_tokens <= max(7, num_tokens / 16) for num_tokens, total in filled.items())
+    assert len({total for num_tokens, total in filled.items() if 256 < num_tokens <= 4096}) == 4 * 16
+    assert [num_filler(total) for total in filled.values()] == [0] * len(filled)

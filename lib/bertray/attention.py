@@ -34,7 +34,8 @@ class Packing:
     """Where the documents of a packed row lie.
 
     Attributes:
-        offsets_B1: document b holds the tokens offsets_B1[b] to offsets_B1[b + 1] (int32, on the model's device).
+        offsets_B1: document b holds the tokens offsets_B1[b] to offsets_B1[b + 1] (int32, on the model's device); on
+            a CPU, in training, tokens may follow that belong to none.
         runs: (first token, number of documents, tokens of each) of every run of documents of equal length.
         max_length: tokens of the longest document.
     """
@@ -96,7 +97,12 @@ def _by_runs(
             parts.append(states_BHLD.transpose(1, 2).flatten(0, 1))
         else:
             states_1THD[0, span].unflatten(0, (num_documents, length)).copy_(states_BHLD.transpose(1, 2))
-    return torch.cat(parts)[None] if is_trained else states_1THD
+    # Tokens after the last document see nothing, and nothing sees them.
+    num_left = query_1HTD.shape[2] - sum(num_documents * length for _, num_documents, length in packing.runs)
+    if is_trained:
+        return torch.cat([*parts, states_1THD.new_zeros(num_left, *states_1THD.shape[2:])])[None]
+    states_1THD[0, query_1HTD.shape[2] - num_left :] = 0
+    return states_1THD
 
 
 def _attend_by_products(

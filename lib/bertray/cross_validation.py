@@ -24,7 +24,6 @@ import pyarrow as pa
 import ray
 import torch
 from transformers import PreTrainedConfig
-from transformers.utils import logging as transformers_logging
 
 from bertray import cluster
 from bertray.choices import ProblemType
@@ -38,6 +37,7 @@ from bertray.schema import TEXT
 from bertray.tokenization import ColumnTokenizer, Sequences
 from bertray.training_board import FoldBoard
 from bertray.training_rows import TrainingRows, compact_vocabulary, label_id_lists
+from bertray.training_worker import set_up_process
 
 _log = logging.getLogger(__name__)
 
@@ -173,10 +173,7 @@ def _judge(shared: _Shared, fold: int, board: Any) -> tuple[np.ndarray, dict[str
     """
     config, fold_N = shared.config, shared.fold_N
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    set_up_process(device, max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
     tuning = FineTuning(
         config,
         load_classifier(config.encoder, shared.labels, shared.problem_type, config.seed),

@@ -19,7 +19,7 @@ import torch
 
 from bertray import attention
 from bertray.first_tokens import finish_first_tokens_alone
-from bertray.packing import pack, packed_batches, pad, padded_batches
+from bertray.packing import num_filler, pack, packed_batches, pad, padded_batches
 from bertray.ragged import offsets
 from bertray.tokenization import Sequences
 
@@ -72,9 +72,14 @@ class Layout:
                 _put(batch.offsets_B1.astype(np.int32), model), batch.runs(), int(tokens.lengths_S[rows].max())
             )
             self._first_tokens_B = packing.offsets_B1[:-1].long()
+            # Training on a CPU: oneDNN makes kernels for every shape, and keeps 1,024 of them, 0.4 MB each.
+            is_rounded = torch.is_grad_enabled() and not packing.offsets_B1.is_cuda
+            filler = (0, num_filler(len(batch.input_ids_T)) if is_rounded else 0)
+            input_ids_T = np.pad(batch.input_ids_T, filler, constant_values=self.pad_id)
+            position_ids_T = np.pad(batch.position_ids_T, filler) + self._first_position
             output = model(
-                input_ids=_put(batch.input_ids_T, model)[None],
-                position_ids=_put(batch.position_ids_T + self._first_position, model)[None],
+                input_ids=_put(input_ids_T, model)[None],
+                position_ids=_put(position_ids_T, model)[None],
                 packing=packing,
             )
         logits_BC: torch.Tensor = output.logits.float()

@@ -75,6 +75,15 @@ class PackedBatch:
         )
 
 
+def num_filler(num_tokens: int) -> int:
+    """Tokens to append so that few different numbers are left: 16 for every doubling.
+
+    Of 128 tokens and more they are at most 6 %, 2 % on average.
+    """
+    unit = max(8, 1 << max(0, num_tokens.bit_length() - 5))
+    return -num_tokens % unit
+
+
 def pack(tokens: Sequences, rows: np.ndarray) -> PackedBatch:
     """One batch as sequences end to end, in the order of `rows`."""
     lengths_B = tokens.lengths_S[rows]

@@ -18,6 +18,7 @@ from bertray.choices import ProblemType
 from bertray.config import TrainConfig
 from bertray.finetuning import FineTuning, Watcher
 from bertray.pretrained import load_classifier
+from bertray.process import keep_freed_memory
 from bertray.run_lock import check_held
 from bertray.storage import Location
 from bertray.tracking import StepRecord
@@ -65,10 +66,7 @@ def fine_tuning(
     Args:
         num_threads: of the processor, where the device is it.
     """
-    if device.type == "cpu":
-        torch.set_num_threads(num_threads)
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    set_up_process(device, num_threads)
     with training_rows.opened(rows) as (splits, vocabulary_V):
         yield FineTuning(
             config,
@@ -80,6 +78,15 @@ def fine_tuning(
             watcher=watcher,
             checkpoints=checkpoints,
         )
+
+
+def set_up_process(device: torch.device, num_threads: int) -> None:
+    """Let this process train on the device, and print nothing of its own."""
+    if device.type == "cpu":
+        torch.set_num_threads(num_threads)
+        keep_freed_memory()  # Ray Train and Tune run what they are given outside of the main thread
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
 
 
 class _BoardWatcher:
