@@ -28,6 +28,9 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_ENDPOINT": "http://127.0.0.1:9",  # nothing listens there: the Hub cannot be reached from a test
 }
+# A shell that starts the tests in the background has them ignore Ctrl-C, and the jobs that they start with them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pyarrow as pa
 import pyarrow.parquet as pq
