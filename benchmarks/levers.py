@@ -1,6 +1,6 @@
 """What each lever of training does to test accuracy and macro-F1, one at a time, beside the defaults.
 
-    python -m benchmarks.levers                         csabstruct and banking77, one seed: 1.5 h on 2 cores
+    python -m benchmarks.levers                         csabstruct and banking77, one seed
     python -m benchmarks.levers --data banking77 --seeds 3 --only label_smoothing class_weights
 
 A lever's difference is the mean over seeds of the difference from the defaults' run of the same seed, with its

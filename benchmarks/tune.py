@@ -1,6 +1,6 @@
 """What a search of jobs.tune brings: the defaults beside the best trial, on the test rows.
 
-    python -m benchmarks.tune                         banking77, MiniLM, 16 trials of at most 5 epochs: hours on 2 cores
+    python -m benchmarks.tune                         banking77, MiniLM, 16 trials of at most 5 epochs
     python -m benchmarks.tune --num-trials 4 --max-epochs 3
 
 The first trial of the search has the defaults of jobs.train; the best one is chosen on validation. Both are trained

@@ -62,8 +62,9 @@ def killing(title: str, when: Callable[[], bool], limit: int | None = None) -> I
     def kill() -> None:
         wait_for(lambda: when() and bool(titled(title)), f"the moment to kill {title}")
         for process in titled(title)[:limit]:
-            process.kill()
-            killed.append(process.pid)
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                process.kill()
+                killed.append(process.pid)
 
     killer = threading.Thread(target=kill)
     killer.start()

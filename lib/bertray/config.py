@@ -294,6 +294,13 @@ class TuneConfig(TrainConfig):
         return self
 
     @model_validator(mode="after")
+    def _nothing_is_drawn_beside_seeds(self) -> Self:
+        drawn = {f"{name}s" for name in self.searched_bounds} | {"batch_sizes", "min_epochs"}
+        if self.only_seeds and (given := sorted(drawn & self.model_fields_set)):
+            raise ValueError(f"{', '.join(given)} has no meaning with only_seeds, which draws nothing: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _bounds_are_within_what_can_be_trained(self) -> Self:
         for name, text in self.searched_bounds.items():
             # The limits are those of the option itself.

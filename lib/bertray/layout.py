@@ -72,11 +72,12 @@ class Layout:
                 _put(batch.offsets_B1.astype(np.int32), model), batch.runs(), int(tokens.lengths_S[rows].max())
             )
             self._first_tokens_B = packing.offsets_B1[:-1].long()
-            # Training on a CPU: oneDNN makes kernels for every shape, and keeps 1,024 of them, 0.4 MB each.
-            is_rounded = torch.is_grad_enabled() and not packing.offsets_B1.is_cuda
-            filler = (0, num_filler(len(batch.input_ids_T)) if is_rounded else 0)
-            input_ids_T = np.pad(batch.input_ids_T, filler, constant_values=self.pad_id)
-            position_ids_T = np.pad(batch.position_ids_T, filler) + self._first_position
+            input_ids_T, position_ids_T = batch.input_ids_T, batch.position_ids_T + self._first_position
+            if torch.is_grad_enabled() and not packing.offsets_B1.is_cuda:
+                # Of every shape oneDNN makes kernels on a CPU, and keeps 1,024 of them, 0.4 MB each.
+                filler = (0, num_filler(len(input_ids_T)))
+                input_ids_T = np.pad(input_ids_T, filler, constant_values=self.pad_id)
+                position_ids_T = np.pad(position_ids_T, filler, constant_values=self._first_position)
             output = model(
                 input_ids=_put(input_ids_T, model)[None],
                 position_ids=_put(position_ids_T, model)[None],

@@ -28,7 +28,7 @@ from bertray.errors import RequestError
 from bertray.layout import Layout
 from bertray.tokenization import Sequences
 
-# 32-bit weight, gradient and two moments, and a 16-bit weight and gradient; in fp32 less.
+# In 32 bits weight, gradient and two moments; and the model's own weight and gradient in 16, or in fp32 its gradient.
 _BYTES_PER_WEIGHT = 20
 
 
