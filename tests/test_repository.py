@@ -64,6 +64,7 @@ LAYERS = [
     "bookkeeping",
     "shards",
     "scorer",
+    "rectangles",
     "attention",
     "first_tokens",
     "prepacked",
@@ -99,7 +100,7 @@ LAYERS = [
     "scoring",
 ]
 # The engine also runs, and is measured, on a machine without Ray; what is above it needs no torch either.
-WITHOUT_TORCH = LAYERS[: LAYERS.index("attention")]
+WITHOUT_TORCH = LAYERS[: LAYERS.index("rectangles")]
 WITHOUT_RAY = LAYERS[: LAYERS.index("cluster")]
 
 

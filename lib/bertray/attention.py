@@ -2,12 +2,14 @@
 
 `packed_attention` is registered with transformers' attention interface: a model switched to it attends within the
 documents of a `Packing`, which travels through the model's keyword arguments. On CUDA, in 16 bits, that is one call
-of torch's variable-length kernel; on a CPU one call of SDPA for every run of documents of equal length.
+of torch's variable-length kernel. Elsewhere scoring calls SDPA for every run of documents of equal length, and training
+puts documents of like length into rectangles and takes two matrix products: in bf16 on CPUs SDPA's own backward takes
+2 to 8 times as long, up to 128 tokens.
 
 In training no attention weight is dropped: the variable-length kernel cannot, and what a result is must not depend on
 the device. (Dropout of the states, which BERT has beside it, is left as it is.)
 
-Legend: B documents, B1 = B + 1, T tokens, H heads, A = B * H, D size of a head, L tokens of a document.
+Legend: B documents, B1 = B + 1, T tokens, H heads, A = B * H, D size of a head, E = H * D, L tokens of a document.
 """
 
 from __future__ import annotations
@@ -16,11 +18,14 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from bertray.rectangles import Rectangles
 
 _log = logging.getLogger(__name__)
 
@@ -34,15 +39,21 @@ class Packing:
     """Where the documents of a packed row lie.
 
     Attributes:
-        offsets_B1: document b holds the tokens offsets_B1[b] to offsets_B1[b + 1] (int32, on the model's device); on
-            a CPU, in training, tokens may follow that belong to none.
+        offsets_B1: document b holds the tokens offsets_B1[b] to offsets_B1[b + 1] (int32, on the model's device).
         runs: (first token, number of documents, tokens of each) of every run of documents of equal length.
         max_length: tokens of the longest document.
+        rectangles: in training without CUDA's kernel; tokens may then follow that belong to no document.
     """
 
     offsets_B1: torch.Tensor
     runs: tuple[tuple[int, int, int], ...]
     max_length: int
+    rectangles: Rectangles | None = None
+
+
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the variable-length kernel takes these states."""
+    return device.type == "cuda" and dtype != torch.float32
 
 
 def packed_attention(
@@ -66,9 +77,11 @@ def packed_attention(
     Returns:
         The states [1, T, H, D], and None for the weights.
     """
-    if query_1HTD.is_cuda and query_1HTD.dtype != torch.float32:  # which the kernel does not take
-        return _on_cuda(query_1HTD, key_1HTD, value_1HTD, packing, scaling, sliding_window), None
-    return _by_runs(query_1HTD, key_1HTD, value_1HTD, packing, scaling, sliding_window), None
+    if has_kernel(query_1HTD.device, query_1HTD.dtype):
+        attend = _on_cuda
+    else:
+        attend = _by_rectangles if packing.rectangles else _by_runs
+    return attend(query_1HTD, key_1HTD, value_1HTD, packing, scaling, sliding_window), None
 
 
 def _by_runs(
@@ -80,11 +93,7 @@ def _by_runs(
     sliding_window: int | None,
 ) -> torch.Tensor:
     """Attention over runs of documents of equal length."""
-    is_trained = torch.is_grad_enabled() and query_1HTD.requires_grad
-    by_products = is_trained and query_1HTD.dtype == torch.bfloat16 and not query_1HTD.is_cuda
-    attend = _attend_by_products if by_products else scaled_dot_product_attention
     states_1THD = torch.empty_like(query_1HTD.transpose(1, 2), memory_format=torch.contiguous_format)
-    parts = []
     for first, num_documents, length in packing.runs:
         span = slice(first, first + num_documents * length)
         query_BHLD, key_BHLD, value_BHLD = (
@@ -92,33 +101,46 @@ def _by_runs(
             for one in (query_1HTD, key_1HTD, value_1HTD)
         )
         is_near_LL = _is_near(length, sliding_window, query_1HTD.device)
-        states_BHLD = attend(query_BHLD, key_BHLD, value_BHLD, attn_mask=is_near_LL, scale=scaling)
-        if is_trained:
-            parts.append(states_BHLD.transpose(1, 2).flatten(0, 1))
-        else:
-            states_1THD[0, span].unflatten(0, (num_documents, length)).copy_(states_BHLD.transpose(1, 2))
-    # Tokens after the last document see nothing, and nothing sees them.
-    num_left = query_1HTD.shape[2] - sum(num_documents * length for _, num_documents, length in packing.runs)
-    if is_trained:
-        return torch.cat([*parts, states_1THD.new_zeros(num_left, *states_1THD.shape[2:])])[None]
-    states_1THD[0, query_1HTD.shape[2] - num_left :] = 0
+        states_BHLD = scaled_dot_product_attention(
+            query_BHLD, key_BHLD, value_BHLD, attn_mask=is_near_LL, scale=scaling
+        )
+        states_1THD[0, span].unflatten(0, (num_documents, length)).copy_(states_BHLD.transpose(1, 2))
     return states_1THD
 
 
-def _attend_by_products(
-    query_BHLD: torch.Tensor,
-    key_BHLD: torch.Tensor,
-    value_BHLD: torch.Tensor,
-    attn_mask: torch.Tensor | None,
-    scale: float | None,
+def _by_rectangles(
+    query_1HTD: torch.Tensor,
+    key_1HTD: torch.Tensor,
+    value_1HTD: torch.Tensor,
+    packing: Packing,
+    scaling: float | None,
+    sliding_window: int | None,
 ) -> torch.Tensor:
-    """SDPA by two matrix products: in bf16 on CPUs its own backward takes 2 to 8 times as long, up to 128 tokens."""
-    shape, scale = query_BHLD.shape, query_BHLD.shape[-1] ** -0.5 if scale is None else scale
-    query_ALD, key_ALD, value_ALD = (one.flatten(0, 1) for one in (query_BHLD, key_BHLD, value_BHLD))
-    affinity_ALL = torch.bmm(query_ALD * scale, key_ALD.transpose(1, 2))
-    if attn_mask is not None:
-        affinity_ALL = affinity_ALL.masked_fill(~attn_mask, float("-inf"))
-    return torch.bmm(affinity_ALL.softmax(-1), value_ALD).view(shape)
+    """Attention over rectangles of documents of like length; zeros for tokens that belong to no document."""
+    rectangles, (num_heads, num_tokens, size) = packing.rectangles, query_1HTD.shape[1:]
+    assert rectangles is not None
+    scale = size**-0.5 if scaling is None else scaling
+    parts = []
+    for query_BLE, key_BLE, value_BLE, is_hidden_BLL in zip(
+        *(rectangles.enter(one[0].transpose(0, 1).flatten(1)) for one in (query_1HTD * scale, key_1HTD, value_1HTD)),
+        rectangles.is_hidden,
+        strict=True,
+    ):
+        num_documents, length, _ = query_BLE.shape
+        query_ALD, key_ALD, value_ALD = (
+            one.unflatten(2, (num_heads, size)).transpose(1, 2).flatten(0, 1) for one in (query_BLE, key_BLE, value_BLE)
+        )
+        # Keys before queries: softmax over the keys then runs along the queries, which is faster, its backward more so.
+        affinity_ALL = torch.bmm(key_ALD, query_ALD.transpose(1, 2))
+        is_near_LL = _is_near(length, sliding_window, query_1HTD.device)
+        if is_near_LL is not None:
+            affinity_ALL = affinity_ALL.masked_fill(~is_near_LL, -torch.inf)
+        if is_hidden_BLL is not None:
+            affinity_BHLL = affinity_ALL.unflatten(0, (num_documents, num_heads))
+            affinity_ALL = affinity_BHLL.masked_fill(is_hidden_BLL[:, None], -torch.inf).flatten(0, 1)
+        states_ALD = torch.bmm(affinity_ALL.softmax(1).transpose(1, 2), value_ALD)
+        parts.append(states_ALD.unflatten(0, (num_documents, num_heads)).transpose(1, 2).flatten(2))
+    return rectangles.leave(parts).view(1, num_tokens, num_heads, size)
 
 
 def _on_cuda(
@@ -161,7 +183,8 @@ def kernel_works(device: torch.device, dtype: torch.dtype, *, with_gradients: bo
         for _ in range(3)
     ]
     offsets_B1 = torch.tensor([0, 93, 102, 111, 114], dtype=torch.int32).to(device)
-    packing = Packing(offsets_B1, ((0, 1, 93), (93, 2, 9), (111, 1, 3)), 93)
+    rectangles = Rectangles(np.array(lengths_B), sum(lengths_B), device) if with_gradients else None
+    packing = Packing(offsets_B1, ((0, 1, 93), (93, 2, 9), (111, 1, 3)), 93, rectangles)
     for sliding_window in (None, 17):
         try:
             actual = [_on_cuda(query, key, value, packing, None, sliding_window)]
@@ -170,7 +193,8 @@ def kernel_works(device: torch.device, dtype: torch.dtype, *, with_gradients: bo
         except (TypeError, RuntimeError) as error:
             _log.warning("batches will be padded: torch %s: %s: %s", torch.__version__, type(error).__name__, error)
             return False
-        expected = [_by_runs(query, key, value, packing, None, sliding_window)]
+        otherwise = _by_rectangles if with_gradients else _by_runs
+        expected = [otherwise(query, key, value, packing, None, sliding_window)]
         if with_gradients:
             expected += torch.autograd.grad(expected[0].square().sum(), inputs)
         difference = max(

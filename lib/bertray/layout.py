@@ -21,6 +21,7 @@ from bertray import attention
 from bertray.first_tokens import finish_first_tokens_alone
 from bertray.packing import num_filler, pack, packed_batches, pad, padded_batches
 from bertray.ragged import offsets
+from bertray.rectangles import Rectangles
 from bertray.tokenization import Sequences
 
 _log = logging.getLogger(__name__)
@@ -68,16 +69,18 @@ class Layout:
             output = model(input_ids=_put(input_ids_BL, model), attention_mask=_put(mask_BL, model))
         else:
             batch = pack(tokens, rows)
-            packing = attention.Packing(
-                _put(batch.offsets_B1.astype(np.int32), model), batch.runs(), int(tokens.lengths_S[rows].max())
-            )
-            self._first_tokens_B = packing.offsets_B1[:-1].long()
+            lengths_B, weight = tokens.lengths_S[rows], next(model.parameters())
+            offsets_B1 = _put(batch.offsets_B1.astype(np.int32), model)
+            self._first_tokens_B = offsets_B1[:-1].long()
             input_ids_T, position_ids_T = batch.input_ids_T, batch.position_ids_T + self._first_position
-            if torch.is_grad_enabled() and not packing.offsets_B1.is_cuda:
-                # Of every shape oneDNN makes kernels on a CPU, and keeps 1,024 of them, 0.4 MB each.
+            rectangles = None
+            if torch.is_grad_enabled() and not attention.has_kernel(weight.device, weight.dtype):
+                # Numbers of tokens come again, so that oneDNN's kernels, which it makes for every shape, do.
                 filler = (0, num_filler(len(input_ids_T)))
                 input_ids_T = np.pad(input_ids_T, filler, constant_values=self.pad_id)
                 position_ids_T = np.pad(position_ids_T, filler, constant_values=self._first_position)
+                rectangles = Rectangles(lengths_B, len(input_ids_T), weight.device)
+            packing = attention.Packing(offsets_B1, batch.runs(), int(lengths_B.max()), rectangles)
             output = model(
                 input_ids=_put(input_ids_T, model)[None],
                 position_ids=_put(position_ids_T, model)[None],

@@ -75,13 +75,9 @@ class PackedBatch:
         )
 
 
-def num_filler(num_tokens: int) -> int:
-    """Tokens to append so that few different numbers are left: 16 for every doubling.
-
-    Of 128 tokens and more they are at most 6 %, 2 % on average.
-    """
-    unit = max(8, 1 << max(0, num_tokens.bit_length() - 5))
-    return -num_tokens % unit
+def num_filler(num_tokens: int, unit: int = 8) -> int:
+    """Tokens to append so that few different numbers are left: multiples of `unit`, at most 16 for every doubling."""
+    return -num_tokens % max(unit, 1 << max(0, num_tokens.bit_length() - 5))
 
 
 def pack(tokens: Sequences, rows: np.ndarray) -> PackedBatch:
