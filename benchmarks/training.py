@@ -54,6 +54,7 @@ class Run:
     accuracy: float  # on the test rows, in fp32; NaN where the run was ended early
     f1_macro: float
     history: list[dict[str, float]]
+    last: tuple[float, float] = (float("nan"), float("nan"))  # accuracy and macro-F1 of the last epoch's weights
 
 
 class Subject:
@@ -104,9 +105,14 @@ class Subject:
         history = tuning.progress.history
         if stop_at is not None:
             return Run(tokens_per_s, wall_s, float("nan"), float("nan"), history)
-        model = self.classifier(config.seed)
-        model.load_state_dict(tuning.best.weights)
-        return Run(tokens_per_s, wall_s, *self.test(model), history)
+        last, best = tuning.learner.complete(tuning.optimizer.weights()), tuning.best.weights
+        return Run(tokens_per_s, wall_s, *self.test_weights(best), history, self.test_weights(last))
+
+    def test_weights(self, weights: dict[str, torch.Tensor]) -> tuple[float, float]:
+        """`test` of the encoder with these weights."""
+        model = self.classifier(0)
+        model.load_state_dict(weights)
+        return self.test(model)
 
     def test(self, model: Any) -> tuple[float, float]:
         """Accuracy and macro-F1 on the test rows, in fp32."""
