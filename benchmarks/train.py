@@ -6,24 +6,29 @@
 
 All fine-tune the same encoder on the same rows with the same epochs, batch size and learning rate, AdamW and a linear
 schedule. The Trainer groups by length and computes in bf16 where the machine has it; the plain loop shuffles, pads and
-computes in fp32: its rate is that of its first steps. The runs take turns, seed by seed. Tokens are those of the texts;
-padding is not counted, nor validation.
+computes in fp32: its rate is that of some steps. A machine's speed drifts by a tenth from minute to minute, so ours and
+the Trainer's runs are two processes that take turns, epoch by epoch, of which one works while the other waits; the
+ratio is the median of those of all pairs of epochs. Tokens are those of the texts; padding is not counted, nor
+validation.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.results import SHARED_DATA, write_result
 from benchmarks.training import Run, Subject, prepared
@@ -31,6 +36,9 @@ from bertray.encoder import resolve_precision
 
 LEARNING_RATE, BATCH_SIZE = 2e-4, 32
 NUM_PLAIN_STEPS = 60
+OURS, THEIRS = "bertray", "Trainer, grouped by length, bf16"
+_LONGEST_TURN_S = 1800
+Runs = tuple[list[Run], list[float]]
 
 
 class _Texts(torch.utils.data.Dataset[dict[str, Any]]):
@@ -45,7 +53,54 @@ class _Texts(torch.utils.data.Dataset[dict[str, Any]]):
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": self._labels[row], "length": len(ids)}
 
 
-def by_trainer(subject: Subject, seed: int, epochs: int) -> Run:
+class Turns:
+    """Two processes that work in turns: one begins, each hands over after an epoch, and at its end.
+
+    Args:
+        mine: released when it is this process's turn.
+        others: released to hand over.
+    """
+
+    def __init__(self, mine: Semaphore, others: Semaphore) -> None:
+        self._mine, self._others = mine, others
+
+    def begin(self) -> None:
+        """Wait for the first turn."""
+        if not self._mine.acquire(timeout=_LONGEST_TURN_S):
+            raise TimeoutError("the other process does not hand over")
+
+    def hand_over(self) -> None:
+        """Let the other process work, and wait until it hands over."""
+        self._others.release()
+        self.begin()
+
+    def end(self) -> None:
+        """Let the other process work on alone."""
+        self._others.release()
+
+
+class _Stopwatch(TrainerCallback):
+    """Tokens a second of each of the Trainer's epochs; between them it is the other process's turn."""
+
+    def __init__(self, num_tokens: int, turns: Turns) -> None:
+        self.tokens_per_s: list[float] = []
+        self._num_tokens, self._turns, self._began_s = num_tokens, turns, 0.0
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        self._began_s = time.perf_counter()
+
+    def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        self.tokens_per_s.append(self._num_tokens / (time.perf_counter() - self._began_s))
+        self._turns.hand_over()
+
+
+def by_bertray(subject: Subject, seed: int, epochs: int, turns: Turns) -> Run:
+    """The loop of jobs.train; the last epoch is kept, as the Trainer does."""
+    settings = {"learning_rate": LEARNING_RATE, "batch_size": BATCH_SIZE, "keep": "last"}
+    return subject.run(on_epoch=turns.hand_over, seed=seed, epochs=epochs, **settings)
+
+
+def by_trainer(subject: Subject, seed: int, epochs: int, turns: Turns) -> Run:
     """The Trainer with group_by_length, bf16 and fused AdamW."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
@@ -74,11 +129,12 @@ def by_trainer(subject: Subject, seed: int, epochs: int) -> Run:
             TrainingArguments(**settings, **grouping),
             train_dataset=_Texts(subject),
             data_collator=DataCollatorWithPadding(subject.tokenizer),
+            callbacks=[stopwatch := _Stopwatch(subject.num_train_tokens, turns)],
         )
         started_s = time.perf_counter()
         trainer.train()
         wall_s = time.perf_counter() - started_s
-    return Run(epochs * subject.num_train_tokens / wall_s, wall_s, *subject.test(trainer.model), [])
+    return Run(stopwatch.tokens_per_s, wall_s, *subject.test(trainer.model), [])
 
 
 def by_plain_loop(subject: Subject, seed: int) -> float:
@@ -103,43 +159,55 @@ def by_plain_loop(subject: Subject, seed: int) -> float:
     return num_tokens / (time.perf_counter() - started_s)
 
 
-def compare(subject: Subject, num_seeds: int, epochs: int) -> None:
+def runs_in_turns(trainer: str, data: str, num_seeds: int, epochs: int, mine: Semaphore, others: Semaphore) -> Runs:
+    """In a process of its own: the runs of all seeds, and steps of the plain loop after each of ours."""
+    turns, runs, plain = Turns(mine, others), [], []
+    turns.begin()
+    try:
+        with prepared(data) as (subject,):
+            for seed in range(num_seeds):
+                runs.append((by_bertray if trainer == OURS else by_trainer)(subject, seed, epochs, turns))
+                print(f"seed {seed}, {trainer}: {runs[-1].accuracy:.4f}", file=sys.stderr, flush=True)
+                plain += [by_plain_loop(subject, seed)] if trainer == OURS else []
+    finally:
+        turns.end()
+    return runs, plain
+
+
+def compare(data: str, num_seeds: int, epochs: int) -> None:
     """Ours and the Trainer's runs of every seed, in turns."""
-    ours: list[Run] = []
-    theirs: list[Run] = []
-    plain: list[float] = []
-    for seed in range(num_seeds):
-        settings = {"learning_rate": LEARNING_RATE, "batch_size": BATCH_SIZE, "keep": "last"}
-        ours.append(subject.run(seed=seed, epochs=epochs, **settings))
-        theirs.append(by_trainer(subject, seed, epochs))
-        plain.append(by_plain_loop(subject, seed))
-        rates = [ours[-1].tokens_per_s, theirs[-1].tokens_per_s, plain[-1]]
-        print(
-            f"seed {seed}: {', '.join(f'{rate:.0f}' for rate in rates)} tokens/s; "
-            f"accuracy {ours[-1].accuracy:.4f}, {theirs[-1].accuracy:.4f}",
-            file=sys.stderr,
-        )
-    own_rate = statistics.median(run.tokens_per_s for run in ours)
-    lines = ["| what | tokens/s | bertray is faster by | test accuracy, mean of seeds (each) |", "|---|---|---|---|"]
-    for name, runs in (("bertray", ours), ("Trainer, grouped by length, bf16", theirs)):
-        rate = statistics.median(run.tokens_per_s for run in runs)
+    spawning = multiprocessing.get_context("spawn")
+    with spawning.Manager() as manager, ProcessPoolExecutor(2, mp_context=spawning) as processes:
+        turns = manager.Semaphore(1), manager.Semaphore(0)
+        running = [
+            processes.submit(runs_in_turns, name, data, num_seeds, epochs, *order)
+            for name, order in ((OURS, turns), (THEIRS, turns[::-1]))
+        ]
+        (ours, plain), (theirs, _) = (one.result() for one in running)
+    rates = {OURS: [rate for run in ours for rate in run.tokens_per_s]}
+    rates[THEIRS] = [rate for run in theirs for rate in run.tokens_per_s]
+    lines = [
+        "| what | tokens/s, median of epochs | bertray is faster by, median of pairs | test accuracy, mean (each) |",
+        "|---|---|---|---|",
+    ]
+    for name, runs in ((OURS, ours), (THEIRS, theirs)):
+        ratio = statistics.median(own / other for own, other in zip(rates[OURS], rates[name], strict=True))
         each = ", ".join(f"{run.accuracy:.4f}" for run in runs)
         accuracy = statistics.mean(run.accuracy for run in runs)
-        lines.append(f"| {name} | {rate:.0f} | {own_rate / rate:.2f} | {accuracy:.4f} ({each}) |")
-    rate = statistics.median(plain)
-    lines.append(f"| plain loop, shuffled, fp32 | {rate:.0f} | {own_rate / rate:.2f} | |")
+        lines.append(f"| {name} | {statistics.median(rates[name]):.0f} | {ratio:.2f} | {accuracy:.4f} ({each}) |")
+    last = [run.tokens_per_s[-1] for run in ours]
+    ratio = statistics.median(own / other for own, other in zip(last, plain, strict=True))
+    lines.append(f"| plain loop, shuffled, fp32 | {statistics.median(plain):.0f} | {ratio:.2f} | |")
     facts = {
-        "rows": len(subject.train_ids),
-        "tokens": subject.num_train_tokens,
         "epochs": epochs,
         "seeds": num_seeds,
         "learning_rate": LEARNING_RATE,
         "batch_size": BATCH_SIZE,
-        "bertray_per_seed": [run.tokens_per_s for run in ours],
-        "trainer_per_seed": [run.tokens_per_s for run in theirs],
-        "plain_per_seed": plain,
+        "tokens_per_s_of_each_epoch": rates,
+        "tokens_per_s_of_plain_loop": plain,
+        "ratios": [own / other for own, other in zip(rates[OURS], rates[THEIRS], strict=True)],
     }
-    write_result("train", subject.name, "\n".join(lines), facts)
+    write_result("train", data, "\n".join(lines), facts)
 
 
 def compare_workers(subject: Subject, epochs: int) -> None:
@@ -179,11 +247,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if not SHARED_DATA.is_dir():
         sys.exit(f"no data sets at {SHARED_DATA}")
-    with prepared(arguments.data) as (subject,):
-        if arguments.workers:
+    if arguments.workers:
+        with prepared(arguments.data) as (subject,):
             compare_workers(subject, arguments.epochs)
-        else:
-            compare(subject, arguments.seeds, arguments.epochs)
+    else:
+        compare(arguments.data, arguments.seeds, arguments.epochs)
 
 
 if __name__ == "__main__":

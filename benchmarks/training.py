@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,24 +33,31 @@ SINGLE_LABEL = "single_label_classification"
 
 @dataclass
 class Quiet:
-    """A watcher that keeps the records, and ends the run at a step."""
+    """A watcher that keeps the records."""
 
-    stop_at: int | None = None
+    on_epoch: Callable[[], None] = lambda: None
     records: list[StepRecord] = field(default_factory=list)
 
     def steps(self, records: list[StepRecord], num_steps: int) -> bool:
         self.records += records
-        return self.stop_at is not None and self.records[-1].step >= self.stop_at
+        return False
 
     def epoch(self, metrics: dict[str, float]) -> None:
-        pass
+        self.on_epoch()
+
+    def tokens_per_s(self) -> list[float]:
+        """Of each epoch, without validation; of each look, all steps have the same."""
+        epochs: dict[int, list[float]] = {}
+        for record in self.records:
+            epochs.setdefault(math.ceil(record.epoch - 1e-9), []).append(1 / record.tokens_per_s)
+        return [len(inverse) / sum(inverse) for inverse in epochs.values()]
 
 
 @dataclass(frozen=True)
 class Run:
     """What a run of training gave."""
 
-    tokens_per_s: float  # of training: without validation, without what precedes the first step
+    tokens_per_s: list[float]  # of each epoch: without validation, without what precedes the first step
     wall_s: float
     accuracy: float  # on the test rows, in fp32; NaN where the run was ended early
     f1_macro: float
@@ -89,9 +97,9 @@ class Subject:
         transformers_logging.set_verbosity_error()
         return load_classifier(self.encoder, self.dataset.labels, SINGLE_LABEL, seed)
 
-    def run(self, *, stop_at: int | None = None, **options: Any) -> Run:
-        """Fine-tune with the loop of jobs.train, to the end or to a step, and test."""
-        config, watcher = self.config(**options), Quiet(stop_at)
+    def run(self, *, on_epoch: Callable[[], None] = lambda: None, **options: Any) -> Run:
+        """Fine-tune with the loop of jobs.train, and test."""
+        config, watcher = self.config(**options), Quiet(on_epoch)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with training_rows.opened(self._rows) as (splits, vocabulary_V):
             tuning = FineTuning(
@@ -100,13 +108,9 @@ class Subject:
             started_s = time.perf_counter()
             tuning.run()
             wall_s = time.perf_counter() - started_s
-        # Rates of looks, weighed by their steps: what lies between epochs is no part of them.
-        tokens_per_s = len(watcher.records) / sum(1 / record.tokens_per_s for record in watcher.records)
         history = tuning.progress.history
-        if stop_at is not None:
-            return Run(tokens_per_s, wall_s, float("nan"), float("nan"), history)
         last, best = tuning.learner.complete(tuning.optimizer.weights()), tuning.best.weights
-        return Run(tokens_per_s, wall_s, *self.test_weights(best), history, self.test_weights(last))
+        return Run(watcher.tokens_per_s(), wall_s, *self.test_weights(best), history, self.test_weights(last))
 
     def test_weights(self, weights: dict[str, torch.Tensor]) -> tuple[float, float]:
         """`test` of the encoder with these weights."""

@@ -159,6 +159,7 @@ class FineTuning:
             if is_end_of_epoch:
                 self._end_epoch(step, loss_sum.item())
                 loss_sum.zero_()
+                self._looked_s = time.monotonic()  # what lies between epochs does not count
             if self._is_checkpoint_due(step, shall_end):
                 self._save(step, loss_sum.item())
             if shall_end and not self._progress.is_done:
