@@ -16,7 +16,7 @@ from bertray.cli import Outcome, run_job
 from bertray.config import AuditConfig
 from bertray.report import print_audit
 
-_SUMMARY = ("num_rows", "num_rows_without_tokens", "num_suspects", "noise", "out_of_fold", "wall_s")
+_SUMMARY = ("num_rows", "num_rows_without_tokens", "num_suspects", "noise", "out_of_fold", "warnings", "wall_s")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
