@@ -66,7 +66,7 @@ class Learner:
         can_pack = dtype == torch.float32 or attention.kernel_works(device, dtype, with_gradients=True)
         self._layout = Layout(model.eval(), can_pack=can_pack)
         _freeze_unused(model, self._layout)
-        self._vocabulary_V = torch.from_numpy(vocabulary_V)
+        self._vocabulary_V = torch.tensor(vocabulary_V)
         self._embedding_name, self._embeddings_VD = _compact(model, self._vocabulary_V)
         if gradient_checkpointing:
             if not model.supports_gradient_checkpointing:
