@@ -25,9 +25,8 @@ check: install
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-# Two processes, each with a Ray cluster of its own: most of a test is a process that imports torch.
 test: install
-	$(PY) -m pytest --numprocesses 2 --dist loadgroup
+	$(PY) -m pytest
 
 notebooks: install demo/scored/runs/latest.json
 	$(PY) -m nbconvert --to html --execute notebooks/explore.ipynb --output-dir demo

@@ -46,14 +46,6 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no data sets at {SHARED_DATA}")
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the tests: a file's are for one, and those that look at the demo, made once."""
-    for item in items:
-        group = "demo" if "small_demo" in getattr(item, "fixturenames", ()) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 TINY_LABELS = ("a", "b", "c")
 
 
