@@ -77,7 +77,7 @@ def test_a_run_grows_with_the_cluster_and_takes_the_same_steps(
     monkeypatch.setattr("bertray.training._RESIZE_INTERVAL_S", 1.0)
 
     def run(name: str, num_workers: str) -> list[dict[str, float]]:
-        options = {**OPTIONS, "epochs": 16, "batch_size": 8, "num_workers": num_workers}
+        options = {**OPTIONS, "epochs": 40, "batch_size": 8, "num_workers": num_workers}
         train(TrainConfig(data=dataset, output=str(tmp_path / name), encoder=calm_encoder, **options))
         return Bundle.load(str(tmp_path / name)).info.history
 
