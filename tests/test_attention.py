@@ -14,6 +14,7 @@ from bertray import attention
 from bertray.attention import Packing, packed_attention
 from bertray.encoder import Encoder, scale_logits
 from bertray.ragged import offsets
+from bertray.rectangles import Rectangles
 from bertray.tokenization import TokenColumn
 
 SIZES = {
@@ -107,12 +108,12 @@ def whole_attention(
 
 
 @pytest.mark.parametrize("sliding_window", [None, 3])
-@pytest.mark.parametrize("on_cuda", [False, True])
-def test_documents_see_themselves_alone(
-    sliding_window: int | None, on_cuda: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("way", ["runs", "rectangles", "on_cuda"])
+def test_documents_see_themselves_alone(sliding_window: int | None, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     offsets_B1 = torch.tensor([0, 5, 10, 12], dtype=torch.int32)
-    packing = Packing(offsets_B1, ((0, 2, 5), (10, 1, 2)), 5)
+    rectangles = Rectangles(np.array([5, 5, 2]), 12, torch.device("cpu"))
+    ways: dict[str, Any] = {"runs": {"runs": ((0, 2, 5), (10, 1, 2))}, "rectangles": {"rectangles": rectangles}}
+    packing = Packing(offsets_B1, 5, **ways.get(way, {}))
     torch.manual_seed(0)
     query_1HTD, key_1HTD, value_1HTD = (torch.randn(1, 12, 4, 8).transpose(1, 2) for _ in range(3))
     documents_T = torch.tensor([0] * 5 + [1] * 5 + [2] * 2)
@@ -120,7 +121,7 @@ def test_documents_see_themselves_alone(
     if sliding_window:
         is_seen_TT &= (torch.arange(12)[:, None] - torch.arange(12)).abs() < sliding_window
     expected_1THD = whole_attention(query_1HTD, key_1HTD, value_1HTD, is_seen_TT).transpose(1, 2)
-    if on_cuda:  # the kernel needs a GPU; here its documented meaning stands in for it
+    if way == "on_cuda":  # the kernel needs a GPU; here its documented meaning stands in for it
 
         def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):  # type: ignore[no-untyped-def]
             assert query.shape == key.shape == value.shape == (12, 4, 8)
@@ -130,36 +131,34 @@ def test_documents_see_themselves_alone(
             return whole_attention(*(one.transpose(0, 1) for one in (query, key, value)), is_seen_TT).transpose(0, 1)
 
         monkeypatch.setattr("bertray.attention.varlen_attn", varlen_attn)
-        states_1THD = attention._on_cuda(query_1HTD, key_1HTD, value_1HTD, packing, 0.3, sliding_window)
-    else:
-        states_1THD, weights = packed_attention(
-            torch.nn.Module(),
-            query_1HTD,
-            key_1HTD,
-            value_1HTD,
-            None,
-            0.3,
-            packing=packing,
-            sliding_window=sliding_window,
-        )
-        assert weights is None
+    states_1THD, weights = packed_attention(
+        torch.nn.Module(), query_1HTD, key_1HTD, value_1HTD, None, 0.3, packing=packing, sliding_window=sliding_window
+    )
+    assert weights is None
     torch.testing.assert_close(states_1THD, expected_1THD)
 
 
-@pytest.mark.parametrize("fault", [None, "refuses", "sees other documents"])
+@pytest.mark.parametrize("with_gradients", [False, True])
+@pytest.mark.parametrize("fault", [None, "refuses", "sees other documents", "sees one token too many"])
 def test_a_kernel_that_does_not_work_is_noticed(
-    fault: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fault: str | None, with_gradients: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def on_cuda(query, key, value, packing, scaling, sliding_window):  # type: ignore[no-untyped-def]
+    def on_cuda(qkv, packing, scaling, sliding_window):  # type: ignore[no-untyped-def]
+        assert {one.dtype for one in qkv} == {torch.bfloat16}
         if fault == "refuses":
             raise TypeError("varlen_attn() got an unexpected keyword argument 'scale'")
-        if fault:
-            return scaled_dot_product_attention(query, key, value).transpose(1, 2)
-        return attention._by_runs(query, key, value, packing, scaling, sliding_window)
+        lengths_B = packing.offsets_B1.diff()
+        documents_T = torch.arange(len(lengths_B)).repeat_interleave(lengths_B)
+        is_seen_TT = documents_T[:, None] == documents_T if fault != "sees other documents" else torch.ones(114, 114)
+        reach = (sliding_window or 114) + (fault == "sees one token too many")
+        is_seen_TT = is_seen_TT.bool() & ((torch.arange(114)[:, None] - torch.arange(114)).abs() < reach)
+        return scaled_dot_product_attention(*qkv, attn_mask=is_seen_TT).transpose(1, 2)
 
+    to = torch.Tensor.to  # this machine's memory stands in for a GPU's
     monkeypatch.setattr(attention, "_on_cuda", on_cuda)
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_: self)  # this machine's memory stands in for a GPU's
-    assert attention.kernel_works(torch.device("cuda"), torch.bfloat16) is (fault is None)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, _, dtype=None: to(self, dtype) if dtype else self)
+    works = attention.kernel_works(torch.device("cuda"), torch.bfloat16, with_gradients=with_gradients)
+    assert works is (fault is None)
     assert ("batches will be padded" in caplog.text) is (fault is not None)
 
 

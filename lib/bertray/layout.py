@@ -68,26 +68,28 @@ class Layout:
             input_ids_BL, mask_BL = pad(tokens, rows, self.pad_id)
             output = model(input_ids=_put(input_ids_BL, model), attention_mask=_put(mask_BL, model))
         else:
-            batch = pack(tokens, rows)
-            lengths_B, weight = tokens.lengths_S[rows], next(model.parameters())
-            offsets_B1 = _put(batch.offsets_B1.astype(np.int32), model)
-            self._first_tokens_B = offsets_B1[:-1].long()
-            input_ids_T, position_ids_T = batch.input_ids_T, batch.position_ids_T + self._first_position
-            rectangles = None
-            if torch.is_grad_enabled() and not attention.has_kernel(weight.device, weight.dtype):
-                # Numbers of tokens come again, so that oneDNN's kernels, which it makes for every shape, do.
-                filler = (0, num_filler(len(input_ids_T)))
-                input_ids_T = np.pad(input_ids_T, filler, constant_values=self.pad_id)
-                position_ids_T = np.pad(position_ids_T, filler, constant_values=self._first_position)
-                rectangles = Rectangles(lengths_B, len(input_ids_T), weight.device)
-            packing = attention.Packing(offsets_B1, batch.runs(), int(lengths_B.max()), rectangles)
-            output = model(
-                input_ids=_put(input_ids_T, model)[None],
-                position_ids=_put(position_ids_T, model)[None],
-                packing=packing,
-            )
+            output = self._forward_packed(model, tokens, rows)
         logits_BC: torch.Tensor = output.logits.float()
         return logits_BC
+
+    def _forward_packed(self, model: Any, tokens: Sequences, rows: np.ndarray) -> Any:
+        batch, lengths_B, weight = pack(tokens, rows), tokens.lengths_S[rows], next(model.parameters())
+        input_ids_T, position_ids_T = batch.input_ids_T, batch.position_ids_T + self._first_position
+        by_kernel, rectangles = attention.has_kernel(weight.device, weight.dtype), None
+        if torch.is_grad_enabled() and not by_kernel:
+            # Numbers of tokens come again, so that oneDNN's kernels, which it makes for every shape, do.
+            filler = (0, num_filler(len(input_ids_T)))
+            input_ids_T = np.pad(input_ids_T, filler, constant_values=self.pad_id)
+            position_ids_T = np.pad(position_ids_T, filler, constant_values=self._first_position)
+            rectangles = Rectangles(lengths_B, len(input_ids_T), weight.device)
+        runs = () if by_kernel or rectangles else batch.runs()
+        offsets_B1 = _put(batch.offsets_B1.astype(np.int32), model)
+        self._first_tokens_B = offsets_B1[:-1].long()
+        return model(
+            input_ids=_put(input_ids_T, model)[None],
+            position_ids=_put(position_ids_T, model)[None],
+            packing=attention.Packing(offsets_B1, int(lengths_B.max()), runs, rectangles),
+        )
 
     @torch.no_grad()  # not inference_mode: what a model keeps of a probe could not be trained with
     def _adapt(self, model: Any, can_pack: bool) -> None:
