@@ -9,10 +9,9 @@ Writes suspects.parquet, the worst first, and label_quality.json. Nothing is cha
 mend the labelled files, and run jobs.prepare again. Takes as long as --folds trainings.
 """
 
-import sys
 from collections.abc import Sequence
 
-from bertray.cli import Outcome, run_job
+from bertray.cli import Outcome, leave, run_job
 from bertray.config import AuditConfig
 from bertray.report import print_audit
 
@@ -32,4 +31,4 @@ def _run(config: AuditConfig) -> Outcome:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bertray.cli import EXIT_OK, Outcome, run_job
+from bertray.cli import EXIT_OK, Outcome, leave, run_job
 from bertray.config import DemoConfig
 
 
@@ -55,4 +55,4 @@ def _run(config: DemoConfig) -> Outcome:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

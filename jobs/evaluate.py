@@ -7,10 +7,9 @@
 Writes metrics.json and predictions.parquet.
 """
 
-import sys
 from collections.abc import Sequence
 
-from bertray.cli import Outcome, run_job
+from bertray.cli import Outcome, leave, run_job
 from bertray.config import EvaluateConfig
 from bertray.report import print_evaluation
 
@@ -38,4 +37,4 @@ def _run(config: EvaluateConfig) -> Outcome:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

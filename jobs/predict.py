@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from bertray.cli import Outcome, run_job
+from bertray.cli import Outcome, leave, run_job
 from bertray.config import PredictConfig
 
 # Lines of standard input classified at a time: enough to batch, few enough that a pipe sees output soon.
@@ -51,4 +51,4 @@ def _chunks(texts: Iterable[bytes], num_texts: int) -> Iterator[list[bytes]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

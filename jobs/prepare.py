@@ -10,10 +10,9 @@ Reads CSV, JSON Lines (also .gz and .zst) and Parquet. Writes train.parquet, val
 labels.json and report.json, which counts every row: read = kept + taken out, by reason.
 """
 
-import sys
 from collections.abc import Sequence
 
-from bertray.cli import Outcome, run_job
+from bertray.cli import Outcome, leave, run_job
 from bertray.config import PrepareConfig
 from bertray.report import print_dataset
 
@@ -32,4 +31,4 @@ def _run(config: PrepareConfig) -> Outcome:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

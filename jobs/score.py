@@ -10,10 +10,9 @@ Run it every night: only new and changed shards are scored. Run it again after a
 Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this machine.
 """
 
-import sys
 from collections.abc import Sequence
 
-from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, Outcome, run_job
+from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, Outcome, leave, run_job
 from bertray.config import ScoreConfig
 from bertray.report import print_scoring, print_verdict
 
@@ -41,4 +40,4 @@ def _run(config: ScoreConfig) -> Outcome:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

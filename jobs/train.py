@@ -10,10 +10,9 @@ Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this mach
 on validation is kept. The same command goes on with a run that was interrupted.
 """
 
-import sys
 from collections.abc import Sequence
 
-from bertray.cli import Outcome, run_job
+from bertray.cli import Outcome, leave, run_job
 from bertray.config import TrainConfig
 
 
@@ -28,4 +27,4 @@ def _run(config: TrainConfig) -> Outcome:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

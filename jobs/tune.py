@@ -10,10 +10,9 @@ Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this mach
 jobs.train; ASHA ends trials that fall behind. After whatever ended it, the same command goes on.
 """
 
-import sys
 from collections.abc import Sequence
 
-from bertray.cli import Outcome, run_job
+from bertray.cli import Outcome, leave, run_job
 from bertray.config import TuneConfig
 
 
@@ -28,4 +27,4 @@ def _run(config: TuneConfig) -> Outcome:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -151,6 +153,14 @@ def test_a_request_error_ends_with_code_2_and_no_traceback(capsys: pytest.Captur
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "error: the path /x is wrong\n"
+
+
+@pytest.mark.parametrize(("code", "ended_by_python"), [(0, True), (3, True), (130, False), (143, False)])
+def test_a_stopped_job_ends_without_the_interpreters_end(code: int, ended_by_python: bool) -> None:
+    told = "import atexit; from bertray.cli import leave; atexit.register(print, 'by Python')"
+    finished = subprocess.run([sys.executable, "-c", f"{told}; print('said'); leave({code})"], stdout=subprocess.PIPE)
+    assert finished.returncode == code
+    assert finished.stdout == (b"said\nby Python\n" if ended_by_python else b"said\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

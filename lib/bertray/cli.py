@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_origin
+from typing import Any, NamedTuple, NoReturn, TypeVar, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -76,6 +76,22 @@ def run_job(config_class: type[Config], run: Callable[[Config], Outcome], argv: 
     if outcome.summary is not None:
         print(json.dumps(outcome.summary, ensure_ascii=False), flush=True)
     return outcome.exit_code
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End the process with the exit code of its job.
+
+    A job that was stopped may leave a thread waiting within Ray, which can crash the interpreter as it ends: Pythons
+    before 3.14 unwind such a thread, native code and all (https://github.com/python/cpython/issues/87135). So there
+    the process ends without the interpreter's own end.
+    """
+    if exit_code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+        if ray := sys.modules.get("ray"):
+            ray.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)
 
 
 @contextmanager
