@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.utils import logging as transformers_logging
 
 from benchmarks.results import SHARED_DATA
 from bertray import training_rows
@@ -59,10 +58,10 @@ class Run:
 
     tokens_per_s: list[float]  # of each epoch: without validation, without what precedes the first step
     wall_s: float
-    accuracy: float  # on the test rows, in fp32; NaN where the run was ended early
+    accuracy: float  # on the test rows, in fp32
     f1_macro: float
     history: list[dict[str, float]]
-    last: tuple[float, float] = (float("nan"), float("nan"))  # accuracy and macro-F1 of the last epoch's weights
+    last: tuple[float, float]  # accuracy and macro-F1 of the last epoch's weights
 
 
 class Subject:
@@ -93,8 +92,6 @@ class Subject:
         return TrainConfig(data=self.data, output="unused", encoder=self.encoder, max_length=self.max_length, **options)
 
     def classifier(self, seed: int) -> Any:
-        transformers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()
         return load_classifier(self.encoder, self.dataset.labels, SINGLE_LABEL, seed)
 
     def run(self, *, on_epoch: Callable[[], None] = lambda: None, **options: Any) -> Run:

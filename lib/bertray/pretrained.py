@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from bertray.bundle_folder import sha256_of
 from bertray.choices import ProblemType
@@ -106,7 +107,12 @@ def num_special_ids(config: PreTrainedConfig) -> int:
 
 
 def load_classifier(encoder: str, labels: Sequence[str], problem_type: ProblemType, seed: int) -> Any:
-    """An encoder with a new head, fp32, on the CPU; the same seed gives the same head."""
+    """An encoder with a new head, fp32, on the CPU; the same seed gives the same head.
+
+    From here on transformers tells of errors alone: it would report that the encoder has no such head.
+    """
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     torch.manual_seed(seed)
     return AutoModelForSequenceClassification.from_pretrained(
         encoder_folder(encoder),

@@ -10,7 +10,6 @@ from typing import Any
 import ray
 import ray.train.torch
 import torch
-from transformers.utils import logging as transformers_logging
 
 from bertray import training_rows
 from bertray.checkpoints import Checkpoints
@@ -81,12 +80,10 @@ def fine_tuning(
 
 
 def set_up_process(device: torch.device, num_threads: int) -> None:
-    """Let this process train on the device, and print nothing of its own."""
+    """Let this process train on the device."""
     if device.type == "cpu":
         torch.set_num_threads(num_threads)
         keep_freed_memory()  # Ray Train and Tune run what they are given outside of the main thread
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
 
 
 class _BoardWatcher:
