@@ -29,11 +29,12 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from benchmarks.results import SHARED_DATA, write_result
 from bertray import baseline
 from bertray.cleaning import clean, comparison_keys
-from bertray.config import AuditConfig, PrepareConfig
+from bertray.config import PrepareConfig
 from bertray.dataset import Dataset, prepare
 from bertray.label_audit import audit
 from bertray.labelled import read_labelled
 from bertray.schema import LABEL, LABEL_ID, TEXT
+from bertray.training_config import AuditConfig
 
 
 def prepared(

@@ -219,8 +219,8 @@ def compare(data: str, num_seeds: int, epochs: int) -> None:
 
 def compare_workers(subject: Subject, epochs: int) -> None:
     """One worker with all cores, and two that share them, on a Ray of this machine, in turns."""
-    from bertray.config import TrainConfig
     from bertray.training import train
+    from bertray.training_config import TrainConfig
 
     rates: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(3):

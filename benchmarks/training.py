@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.results import SHARED_DATA
 from bertray import training_rows
-from bertray.config import PrepareConfig, TrainConfig
+from bertray.config import PrepareConfig
 from bertray.dataset import Dataset, prepare
 from bertray.encoder import Encoder
 from bertray.finetuning import FineTuning
@@ -26,6 +26,7 @@ from bertray.schema import LABEL_ID, TEXT
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer
 from bertray.tracking import StepRecord
+from bertray.training_config import TrainConfig
 
 SINGLE_LABEL = "single_label_classification"
 

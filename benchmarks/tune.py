@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.results import SHARED_DATA, write_result
 from benchmarks.training import Run, Subject, prepared
-from bertray.config import TuneConfig
+from bertray.training_config import TuneConfig
 from bertray.trials import SEARCHED, options_of
 from bertray.tuning import search
 

@@ -12,8 +12,8 @@ mend the labelled files, and run jobs.prepare again. Takes as long as --folds tr
 from collections.abc import Sequence
 
 from bertray.cli import Outcome, leave, run_job
-from bertray.config import AuditConfig
 from bertray.report import print_audit
+from bertray.training_config import AuditConfig
 
 _SUMMARY = ("num_rows", "num_rows_without_tokens", "num_suspects", "noise", "out_of_fold", "warnings", "wall_s")
 

@@ -13,7 +13,7 @@ on validation is kept. The same command goes on with a run that was interrupted.
 from collections.abc import Sequence
 
 from bertray.cli import Outcome, leave, run_job
-from bertray.config import TrainConfig
+from bertray.training_config import TrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ jobs.train; ASHA ends trials that fall behind. After whatever ended it, the same
 from collections.abc import Sequence
 
 from bertray.cli import Outcome, leave, run_job
-from bertray.config import TuneConfig
+from bertray.training_config import TuneConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,12 +18,12 @@ from transformers import BertForSequenceClassification
 
 from bertray import training_rows
 from bertray.checkpoints import Checkpoints
-from bertray.config import TrainConfig
 from bertray.finetuning import FineTuning
 from bertray.pretrained import load_tokenizer
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer
 from bertray.tracking import StepRecord
+from bertray.training_config import TrainConfig
 
 NUM_ROWS, NUM_LABELS = 160, 3
 _WORDS = ["apple banana cherry mango", "wheel engine motor brake", "wave shore tide fish"]

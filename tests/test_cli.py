@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from bertray.cli import Outcome, load_config, run_job
-from bertray.config import PrepareConfig, ScoreConfig, TrainConfig
+from bertray.config import PrepareConfig, ScoreConfig
 from bertray.errors import RequestError
+from bertray.training_config import TrainConfig
 
 REQUIRED = ["--data", "d", "--output", "o"]
 

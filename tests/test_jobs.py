@@ -8,16 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bertray.config import (
-    AuditConfig,
-    EvaluateConfig,
-    JobConfig,
-    PredictConfig,
-    PrepareConfig,
-    ScoreConfig,
-    TrainConfig,
-    TuneConfig,
-)
+from bertray.config import EvaluateConfig, JobConfig, PredictConfig, PrepareConfig, ScoreConfig
+from bertray.training_config import AuditConfig, TrainConfig, TuneConfig
 from jobs import audit, demo, evaluate, predict, prepare, score, train, tune
 from tests.conftest import ROOT, run_job_process, write_shard
 

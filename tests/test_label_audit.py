@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
-from bertray.config import AuditConfig, PrepareConfig
+from bertray.config import PrepareConfig
 from bertray.dataset import prepare
 from bertray.errors import BertrayError, LockedError, RequestError
 from bertray.label_audit import Audit, _warnings, audit
 from bertray.run_lock import RunLock
 from bertray.schema import suspect_schema
 from bertray.storage import Location
+from bertray.training_config import AuditConfig
 from tests.conftest import run_job_process
 from tests.kills import killing, titled
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import bertray
-from bertray import config
+from bertray import config, training_config
 from bertray.config import JobConfig
 from tests.conftest import ROOT
 
@@ -26,6 +26,7 @@ LAYERS = [
     "schema",
     "profile",
     "config",
+    "training_config",
     "cli",
     "s3",
     "storage",
@@ -209,9 +210,12 @@ def test_the_readme_shows_only_options_that_exist() -> None:
     check_commands((ROOT / "README.md").read_text())
 
 
+OPTIONS = (vars(config) | vars(training_config)).values()
+
+
 def check_commands(text: str) -> None:
     """Every flag of every `python -m jobs.NAME …` in a text is an option of that job."""
-    configs = {one.__doc__.split(":")[0]: one for one in vars(config).values() if is_job(one)}
+    configs = {one.__doc__.split(":")[0]: one for one in OPTIONS if is_job(one)}
     for job, rest in re.findall(r"python -m (jobs\.[a-z]+)((?:[^\n\\]|\\\n)*)", text):
         allowed = {f"--{name.replace('_', '-')}" for name in configs[job].model_fields} | {"--config", "--help"}
         assert set(re.findall(r"--[a-z][a-z-]+", rest)) <= allowed, (job, rest)
@@ -222,7 +226,7 @@ def is_job(one: object) -> bool:
 
 
 def test_every_option_says_what_it_is() -> None:
-    for one in filter(is_job, vars(config).values()):
+    for one in filter(is_job, OPTIONS):
         for name, field in one.model_fields.items():
             assert field.description, f"{one.__name__}.{name}"
 

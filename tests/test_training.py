@@ -13,11 +13,12 @@ import pytest
 from bertray import Bundle
 from bertray.bundle_writer import write_bundle
 from bertray.checkpoints import Best, Progress
-from bertray.config import PrepareConfig, TrainConfig
+from bertray.config import PrepareConfig
 from bertray.dataset import Dataset, prepare
 from bertray.errors import BertrayError, RequestError
 from bertray.storage import Location
 from bertray.training import train
+from bertray.training_config import TrainConfig
 
 WORDS = {"fruit": "apple banana cherry mango", "car": "wheel engine motor brake", "sea": "wave shore tide fish"}
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from test_training import dataset as dataset  # the fixture
 
 from bertray import Bundle
-from bertray.config import TrainConfig
 from bertray.errors import LockedError, RequestError
 from bertray.training import train
+from bertray.training_config import TrainConfig
 from tests.conftest import ROOT
 from tests.kills import end_driver, job, killing, wait_for
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from bertray.config import TrainConfig, TuneConfig
 from bertray.errors import BertrayError
 from bertray.option_types import bounds
+from bertray.training_config import TrainConfig, TuneConfig
 from bertray.trials import SEARCHED, TrialRecord, best_of, best_of_all, options_of, train_config
 
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from test_training import dataset as dataset  # the fixture
 
 from bertray import Bundle
-from bertray.config import TuneConfig
 from bertray.errors import BertrayError, RequestError
 from bertray.schema import TRIAL_SCHEMA
 from bertray.storage import Location
 from bertray.training import train
+from bertray.training_config import TuneConfig
 from bertray.training_run import TrainingRun
 from bertray.trials import TrialRecord, options_of, train_config
 from bertray.tuning import Rungs, search

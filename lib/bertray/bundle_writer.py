@@ -19,7 +19,6 @@ from bertray.bundle import predictions, seal
 from bertray.bundle_folder import BUNDLE_FILE, CURVES_FILE, EVENTS_FOLDER, BundleInfo
 from bertray.calibration import calibrate, probabilities, threshold_for_precision, tune_thresholds
 from bertray.checkpoints import Best, Progress
-from bertray.config import TrainConfig
 from bertray.curves import learning_curves
 from bertray.dataset import Dataset
 from bertray.encoder import scale_logits
@@ -29,6 +28,7 @@ from bertray.profile import Profile
 from bertray.schema import LABEL, TEXT
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer
+from bertray.training_config import TrainConfig
 
 # A score that no row reaches.
 _EVERY_ROW = 2.0

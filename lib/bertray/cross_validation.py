@@ -27,7 +27,6 @@ from transformers import PreTrainedConfig
 
 from bertray import cluster
 from bertray.choices import ProblemType
-from bertray.config import AuditConfig, TrainConfig, TrainingOptions
 from bertray.dataset import Dataset
 from bertray.errors import BertrayError
 from bertray.finetuning import FineTuning, StepRecord
@@ -36,6 +35,7 @@ from bertray.progress import ProgressBar
 from bertray.schema import TEXT
 from bertray.tokenization import ColumnTokenizer, Sequences
 from bertray.training_board import FoldBoard
+from bertray.training_config import AuditConfig, TrainConfig, TrainingOptions
 from bertray.training_rows import TrainingRows, compact_vocabulary, label_id_lists
 from bertray.training_worker import set_up_process
 

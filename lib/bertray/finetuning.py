@@ -23,7 +23,6 @@ import torch.distributed
 
 from bertray.checkpoints import Best, Checkpoints, Progress
 from bertray.choices import ProblemType
-from bertray.config import TrainConfig
 from bertray.encoder import TOKEN_BUDGET
 from bertray.errors import BertrayError, RequestError
 from bertray.learner import Learner, check_memory
@@ -32,6 +31,7 @@ from bertray.objective import Objective, sampling_probabilities
 from bertray.optimizer import Optimizer, learning_rate_factor
 from bertray.tracking import StepRecord
 from bertray.training_batches import TrainingBatches, micro_batches, share
+from bertray.training_config import TrainConfig
 from bertray.training_rows import TrainingRows
 from bertray.windows import aggregate
 

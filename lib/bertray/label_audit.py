@@ -25,7 +25,6 @@ import pyarrow as pa
 from bertray import cluster
 from bertray.calibration import probabilities
 from bertray.cleaning import comparison_keys
-from bertray.config import AuditConfig
 from bertray.cross_validation import out_of_fold_logits
 from bertray.dataset import Dataset
 from bertray.errors import RequestError
@@ -51,6 +50,7 @@ from bertray.splits import folds
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer
 from bertray.training import check_data, with_rows
+from bertray.training_config import AuditConfig
 from bertray.versions import versions
 
 _log = logging.getLogger(__name__)

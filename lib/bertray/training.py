@@ -31,7 +31,6 @@ from bertray import cluster, mlflow_run, training_rows
 from bertray.bundle_folder import BUNDLE_FILE
 from bertray.bundle_writer import write_bundle
 from bertray.checkpoints import Checkpoints
-from bertray.config import TrainConfig, TrainingOptions
 from bertray.dataset import Dataset
 from bertray.errors import BertrayError, RequestError
 from bertray.finetuning import DivergedError
@@ -44,6 +43,7 @@ from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer
 from bertray.tracking import Tracker
 from bertray.training_board import Board, train_on_worker
+from bertray.training_config import TrainConfig, TrainingOptions
 from bertray.training_run import TrainingRun
 
 _log = logging.getLogger(__name__)

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bertray.bundle_folder import EVENTS_FOLDER
-from bertray.config import TrainConfig
 from bertray.errors import RequestError
 from bertray.storage import Location
+from bertray.training_config import TrainConfig
 
 _RUN_FILE, _MLFLOW_FILE = "run.json", "mlflow_run_id"
 # What a run may go on with otherwise.

@@ -14,13 +14,13 @@ import torch
 from bertray import training_rows
 from bertray.checkpoints import Checkpoints
 from bertray.choices import ProblemType
-from bertray.config import TrainConfig
 from bertray.finetuning import FineTuning, Watcher
 from bertray.pretrained import load_classifier
 from bertray.process import keep_freed_memory
 from bertray.run_lock import check_held
 from bertray.storage import Location
 from bertray.tracking import StepRecord
+from bertray.training_config import TrainConfig
 from bertray.training_run import TrainingRun
 
 

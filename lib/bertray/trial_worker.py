@@ -17,11 +17,11 @@ import torch
 from ray import tune
 
 from bertray.checkpoints import Checkpoints, Progress
-from bertray.config import TrainConfig
 from bertray.finetuning import DivergedError, FineTuning
 from bertray.run_lock import check_held
 from bertray.storage import Location
 from bertray.tracking import StepRecord
+from bertray.training_config import TrainConfig
 from bertray.training_run import TrainingRun
 from bertray.training_worker import fine_tuning
 

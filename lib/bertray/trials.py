@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from bertray.bundle_folder import TRIALS_JSON, TRIALS_PARQUET
-from bertray.config import TrainConfig, TuneConfig
 from bertray.errors import BertrayError
 from bertray.option_types import bounds
 from bertray.schema import TRIAL_SCHEMA
+from bertray.training_config import TrainConfig, TuneConfig
 
 # Options of jobs.train.
 SEARCHED = ("learning_rate", "batch_size", "epochs", "warmup_fraction", "label_smoothing", "layer_decay", "seed")

@@ -44,7 +44,6 @@ from bertray import cluster
 from bertray.bundle_folder import EVENTS_FOLDER, BundleInfo
 from bertray.bundle_writer import write_bundle
 from bertray.checkpoints import Checkpoints
-from bertray.config import TuneConfig
 from bertray.dataset import Dataset
 from bertray.errors import BertrayError
 from bertray.ledger import new_run_id
@@ -57,6 +56,7 @@ from bertray.tokenization import ColumnTokenizer
 from bertray.tracking import Tracker
 from bertray.training import STOP_S, check_data, check_output, with_absolute_places, write_rows
 from bertray.training_board import StopBoard
+from bertray.training_config import TuneConfig
 from bertray.training_run import TrainingRun
 from bertray.trial_worker import run_trial, trial_checkpoints
 from bertray.trials import Status, TrialRecord, best_of, best_of_all, options_of, train_config, write_trials
