@@ -40,7 +40,7 @@ TASKS = {
     "goemotions": Task(
         {"input": f"{GOEMOTIONS}/train.parquet", "validation": f"{GOEMOTIONS}/dev.parquet"}
         | {"test": f"{GOEMOTIONS}/test.parquet", "multi_label": ""},
-        {"epochs": 4, "learning_rate": 2e-4, "max_length": 64},
+        {"epochs": 4, "learning_rate": 3e-4, "max_length": 64},
         ("f1_macro", "f1_micro", "subset_accuracy", "ece"),
         "BERT-base: macro-F1 0.46 (Demszky et al. 2020, https://aclanthology.org/2020.acl-main.372)",
     ),

@@ -18,6 +18,7 @@ from transformers import BertForSequenceClassification
 
 from bertray import training_rows
 from bertray.checkpoints import Checkpoints
+from bertray.choices import ProblemType
 from bertray.finetuning import FineTuning
 from bertray.pretrained import load_tokenizer
 from bertray.storage import Location
@@ -80,6 +81,7 @@ def opened_run(
     watcher: Recorder | None = None,
     checkpoints: Checkpoints | None = None,
     model: Any = None,
+    problem_type: ProblemType = "single_label_classification",
 ) -> Iterator[FineTuning]:
     """A run that has not begun."""
     with training_rows.opened(Location.of(str(rows))) as (splits, vocabulary_V):
@@ -88,7 +90,7 @@ def opened_run(
             model or small_model(),
             splits,
             vocabulary_V,
-            "single_label_classification",
+            problem_type,
             device=torch.device("cpu"),
             watcher=watcher or Recorder(),
             checkpoints=checkpoints,

@@ -7,18 +7,21 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
 from conftest import ROOT
-from small_training import Recorder, config, fine_tune, opened_run, small_model, write_rows
+from small_training import NUM_LABELS, NUM_ROWS, Recorder, config, fine_tune, opened_run, small_model, write_rows
 
+from bertray import training_rows
 from bertray.checkpoints import Checkpoints
 from bertray.errors import RequestError
 from bertray.finetuning import DivergedError
 from bertray.learner import Learner
+from bertray.objective import Objective
 from bertray.storage import Location
 from bertray.tokenization import Sequences
 
@@ -181,6 +184,19 @@ def test_levers_change_the_run(rows: Path) -> None:
     plain = losses.pop("{}")
     for lever, found in losses.items():
         assert not np.allclose(found, plain, atol=1e-5), lever
+
+
+@pytest.mark.parametrize("lever", [{}, {"label_smoothing": 0.1}, {"class_weights": "balanced"}])
+def test_several_labels_begin_where_nothing_is_known_of_a_text(lever: dict[str, Any], rows: Path) -> None:
+    settings = config(**lever)
+    with opened_run(rows, settings, problem_type="multi_label_classification") as run:
+        bias_C = run.learner.model.classifier.bias.detach()
+    with training_rows.opened(Location.of(str(rows))) as (splits, _):
+        objective = Objective(splits["train"], NUM_LABELS, "multi_label_classification", torch.device("cpu"), **lever)
+        logits_SC = bias_C.repeat(NUM_ROWS, 1).requires_grad_()
+        (objective.loss_sum(logits_SC, np.arange(NUM_ROWS)) / NUM_ROWS).backward()
+    assert logits_SC.grad is not None
+    torch.testing.assert_close(logits_SC.grad.sum(dim=0), torch.zeros(NUM_LABELS), atol=1e-3, rtol=0)
 
 
 def test_parts_become_smaller_until_they_fit(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ import torch.distributed
 
 from bertray.checkpoints import Best, Checkpoints, Progress
 from bertray.choices import ProblemType
-from bertray.encoder import TOKEN_BUDGET
+from bertray.encoder import TOKEN_BUDGET, begin_with_logits
 from bertray.errors import BertrayError, RequestError
 from bertray.learner import Learner, check_memory
 from bertray.metrics import multi_label_metrics, summary_metrics
@@ -101,6 +101,16 @@ class FineTuning:
         self._train, self._validation = splits["train"], splits["validation"]
         self._problem_type, self._num_classes = problem_type, model.config.num_labels
         self._lengths_S = self._train.tokens.lengths_S
+        self._objective = Objective(
+            self._train,
+            self._num_classes,
+            problem_type,
+            device,
+            label_smoothing=config.label_smoothing,
+            class_weights=config.class_weights,
+        )
+        if problem_type == "multi_label_classification":
+            begin_with_logits(model, self._objective.logits_of_any_text_C())
         self.learner = Learner(
             model,
             vocabulary_V,
@@ -115,14 +125,6 @@ class FineTuning:
             max_grad_norm=config.max_grad_norm,
             layer_decay=config.layer_decay,
             average_decay=config.average_decay,
-        )
-        self._objective = Objective(
-            self._train,
-            self._num_classes,
-            problem_type,
-            device,
-            label_smoothing=config.label_smoothing,
-            class_weights=config.class_weights,
         )
         probabilities_S = None
         if config.sampling == "balanced":
