@@ -46,6 +46,22 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no data sets at {SHARED_DATA}")
 
+# Files whose tests take longest, begun first: nobody shall be left with one of them at the end.
+_LONGEST = ("test_training_faults", "demo", "test_scoring", "test_training", "test_label_audit", "test_isolated")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests: a file's are for one, and those that look at the demo, made once."""
+
+    def group(item: pytest.Item) -> str:
+        return "demo" if "small_demo" in getattr(item, "fixturenames", ()) else item.path.stem
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: _LONGEST.index(group(item)) if group(item) in _LONGEST else len(_LONGEST))
+
+
 TINY_LABELS = ("a", "b", "c")
 
 
