@@ -27,7 +27,7 @@ check: install
 
 # Two processes, each with a Ray cluster of its own: most of the time a test waits for a process to start or to end.
 test: install
-	$(PY) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 notebooks: install demo/scored/runs/latest.json
 	$(PY) -m nbconvert --to html --execute notebooks/explore.ipynb --output-dir demo

@@ -25,6 +25,7 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback only, as bertray.cli does it
     "OMP_NUM_THREADS": "1",  # on a busy machine threads that wait for each other cost more than they bring
+    "OMP_WAIT_POLICY": "PASSIVE",  # and those that a worker is given sleep meanwhile
     "TOKENIZERS_PARALLELISM": "false",
     "HF_ENDPOINT": "http://127.0.0.1:9",  # nothing listens there: the Hub cannot be reached from a test
 }
@@ -46,20 +47,12 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no data sets at {SHARED_DATA}")
 
-# Files whose tests take longest, begun first: nobody shall be left with one of them at the end.
-_LONGEST = ("test_training_faults", "demo", "test_scoring", "test_training", "test_label_audit", "test_isolated")
+# Files whose tests take longest, begun first: of several processes none shall be left with one of them at the end.
+_LONGEST = ("test_training_faults", "test_demo", "test_scoring", "test_label_audit", "test_training", "test_tuning")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the tests: a file's are for one, and those that look at the demo, made once."""
-
-    def group(item: pytest.Item) -> str:
-        return "demo" if "small_demo" in getattr(item, "fixturenames", ()) else item.path.stem
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: _LONGEST.index(group(item)) if group(item) in _LONGEST else len(_LONGEST))
+    items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))
 
 
 TINY_LABELS = ("a", "b", "c")

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
+from test_notebooks import execute
 from transformers import pipeline
 
 from bertray import Bundle
@@ -44,3 +46,11 @@ def test_pipeline_predict_and_score_agree(small_demo: Path) -> None:
     for prediction, other in zip(predictions, reference, strict=True):
         assert prediction.label == other["label"]
         assert abs(prediction.score - other["score"]) < 1e-4
+
+
+def test_the_notebook_runs_on_the_demo(small_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = execute(small_demo, monkeypatch)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 5
+    warnings = [output["text"] for output in outputs if output.get("name") == "stderr"]
+    assert warnings == []

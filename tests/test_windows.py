@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertray.config import LongDocuments
+from bertray.choices import LongDocuments
 from bertray.windows import aggregate, cut, training_weights
 
 
