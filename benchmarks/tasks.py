@@ -34,7 +34,7 @@ class Task(NamedTuple):
 GOEMOTIONS = SHARED_DATA / "goemotions_multilabel"
 CLINC = SHARED_DATA / "clinc150"
 LARSON = "BERT 0.969 in scope, recall 0.403 (Larson et al. 2019, https://aclanthology.org/D19-1131)"
-UNTOLD = ("per_class", "confusion_matrix", "labels", "config")  # of metrics.json: too long, or of this machine
+UNTOLD = ("per_class", "confusion_matrix", "labels", "config", "bundle", "data")  # too long, or of this machine
 OUT_OF_SCOPE = ("accuracy", "in_scope_accuracy", "oos_recall", "oos_precision", "auroc", "ece")
 TASKS = {
     "goemotions": Task(
