@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from bertray import attention
 from bertray.attention import Packing, packed_attention
-from bertray.encoder import Encoder, scale_logits
+from bertray.encoder import Encoder, begin_with_logits, scale_logits
 from bertray.ragged import offsets
 from bertray.rectangles import Rectangles
 from bertray.tokenization import TokenColumn
@@ -169,6 +169,21 @@ def test_a_temperature_goes_into_the_last_layer(name: str, changes: dict[str, An
     assert scale_logits(model.train(), 2.5)
     assert model.training
     np.testing.assert_allclose(padded_forward(model.eval()), expected_SC / 2.5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "changes"), [one[:2] for one in ARCHITECTURES], ids=[one[0] for one in ARCHITECTURES])
+def test_a_new_head_begins_with_the_logits_that_it_is_given(name: str, changes: dict[str, Any]) -> None:
+    model = build(name, changes)
+    before_SC = padded_forward(model)
+    begin_with_logits(model, torch.tensor([-3.0, 1.5]))  # a new head's bias is 0
+    np.testing.assert_allclose(padded_forward(model) - before_SC, np.tile([-3.0, 1.5], (len(before_SC), 1)), atol=1e-5)
+
+
+def test_a_head_without_a_bias_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    model = build("Bert", {})
+    model.classifier.bias = None
+    begin_with_logits(model, torch.tensor([-3.0, 1.5]))
+    assert "BertForSequenceClassification begins with logits at 0" in caplog.text
 
 
 class Clipped(transformers.BertForSequenceClassification):

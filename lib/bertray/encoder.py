@@ -156,10 +156,12 @@ def scale_logits(model: Any, temperature: float) -> bool:
 
 @torch.no_grad()
 def begin_with_logits(model: Any, logits_C: torch.Tensor) -> None:
-    """Let a new classifier give about these logits for any text, by the bias of its last layer, if it has one."""
+    """Let a new classifier give about these logits for any text, by the bias of its last layer; the log says if not."""
     last = _last_layer(model)
-    if last is not None and last.bias is not None:
-        last.bias.copy_(logits_C)
+    if last is None or last.bias is None:
+        _log.warning("warning: %s begins with logits at 0: its last layer has no bias", type(model).__name__)
+        return
+    last.bias.copy_(logits_C)
 
 
 @torch.no_grad()
