@@ -44,9 +44,9 @@ class Objective:
         self._smoothing = label_smoothing
         self._weights_S = rows.document_weights_S()
         self._positive_weights_C: torch.Tensor | None = None
-        self._counts_C, num_rows = rows.class_counts_C(num_classes), len(rows.firsts)
         if class_weights == "balanced":
-            counts_C = np.maximum(self._counts_C, 1)
+            counts_C = np.maximum(rows.class_counts_C(num_classes), 1)
+            num_rows = len(rows.firsts)
             if self._is_multi_label:
                 ratios_C = np.clip((num_rows - counts_C) / counts_C, 1.0, _MAX_POSITIVE_WEIGHT)
                 self._positive_weights_C = torch.from_numpy(ratios_C.astype(np.float32)).to(device)
@@ -61,7 +61,7 @@ class Objective:
         Training that begins there (Lin et al. 2017, https://arxiv.org/abs/1708.02002, 3.3) need not push all logits
         down at first, by which the states of all texts become alike: with rare labels it hardly recovers from that.
         """
-        shares_C = (self._counts_C + 0.5) / (len(self._rows.firsts) + 1)
+        shares_C = (self._rows.class_counts_C(self._num_classes) + 0.5) / (len(self._rows.firsts) + 1)
         shares_C = shares_C * (1 - self._smoothing) + self._smoothing / 2
         logits_C = torch.from_numpy(np.log(shares_C / (1 - shares_C)).astype(np.float32))
         return logits_C if self._positive_weights_C is None else logits_C + self._positive_weights_C.cpu().log()
