@@ -86,8 +86,6 @@ def leave(exit_code: int) -> NoReturn:
     the process ends without the interpreter's own end.
     """
     if exit_code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
-        if ray := sys.modules.get("ray"):
-            ray.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)

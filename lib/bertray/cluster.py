@@ -39,18 +39,18 @@ def session() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     # Ray's own lines are for Ray's developers: what a job has to say it says itself, and errors carry their traceback.
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    with _handlers_kept():
-        if address:
-            ray.init(address=address, **common)
-        else:
-            # On loopback, together with what bertray.cli sets before Ray is imported.
-            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
-    for name in ("ray.data", "ray.train"):  # these two set up their own handlers on import
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
+        with _handlers_kept():
+            if address:
+                ray.init(address=address, **common)
+            else:
+                # On loopback, together with what bertray.cli sets before Ray is imported.
+                ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+        for name in ("ray.data", "ray.train"):  # these two set up their own handlers on import
+            logging.getLogger(name).setLevel(logging.ERROR)
         yield
     finally:
-        ray.shutdown()
+        ray.shutdown()  # also of what a signal broke off as it started
 
 
 @contextmanager
