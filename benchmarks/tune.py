@@ -40,7 +40,7 @@ def compare(subject: Subject, num_trials: int, max_epochs: int, num_seeds: int) 
         wall_s = time.perf_counter() - started_s
     options = {"defaults": options_of(config, 0), "best trial": options_of(config, summary["best_trial"])}
     runs: dict[str, list[Run]] = {name: [] for name in options}
-    for seed in range(1, num_seeds + 1):  # 0 is that of the search
+    for seed in range(num_trials, num_trials + num_seeds):  # those before are the trials' own
         for name, found in runs.items():
             found.append(subject.run(**{**options[name], "seed": seed}))
             print(f"seed {seed}, {name}: test accuracy {found[-1].accuracy:.4f}", file=sys.stderr)
