@@ -130,7 +130,7 @@ class Optimizer:
         """
         for flat in self._flats:
             flat.take_gradients()
-        norm = torch.nn.utils.clip_grad_norm_([flat.master_W for flat in self._flats], self._max_grad_norm)
+        norm = self._clip_gradients()
         for group in self._adamw.param_groups:
             group["lr"] = self._learning_rate * factor * group["factor"]
         self._adamw.step()
@@ -141,6 +141,15 @@ class Optimizer:
             self._num_averaged += 1
             decay = min(self._average_decay, (1 + self._num_averaged) / (10 + self._num_averaged))
             torch._foreach_lerp_(self._averages, [flat.master_W for flat in self._flats], 1 - decay)
+        return norm
+
+    @torch.no_grad()
+    def _clip_gradients(self) -> torch.Tensor:
+        """Scale the gradients down to a norm of at most `max_grad_norm`; returns what it was."""
+        # Row by row: of one long vector of 12 million numbers torch's norm is off by 5e-4 on CPUs, and takes twice as long.
+        norms = [torch.linalg.vector_norm(flat.gradient_W.view(_ALIGNMENT, -1), dim=1) for flat in self._flats]
+        norm: torch.Tensor = torch.linalg.vector_norm(torch.cat(norms))
+        torch.nn.utils.clip_grads_with_norm_([flat.master_W for flat in self._flats], self._max_grad_norm, norm)
         return norm
 
     @contextmanager
