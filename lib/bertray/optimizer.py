@@ -146,7 +146,7 @@ class Optimizer:
     @torch.no_grad()
     def _clip_gradients(self) -> torch.Tensor:
         """Scale the gradients down to a norm of at most `max_grad_norm`; returns what it was."""
-        # Row by row: of one long vector of 12 million numbers torch's norm is off by 5e-4 on CPUs, and takes twice as long.
+        # Row by row: of one vector of 12 million numbers the norm is off by 5e-4 on CPUs, and takes twice as long.
         norms = [torch.linalg.vector_norm(flat.gradient_W.view(_ALIGNMENT, -1), dim=1) for flat in self._flats]
         norm: torch.Tensor = torch.linalg.vector_norm(torch.cat(norms))
         torch.nn.utils.clip_grads_with_norm_([flat.master_W for flat in self._flats], self._max_grad_norm, norm)
