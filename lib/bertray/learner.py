@@ -84,7 +84,7 @@ class Learner:
             keep_last_layer_fp32(model)
         self._parallel = model
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            self._parallel = DistributedDataParallel(model, broadcast_buffers=False)
+            self._parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def seed(self, *words: int) -> None:
         """Make dropout, from here on, a function of these numbers."""
