@@ -70,29 +70,52 @@ def test_it_goes_on_after_sigterm_and_kills_bit_for_bit(
     assert summary["fingerprint"] == undisturbed["fingerprint"]
 
 
+def history_of(output: Path, dataset: str, encoder: str, num_workers: str) -> list[dict[str, float]]:
+    """Of 40 epochs with some workers."""
+    options = {**OPTIONS, "epochs": 40, "batch_size": 8, "num_workers": num_workers}
+    train(TrainConfig(data=dataset, output=str(output), encoder=encoder, **options))
+    return Bundle.load(str(output)).info.history
+
+
+def assert_same_losses(one: list[dict[str, float]], other: list[dict[str, float]]) -> None:
+    for epoch, expected in zip(one, other, strict=True):
+        assert epoch["train_loss"] == pytest.approx(expected["train_loss"], abs=1e-4)
+        assert epoch["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+
+
 @pytest.mark.chaos
 def test_a_run_grows_with_the_cluster_and_takes_the_same_steps(
     ray_nodes: Any, dataset: str, calm_encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bertray.training._RESIZE_INTERVAL_S", 1.0)
-
-    def run(name: str, num_workers: str) -> list[dict[str, float]]:
-        options = {**OPTIONS, "epochs": 40, "batch_size": 8, "num_workers": num_workers}
-        train(TrainConfig(data=dataset, output=str(tmp_path / name), encoder=calm_encoder, **options))
-        return Bundle.load(str(tmp_path / name)).info.history
-
-    alone = run("alone", "1")
+    output = tmp_path / "elastic"
     # Nodes can be added from the main thread alone.
     with ThreadPoolExecutor(1) as driver:
-        growing = driver.submit(run, "elastic", "2:3")
-        wait_for(lambda: step_kept(tmp_path / "elastic") > 0 or growing.done(), "a checkpoint")
+        growing = driver.submit(history_of, output, dataset, calm_encoder, "2:3")
+        wait_for(lambda: step_kept(output) > 0 or growing.done(), "a checkpoint")
         node = ray_nodes.add_node(num_cpus=4, object_store_memory=150_000_000)
-        elastic = growing.result(timeout=200)
+        history = growing.result(timeout=200)
     ray_nodes.remove_node(node)
-    assert {epoch["num_workers"] for epoch in elastic} == {2, 3}
-    for one, other in zip(alone, elastic, strict=True):
-        assert other["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
-        assert other["loss"] == pytest.approx(one["loss"], abs=1e-4)
+    assert {epoch["num_workers"] for epoch in history} == {2, 3}
+    assert_same_losses(history, history_of(tmp_path / "alone", dataset, calm_encoder, "1"))
+
+
+@pytest.mark.chaos
+def test_a_run_goes_on_after_the_loss_of_a_node(
+    ray_nodes: Any, dataset: str, calm_encoder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = ray_nodes.add_node(num_cpus=4, object_store_memory=150_000_000)
+    output = tmp_path / "bereft"
+    with ThreadPoolExecutor(1) as driver:
+        running = driver.submit(history_of, output, dataset, calm_encoder, "3")  # one on each node
+        wait_for(lambda: step_kept(output) > 0 or running.done(), "a checkpoint")
+        assert not running.done()
+        ray_nodes.remove_node(lost, allow_graceful=False)
+        new = ray_nodes.add_node(num_cpus=4, object_store_memory=150_000_000)
+        history = running.result(timeout=300)
+    ray_nodes.remove_node(new)
+    assert "workers were lost" in caplog.text
+    assert_same_losses(history, history_of(tmp_path / "alone", dataset, calm_encoder, "1"))
 
 
 def test_two_runs_do_not_make_one_bundle(ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
