@@ -7,8 +7,8 @@
 All fine-tune the same encoder on the same rows with the same epochs, batch size and learning rate, AdamW and a linear
 schedule. The Trainer groups by length and computes in bf16 where the machine has it; the plain loop shuffles, pads and
 computes in fp32: its rate is that of some steps. A machine's speed drifts by a tenth from minute to minute, so ours and
-the Trainer's runs are two processes that take turns, epoch by epoch, of which one works while the other waits; the
-ratio is the median of those of all pairs of epochs. Tokens are those of the texts; padding is not counted, nor
+the Trainer's run of a seed are two processes that take turns, epoch by epoch, of which one works while the other waits;
+the ratio is the median of those of all pairs of epochs. Tokens are those of the texts; padding is not counted, nor
 validation.
 """
 
@@ -164,33 +164,37 @@ def by_plain_loop(subject: Subject, seed: int) -> float:
     return num_tokens / (time.perf_counter() - started_s)
 
 
-def runs_in_turns(
-    trainer: str, data: str, num_seeds: int, epochs: int, mine: Semaphore, others: Semaphore
-) -> tuple[list[Trained], list[float]]:
-    """In a process of its own: the runs of all seeds, and steps of the plain loop after each of ours."""
-    turns, runs, plain = Turns(mine, others), [], []
+def run_in_turns(
+    trainer: str, data: str, seed: int, epochs: int, mine: Semaphore, others: Semaphore
+) -> tuple[Trained, float]:
+    """In a process of its own, as a job's: a run, and after ours the rate of the plain loop."""
+    turns = Turns(mine, others)
     turns.begin()
     try:
         with prepared(data) as (subject,):
-            for seed in range(num_seeds):
-                runs.append((by_bertray if trainer == OURS else by_trainer)(subject, seed, epochs, turns))
-                print(f"seed {seed}, {trainer}: {runs[-1].accuracy:.4f}", file=sys.stderr, flush=True)
-                plain += [by_plain_loop(subject, seed)] if trainer == OURS else []
+            run = (by_bertray if trainer == OURS else by_trainer)(subject, seed, epochs, turns)
+            print(f"seed {seed}, {trainer}: {run.accuracy:.4f}", file=sys.stderr, flush=True)
+            return run, by_plain_loop(subject, seed) if trainer == OURS else 0.0
     finally:
         turns.end()
-    return runs, plain
 
 
 def compare(data: str, num_seeds: int, epochs: int) -> None:
     """Ours and the Trainer's runs of every seed, in turns."""
     spawning = multiprocessing.get_context("spawn")
-    with spawning.Manager() as manager, ProcessPoolExecutor(2, mp_context=spawning) as processes:
-        turns = manager.Semaphore(1), manager.Semaphore(0)
-        running = [
-            processes.submit(runs_in_turns, name, data, num_seeds, epochs, *order)
-            for name, order in ((OURS, turns), (THEIRS, turns[::-1]))
-        ]
-        (ours, plain), (theirs, _) = (one.result() for one in running)
+    ours, theirs, plain = [], [], []
+    with spawning.Manager() as manager:
+        for seed in range(num_seeds):
+            turns = manager.Semaphore(1), manager.Semaphore(0)
+            with ProcessPoolExecutor(2, mp_context=spawning) as processes:
+                running = [
+                    processes.submit(run_in_turns, name, data, seed, epochs, *order)
+                    for name, order in ((OURS, turns), (THEIRS, turns[::-1]))
+                ]
+                (our, plain_rate), (their, _) = (one.result() for one in running)
+            ours.append(our)
+            theirs.append(their)
+            plain.append(plain_rate)
     rates = {OURS: [rate for run in ours for rate in run.tokens_per_s]}
     rates[THEIRS] = [rate for run in theirs for rate in run.tokens_per_s]
     lines = [
