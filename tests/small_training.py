@@ -119,6 +119,9 @@ def main() -> None:
     if rank == 0:
         records = [asdict(record) for record in watcher.records]
         (folder / f"{world_size}.json").write_text(json.dumps([records, run.progress.history]))
+    # DDP goes before its group, as in a worker of Ray: its end, with Python's lock, of the group's last reference can
+    # wait for Gloo's thread, which waits for Python's lock (torch 2.13; seen once in some hundred runs).
+    del run
     torch.distributed.destroy_process_group()
 
 

@@ -99,7 +99,11 @@ def test_ranks_take_the_same_steps(rows: Path) -> None:
             subprocess.Popen([*command, str(rank), str(world_size), str(port)], cwd=ROOT, env=environment)
             for rank in range(world_size)
         ]
-        assert [rank.wait(timeout=200) for rank in ranks] == [0] * world_size
+        try:
+            assert [rank.wait(timeout=200) for rank in ranks] == [0] * world_size
+        finally:
+            for rank in ranks:
+                rank.kill()
     results = [json.loads((rows.parent / f"{world_size}.json").read_text()) for world_size in (1, 2, 4)]
     (records, history), *others = results
     assert len(records) == 52
