@@ -166,7 +166,7 @@ def by_plain_loop(subject: Subject, seed: int) -> float:
 
 def run_in_turns(
     trainer: str, data: str, seed: int, epochs: int, mine: Semaphore, others: Semaphore
-) -> tuple[Trained, float]:
+) -> tuple[Trained, float | None]:
     """In a process of its own, as a job's: a run, and after ours the rate of the plain loop."""
     turns = Turns(mine, others)
     turns.begin()
@@ -174,7 +174,7 @@ def run_in_turns(
         with prepared(data) as (subject,):
             run = (by_bertray if trainer == OURS else by_trainer)(subject, seed, epochs, turns)
             print(f"seed {seed}, {trainer}: {run.accuracy:.4f}", file=sys.stderr, flush=True)
-            return run, by_plain_loop(subject, seed) if trainer == OURS else 0.0
+            return run, by_plain_loop(subject, seed) if trainer == OURS else None
     finally:
         turns.end()
 
