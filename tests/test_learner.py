@@ -145,14 +145,16 @@ def test_seeded_dropout_is_a_function_of_the_seed() -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_bf16_over_a_padded_batch_is_a_number(attention: str) -> None:
+def test_bf16_over_a_padded_batch_is_a_number(attention: str, caplog: pytest.LogCaptureFixture) -> None:
     """BERT, SDPA, bf16 and padding gave NaN once: https://github.com/huggingface/transformers/issues/31035."""
     model = build("bert")
     model._supports_attention_backend = False  # as of a model whose own code knows no packed rows
     model.set_attn_implementation(attention)
     _, compact, vocabulary_V = random_tokens()
-    learner = Learner(model, vocabulary_V, CPU, "bf16")
+    with caplog.at_level("INFO", "bertray"):
+        learner = Learner(model, vocabulary_V, CPU, "bf16")
     assert not learner._layout.is_packed
+    assert "BertForSequenceClassification is run on padded batches (its attention cannot be replaced)" in caplog.text
     learner.model.train()
     loss = learner.add_gradients(compact, np.arange(len(LENGTHS_S)), loss_of, is_last=True)
     assert torch.isfinite(loss)

@@ -103,7 +103,9 @@ class Layout:
         except MODEL_ERRORS as error:
             _log.info("%s is run as it is (%s: %s)", type(model).__name__, type(error).__name__, error)
             return
-        if can_pack and model._supports_attention_backend:
+        if not model._supports_attention_backend:
+            _log.info("%s is run on padded batches (its attention cannot be replaced)", type(model).__name__)
+        elif can_pack:
             before = model.config._attn_implementation
             handle = encoder.register_forward_hook(self._only_first_tokens, with_kwargs=True)
             model.set_attn_implementation(attention.NAME)
