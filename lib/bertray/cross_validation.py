@@ -34,7 +34,7 @@ from bertray.pretrained import load_classifier, num_special_ids
 from bertray.progress import ProgressBar
 from bertray.schema import TEXT
 from bertray.tokenization import ColumnTokenizer, Sequences
-from bertray.training_board import FoldBoard
+from bertray.training_board import FoldBoard, show_logged
 from bertray.training_config import AuditConfig, TrainConfig, TrainingOptions
 from bertray.training_rows import TrainingRows, compact_vocabulary, label_id_lists
 from bertray.training_worker import set_up_process
@@ -132,6 +132,7 @@ def _run_folds(config: AuditConfig, placement: cluster.Placement, shared: Any) -
                     fold = waiting.popleft()
                     running[task.remote(shared, fold, board)] = fold
                 done, _ = ray.wait(list(running), timeout=_LOOK_INTERVAL_S)
+                show_logged(board)
                 num_steps, num_steps_a_fold = ray.get(board.steps.remote())
                 bar.update(num_steps, f"{len(found)} of {config.folds} folds done", num_steps_a_fold * config.folds)
                 for one in done:
@@ -173,7 +174,8 @@ def _judge(shared: _Shared, fold: int, board: Any) -> tuple[np.ndarray, dict[str
     """
     config, fold_N = shared.config, shared.fold_N
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-    set_up_process(device, max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+    num_threads = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+    set_up_process(device, num_threads, board)
     tuning = FineTuning(
         config,
         load_classifier(config.encoder, shared.labels, shared.problem_type, config.seed),

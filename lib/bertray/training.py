@@ -42,7 +42,7 @@ from bertray.schema import SOURCE, SOURCE_ROW, TEXT
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer
 from bertray.tracking import Tracker
-from bertray.training_board import Board, train_on_worker
+from bertray.training_board import Board, show_logged, train_on_worker
 from bertray.training_config import TrainConfig, TrainingOptions
 from bertray.training_run import TrainingRun
 
@@ -294,6 +294,7 @@ def _shown(board: Any, tracker: Tracker) -> Iterator[None]:
             bar.update(0, "starting workers")
             while True:
                 last_look = done.wait(0.5)
+                show_logged(board)
                 records, epochs, num_steps = ray.get(board.news.remote())
                 tracker.steps(records)
                 if records:

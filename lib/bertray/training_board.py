@@ -1,14 +1,20 @@
 """Where the workers of a training run and its driver meet; light to import, for more processes than the workers do.
 
-rank 0  --- steps, epochs --->  Board, an actor  --- news --->  driver
-        <--- stop? -----------                   <--- stop ---
+rank 0    --- steps, epochs --->  Board, an actor  --- news --->  driver
+          <--- stop? -----------                   <--- stop ---
+any rank  --- what it logs ---->                   ----------->
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+import ray
+
 from bertray.tracking import StepRecord
+
+_log = logging.getLogger(__name__)
 
 
 def train_on_worker(settings: dict[str, Any]) -> None:
@@ -18,10 +24,34 @@ def train_on_worker(settings: dict[str, Any]) -> None:
     run(settings)
 
 
-class Board:
-    """Where rank 0 says how far it is and the driver looks; a Ray actor."""
+class _LogBoard:
+    """What workers log, for their stderr is a file of Ray's; base of the boards, which are Ray actors."""
 
     def __init__(self) -> None:
+        self._logged: dict[tuple[int, str], bool] = {}  # whether the driver knows
+
+    def log(self, level: int, message: str) -> None:
+        """What several workers say, or one again, counts once."""
+        self._logged.setdefault((level, message), False)
+
+    def logged(self) -> list[tuple[int, str]]:
+        """Levels and messages since the last call."""
+        news = [one for one, is_known in self._logged.items() if not is_known]
+        self._logged |= dict.fromkeys(news, True)
+        return news
+
+
+def show_logged(board: Any) -> None:
+    """Log here, in the driver, what workers have told the board since the last call."""
+    for level, message in ray.get(board.logged.remote()):
+        _log.log(level, "%s", message)
+
+
+class Board(_LogBoard):
+    """Where rank 0 says how far it is and the driver looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._records: list[StepRecord] = []
         self._epochs: list[dict[str, float]] = []
         self._num_steps, self._shall_stop = 0, False
@@ -46,10 +76,11 @@ class Board:
         return news
 
 
-class StopBoard:
-    """Where the driver says that trials shall write a checkpoint and end, and they that they have; a Ray actor."""
+class StopBoard(_LogBoard):
+    """Where the driver says that trials shall write a checkpoint and end, and they that they have."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._shall_stop = False
         self._saved: set[int] = set()
 
@@ -67,10 +98,11 @@ class StopBoard:
         return self._saved
 
 
-class FoldBoard:
-    """Where folds say how far they are; a Ray actor."""
+class FoldBoard(_LogBoard):
+    """Where folds say how far they are."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._step_of_fold: dict[int, int] = {}
         self._num_steps = 1
 

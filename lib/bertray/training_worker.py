@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -40,6 +41,7 @@ def run(settings: dict[str, Any]) -> None:
         settings["problem_type"],
         device=ray.train.torch.get_device(),
         num_threads=max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))),
+        board=settings["board"],
         watcher=_BoardWatcher(settings["board"]),
         checkpoints=Checkpoints(
             place.checkpoints, config.keep_checkpoints, partial(check_held, place.location, settings["lock_number"])
@@ -57,6 +59,7 @@ def fine_tuning(
     *,
     device: torch.device,
     num_threads: int,
+    board: Any,
     watcher: Watcher,
     checkpoints: Checkpoints,
 ) -> Iterator[FineTuning]:
@@ -64,8 +67,9 @@ def fine_tuning(
 
     Args:
         num_threads: of the processor, where the device is it.
+        board: what is logged goes there.
     """
-    set_up_process(device, num_threads)
+    set_up_process(device, num_threads, board)
     with training_rows.opened(rows) as (splits, vocabulary_V):
         yield FineTuning(
             config,
@@ -79,11 +83,25 @@ def fine_tuning(
         )
 
 
-def set_up_process(device: torch.device, num_threads: int) -> None:
-    """Let this process train on the device."""
+def set_up_process(device: torch.device, num_threads: int, board: Any) -> None:
+    """Let this process train on the device, and tell the board what it logs."""
+    logger = logging.getLogger("bertray")
+    logger.handlers[:] = [_BoardHandler(board)]
+    logger.setLevel(logging.INFO)
     if device.type == "cpu":
         torch.set_num_threads(num_threads)
         keep_freed_memory()  # Ray Train and Tune run what they are given outside of the main thread
+
+
+class _BoardHandler(logging.Handler):
+    """Tells the board what this process logs."""
+
+    def __init__(self, board: Any) -> None:
+        super().__init__()
+        self._board = board
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._board.log.remote(record.levelno, record.getMessage())
 
 
 class _BoardWatcher:

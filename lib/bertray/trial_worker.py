@@ -56,6 +56,7 @@ def run_trial(space: dict[str, int], settings: dict[str, Any], board: Any) -> No
         settings["problem_type"],
         device=torch.device("cuda" if settings["use_gpu"] else "cpu"),
         num_threads=settings["num_threads"],
+        board=board,
         watcher=watcher,
         checkpoints=checkpoints,
     ) as loop:

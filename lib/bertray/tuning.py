@@ -55,7 +55,7 @@ from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer
 from bertray.tracking import Tracker
 from bertray.training import STOP_S, check_data, check_output, with_absolute_places, write_rows
-from bertray.training_board import StopBoard
+from bertray.training_board import StopBoard, show_logged
 from bertray.training_config import TuneConfig
 from bertray.training_run import TrainingRun
 from bertray.trial_worker import run_trial, trial_checkpoints
@@ -256,6 +256,7 @@ def _run_trials(config: TuneConfig, dataset: Dataset, run: TrainingRun, records:
         with ProgressBar("search", config.num_trials, "trials") as bar:
             while True:
                 is_done = bool(wait([done], timeout=0.5).done)
+                show_logged(board)
                 _take_up(events, config, records)
                 bar.update(len(records.ended), f"{len(events.running)} at work")
                 if is_done:

@@ -1,0 +1,39 @@
+"""What workers log is seen where the job was started, though their stderr is not."""
+
+import logging
+from functools import partial
+
+import pytest
+import ray
+import torch
+
+from bertray import cluster
+from bertray.training_board import Board, show_logged
+from bertray.training_worker import set_up_process
+from tests.kills import wait_for
+
+
+def test_what_workers_log_is_logged_once_by_the_driver(ray_cluster: str, caplog: pytest.LogCaptureFixture) -> None:
+    def work(board: object, rank: int) -> None:
+        set_up_process(torch.device("cpu"), 1, board)
+        log = logging.getLogger("bertray.attention")
+        log.debug("of no interest")
+        log.warning("batches will be padded: torch %s", "2.13")
+        log.info("rank %d", rank)
+
+    board = cluster.start_board(Board)
+    task = ray.remote(max_calls=1)(work)
+    caplog.set_level(logging.INFO, "bertray")
+
+    def is_logged(message: str) -> bool:
+        show_logged(board)
+        return message in caplog.text
+
+    for rank in range(2):
+        ray.get(task.remote(board, rank))
+        wait_for(partial(is_logged, f"rank {rank}"), "what a worker logs")
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "batches will be padded: torch 2.13"),
+        ("INFO", "rank 0"),
+        ("INFO", "rank 1"),
+    ]
