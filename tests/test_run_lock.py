@@ -102,6 +102,20 @@ def test_a_run_that_was_taken_for_dead_stops(output: Location, monkeypatch: pyte
     assert LockRecord.model_validate_json((output / "lock" / "00000002.json").read_bytes()) == other
 
 
+def test_the_folder_of_a_run_goes_with_it_unless_another_has_taken_it(output: Location) -> None:
+    with RunLock(output, "whole").held() as lock:
+        (output / "rows").put(b"rows")
+        lock.remove_output()
+    assert not output.exists()
+    with RunLock(output, "held up").held() as lock:
+        (output / "rows").put(b"rows")
+        other = LockRecord.of_this_process("other")
+        assert (output / "lock" / "00000002.json").create(other.model_dump_json().encode())
+        with pytest.raises(LockedError, match=r"run other took"):
+            lock.remove_output()
+    assert (output / "rows").exists()
+
+
 def test_the_holder_beats(output: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "BEAT_INTERVAL_S", 0.05)
     with RunLock(output, "run").held():

@@ -123,10 +123,13 @@ def test_two_runs_do_not_make_one_bundle(ray_cluster: str, dataset: str, tiny_en
     endless = job("train", data=dataset, output=output, encoder=tiny_encoder, **{**OPTIONS, "epochs": 1000})
     first = subprocess.Popen(endless, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     try:
-        wait_for(lambda: (tmp_path / ".bundle.training" / "lock").exists() or first.poll() is not None, "the first run")
+        run = tmp_path / ".bundle.training"
+        wait_for(lambda: (run / "run.json").exists() or first.poll() is not None, "the first run")
         config = TrainConfig(data=dataset, output=str(output), encoder=str(tiny_encoder), **OPTIONS)
         with pytest.raises(LockedError, match=r"run .* holds .*\.bundle\.training since"):
             train(config)
+        assert {path.name for path in run.iterdir()} >= {"lock", "rows", "run.json"}  # the first one's, not removed
+        assert first.poll() is None
     finally:
         first.send_signal(signal.SIGINT)
         _, stderr = first.communicate(timeout=60)

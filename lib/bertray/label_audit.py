@@ -15,7 +15,6 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import cleanlab
@@ -49,7 +48,7 @@ from bertray.schema import (
 from bertray.splits import folds
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer
-from bertray.training import check_data, with_rows
+from bertray.training import check_data, with_absolute_places, with_rows
 from bertray.training_config import AuditConfig
 from bertray.versions import versions
 
@@ -90,8 +89,7 @@ def audit(config: AuditConfig) -> Audit:
         raise RequestError(f"--output {output} holds --data {dataset.location}: choose a folder of its own")
     check_data(dataset, config)
     tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
-    if Path(config.encoder).expanduser().is_dir():  # workers may run in other folders
-        config = config.model_copy(update={"encoder": str(Path(config.encoder).expanduser().resolve())})
+    config = with_absolute_places(config, dataset, output)
     rows = dataset.split("train")
     is_multi_label = dataset.problem_type == "multi_label_classification"
     label_sets = rows[LABELS].to_pylist() if is_multi_label else [[label] for label in rows[LABEL].to_pylist()]

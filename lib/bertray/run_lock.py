@@ -84,6 +84,7 @@ class RunLock:
         self._output = output
         self._record = LockRecord.of_this_process(run_id)
         self._stop = threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="run lock", daemon=True)
         self.number = 0
         self.was_left_behind = False
 
@@ -95,18 +96,30 @@ class RunLock:
             LockedError: another run holds it.
         """
         self._take()
-        beating = threading.Thread(target=self._beat, name="run lock", daemon=True)
-        beating.start()
+        self._beating.start()
         try:
             yield self
         finally:
-            self._stop.set()
-            beating.join()
+            self._end_beat()
             self._release()
 
     def check(self) -> None:
         """See `check_held`."""
         check_held(self._output, self.number)
+
+    def remove_output(self) -> None:
+        """Remove the folder with the lock in it, if it is to last no longer than the run.
+
+        Raises:
+            LockedError: it is another run's by now; it stays.
+        """
+        self._end_beat()  # which would make the folder anew
+        self.check()
+        self._output.remove()
+
+    def _end_beat(self) -> None:
+        self._stop.set()
+        self._beating.join()
 
     def _take(self) -> None:
         highest, record = _highest(self._output)

@@ -54,7 +54,7 @@ STOP_S = 25.0
 # How often Ray looks whether an elastic run could have more workers; it then begins again from the last checkpoint.
 _RESIZE_INTERVAL_S = 60.0
 
-Config = TypeVar("Config", bound=TrainConfig)
+Config = TypeVar("Config", bound=TrainingOptions)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -78,30 +78,27 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     run = TrainingRun(output)
     checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
-    try:
-        with RunLock(run.location, new_run_id()).held() as lock:
-            column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
-            data_fingerprint = dataset.fingerprint()
-            if run.can_go_on(config, data_fingerprint):
-                first_step = _go_on(run, checkpoints)
-            else:
-                first_step = 0
-                write_rows(run.rows, dataset, column_tokenizer, encoder_config)
-                run.begin(config, data_fingerprint)
-            with run.event_files() as events, _tracked(config, run, events) as tracker:
+    with RunLock(run.location, new_run_id()).held() as lock, _told_what_is_left(run, checkpoints, lock):
+        column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
+        data_fingerprint = dataset.fingerprint()
+        if run.can_go_on(config, data_fingerprint):
+            first_step = _go_on(run, checkpoints)
+        else:
+            first_step = 0
+            write_rows(run.rows, dataset, column_tokenizer, encoder_config)
+            run.begin(config, data_fingerprint)
+        with run.event_files() as events, _tracked(config, run, events) as tracker:
+            progress = checkpoints.latest()
+            if progress is None or not progress.is_done:
+                with cluster.session():
+                    _fit(config, dataset, checkpoints, lock.number, tracker)
                 progress = checkpoints.latest()
-                if progress is None or not progress.is_done:
-                    with cluster.session():
-                        _fit(config, dataset, checkpoints, lock.number, tracker)
-                    progress = checkpoints.latest()
-                    assert progress is not None and progress.is_done, "training ended without its last checkpoint"
-                tracker.finish(progress.history[progress.best_epoch - 1], str(output))
-                best = checkpoints.load_best(progress)
-                info = write_bundle(config, dataset, data_fingerprint, output, progress, best, events)
-    except BaseException:  # also Ctrl-C
-        _say_what_is_left(run, checkpoints)
-        raise
-    run.location.remove()
+                assert progress is not None and progress.is_done, "training ended without its last checkpoint"
+            tracker.finish(progress.history[progress.best_epoch - 1], str(output))
+            best = checkpoints.load_best(progress)
+            lock.check()
+            info = write_bundle(config, dataset, data_fingerprint, output, progress, best, events)
+        lock.remove_output()
     history = progress.history
     num_tokens = sum(epoch["num_train_tokens"] for epoch in history)
     return {
@@ -187,13 +184,18 @@ def write_rows(
     training_rows.tokenise(folder, dataset, tokenizer, encoder_config.vocab_size, num_special_ids(encoder_config))
 
 
-def _say_what_is_left(run: TrainingRun, checkpoints: Checkpoints) -> None:
-    """After a run that has not ended: where its checkpoints are. Without any there is nothing to keep."""
-    progress = checkpoints.latest()
-    if progress is None:
-        run.location.remove()
-    else:
-        _log.info("step %d is kept in %s: the same command goes on from there", progress.step, run.location)
+@contextmanager
+def _told_what_is_left(run: TrainingRun, checkpoints: Checkpoints, lock: RunLock) -> Iterator[None]:
+    """Where the block is left early, say where the checkpoints are. Without any there is nothing to keep."""
+    try:
+        yield
+    except BaseException:  # also Ctrl-C
+        progress = checkpoints.latest()
+        if progress is None:
+            lock.remove_output()
+        else:
+            _log.info("step %d is kept in %s: the same command goes on from there", progress.step, run.location)
+        raise
 
 
 def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints, lock_number: int, tracker: Tracker) -> None:

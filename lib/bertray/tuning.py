@@ -30,8 +30,9 @@ import tempfile
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,25 +86,22 @@ def search(config: TuneConfig) -> dict[str, Any]:
     column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
     run = TrainingRun(output, "tuning")
     records = _Records(run, config)
-    try:
-        with RunLock(run.location, new_run_id()).held() as lock:
-            data_fingerprint = dataset.fingerprint()
-            if run.can_go_on(config, data_fingerprint):
-                records.read()
-            else:
-                write_rows(run.rows, dataset, column_tokenizer, encoder_config)
-                run.begin(config, data_fingerprint)
-            num_before = len(records.ended)
-            if records.missing():
-                with cluster.session():
-                    _run_trials(config, dataset, run, records, lock.number)
-            best = best_of_all(records.ended)
-            print_trials(records.ended)
-            info = _write_bundle(config, dataset, data_fingerprint, run, records, best)
-    except BaseException:  # also Ctrl-C
-        records.say_what_is_left()
-        raise
-    run.location.remove()
+    with RunLock(run.location, new_run_id()).held() as lock, records.told_what_is_left(lock):
+        data_fingerprint = dataset.fingerprint()
+        if run.can_go_on(config, data_fingerprint):
+            records.read()
+        else:
+            write_rows(run.rows, dataset, column_tokenizer, encoder_config)
+            run.begin(config, data_fingerprint)
+        num_before = len(records.ended)
+        if records.missing():
+            with cluster.session():
+                _run_trials(config, dataset, run, records, lock.number)
+        best = best_of_all(records.ended)
+        print_trials(records.ended)
+        lock.check()
+        info = _write_bundle(config, dataset, data_fingerprint, run, records, best)
+        lock.remove_output()
     return {
         "output": str(output),
         "best_trial": best.number,
@@ -189,17 +187,22 @@ class _Records:
             if one is not None and one is not best:
                 trial_checkpoints(self._run, one.number).remove()
 
-    def say_what_is_left(self) -> None:
-        """After a search that has not ended: what is kept. Without any trial's checkpoint there is nothing to keep."""
-        if self._run.checkpoints.files():
-            _log.info(
-                "%d of %d trials have ended; the same command goes on from %s",
-                len(self.ended),
-                self._config.num_trials,
-                self._run.location,
-            )
-        else:
-            self._run.location.remove()
+    @contextmanager
+    def told_what_is_left(self, lock: RunLock) -> Iterator[None]:
+        """Where the block is left early, say what is kept. Without any trial's checkpoint there is nothing to keep."""
+        try:
+            yield
+        except BaseException:  # also Ctrl-C
+            if self._run.checkpoints.files():
+                _log.info(
+                    "%d of %d trials have ended; the same command goes on from %s",
+                    len(self.ended),
+                    self._config.num_trials,
+                    self._run.location,
+                )
+            else:
+                lock.remove_output()
+            raise
 
     def _file(self, number: int) -> Location:
         return self._run.checkpoints / f"{number:04d}.json"
