@@ -1,6 +1,6 @@
 """A run of the fine-tuning loop without Ray, in seconds: what tests of the loop share.
 
-python -m tests.small_training FOLDER RANK WORLD_SIZE PORT    one rank of several; writes FOLDER/losses-RANK.json
+python -m tests.small_training FOLDER RANK WORLD_SIZE PORT    one rank of several; rank 0 writes FOLDER/WORLD_SIZE.json
 """
 
 import json
@@ -115,6 +115,10 @@ def main() -> None:
     watcher = Recorder()
     # Batches of 13 leave a last one of 4, which not all of 4 ranks would get two rows of.
     settings = config(epochs=4, batch_size=13, checkpoint_steps=5)
+    if world_size > 1:  # of machines of which one has bf16
+        settings = settings.model_copy(update={"precision": "auto"})
+        torch.cpu._is_amx_tile_supported = lambda: False
+        torch.cpu._is_avx512_bf16_supported = lambda: rank == 0
     run = fine_tune(folder / "rows", settings, watcher, model=small_model(dropout=0.0))
     if rank == 0:
         records = [asdict(record) for record in watcher.records]

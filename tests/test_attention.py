@@ -183,7 +183,10 @@ def test_a_head_without_a_bias_is_told_of(caplog: pytest.LogCaptureFixture) -> N
     model = build("Bert", {})
     model.classifier.bias = None
     begin_with_logits(model, torch.tensor([-3.0, 1.5]))
-    assert "BertForSequenceClassification begins with logits at 0" in caplog.text
+    assert "cannot begin at the labels' shares: no bias in the layer that gives the logits" in caplog.text
+    model.classifier = torch.nn.Identity()
+    begin_with_logits(model, torch.tensor([-3.0, 1.5]))
+    assert "no layer that gives the logits was found" in caplog.text
 
 
 class Clipped(transformers.BertForSequenceClassification):

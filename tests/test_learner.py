@@ -19,6 +19,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from bertray.encoder import Encoder
 from bertray.learner import Learner
 from bertray.packing import pad
 from bertray.ragged import offsets
@@ -107,6 +108,15 @@ def test_gradients_in_bf16_point_the_same_way(name: str) -> None:
     )
     assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.99
     assert one.norm().item() == pytest.approx(other.norm().item(), rel=0.05)
+
+
+def test_rotary_frequencies_are_not_rounded() -> None:
+    expected = {key: one.clone() for key, one in build("modernbert").named_buffers() if key.endswith("inv_freq")}
+    learner = Learner(build("modernbert"), random_tokens()[2], CPU, "bf16")
+    for model in (learner.model, Encoder(build("modernbert"), "bf16", "cpu").model):
+        actual = dict(model.named_buffers())
+        assert len(expected) > 1
+        assert all(torch.equal(actual[key], one) for key, one in expected.items())
 
 
 def test_what_is_saved_is_the_whole_model(name: str) -> None:

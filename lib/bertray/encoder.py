@@ -78,11 +78,9 @@ class Encoder:
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.model = model.float().cpu().eval()
         self.layout = Layout(model, can_pack=dtype == torch.float32 or attention.kernel_works(self.device, dtype))
-        self.model.to(self.device, dtype)
-        if dtype != torch.float32:
-            keep_last_layer_fp32(self.model)
-            if self.device.type == "cpu" and prepacked.is_available():
-                prepacked.prepack(self.model, self.token_budget)
+        to_precision(self.model, self.device, dtype)
+        if dtype != torch.float32 and self.device.type == "cpu" and prepacked.is_available():
+            prepacked.prepack(self.model, self.token_budget)
 
     @torch.inference_mode()
     def logits(self, tokens: TokenColumn) -> np.ndarray:
@@ -159,7 +157,8 @@ def begin_with_logits(model: Any, logits_C: torch.Tensor) -> None:
     """Let a new classifier give about these logits for any text, by the bias of its last layer; the log says if not."""
     last = _last_layer(model)
     if last is None or last.bias is None:
-        _log.warning("warning: %s begins with logits at 0: its last layer has no bias", type(model).__name__)
+        missing = "layer that gives the logits was found" if last is None else "bias in the layer that gives the logits"
+        _log.warning("warning: %s cannot begin at the labels' shares: no %s", type(model).__name__, missing)
         return
     last.bias.copy_(logits_C)
 
@@ -174,10 +173,17 @@ def _probe_logits(model: Any) -> torch.Tensor:
     return logits
 
 
-def keep_last_layer_fp32(model: Any) -> None:
-    """Let the linear layer that gives the logits compute in fp32: 0.02 % of the work, three more digits."""
+def to_precision(model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a model to a device, and the weights to a precision.
+
+    What is no weight keeps its own: rotary frequencies, rounded to bf16, would misplace tokens that lie far apart. And
+    the linear layer that gives the logits computes in fp32: 0.02 % of the work, three more digits.
+    """
+    for weights in model.parameters():
+        weights.data = weights.data.to(dtype)
+    model.to(device)
     last = _last_layer(model)
-    if last is not None:
+    if dtype != torch.float32 and last is not None:
         last.float()
         last.register_forward_pre_hook(lambda _layer, inputs: tuple(one.float() for one in inputs))
 

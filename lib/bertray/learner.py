@@ -13,7 +13,8 @@ Legend: B sequences of a batch, C classes, V tokens of the vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -23,10 +24,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bertray import attention, dropout
 from bertray.choices import Precision
-from bertray.encoder import keep_last_layer_fp32, resolve_precision
+from bertray.encoder import resolve_precision, to_precision
 from bertray.errors import RequestError
 from bertray.layout import Layout
 from bertray.tokenization import Sequences
+
+_log = logging.getLogger(__name__)
 
 # In 32 bits weight, gradient and two moments; and the model's own weight and gradient in 16, or in fp32 its gradient.
 _BYTES_PER_WEIGHT = 20
@@ -61,7 +64,7 @@ class Learner:
         gradient_checkpointing: bool = False,
     ) -> None:
         self.model, self._device = model, device
-        self.precision = resolve_precision(precision, device)
+        self.precision = _of_all_ranks(resolve_precision(precision, device), device)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         can_pack = dtype == torch.float32 or attention.kernel_works(device, dtype, with_gradients=True)
         self._layout = Layout(model.eval(), can_pack=can_pack)
@@ -79,9 +82,7 @@ class Learner:
         self._masks = dropout.Masks()
         if device.type == "cpu" and not gradient_checkpointing:  # which draws a mask twice, by torch's own generator
             dropout.replace(model, self._masks)
-        model.to(device, dtype)
-        if dtype != torch.float32:
-            keep_last_layer_fp32(model)
+        to_precision(model, device, dtype)
         self._parallel = model
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             self._parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -154,6 +155,18 @@ def check_memory(model: Any) -> None:
             f"training {num_weights:,} weights takes {needed / 2**30:.1f} GiB beside what a step needs, and "
             f"{available / 2**30:.1f} GiB are free: use a smaller --encoder, or fewer --num-workers on a machine"
         )
+
+
+def _of_all_ranks(own: Literal["fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
+    """The precision that every rank has: `auto` may be another on each of a cluster's machines."""
+    if not torch.distributed.is_initialized():
+        return own
+    lacks_bf16 = torch.tensor(int(own == "fp32"), device=device)
+    torch.distributed.all_reduce(lacks_bf16, torch.distributed.ReduceOp.MAX)
+    if own == "bf16" and lacks_bf16.item():
+        _log.info("fp32: there is a worker whose machine has no bf16")
+        return "fp32"
+    return own
 
 
 def _freeze_unused(model: Any, layout: Layout) -> None:
