@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from bertray import pretrained
 from bertray.errors import RequestError
-from bertray.pretrained import encoder_folder, load_tokenizer
+from bertray.pretrained import encoder_folder, load_classifier, load_tokenizer
 
 
 def test_minilm_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,3 +81,19 @@ def test_an_architecture_without_a_classifier_is_refused(tiny_encoder: Path, tmp
     (folder / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(RequestError, match="no sequence classifier for 'clip'"):
         load_tokenizer(str(folder), 64)
+
+
+def test_a_classifier_of_other_labels_gets_a_new_head(tiny_bundle: Path) -> None:
+    before = load_file(tiny_bundle / "model.safetensors")
+    model = load_classifier(str(tiny_bundle), ["w", "x", "y", "z"], "single_label_classification", 0)
+    assert (model.classifier.out_features, model.config.id2label[3]) == (4, "z")
+    again = load_classifier(str(tiny_bundle), ["w", "x", "y", "z"], "single_label_classification", 0)
+    assert torch.equal(model.classifier.weight, again.classifier.weight)
+    assert torch.equal(model.bert.pooler.dense.weight, before["bert.pooler.dense.weight"])
+
+
+def test_a_classifier_of_as_many_labels_keeps_its_head(tiny_bundle: Path) -> None:
+    before = load_file(tiny_bundle / "model.safetensors")
+    model = load_classifier(str(tiny_bundle), ["x", "y", "z"], "single_label_classification", 0)
+    assert torch.equal(model.classifier.weight, before["classifier.weight"])
+    assert model.config.id2label == {0: "x", 1: "y", 2: "z"}

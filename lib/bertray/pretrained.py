@@ -109,6 +109,8 @@ def num_special_ids(config: PreTrainedConfig) -> int:
 def load_classifier(encoder: str, labels: Sequence[str], problem_type: ProblemType, seed: int) -> Any:
     """An encoder with a new head, fp32, on the CPU; the same seed gives the same head.
 
+    A classifier of as many labels keeps the head that it has; one of another number gets a new one.
+
     From here on transformers tells of errors alone: it would report that the encoder has no such head.
     """
     transformers_logging.disable_progress_bar()
@@ -119,6 +121,7 @@ def load_classifier(encoder: str, labels: Sequence[str], problem_type: ProblemTy
         local_files_only=True,
         use_safetensors=True,
         dtype=torch.float32,
+        ignore_mismatched_sizes=True,
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
