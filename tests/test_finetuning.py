@@ -47,7 +47,8 @@ def weights_of(checkpoints: Checkpoints) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_run_goes_on_bit_for_bit(precision: str, rows: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_bit_for_bit(precision: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bertray.finetuning._MAX_RECORDS", 8)  # of 30
     settings = config(precision=precision, checkpoint_steps=7, average_decay=0.9)
     whole = Checkpoints(Location.of(str(tmp_path / "whole")))
     watcher = Recorder()
@@ -65,6 +66,9 @@ def test_a_run_goes_on_bit_for_bit(precision: str, rows: Path, tmp_path: Path) -
         assert torch.equal(tensor, actual[name]), name
     for one, other in zip(undisturbed.progress.history, interrupted.progress.history, strict=True):
         assert {**one, "wall_s": 0} == {**other, "wall_s": 0}
+    curves = [[(one.step, one.loss) for one in run.progress.records] for run in (undisturbed, interrupted)]
+    assert curves[0] == curves[1]
+    assert [step for step, _ in curves[0]] == [4, 8, 12, 16, 20, 24, 28]
 
 
 def test_a_crash_costs_the_steps_since_the_checkpoint_alone(rows: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The loop of fine-tuning, of one worker or of each of several; knows torch.distributed, but not Ray.
 
 1. A step reads a global batch, which follows from (seed, step); each rank takes its share, in parts that fit into
-   memory. The loss is the mean over the global batch, so that any number of ranks takes the same steps.
+   memory. The loss is the mean over the global batch, so that any number of ranks takes the same steps, but
+   for dropout, which each draws for its share.
 2. After each epoch every rank evaluates its share of the validation rows; all ranks see the metrics of all rows.
 3. Rank 0 writes checkpoints; every rank begins with the latest.
 
@@ -260,7 +261,8 @@ class FineTuning:
         if self.rank:
             return False
         self._records += [record for record in records if record.step % self._record_every == 0]
-        while len(self._records) > _MAX_RECORDS:
+        # A function of the step: a run that goes on thins its curve out as an undisturbed one does.
+        while step // self._record_every > _MAX_RECORDS:
             self._record_every *= 2
             self._records = [record for record in self._records if record.step % self._record_every == 0]
         return self._watcher.steps(records, self.num_steps)

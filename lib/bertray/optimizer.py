@@ -116,6 +116,7 @@ class Optimizer:
         )
         for flat in self._flats:
             flat.master_W.grad = flat.gradient_W
+        self._begin(0)  # not at the first step: whoever asks what fits into memory is to find the moments there
         self._average_decay, self._num_averaged = average_decay, 0
         self._averages = [] if average_decay is None else [flat.master_W.clone() for flat in self._flats]
 
@@ -180,17 +181,21 @@ class Optimizer:
     @torch.no_grad()
     def load_state(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
         """Go on from where `state` was called, after so many steps."""
-        for flat in self._flats:
-            self._adamw.state[flat.master_W] = {
-                "step": torch.tensor(float(num_steps), device=flat.master_W.device if flat.master_W.is_cuda else "cpu"),
-                **{moment: torch.zeros_like(flat.master_W) for moment in _MOMENTS},
-            }
+        self._begin(num_steps)
         for kind, of_flats in self._state().items():
             for flat, held_W in zip(self._flats, of_flats, strict=True):
                 for name, view in flat.views(held_W).items():
                     view.copy_(tensors[f"{kind}/{name}"])
         self._num_averaged = num_steps
         self._publish([flat.master_W for flat in self._flats])
+
+    def _begin(self, num_steps: int) -> None:
+        """Moments of zero, after so many steps."""
+        for flat in self._flats:
+            self._adamw.state[flat.master_W] = {
+                "step": torch.tensor(float(num_steps), device=flat.master_W.device if flat.master_W.is_cuda else "cpu"),
+                **{moment: torch.zeros_like(flat.master_W) for moment in _MOMENTS},
+            }
 
     def _state(self) -> dict[str, list[torch.Tensor]]:
         """Of every kind of state, the tensors of all."""
