@@ -37,6 +37,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
 from bertray.bundle import seal
@@ -93,6 +94,19 @@ def calm_encoder(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def diverging_encoder(calm_encoder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The calm encoder with an infinite weight: the first loss is no number, and its worker logs why it pads."""
+    folder = shutil.copytree(calm_encoder, tmp_path_factory.mktemp("diverging") / "encoder")
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.0.output.dense.weight"][0, 0] = float("inf")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+WHAT_A_DIVERGING_WORKER_LOGS = "BertForSequenceClassification is run on padded batches (logits differ by nan)"
 
 
 @pytest.fixture(scope="session")

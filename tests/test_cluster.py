@@ -1,5 +1,9 @@
 """How a cluster is divided among processes that hold a model."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import ray
 import torch
@@ -7,6 +11,7 @@ import torch
 from bertray import cluster
 from bertray.cluster import Placement, place
 from bertray.errors import RequestError
+from tests.kills import wait_for
 
 
 def nodes(monkeypatch: pytest.MonkeyPatch, *resources: dict[str, float]) -> None:
@@ -67,3 +72,31 @@ def test_a_standing_connection_is_left_standing(ray_cluster: str) -> None:
     with cluster.session():
         assert ray.is_initialized()
     assert ray.is_initialized()
+
+
+def test_what_is_stopped_as_ray_starts_leaves_no_process() -> None:
+    code = """
+import os, ray
+from bertray import cluster
+
+init = ray.init
+
+def stopped(**options):
+    init(**options)
+    node = ray._private.worker._global_node
+    print(*(info.process.pid for infos in node.all_processes.values() for info in infos), flush=True)
+    raise KeyboardInterrupt  # as from a signal, at the last moment before the job begins
+
+ray.init = stopped
+try:
+    with cluster.session():
+        pass
+except KeyboardInterrupt:
+    print(ray.is_initialized())
+os._exit(0)  # as bertray.cli leaves: no atexit handler ends what is left
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    pids, is_initialized = ended.stdout.split("\n")[:2]
+    assert is_initialized == "False"
+    assert len(pids.split()) > 1
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.split()), "Ray's processes to end")

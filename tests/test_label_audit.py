@@ -1,16 +1,17 @@
 """jobs.audit on a two-node cluster: planted label errors are found, whatever happens to workers."""
 
 import json
-import shutil
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from safetensors.torch import load_file, save_file
 
+from bertray import cluster
 from bertray.config import PrepareConfig
+from bertray.cross_validation import _result
 from bertray.dataset import prepare
 from bertray.errors import BertrayError, LockedError, RequestError
 from bertray.label_audit import Audit, _warnings, audit
@@ -18,7 +19,7 @@ from bertray.run_lock import RunLock
 from bertray.schema import suspect_schema
 from bertray.storage import Location
 from bertray.training_config import AuditConfig
-from tests.conftest import run_job_process
+from tests.conftest import WHAT_A_DIVERGING_WORKER_LOGS, run_job_process
 from tests.kills import killing, titled
 
 WORDS = {"fruit": "apple banana cherry mango", "car": "wheel engine motor brake", "sea": "wave shore tide fish"}
@@ -162,14 +163,24 @@ def test_two_audits_do_not_share_an_output(dataset: str, tiny_encoder: Path, tmp
         run(dataset, tmp_path, tiny_encoder)
 
 
-def test_a_diverging_fold_says_which_rows(ray_cluster: str, dataset: str, calm_encoder: str, tmp_path: Path) -> None:
-    weights = load_file(f"{calm_encoder}/model.safetensors")
-    weights["encoder.layer.0.output.dense.weight"][0, 0] = float("inf")
-    encoder = Path(shutil.copytree(calm_encoder, tmp_path / "broken"))
-    save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
+def test_a_diverging_fold_says_which_rows(
+    ray_cluster: str, dataset: str, diverging_encoder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "bertray")
     with pytest.raises(BertrayError, match=r"the loss is nan at epoch 1, step 1: .*train\.jsonl, row \d+; "):
-        run(dataset, tmp_path / "label_check", encoder)
+        run(dataset, tmp_path / "label_check", Path(diverging_encoder))
     assert not (tmp_path / "label_check" / "label_quality.json").exists()
+    assert WHAT_A_DIVERGING_WORKER_LOGS in caplog.text
+
+
+@pytest.mark.parametrize("error", cluster.LOST_ERRORS)
+def test_a_fold_that_is_lost_too_often(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(_: object) -> None:
+        raise error("its process died")
+
+    monkeypatch.setattr("bertray.cross_validation.ray.get", get)  # Ray kills for want of memory, and loses nodes
+    with pytest.raises(BertrayError, match=r"fold 2 was lost 4 times, .* Is there enough memory\?"):
+        _result(None, 1, 3)
 
 
 def test_rows_with_several_labels(ray_cluster: str, calm_encoder: str, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Training on a two-node cluster: it learns, the bundle holds what was measured, workers do not change the batches."""
 
 import json
-import shutil
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from bertray.errors import BertrayError, RequestError
 from bertray.storage import Location
 from bertray.training import train
 from bertray.training_config import TrainConfig
+from tests.conftest import WHAT_A_DIVERGING_WORKER_LOGS
 
 WORDS = {"fruit": "apple banana cherry mango", "car": "wheel engine motor brake", "sea": "wave shore tide fish"}
 
@@ -107,16 +108,14 @@ def test_bf16_to_s3(ray_cluster: str, dataset: str, tiny_encoder: Path, s3_folde
     assert s3fs.S3FileSystem().ls(s3_folder) == [f"{s3_folder.removeprefix('s3://')}/bundle"]
 
 
-def test_a_diverging_run_says_so(ray_cluster: str, dataset: str, calm_encoder: str, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(f"{calm_encoder}/model.safetensors")
-    weights["encoder.layer.0.output.dense.weight"][0, 0] = float("inf")
-    encoder = shutil.copytree(calm_encoder, tmp_path / "broken")
-    save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
+def test_a_diverging_run_says_so(
+    ray_cluster: str, dataset: str, diverging_encoder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "bertray")
     with pytest.raises(BertrayError, match=r"the loss is nan at epoch 1, step 1: lower --learning-rate \(now 0\.003\)"):
-        run(dataset, tmp_path / "bundle", str(encoder))
-    assert [path.name for path in tmp_path.iterdir()] == ["broken"]  # no bundle, no checkpoints
+        run(dataset, tmp_path / "bundle", diverging_encoder)
+    assert list(tmp_path.iterdir()) == []  # no bundle, no checkpoints
+    assert WHAT_A_DIVERGING_WORKER_LOGS in caplog.text
 
 
 def test_a_data_set_that_was_written_anew_makes_no_bundle(dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:

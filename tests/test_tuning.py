@@ -1,7 +1,7 @@
 """A search on a two-node cluster: the best trial's bundle is jobs.train's, and it goes on after kills."""
 
 import json
-import shutil
+import logging
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from ray.tune.schedulers import TrialScheduler
-from safetensors.torch import load_file, save_file
 from test_training import dataset as dataset  # the fixture
 
 from bertray import Bundle
-from bertray.errors import BertrayError, RequestError
+from bertray.errors import BertrayError, LockedError, RequestError
+from bertray.run_lock import RunLock
 from bertray.schema import TRIAL_SCHEMA
 from bertray.storage import Location
 from bertray.training import train
@@ -22,6 +22,7 @@ from bertray.training_config import TuneConfig
 from bertray.training_run import TrainingRun
 from bertray.trials import TrialRecord, options_of, train_config
 from bertray.tuning import Rungs, search
+from tests.conftest import WHAT_A_DIVERGING_WORKER_LOGS
 from tests.kills import end_driver, job, killing
 
 OPTIONS: dict[str, Any] = {
@@ -157,13 +158,13 @@ def raise_request_error(*_: Any, **__: Any) -> None:
     raise RequestError("the store is full: later")
 
 
-def test_a_trial_that_diverges_is_a_result(ray_cluster: str, dataset: str, calm_encoder: str, tmp_path: Path) -> None:
-    weights = load_file(f"{calm_encoder}/model.safetensors")
-    weights["encoder.layer.0.output.dense.weight"][0, 0] = float("inf")
-    encoder = shutil.copytree(calm_encoder, tmp_path / "broken")
-    save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
+def test_a_trial_that_diverges_is_a_result(
+    ray_cluster: str, dataset: str, diverging_encoder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "bertray")
     with pytest.raises(BertrayError, match=r"none of 2 trials ran to its end \(trial 0: the loss is nan at epoch 1"):
-        search(config_of(dataset, tmp_path / "bundle", encoder, num_trials=2))
+        search(config_of(dataset, tmp_path / "bundle", diverging_encoder, num_trials=2))
+    assert WHAT_A_DIVERGING_WORKER_LOGS in caplog.text
     left = [
         TrialRecord.model_validate_json(path.read_bytes())
         for path in tmp_path.glob(".bundle.tuning/checkpoints/*.json")
@@ -178,6 +179,15 @@ def test_it_writes_to_s3(ray_cluster: str, dataset: str, tiny_encoder: Path, s3_
 
     assert s3fs.S3FileSystem().ls(s3_folder) == [f"{s3_folder.removeprefix('s3://')}/bundle"]
     assert Bundle.load(f"{s3_folder}/bundle").info.metrics["f1_macro"] > 0
+
+
+def test_a_second_search_leaves_the_first_ones_folder(dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    run = TrainingRun(Location.of(str(tmp_path / "bundle")), "tuning")
+    with RunLock(run.location, "first").held():
+        (run.rows / "train.arrow").put(b"rows")
+        with pytest.raises(LockedError, match=r"run first holds .*\.bundle\.tuning since"):
+            search(config_of(dataset, tmp_path / "bundle", tiny_encoder))
+        assert (run.rows / "train.arrow").exists()
 
 
 class TestRungs:

@@ -79,6 +79,19 @@ def in_background(work: Callable[[], Result]) -> Future[Result]:
     return done
 
 
+# What `ray.get` raises of a task whose process died; the last is Ray's own answer to a machine without memory.
+LOST_ERRORS = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.OutOfMemoryError,
+)
+
+
+def assigned_cpus() -> int:
+    """CPUs of the task or actor that this process runs; at least one."""
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+
+
 def start_board(kind: type) -> Any:
     """An actor where processes meet, which takes no CPU.
 

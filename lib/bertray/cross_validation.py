@@ -160,7 +160,7 @@ def _result(done: Any, fold: int, max_failures: int) -> tuple[np.ndarray, dict[s
         if isinstance(error.cause, BertrayError):
             raise error.cause from None
         raise
-    except ray.exceptions.WorkerCrashedError as error:
+    except cluster.LOST_ERRORS as error:
         raise BertrayError(
             f"fold {fold + 1} was lost {max_failures + 1} times, more often than --max-failures {max_failures} allows: "
             f"{error}. Is there enough memory? --micro-batch-tokens and --gradient-checkpointing need less"
@@ -174,8 +174,7 @@ def _judge(shared: _Shared, fold: int, board: Any) -> tuple[np.ndarray, dict[str
     """
     config, fold_N = shared.config, shared.fold_N
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-    num_threads = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
-    set_up_process(device, num_threads, board)
+    set_up_process(device, cluster.assigned_cpus(), board)
     tuning = FineTuning(
         config,
         load_classifier(config.encoder, shared.labels, shared.problem_type, config.seed),

@@ -164,7 +164,7 @@ class _Merges:
             shard = self._running.pop(done[0])
             try:
                 yield ray.get(done[0])
-            except ray.exceptions.WorkerCrashedError as error:
+            except cluster.LOST_ERRORS as error:
                 yield Outcome(shard=shard, failure=f"the process that merged its parts died: {error}")
 
 
@@ -174,12 +174,11 @@ class ScoringActor:
     def __init__(self, **arguments: Any) -> None:
         from bertray.actor import Actor
 
-        context = ray.get_runtime_context()
         self._actor = Actor(
             **arguments,
-            num_threads=max(1, int(context.get_assigned_resources().get("CPU", 1))),
+            num_threads=cluster.assigned_cpus(),
             # What the actor was at work on when it died comes first: something in it may be the cause.
-            num_suspect_units=_MAX_UNITS_IN_FLIGHT if context.was_current_actor_reconstructed else 0,
+            num_suspect_units=_MAX_UNITS_IN_FLIGHT if ray.get_runtime_context().was_current_actor_reconstructed else 0,
         )
 
     def __call__(self, rows: pa.Table) -> pa.Table:

@@ -12,7 +12,7 @@ import ray
 import ray.train.torch
 import torch
 
-from bertray import training_rows
+from bertray import cluster, training_rows
 from bertray.checkpoints import Checkpoints
 from bertray.choices import ProblemType
 from bertray.finetuning import FineTuning, Watcher
@@ -40,7 +40,7 @@ def run(settings: dict[str, Any]) -> None:
         settings["labels"],
         settings["problem_type"],
         device=ray.train.torch.get_device(),
-        num_threads=max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))),
+        num_threads=cluster.assigned_cpus(),
         board=settings["board"],
         watcher=_BoardWatcher(settings["board"]),
         checkpoints=Checkpoints(
@@ -101,7 +101,10 @@ class _BoardHandler(logging.Handler):
         self._board = board
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._board.log.remote(record.levelno, record.getMessage())
+        try:
+            self._board.log.remote(record.levelno, record.getMessage())
+        except Exception:  # what is logged shall end no training
+            self.handleError(record)
 
 
 class _BoardWatcher:
