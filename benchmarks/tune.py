@@ -40,13 +40,14 @@ def compare(subject: Subject, num_trials: int, max_epochs: int, num_seeds: int) 
         wall_s = time.perf_counter() - started_s
     options = {"defaults": options_of(config, 0), "best trial": options_of(config, summary["best_trial"])}
     runs: dict[str, list[Run]] = {name: [] for name in options}
-    for seed in range(num_trials, num_trials + num_seeds):  # those before are the trials' own
+    seeds = range(num_trials, num_trials + num_seeds)  # those before are the trials' own
+    for seed in seeds:
         for name, found in runs.items():
             found.append(subject.run(**{**options[name], "seed": seed}))
             print(f"seed {seed}, {name}: test accuracy {found[-1].accuracy:.4f}", file=sys.stderr)
     lines = ["| options | test accuracy, mean of seeds (each) | test macro-F1 |", "|---|---|---|"]
     for name, found in runs.items():
-        told = ", ".join(f"{key.replace('_', ' ')} {options[name][key]:g}" for key in SEARCHED)
+        told = ", ".join(f"{key.replace('_', ' ')} {options[name][key]:g}" for key in SEARCHED if key != "seed")
         each = ", ".join(f"{run.accuracy:.4f}" for run in found)
         accuracy, f1_macro = (statistics.mean(getattr(run, key) for run in found) for key in ("accuracy", "f1_macro"))
         lines.append(f"| {name}: {told} | {accuracy:.4f} ({each}) | {f1_macro:.4f} |")
@@ -56,7 +57,7 @@ def compare(subject: Subject, num_trials: int, max_epochs: int, num_seeds: int) 
         "num_pruned": summary["num_pruned"],
         "num_failed": summary["num_failed"],
         "max_epochs": max_epochs,
-        "seeds": num_seeds,
+        "seeds": list(seeds),
         "search_wall_s": wall_s,
         "search": config.model_dump(exclude={"data", "output"}),
         "best_trial": summary["best_trial"],

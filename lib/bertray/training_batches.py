@@ -7,7 +7,7 @@
 3. shuffle   the batches of an epoch, so that the lengths of consecutive steps are unrelated
 4. share     a rank of a data-parallel run takes every world_size-th sequence of a batch, which are of like lengths
 
-So a run that goes on from a checkpoint, or with more or fewer workers, takes the same steps.
+So a run that goes on from a checkpoint, or with more or fewer workers, reads the same batches.
 
 Legend: S sequences.
 """

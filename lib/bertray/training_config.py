@@ -55,7 +55,7 @@ class TrainingOptions(JobConfig):
         None,
         ge=1,
         description="a step's rows are run in parts of so many tokens a worker, whose gradients add up: less memory, "
-        "the same steps; default: 2048 on CPUs, 65536 on GPUs",
+        "the same step but for dropout; default: 2048 on CPUs, 65536 on GPUs",
     )
     gradient_checkpointing: bool = Field(
         False, description="compute states again instead of keeping them: less memory, a third more time"

@@ -9,7 +9,8 @@
       mlflow_run_id          of the run on the tracking server, if there is one
 
 A run that ended before its bundle was made, however it ended, is gone on with by the same command. Options that change
-nothing but speed, memory or where things are written may differ then; with others the command is refused.
+nothing but speed, memory, what dropout draws or where things are written may differ then; with others the command is
+refused.
 
 A search has such a folder too, `.bundle.tuning/`; what lies in its checkpoints/ says `bertray.tuning`.
 """
