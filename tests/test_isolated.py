@@ -123,6 +123,7 @@ def test_a_run_goes_on_over_deadly_texts_and_files(faults: None, tiny_bundle: Pa
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = run_job_process("score", *places, "--num-actors", 1, "--precision", "fp32", env=environment)
     assert done.returncode == 3, done.stderr
+    assert "the actor died before" in done.stderr and "was ended by SIGSEGV over" in done.stderr
     (failure,) = json.loads(next(output.glob("runs/*/summary.json")).read_text())["failures"]
     assert failure == {"path": "7.parquet", "reason": "the process that read it was ended by SIGSEGV"}
     bundle = Bundle.load(str(tiny_bundle), "fp32")

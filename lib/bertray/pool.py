@@ -8,6 +8,7 @@ What an actor does is in `bertray.actor`. Here neither torch nor transformers is
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -95,8 +96,13 @@ class Pool:
     def outcomes(self, work: Work) -> Iterator[Outcome]:
         """Run the units; yields outcomes of shards and parts as they finish, and of shards when they are merged."""
         merges = _Merges(work, self._arguments)
+        logged: set[tuple[int, str]] = set()
         if work.units:
             for row in self._dataset(work.units).iter_rows():
+                for level, message in json.loads(row["log"]):
+                    if (level, message) not in logged:  # several actors say the same
+                        logged.add((level, message))
+                        _log.log(level, "%s", message)
                 outcome = Outcome.model_validate_json(row["outcome"])
                 yield outcome
                 merges.take(outcome)
@@ -172,6 +178,8 @@ class ScoringActor:
     """What Ray holds: an `actor.Actor`. Its imports take seconds, which the driver need not spend."""
 
     def __init__(self, **arguments: Any) -> None:
+        self._log = _Lines()
+        cluster.log_to(self._log)
         from bertray.actor import Actor
 
         self._actor = Actor(
@@ -183,4 +191,22 @@ class ScoringActor:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         outcomes = self._actor.score(Unit.model_validate_json(rows["unit"][0].as_py()))
-        return pa.table({"outcome": [outcome.model_dump_json() for outcome in outcomes]})
+        logs = [self._log.take() for _ in outcomes]  # the first takes all
+        return pa.table(
+            {"outcome": [outcome.model_dump_json() for outcome in outcomes], "log": [json.dumps(one) for one in logs]}
+        )
+
+
+class _Lines(logging.Handler):
+    """Keeps what an actor logs until its next outcome takes it to the driver."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append((record.levelno, record.getMessage()))
+
+    def take(self) -> list[tuple[int, str]]:
+        lines, self._lines = self._lines, []
+        return lines

@@ -85,9 +85,7 @@ def fine_tuning(
 
 def set_up_process(device: torch.device, num_threads: int, board: Any) -> None:
     """Let this process train on the device, and tell the board what it logs."""
-    logger = logging.getLogger("bertray")
-    logger.handlers[:] = [_BoardHandler(board)]
-    logger.setLevel(logging.INFO)
+    cluster.log_to(_BoardHandler(board))
     if device.type == "cpu":
         torch.set_num_threads(num_threads)
         keep_freed_memory()  # Ray Train and Tune run what they are given outside of the main thread
