@@ -66,6 +66,8 @@ def test_folders_globs_and_lists_of_files(tmp_path: Path) -> None:
     assert sorted(pairs(read(tmp_path))) == sorted(ROWS[:2])
     assert pairs(read(f"{tmp_path}/*.jsonl")) == ROWS[1:2]
     assert pairs(read(tmp_path / "b.jsonl", tmp_path / "sub")) == [ROWS[1], ROWS[0]]
+    # Where patterns meet nobody votes twice.
+    assert pairs(read(f"{tmp_path}/s*", f"{tmp_path}/**/*.csv", tmp_path / "b.jsonl", tmp_path)) == ROWS[:2]
 
 
 def test_s3(s3_folder: str, tmp_path: Path) -> None:
@@ -95,6 +97,13 @@ def test_labels_stay_as_they_are_written(tmp_path: Path) -> None:
         '{"text": "x", "label": "2026-01-05", "meta": 1}\n\n{"meta": "z", "text": "line\\u2028end", "label": "007"}\n'
     )
     assert pairs(read(tmp_path / "b.jsonl")) == [("x", "2026-01-05"), ("line\u2028end", "007")]
+
+
+def test_inch_marks_and_large_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text,label\na 5" pipe,x\n"two\nlines",y\n')
+    assert pairs(read(tmp_path / "a.csv")) == [('a 5" pipe', "x"), ("two\nlines", "y")]
+    (tmp_path / "b.jsonl").write_text('{"text": "x", "label": 18446744073709551616}\n{"text": "y", "label": 7}\n')
+    assert pairs(read(tmp_path / "b.jsonl")) == [("x", "18446744073709551616"), ("y", "7")]
 
 
 def test_members_that_a_line_lacks_are_null(tmp_path: Path) -> None:
@@ -180,6 +189,15 @@ def test_lists_of_labels_stay_lists(tmp_path: Path) -> None:
         ("a.json", b"[]", r"line 1 of .*a\.json holds a list\. Write one object a line"),
         ("a.csv.gz", b"not gzip", r"cannot read .*a\.csv\.gz"),
         ("a.xlsx", b"PK", r"no known format. Accepted are CSV"),
+        (
+            "a.csv",
+            b'text,label\nx,a\n"y,b\nz,a\n',
+            r"row 3 of .*a\.csv, .* has a cell .* does not end",
+        ),
+        ("a.csv", b"text,label\n" + b'"' + b"long,a\n" * 50_000, r"row 2 of .* does not end"),
+        ("a.tsv", b'text\tlabel\nx\ta\n"y\tb\nz\ta\n', r"row 3 of .*a\.tsv, .* does not end"),
+        ("a.tsv", b'text\tlabel\nx\ta\n"y\tb\nz\ta\n"v\tb\n', r"'text' of row 3 of .*a\.tsv, .* tabs and line breaks"),
+        ("a.jsonl", b'{"text": "hi \\ud83d", "label": "a"}', r"'text' of .*a\.jsonl holds text that is no Unicode"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -116,6 +116,13 @@ def test_the_folder_of_a_run_goes_with_it_unless_another_has_taken_it(output: Lo
     assert (output / "rows").exists()
 
 
+def test_a_run_that_was_taken_for_dead_notices_though_the_other_has_ended(output: Location) -> None:
+    with RunLock(output, "held up").held() as lock:
+        (output / "lock").remove()
+        with pytest.raises(LockedError, match=r"another run took"):
+            lock.check()
+
+
 def test_the_holder_beats(output: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "BEAT_INTERVAL_S", 0.05)
     with RunLock(output, "run").held():

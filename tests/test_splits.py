@@ -66,8 +66,32 @@ def test_a_class_whose_groups_were_all_held_out_comes_back() -> None:
 def test_a_group_split_that_no_class_has_rows_for_is_refused() -> None:
     labels = [str(row // 6) for row in range(60)]
     groups: list[str | None] = [str(row // 2) for row in range(60)]
-    with pytest.raises(RequestError, match=r"the most frequent label 6 rows.* needs some 10 of both"):
+    with pytest.raises(RequestError, match=r"60 rows in 30 groups with 10 labels are too few to hold out 0\.1"):
         hold_out(labels, 0.1, seed=0, groups=groups)
+
+
+def test_one_large_group_does_not_become_the_held_out_rows() -> None:
+    rng = np.random.default_rng(0)
+    sizes = [1500, 1200, 300, *[1] * 1000]  # of authors: in folds of groups the largest would be a fold
+    groups: list[str | None] = [f"author {author}" for author, size in enumerate(sizes) for _ in range(size)]
+    labels = [str(label) for label in rng.integers(4, size=len(groups))]
+    seen = set()
+    for seed in range(3):
+        staying, held_out, _ = hold_out(labels, 0.1, seed, groups)
+        assert abs(len(held_out) - 400) <= 5
+        assert not {groups[row] for row in staying} & {groups[row] for row in held_out}
+        assert len({groups[row] for row in held_out}) > 20
+        seen.add(tuple(held_out))
+    assert len(seen) == 3  # the seed has a say
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.7, 0.8])
+def test_a_large_fraction_leaves_a_row_of_every_class(fraction: float) -> None:
+    labels = [*["large"] * 100, *(str(label) for label in range(30) for _ in range(2 + label % 3))]
+    for seed in range(4):
+        staying, held_out, _ = hold_out(labels, fraction, seed)
+        assert {labels[row] for row in staying} == set(labels)
+        assert sorted([*staying, *held_out]) == list(range(len(labels)))
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.1132, 0.1 / 0.9])
@@ -80,8 +104,13 @@ def test_few_groups_are_enough_for_odd_fractions(fraction: float) -> None:
 
 
 def test_too_few_groups_are_refused() -> None:
-    with pytest.raises(RequestError, match=r"--group-column has 2 distinct values.*needs some 10 of both"):
+    with pytest.raises(RequestError, match=r"100 rows in 2 groups with 3 labels are too few to hold out 0\.1"):
         hold_out(LABELS, 0.1, seed=0, groups=["x", "y"] * 50)
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"^0 rows in 0 groups .* are too few"):
+        hold_out([], 0.1, seed=0, groups=[])
 
 
 def label_counts(label_sets: list[list[str]], rows: np.ndarray | range) -> Counter[str]:

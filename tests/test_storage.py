@@ -114,6 +114,14 @@ def test_put_folder_replaces_all_of_the_old_one(folder: Location, tmp_path: Path
         assert (copy / "b").read_text() == "1"
 
 
+def test_what_a_killed_process_left_of_a_folder_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".bundle.0123456789ab.tmp").mkdir()
+    (tmp_path / ".bundle.0123456789ab.tmp" / "model").write_text("half")
+    (tmp_path / ".other.0123456789ab.tmp").mkdir()
+    Location.of(str(tmp_path / "bundle")).remove_unfinished_copies()
+    assert [path.name for path in tmp_path.iterdir()] == [".other.0123456789ab.tmp"]
+
+
 def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "new").mkdir()
     old = tmp_path / "place" / "bundle"

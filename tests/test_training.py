@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bertray import Bundle
+from bertray import Bundle, s3
 from bertray.bundle_writer import write_bundle
 from bertray.checkpoints import Best, Progress
 from bertray.config import PrepareConfig
@@ -100,8 +100,23 @@ def test_two_workers_take_the_same_steps(
         assert two["accuracy"] == one["accuracy"]
 
 
-def test_bf16_to_s3(ray_cluster: str, dataset: str, tiny_encoder: Path, s3_folder: str) -> None:
-    _, bundle = run(dataset, f"{s3_folder}/bundle", str(tiny_encoder), precision="bf16", epochs=1)
+def test_bf16_to_s3(
+    ray_cluster: str, dataset: str, tiny_encoder: Path, s3_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = s3.upload
+
+    def fail_on_the_model(fs: Any, path: str, file: Path) -> None:
+        if path.endswith("/bundle/model.safetensors"):
+            raise OSError("the network is gone")
+        upload(fs, path, file)
+
+    options = {"precision": "bf16", "epochs": 1}
+    with monkeypatch.context() as patch, pytest.raises(RequestError, match="the network is gone"):
+        patch.setattr("bertray.s3.upload", fail_on_the_model)
+        run(dataset, f"{s3_folder}/bundle", str(tiny_encoder), **options)
+    # Half a bundle lies there, and the same command goes on.
+    summary, bundle = run(dataset, f"{s3_folder}/bundle", str(tiny_encoder), **options)
+    assert summary["resumed_from_step"] > 0
     assert 0 < bundle.info.metrics["loss"] < 3  # guessing costs ln 3 = 1.1; a NaN fails both
     import s3fs
 
@@ -141,6 +156,13 @@ def test_what_cannot_be_trained_is_refused_before_ray_starts(dataset: str, tiny_
         run(dataset, Path(dataset).parent, str(tiny_encoder), overwrite=True)
     with pytest.raises(RequestError, match=r"--max-length 500: .* reads at most 128 tokens"):
         run(dataset, tmp_path / "bundle", str(tiny_encoder), max_length=500)
+
+
+def test_a_folder_of_hidden_files_is_not_replaced(dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "models" / ".other.training").mkdir(parents=True)
+    (tmp_path / "models" / ".other.training" / "run.json").write_text("{}")
+    with pytest.raises(RequestError, match=r"--output .*models exists\."):
+        run(dataset, tmp_path / "models", str(tiny_encoder))
 
 
 def test_several_labels_a_row(ray_cluster: str, calm_encoder: str, tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from bertray.storage import Location
 from bertray.training import train
 from bertray.training_config import TuneConfig
 from bertray.training_run import TrainingRun
-from bertray.trials import TrialRecord, options_of, train_config
-from bertray.tuning import Rungs, search
+from bertray.trial_worker import trial_checkpoints
+from bertray.trials import TrialRecord, best_of_all, options_of, train_config
+from bertray.tuning import Rungs, _Records, search
 from tests.conftest import WHAT_A_DIVERGING_WORKER_LOGS
 from tests.kills import end_driver, job, killing
 
@@ -188,6 +189,20 @@ def test_a_second_search_leaves_the_first_ones_folder(dataset: str, tiny_encoder
         with pytest.raises(LockedError, match=r"run first holds .*\.bundle\.tuning since"):
             search(config_of(dataset, tmp_path / "bundle", tiny_encoder))
         assert (run.rows / "train.arrow").exists()
+
+
+def test_the_best_of_more_trials_than_are_asked_for_now_stays_the_best(tmp_path: Path) -> None:
+    run = TrainingRun(Location.of(str(tmp_path / "bundle")), "tuning")
+    records = _Records(run, config_of("data", tmp_path / "bundle", "minilm", num_trials=4))
+    for number in range(4):
+        history = [{"epoch": 1.0, "f1_macro": number / 10}]
+        (trial_checkpoints(run, number) / "weights").put(b"weights")
+        records.add(TrialRecord(number=number, options={}, status="done", history=history, best_epoch=1))
+    fewer = _Records(run, config_of("data", tmp_path / "bundle", "minilm", num_trials=3))
+    fewer.read()
+    assert [record.number for record in fewer.ended] == [0, 1, 2, 3]
+    assert fewer.missing() == []
+    assert (trial_checkpoints(run, best_of_all(fewer.ended).number) / "weights").exists()
 
 
 class TestRungs:

@@ -45,7 +45,7 @@ def write_bundle(
     event_files: Path | None = None,
     add_files: Callable[[Path], None] = lambda _: None,
 ) -> BundleInfo:
-    """Write the bundle of a finished run.
+    """Write the bundle of a finished run, which holds the lock of its folder.
 
     Args:
         data_fingerprint: of the data set when the run began.
@@ -118,6 +118,7 @@ def write_bundle(
             target_precision=config.target_precision,
             oos_label=dataset.oos_label,
         )
+        output.remove_unfinished_copies()  # of a run that was killed here
         output.put_folder(folder, last=BUNDLE_FILE)
     return info
 

@@ -78,7 +78,7 @@ class PrepareConfig(JobConfig):
     )
     test_fraction: float = Field(0.1, gt=0, lt=1, description="share of the kept rows, where --test is not given")
     group_column: str | None = Field(None, description="rows that share its value stay on one side of every split")
-    seed: int = Field(0, ge=0, description="of the splits: the same seed and rows give the same splits")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the splits: the same seed and rows give the same splits")
 
     @property
     def separator(self) -> str | None:

@@ -54,6 +54,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     started_s = time.monotonic()
     output = Location.of(config.output)
+    if Location.of(config.bundle).contains(output):
+        raise RequestError(f"--output {output} lies in --bundle, which no other file may enter: choose another folder")
     dataset = Dataset.open(config.data)
     _check_threshold(config, dataset)
     bundle, engine = open_bundle(config.bundle, config.engine, config.precision)

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from bertray import cluster
+from bertray.bundle_folder import BUNDLE_FILE
 from bertray.calibration import probabilities
 from bertray.cleaning import comparison_keys
 from bertray.cross_validation import out_of_fold_logits
@@ -87,9 +88,15 @@ def audit(config: AuditConfig) -> Audit:
     dataset = Dataset.open(config.data)
     if output.contains(dataset.location):
         raise RequestError(f"--output {output} holds --data {dataset.location}: choose a folder of its own")
+    for folder in (output, output.parent()):
+        if (folder / BUNDLE_FILE).exists():
+            raise RequestError(
+                f"--output {output} lies in a bundle, which no other file may enter: choose another folder"
+            )
     check_data(dataset, config)
     tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
     config = with_absolute_places(config, dataset, output)
+    data_fingerprint = dataset.fingerprint()
     rows = dataset.split("train")
     is_multi_label = dataset.problem_type == "multi_label_classification"
     label_sets = rows[LABELS].to_pylist() if is_multi_label else [[label] for label in rows[LABEL].to_pylist()]
@@ -124,7 +131,7 @@ def audit(config: AuditConfig) -> Audit:
             },
             "num_rows_by_fold": np.bincount(fold_N, minlength=config.folds).tolist(),
             "problem_type": dataset.problem_type,
-            "data_fingerprint": dataset.fingerprint(),
+            "data_fingerprint": data_fingerprint,
             "config": config.model_dump(),
             "versions": {**versions(), "cleanlab": cleanlab.__version__},
             "wall_s": round(time.monotonic() - started_s, 1),

@@ -11,7 +11,9 @@ count them.
 
 from __future__ import annotations
 
+import csv
 import glob
+import io
 import json
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +34,8 @@ _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _TEXT_FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
 _SUFFIXES = (".parquet", *(text + packed for text in _TEXT_FORMATS for packed in ("", *_COMPRESSIONS)))
 _FORMATS_HELP = "CSV (.csv, .tsv), JSON Lines (.jsonl, .ndjson, .json), each also .gz or .zst, and .parquet"
+
+_QUOTING_HELP = 'Put such a cell into quotation marks, and double those within, as """Yes"", she said."'
 
 # Arrow counts a block's bytes in an int32; one block a file lets a row be as long as the file.
 _MAX_BLOCK_BYTES = 2**31 - 1
@@ -60,9 +64,9 @@ def read_labelled(
     columns = {TEXT: text_column, LABEL: label_column}
     if group_column is not None:
         columns[GROUP] = group_column
-    return pa.concat_tables(
-        [_read_file(file, columns, separator) for pattern in patterns for file in find_files(pattern)]
-    )
+    # Patterns may meet, as `a.csv` and `*.csv`: a row that is read twice would have two votes.
+    files = {file.uri: file for pattern in patterns for file in find_files(pattern)}
+    return pa.concat_tables([_read_file(file, columns, separator) for file in files.values()])
 
 
 def find_files(pattern: str) -> list[Location]:
@@ -128,10 +132,13 @@ def _parse(file: Location, wanted: list[str]) -> pa.Table:
         data = pa.BufferReader(pa.CompressedInputStream(data, compression).read())
     if text_format == "json":
         return _parse_json_lines(data.read(), file, wanted)
-    return pa.csv.read_csv(
+    delimiter = "\t" if text_format == "tsv" else ","
+    _check_quotes(data.read_buffer(), delimiter, file)
+    data.seek(0)
+    table = pa.csv.read_csv(
         data,
         read_options=pa.csv.ReadOptions(block_size=min(data.size() + 1, _MAX_BLOCK_BYTES)),
-        parse_options=pa.csv.ParseOptions(delimiter="\t" if text_format == "tsv" else ",", newlines_in_values=True),
+        parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         # Only an empty cell is null: "NA" and "None" may be labels or texts.
         convert_options=pa.csv.ConvertOptions(
             column_types=dict.fromkeys(wanted, pa.string()),
@@ -140,6 +147,42 @@ def _parse(file: Location, wanted: list[str]) -> pa.Table:
             quoted_strings_can_be_null=False,
         ),
     )
+    if text_format == "tsv":
+        _check_cells(table.select([name for name in wanted if table.column_names.count(name) == 1]), file)
+    return table
+
+
+def _check_quotes(data: pa.Buffer, delimiter: str, file: Location) -> None:
+    """Refuse a cell that opens with a quotation mark and never closes it: it would swallow all rows behind it."""
+    content = data.to_pybytes()
+    if content.count(b'"') % 2 == 0:
+        return
+    limit_before = csv.field_size_limit(len(content) + 1)
+    rows = csv.reader(io.StringIO(content.decode("utf-8", "replace"), newline=""), delimiter=delimiter, strict=True)
+    num_rows = 0
+    try:
+        for _ in rows:
+            num_rows += 1
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            raise RequestError(
+                f"row {num_rows + 1} of {file}, counting the header, has a cell that begins with a quotation mark and "
+                f"does not end: all behind it would be one text. {_QUOTING_HELP}; or is the file cut off?"
+            ) from error
+    finally:
+        csv.field_size_limit(limit_before)
+
+
+def _check_cells(table: pa.Table, file: Location) -> None:
+    """Refuse a cell with tabs and line breaks in it: rows between two quotation marks that belong to texts."""
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        is_swallowed = pc.and_(pc.match_substring(column, "\t"), pc.match_substring(column, "\n"))
+        row = pc.index(is_swallowed, True).as_py()
+        if row >= 0:
+            raise RequestError(
+                f"{name!r} of row {row + 2} of {file}, counting the header, holds tabs and line breaks: it begins with "
+                f"a quotation mark that the next one, rows further, ends. {_QUOTING_HELP}"
+            )
 
 
 def _parse_json_lines(data: bytes, file: Location, wanted: list[str]) -> pa.Table:
@@ -148,6 +191,7 @@ def _parse_json_lines(data: bytes, file: Location, wanted: list[str]) -> pa.Tabl
     Arrow's own reader would turn dates into timestamps and refuse columns of mixed type that nobody asked for.
     """
     values: dict[str, list[Any]] = {}
+    others: dict[str, None] = {}
     num_rows = 0
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
@@ -158,18 +202,26 @@ def _parse_json_lines(data: bytes, file: Location, wanted: list[str]) -> pa.Tabl
             raise RequestError(f"line {number} of {file} is not JSON: {error}. Write one object a line") from error
         if not isinstance(row, dict):
             raise RequestError(f"line {number} of {file} holds a {type(row).__name__}. Write one object a line")
-        for name in row.keys() - values.keys():
-            values[name] = [None] * num_rows
+        others |= dict.fromkeys(row)
+        for name in wanted:
+            if name in row and name not in values:
+                values[name] = [None] * num_rows
         for name, column in values.items():
-            column.append(row.get(name) if name in wanted else None)
+            column.append(row.get(name))
         num_rows += 1
-    columns = {}
-    for name, column in values.items():
-        try:
-            columns[name] = pa.array(column)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise RequestError(f"{name!r} of {file} holds values of several types: {error}") from error
-    return pa.table(columns)
+    columns = {name: _as_array(column, name, file) for name, column in values.items()}
+    return pa.table({**columns, **{name: pa.nulls(num_rows) for name in others if name not in columns}})
+
+
+def _as_array(values: list[Any], name: str, file: Location) -> pa.Array:
+    try:
+        return pa.array(values)
+    except OverflowError:  # integers of more than 64 bits, as of users or hashes
+        return _as_array([str(one) if isinstance(one, int) else one for one in values], name, file)
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{name!r} of {file} holds text that is no Unicode (half a character): {error}") from error
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise RequestError(f"{name!r} of {file} holds values of several types: {error}") from error
 
 
 def map_values(lists: pa.ChunkedArray, function: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> pa.ChunkedArray:

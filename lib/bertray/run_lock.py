@@ -166,7 +166,7 @@ def check_held(output: Location, number: int) -> None:
         LockedError: the lock was lost: its holder was held up for so long that another run took it for dead.
     """
     highest, record = _highest(output)
-    if highest > number:
+    if highest != number:  # lower where the other run has ended meanwhile, and its folder went with it
         other = f"run {record.run_id}" if record else "another run"
         raise LockedError(
             f"{other} took {output} from this run, which had not been heard of for {EXPIRY_S:.0f} s. What this one has "

@@ -1,6 +1,6 @@
 """Hold rows out, or deal them out to folds: stratified by label, reproducible, groups undivided.
 
-Rows with one label each go to `hold_out`, rows with several to `hold_out_multi_label`; both kinds to `folds`.
+Rows with one label each go to `hold_out`, rows with several, or in groups, to `hold_out_multi_label`; all to `folds`.
 
 Legend: N rows; C labels; S sides; U units: what is on one side as a whole, a group or a row without one; K: the labels
 and, last, a column that counts rows.
@@ -8,19 +8,14 @@ and, last, a column that counts rows.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
-from fractions import Fraction
 
 import numpy as np
 from scipy.sparse import csc_array, csr_array, hstack
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from bertray.errors import RequestError
-
-# A held-out share is cut from at most this many folds of groups: 0.1 is one of 10, 0.15 three of 20, 0.02 one of 50.
-_MAX_FOLDS = 50
 
 # Moves end after one to four passes over real labels; what gains less is rounding.
 _MAX_PASSES, _LEAST_GAIN = 10, 1e-9
@@ -46,7 +41,9 @@ def hold_out(
     Raises:
         RequestError: too few rows or groups for that fraction.
     """
-    held_out = _stratified(labels, fraction, seed) if groups is None else _by_group(labels, groups, fraction, seed)
+    if groups is not None:
+        return hold_out_multi_label([[label] for label in labels], fraction, seed, groups)
+    held_out = _stratified(labels, fraction, seed)
     staying = np.setdiff1d(np.arange(len(labels)), held_out)
     return staying, np.sort(held_out), sorted(set(labels) - {labels[row] for row in held_out})
 
@@ -216,29 +213,7 @@ def _stratified(labels: list[str], fraction: float, seed: int) -> np.ndarray:
             f"class on both sides ({error}). Add rows, raise --validation-fraction and --test-fraction, or give "
             "splits of your own with --validation and --test"
         ) from error
-    return np.asarray(held_out, dtype=np.int64)
-
-
-def _by_group(labels: list[str], groups: list[str | None], fraction: float, seed: int) -> np.ndarray:
-    names = _names(groups)
-    num_groups = len(set(names))
-    most_frequent = max(Counter(labels).values())
-    # The closest share that can be cut; scikit-learn wants as many groups, and rows of some label, as folds.
-    max_folds = max(2, min(_MAX_FOLDS, num_groups, most_frequent))
-    share = Fraction(fraction).limit_denominator(max_folds)
-    share = min(max(share, Fraction(1, max_folds)), Fraction(max_folds - 1, max_folds))
-    if min(num_groups, most_frequent) < share.denominator or abs(share - fraction) > fraction / 2:
-        raise RequestError(
-            f"--group-column has {num_groups} distinct values, the most frequent label {most_frequent} rows; holding "
-            f"out {fraction:.3g} of the rows without dividing a group needs some {round(1 / fraction)} of both. Choose "
-            "larger fractions, add rows, or give splits of your own with --validation and --test"
-        )
-    folds = StratifiedGroupKFold(n_splits=share.denominator, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The least populated class")  # handled by the caller
-        parts = [held_out for _, held_out in folds.split(np.zeros(len(labels)), labels, names)]
-    held_out = np.concatenate(parts[: share.numerator])
-    # A label whose groups were all held out could not be learnt: they come back.
+    # Of a large fraction small classes may be held out whole, and could not be learnt: a row of each comes back.
     staying_labels = {labels[row] for row in np.setdiff1d(np.arange(len(labels)), held_out)}
-    returning = {names[row] for row in held_out if labels[row] not in staying_labels}
-    return np.array([row for row in held_out if names[row] not in returning], dtype=np.int64)
+    returning = {labels[row]: row for row in held_out if labels[row] not in staying_labels}
+    return np.setdiff1d(held_out, list(returning.values())).astype(np.int64)

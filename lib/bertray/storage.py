@@ -145,6 +145,11 @@ class Location:
                     infos.append(FileInfo(relative, detail["size"], _version(detail)))
         return sorted(infos, key=lambda info: info.path)
 
+    def is_empty(self) -> bool:
+        """Whether no file lies at or below this place, hidden ones included."""
+        with _explained(self):
+            return not self.fs.find(self.path)
+
     def folders(self) -> list[str]:
         """Names of the folders that lie in this one, sorted; a place that does not exist has none."""
         with _explained(self):
@@ -257,14 +262,14 @@ class Location:
         """
         if self.is_local:
             for path in Path(self.path).rglob(f".*{_UNFINISHED}"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                _remove_local(path)
 
     def remove_unfinished_copies(self) -> None:
-        """Remove what processes that were killed have half-written of this file; nobody else may be at work on it."""
+        """Remove what processes that were killed have half-written of this place; nobody else may be at work on it."""
         if self.is_local:
             target = Path(self.path)
             for path in target.parent.glob(f".{glob.escape(target.name)}.*{_UNFINISHED}"):
-                path.unlink(missing_ok=True)
+                _remove_local(path)
 
     def remove(self) -> None:
         """Remove the file or folder if it is there."""
@@ -279,6 +284,16 @@ class _ReadError(RequestError, OSError):
     """What goes wrong in a file that is open; whoever is handed a file expects an OSError."""
 
 
+def _remove_local(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _copy_synced(source: str, target: str) -> None:
+    shutil.copyfile(source, target)
+    with Path(target).open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def _beside(target: Path) -> Path:
     """A hidden name in the same folder, so that a rename to the target stays within one file system."""
     return target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}{_UNFINISHED}"
@@ -288,7 +303,7 @@ def _replace_folder(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     staging, replaced = _beside(target), _beside(target)
     try:
-        shutil.copytree(source, staging)
+        shutil.copytree(source, staging, copy_function=_copy_synced)
         if target.exists():
             target.replace(replaced)
         staging.replace(target)

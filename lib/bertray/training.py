@@ -68,7 +68,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     started_s = time.monotonic()
     output = Location.of(config.output)
-    check_output(output, config)
+    run = TrainingRun(output)
+    check_output(output, config, run)
     dataset = Dataset.open(config.data)
     check_data(dataset, config)
     if config.mlflow_uri:
@@ -76,7 +77,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
     tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
     config = with_absolute_places(config, dataset, output)
 
-    run = TrainingRun(output)
     checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
     with RunLock(run.location, new_run_id()).held() as lock, _told_what_is_left(run, checkpoints, lock):
         column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
@@ -97,6 +97,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             tracker.finish(progress.history[progress.best_epoch - 1], str(output))
             best = checkpoints.load_best(progress)
             lock.check()
+            run.begin_bundle()
             info = write_bundle(config, dataset, data_fingerprint, output, progress, best, events)
         lock.remove_output()
     history = progress.history
@@ -120,18 +121,23 @@ def _tracked(config: TrainConfig, run: TrainingRun, events: Path) -> Iterator[Tr
     name = Location.of(config.output).name
     options = config.model_dump(mode="json")
     tracker = Tracker(
-        events, config.mlflow_uri, config.mlflow_experiment, name, options, mlflow_run_id=run.mlflow_run_id()
+        events,
+        config.mlflow_uri,
+        config.mlflow_experiment,
+        name,
+        options,
+        mlflow_run_id=run.mlflow_run_id(config.mlflow_uri),
     )
     with tracker:
-        run.keep_mlflow_run_id(tracker.mlflow_run_id)
+        run.keep_mlflow_run_id(config.mlflow_uri, tracker.mlflow_run_id)
         yield tracker
 
 
-def check_output(output: Location, config: TrainConfig) -> None:
-    """Refuse to replace anything but a bundle."""
+def check_output(output: Location, config: TrainConfig, run: TrainingRun) -> None:
+    """Refuse to replace anything but a bundle, or what the run itself has begun to write."""
     if output.contains(Location.of(config.data)):
         raise RequestError(f"--output {output} holds --data {config.data}: choose a folder of its own for the bundle")
-    if not output.exists() or (not output.is_file() and not output.files()):
+    if not output.exists() or (not output.is_file() and output.is_empty()) or run.has_begun_bundle():
         return
     if not config.overwrite:
         raise RequestError(f"--output {output} exists. Choose another folder, or replace a bundle with --overwrite")

@@ -62,7 +62,7 @@ class TrainingOptions(JobConfig):
     )
     device: Device = Field("auto", description=DEVICE_HELP)
     precision: Precision = Field("auto", description=PRECISION_HELP)
-    seed: int = Field(0, ge=0, description="of the head's weights, dropout and the order of the rows")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the head's weights, dropout and the order of the rows")
 
     @model_validator(mode="after")
     def _stride_belongs_to_windows(self) -> Self:
@@ -146,7 +146,9 @@ class AuditConfig(TrainingOptions):
         None, ge=1, description="folds at a time; default: one a GPU, without GPUs one for every 4 CPUs"
     )
     max_failures: int = Field(3, ge=0, description="a fold whose worker or node is lost is begun again so often")
-    seed: int = Field(0, ge=0, description="of the folds, the head's weights, dropout and the order of the rows")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="of the folds, the head's weights, dropout and the order of the rows"
+    )
 
 
 class TuneConfig(TrainConfig):

@@ -6,7 +6,8 @@
       run.json               what is being trained: written after rows/
       checkpoints/           what the run goes on from                [bertray.checkpoints]
       tensorboard/           event files                              [bertray.tracking]
-      mlflow_run_id          of the run on the tracking server, if there is one
+      mlflow_run.json        the run on the tracking server, if there is one
+      bundle_begun           from here on what lies at the bundle's place is this run's, maybe half of it
 
 A run that ended before its bundle was made, however it ended, is gone on with by the same command. Options that change
 nothing but speed, memory, what dropout draws or where things are written may differ then; with others the command is
@@ -30,7 +31,7 @@ from bertray.errors import RequestError
 from bertray.storage import Location
 from bertray.training_config import TrainConfig
 
-_RUN_FILE, _MLFLOW_FILE = "run.json", "mlflow_run_id"
+_RUN_FILE, _MLFLOW_FILE, _BUNDLE_BEGUN_FILE = "run.json", "mlflow_run.json", "bundle_begun"
 # What a run may go on with otherwise.
 _FREE = (
     "output",
@@ -117,15 +118,23 @@ class TrainingRun:
                 for file in folder.iterdir():
                     (self._events / file.name).put(file.read_bytes())
 
-    def mlflow_run_id(self) -> str | None:
-        """That an earlier attempt has kept."""
-        file = self.location / _MLFLOW_FILE
-        return file.read_bytes().decode() if file.exists() else None
+    def begin_bundle(self) -> None:
+        """Say that from now on the bundle is written."""
+        (self.location / _BUNDLE_BEGUN_FILE).put(b"")
 
-    def keep_mlflow_run_id(self, run_id: str | None) -> None:
+    def has_begun_bundle(self) -> bool:
+        return (self.location / _BUNDLE_BEGUN_FILE).exists()
+
+    def mlflow_run_id(self, uri: str | None) -> str | None:
+        """That an earlier attempt has kept, of the same server."""
+        file = self.location / _MLFLOW_FILE
+        kept: dict[str, str] = json.loads(file.read_bytes()) if file.exists() else {}
+        return kept["run_id"] if kept and kept["uri"] == uri else None
+
+    def keep_mlflow_run_id(self, uri: str | None, run_id: str | None) -> None:
         """For later attempts."""
         if run_id is not None:
-            (self.location / _MLFLOW_FILE).put(run_id.encode())
+            (self.location / _MLFLOW_FILE).put(json.dumps({"uri": uri, "run_id": run_id}).encode())
 
 
 def _described(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:

@@ -78,13 +78,13 @@ def search(config: TuneConfig) -> dict[str, Any]:
     """
     started_s = time.monotonic()
     output = Location.of(config.output)
-    check_output(output, config)
+    run = TrainingRun(output, "tuning")
+    check_output(output, config, run)
     dataset = Dataset.open(config.data)
     check_data(dataset, config)
     tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
     config = with_absolute_places(config, dataset, output)
     column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
-    run = TrainingRun(output, "tuning")
     records = _Records(run, config)
     with RunLock(run.location, new_run_id()).held() as lock, records.told_what_is_left(lock):
         data_fingerprint = dataset.fingerprint()
@@ -100,6 +100,7 @@ def search(config: TuneConfig) -> dict[str, Any]:
         best = best_of_all(records.ended)
         print_trials(records.ended)
         lock.check()
+        run.begin_bundle()
         info = _write_bundle(config, dataset, data_fingerprint, run, records, best)
         lock.remove_output()
     return {
@@ -164,10 +165,9 @@ class _Records:
     def read(self) -> None:
         """Take up what a search before has left, and remove what it has left half-written."""
         self._run.checkpoints.remove_unfinished()
-        for number in range(self._config.num_trials):
-            file = self._file(number)
-            if file.exists():
-                self.ended.append(TrialRecord.model_validate_json(file.read_bytes()))
+        # All, also those beyond --num-trials, which may be lower now: the best may be among them.
+        for name in sorted(info.path for info in self._run.checkpoints.files((".json",)) if "/" not in info.path):
+            self.ended.append(TrialRecord.model_validate_json((self._run.checkpoints / name).read_bytes()))
         for number in self.missing():
             Checkpoints(trial_checkpoints(self._run, number), self._config.keep_checkpoints).remove_unfinished()
         _log.info("going on with the search at %s: %d trials have ended", self._run.location, len(self.ended))
