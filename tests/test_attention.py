@@ -108,14 +108,16 @@ def whole_attention(
 
 
 @pytest.mark.parametrize("sliding_window", [None, 3])
-@pytest.mark.parametrize("way", ["runs", "rectangles", "on_cuda"])
-def test_documents_see_themselves_alone(sliding_window: int | None, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("way", "size"), [("runs", 8), ("rectangles", 8), ("on_cuda", 8), ("on_cuda", 6)])
+def test_documents_see_themselves_alone(
+    sliding_window: int | None, way: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     offsets_B1 = torch.tensor([0, 5, 10, 12], dtype=torch.int32)
     rectangles = Rectangles(np.array([5, 5, 2]), 12, torch.device("cpu"))
     ways: dict[str, Any] = {"runs": {"runs": ((0, 2, 5), (10, 1, 2))}, "rectangles": {"rectangles": rectangles}}
     packing = Packing(offsets_B1, 5, **ways.get(way, {}))
     torch.manual_seed(0)
-    query_1HTD, key_1HTD, value_1HTD = (torch.randn(1, 12, 4, 8).transpose(1, 2) for _ in range(3))
+    query_1HTD, key_1HTD, value_1HTD = (torch.randn(1, 12, 4, size).transpose(1, 2) for _ in range(3))
     documents_T = torch.tensor([0] * 5 + [1] * 5 + [2] * 2)
     is_seen_TT = documents_T[:, None] == documents_T
     if sliding_window:
@@ -124,7 +126,7 @@ def test_documents_see_themselves_alone(sliding_window: int | None, way: str, mo
     if way == "on_cuda":  # the kernel needs a GPU; here its documented meaning stands in for it
 
         def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):  # type: ignore[no-untyped-def]
-            assert query.shape == key.shape == value.shape == (12, 4, 8)
+            assert query.shape == key.shape == value.shape == (12, 4, 8)  # the kernel takes no heads of 6
             assert cu_seq_q is cu_seq_k is offsets_B1
             assert (max_q, max_k, scale) == (5, 5, 0.3)
             assert window_size == ((2, 2) if sliding_window else (-1, -1))
@@ -157,7 +159,8 @@ def test_a_kernel_that_does_not_work_is_noticed(
     to = torch.Tensor.to  # this machine's memory stands in for a GPU's
     monkeypatch.setattr(attention, "_on_cuda", on_cuda)
     monkeypatch.setattr(torch.Tensor, "to", lambda self, _, dtype=None: to(self, dtype) if dtype else self)
-    works = attention.kernel_works(torch.device("cuda"), torch.bfloat16, with_gradients=with_gradients)
+    tiny_bert = transformers.BertConfig(hidden_size=312, num_attention_heads=12)  # heads of 26
+    works = attention.kernel_works(torch.device("cuda"), torch.bfloat16, tiny_bert, with_gradients=with_gradients)
     assert works is (fault is None)
     assert ("batches will be padded" in caplog.text) is (fault is not None)
 
@@ -255,7 +258,7 @@ def test_packed_on_a_gpu(name: str, settings: dict[str, Any]) -> None:
 def test_a_model_that_reads_other_positions_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("Roberta", {"pad_token_id": 1})
     expected_SC = padded_forward(model)
-    monkeypatch.setattr("bertray.layout._first_position", lambda _: 0)
+    monkeypatch.setattr("bertray.layout.first_position", lambda _: 0)
     encoder = Encoder(model, "fp32", "cpu")
     assert not encoder.layout.is_packed
     np.testing.assert_allclose(encoder.logits(TOKENS), expected_SC, atol=1e-4)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
 from bertray import pretrained
 from bertray.errors import RequestError
@@ -74,6 +75,20 @@ def test_a_broken_configuration_is_refused(tiny_encoder: Path, tmp_path: Path) -
 def test_a_text_longer_than_the_window_is_refused() -> None:
     with pytest.raises(RequestError, match="--max-length 1024: minilm reads at most 512 tokens"):
         load_tokenizer("minilm", 1024)
+
+
+def test_a_text_longer_than_the_positions_behind_the_padding_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
+    """RoBERTa's first token has position 2, so that 130 positions are for 128 tokens."""
+    sizes = {"vocab_size": 30522, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(**sizes, intermediate_size=64, max_position_embeddings=130, pad_token_id=1)
+    RobertaModel(config).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    tokenizer.model_max_length = 10**30  # as of a tokenizer that says nothing
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path), 128)[0].model_max_length == 128
+    for max_length in (129, 130, 131):
+        with pytest.raises(RequestError, match="reads at most 128 tokens"):
+            load_tokenizer(str(tmp_path), max_length)
 
 
 def test_an_architecture_without_a_classifier_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ NAME = "bertray_packed"
 # Of the largest state or gradient: 16 bits round by 0.004, and one token too many in a window makes 0.06.
 _KERNEL_TOLERANCE = 0.02
 
+_KERNEL_HEAD_UNIT = 8
+
 QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key and value, each [1, H, T, D]
 
 
@@ -131,7 +133,11 @@ def _by_rectangles(qkv: QKV, packing: Packing, scaling: float | None, sliding_wi
 
 def _on_cuda(qkv: QKV, packing: Packing, scaling: float | None, sliding_window: int | None) -> torch.Tensor:
     reach = -1 if sliding_window is None else sliding_window - 1
-    query_THD, key_THD, value_THD = (one[0].transpose(0, 1) for one in qkv)
+    size = qkv[0].shape[-1]
+    # The kernel takes heads of multiples of 8; zeros change no product.
+    query_THD, key_THD, value_THD = (
+        torch.nn.functional.pad(one[0].transpose(0, 1), (0, -size % _KERNEL_HEAD_UNIT)) for one in qkv
+    )
     states_THD = varlen_attn(
         query_THD,
         key_THD,
@@ -140,22 +146,25 @@ def _on_cuda(qkv: QKV, packing: Packing, scaling: float | None, sliding_window: 
         packing.offsets_B1,
         packing.max_length,
         packing.max_length,
-        scale=scaling,
+        scale=size**-0.5 if scaling is None else scaling,
         window_size=(reach, reach),
     )
     assert isinstance(states_THD, torch.Tensor)  # a pair where more is asked for
-    return states_THD[None]
+    return states_THD[None, ..., :size]
 
 
-def kernel_works(device: torch.device, dtype: torch.dtype, *, with_gradients: bool = False) -> bool:
+def kernel_works(device: torch.device, dtype: torch.dtype, config: Any, *, with_gradients: bool = False) -> bool:
     """Whether attention in this precision gives there what it gives in fp32 without the kernel; on CPUs it has none.
 
     Builds of torch differ in what the variable-length kernel takes, and GPUs in which kernels they have.
+
+    Args:
+        config: of the model, for the size of its heads.
     """
     if device.type != "cuda":
         return True
     generator = torch.Generator().manual_seed(0)
-    lengths_B, num_heads, head_size = np.array([93, 9, 9, 3]), 4, 64
+    lengths_B, num_heads, head_size = np.array([93, 9, 9, 3]), 4, _head_size(config)
     num_tokens = int(lengths_B.sum())
     rectangles = Rectangles(lengths_B, num_tokens, device)
     packing = Packing(torch.from_numpy(offsets(lengths_B)).to(device, torch.int32), 93, rectangles=rectangles)
@@ -183,6 +192,11 @@ def kernel_works(device: torch.device, dtype: torch.dtype, *, with_gradients: bo
             _log.warning("batches will be padded: torch %s: varlen_attn is off by %.2g", torch.__version__, difference)
             return False
     return True
+
+
+def _head_size(config: Any) -> int:
+    given = getattr(config, "head_dim", None)
+    return int(given or config.hidden_size // config.num_attention_heads)
 
 
 def _is_near(length: int, sliding_window: int | None, device: torch.device) -> torch.Tensor | None:

@@ -73,8 +73,8 @@ def out_of_fold_logits(
         tokenizer, encoder_config: of the encoder.
 
     Returns:
-        logits_NC, float32; NaN of rows without tokens. The same seed gives the same on the same hardware with the
-        same number of threads a fold.
+        logits_NC, float32; NaN of rows without tokens. The same seed gives the same on the same processor with the
+        same number of threads a fold; a GPU's attention adds up gradients in any order.
 
     Raises:
         RequestError: the cluster is too small.

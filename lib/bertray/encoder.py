@@ -77,7 +77,8 @@ class Encoder:
         self.token_budget = TOKEN_BUDGET[self.device.type]
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.model = model.float().cpu().eval()
-        self.layout = Layout(model, can_pack=dtype == torch.float32 or attention.kernel_works(self.device, dtype))
+        can_pack = dtype == torch.float32 or attention.kernel_works(self.device, dtype, model.config)
+        self.layout = Layout(model, can_pack=can_pack)
         to_precision(self.model, self.device, dtype)
         if dtype != torch.float32 and self.device.type == "cpu" and prepacked.is_available():
             prepacked.prepack(self.model, self.token_budget)

@@ -49,7 +49,7 @@ class Layout:
     def __init__(self, model: Any, *, can_pack: bool) -> None:
         self.pad_id = model.config.pad_token_id or 0
         self.is_packed = self.is_cut = False
-        self._first_position = _first_position(model)
+        self._first_position = first_position(model)
         self._first_tokens_B: torch.Tensor | None = None  # of the batch at work, where it is packed
         self._adapt(model, can_pack)
 
@@ -159,12 +159,16 @@ class Layout:
 
 
 def _put(array: np.ndarray, model: Any) -> torch.Tensor:
-    """A copy on the device that the model is on."""
-    tensor, device = torch.from_numpy(array), next(model.parameters()).device
+    return put(array, next(model.parameters()).device)
+
+
+def put(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy on the device, which the host does not wait for."""
+    tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def _first_position(model: Any) -> int:
+def first_position(model: Any) -> int:
     """The position of a text's first token: 0, or in RoBERTa's family the one after the padding's."""
     tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
     padding = next((getattr(table, "padding_idx", None) for table in tables), None)

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from bertray.choices import ClassWeights, ProblemType
+from bertray.layout import put
 from bertray.training_rows import TrainingRows
 
 # A class of one row among ten thousand would weigh as much as ten thousand rows, and training would follow that row.
@@ -68,15 +69,15 @@ class Objective:
 
     def loss_sum(self, logits_BC: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
         """The weighted sum of some sequences' losses; its mean over the split counts every row once."""
-        weights_B = torch.from_numpy(self._weights_S[rows]).to(self._device)
+        weights_B = put(self._weights_S[rows], self._device)
         if self._is_multi_label:
-            targets_BC = torch.from_numpy(self._rows.multi_hot(rows, self._num_classes)).to(self._device)
+            targets_BC = put(self._rows.multi_hot(rows, self._num_classes), self._device)
             targets_BC = targets_BC * (1 - self._smoothing) + self._smoothing / 2
             losses_B = binary_cross_entropy_with_logits(
                 logits_BC, targets_BC, pos_weight=self._positive_weights_C, reduction="none"
             ).mean(dim=1)
         else:
-            targets_B = torch.from_numpy(self._rows.label_ids(rows)).to(self._device)
+            targets_B = put(self._rows.label_ids(rows), self._device)
             losses_B = cross_entropy(logits_BC, targets_B, reduction="none", label_smoothing=self._smoothing)
         return (weights_B * losses_B).sum()
 

