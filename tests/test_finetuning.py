@@ -211,7 +211,8 @@ def test_parts_become_smaller_until_they_fit(rows: Path, monkeypatch: pytest.Mon
     """As a GPU with room for 60 tokens would have it."""
     tried = []
 
-    def rehearse(self: Learner, tokens: Sequences, part: np.ndarray, loss_of: object) -> None:
+    def rehearse(self: Learner, tokens: Sequences, part: np.ndarray, loss_of: object, *, is_whole: bool) -> None:
+        assert is_whole == (tried == [])  # the whole batch; then parts, whose gradients add up
         tried.append(int(tokens.lengths_S[part].sum()))
         if tried[-1] > 60:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -222,7 +223,11 @@ def test_parts_become_smaller_until_they_fit(rows: Path, monkeypatch: pytest.Mon
         run._fit_into_memory()
         assert run._token_budget <= 60
     assert tried[0] > 200 and tried[-1] <= 60
-    monkeypatch.setattr(Learner, "rehearse", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))
+
+    def never_fits(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Learner, "rehearse", never_fits)
     with opened_run(rows) as run:
         run.device = torch.device("cuda")
         with pytest.raises(RequestError, match=r"one sequence of \d+ tokens does not fit .*--gradient-checkpointing"):

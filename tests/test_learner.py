@@ -21,6 +21,7 @@ from transformers import (
 
 from bertray.encoder import Encoder
 from bertray.learner import Learner
+from bertray.optimizer import Optimizer
 from bertray.packing import pad
 from bertray.ragged import offsets
 from bertray.tokenization import Sequences
@@ -108,6 +109,21 @@ def test_gradients_in_bf16_point_the_same_way(name: str) -> None:
     )
     assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.99
     assert one.norm().item() == pytest.approx(other.norm().item(), rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_training_begins_at_the_weights_that_were_there(name: str, precision: Any) -> None:
+    """In bf16 the model computes with rounded ones, of which the optimizer knows more digits."""
+    before = copy.deepcopy(build(name).state_dict())
+    _, _, vocabulary_V = random_tokens()
+    learner = Learner(build(name), vocabulary_V, CPU, precision)
+    exact = learner.take_exact_weights()
+    settings = {"learning_rate": 1e-3, "weight_decay": 0.0, "max_grad_norm": 1.0}
+    for average_decay in (None, 0.9):
+        optimizer = Optimizer(learner.model, **settings, average_decay=average_decay, exact=exact)
+        complete = learner.complete(optimizer.weights())
+        assert all(torch.equal(complete[key], one) for key, one in before.items())
+    assert learner.take_exact_weights() == {}
 
 
 def test_rotary_frequencies_are_not_rounded() -> None:

@@ -26,7 +26,7 @@ from bertray.checkpoints import Best, Checkpoints, Progress
 from bertray.choices import ProblemType
 from bertray.encoder import TOKEN_BUDGET, begin_with_logits
 from bertray.errors import BertrayError, RequestError
-from bertray.learner import Learner, check_memory
+from bertray.learner import Learner, check_memory, least_of_ranks
 from bertray.metrics import multi_label_metrics, summary_metrics
 from bertray.objective import Objective, sampling_probabilities
 from bertray.optimizer import Optimizer, learning_rate_factor
@@ -126,6 +126,7 @@ class FineTuning:
             max_grad_norm=config.max_grad_norm,
             layer_decay=config.layer_decay,
             average_decay=config.average_decay,
+            exact=self.learner.take_exact_weights(),
         )
         probabilities_S = None
         if config.sampling == "balanced":
@@ -133,6 +134,7 @@ class FineTuning:
         self.batches = TrainingBatches(self._lengths_S, config.batch_size, config.seed, probabilities_S)
         self.num_steps = self.batches.steps_per_epoch * config.epochs
         self._token_budget = config.micro_batch_tokens or TOKEN_BUDGET[device.type]
+        self._validation_budget = self._token_budget  # the same on every rank
         self._progress = Progress()
         self._best: Best | None = None  # until a checkpoint holds it
         self._unseen: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # step, loss, norm of the gradient
@@ -148,6 +150,8 @@ class FineTuning:
             DivergedError: the loss is not a number. The latest checkpoint is from before.
         """
         self._fit_into_memory()
+        # What fits with gradients fits without.
+        self._validation_budget = least_of_ranks(min(self._token_budget, TOKEN_BUDGET[self.device.type]), self.device)
         self._resume()
         now_s = time.monotonic()
         self._looked_s = self._saved_s = now_s
@@ -195,10 +199,13 @@ class FineTuning:
         heaviest = self.batches.at(max(steps, key=lambda step: self._lengths_S[self.batches.at(step)].sum()))
         rows = share(heaviest, self.rank, self.world_size)
         while len(rows):
-            part = micro_batches(rows, self._lengths_S, self._token_budget)[0]
+            part, *others = micro_batches(rows, self._lengths_S, self._token_budget)
             try:
                 self.learner.rehearse(
-                    self._train.tokens, part, lambda logits_BC, part=part: self._objective.loss_sum(logits_BC, part)
+                    self._train.tokens,
+                    part,
+                    lambda logits_BC, part=part: self._objective.loss_sum(logits_BC, part),
+                    is_whole=not others,
                 )
                 return
             except torch.OutOfMemoryError as error:
@@ -308,7 +315,7 @@ class FineTuning:
         tokens = self._validation.tokens
         # A sequence is run by one rank, and is zero on the others: the sum over ranks is the whole.
         logits_SC = torch.zeros(len(tokens.documents_S), self._num_classes, device=self.device)
-        batches = self.learner.batches(tokens.lengths_S, TOKEN_BUDGET[self.device.type])
+        batches = self.learner.batches(tokens.lengths_S, self._validation_budget)
         for rows in batches[self.rank :: self.world_size]:
             logits_SC[torch.from_numpy(rows)] = self.learner.logits(tokens, rows)
         if self.world_size > 1:

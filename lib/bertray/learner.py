@@ -13,7 +13,6 @@ Legend: B sequences of a batch, C classes, V tokens of the vocabulary.
 
 from __future__ import annotations
 
-import logging
 from typing import Any, Literal
 
 import numpy as np
@@ -28,8 +27,6 @@ from bertray.encoder import resolve_precision, to_precision
 from bertray.errors import RequestError
 from bertray.layout import Layout
 from bertray.tokenization import Sequences
-
-_log = logging.getLogger(__name__)
 
 # In 32 bits weight, gradient and two moments; and the model's own weight and gradient in 16, or in fp32 its gradient.
 _BYTES_PER_WEIGHT = 20
@@ -64,10 +61,12 @@ class Learner:
         gradient_checkpointing: bool = False,
     ) -> None:
         self.model, self._device = model, device
-        self.precision = _of_all_ranks(resolve_precision(precision, device), device)
+        # `auto` may be another on each of a cluster's machines, and so may be what its attention can do.
+        has_bf16 = _on_all_ranks(resolve_precision(precision, device) == "bf16", device)
+        self.precision: Literal["fp32", "bf16"] = "bf16" if has_bf16 else "fp32"
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        can_pack = dtype == torch.float32 or attention.kernel_works(device, dtype, with_gradients=True)
-        self._layout = Layout(model.eval(), can_pack=can_pack)
+        can_pack = dtype == torch.float32 or attention.kernel_works(device, dtype, model.config, with_gradients=True)
+        self._layout = Layout(model.eval(), can_pack=_on_all_ranks(can_pack, device))
         _freeze_unused(model, self._layout)
         self._vocabulary_V = torch.tensor(vocabulary_V)
         self._embedding_name, self._embeddings_VD = _compact(model, self._vocabulary_V)
@@ -82,6 +81,9 @@ class Learner:
         self._masks = dropout.Masks()
         if device.type == "cpu" and not gradient_checkpointing:  # which draws a mask twice, by torch's own generator
             dropout.replace(model, self._masks)
+        self._exact = {name: weights.detach().clone() for name, weights in model.named_parameters()}
+        if dtype == torch.float32:
+            self._exact = {}
         to_precision(model, device, dtype)
         self._parallel = model
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
@@ -120,14 +122,26 @@ class Learner:
         detached: torch.Tensor = loss.detach()
         return detached
 
-    def rehearse(self, tokens: Sequences, rows: np.ndarray, loss_of: Any) -> None:
-        """Forward and backward of this rank alone, for the memory that they take; nothing is kept."""
+    def rehearse(self, tokens: Sequences, rows: np.ndarray, loss_of: Any, *, is_whole: bool) -> None:
+        """Forward and backward of this rank alone, for the memory that they take; nothing is kept.
+
+        Args:
+            is_whole: no other part's gradients are held meanwhile.
+        """
         self.model.train()
         try:
-            loss_of(self.logits(tokens, rows)).backward()
+            for _ in range(1 if is_whole else 2):
+                loss_of(self.logits(tokens, rows)).backward()
         finally:
             for weights in self.model.parameters():
                 weights.grad = None
+
+    def take_exact_weights(self) -> dict[str, torch.Tensor]:
+        """By name, in 32 bits, the trained weights as they were before they were rounded; once, for they are large."""
+        trained = {name for name, weights in self.model.named_parameters() if weights.requires_grad}
+        taken = {name: weights for name, weights in self._exact.items() if name in trained}
+        self._exact = {name: weights for name, weights in self._exact.items() if name not in trained}
+        return taken
 
     def complete(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """All of the model's weights (fp32), with the whole table of word embeddings in the place of the compact one.
@@ -138,6 +152,7 @@ class Learner:
         table_VD = self._embeddings_VD.clone()
         table_VD[self._vocabulary_V] = weights[self._embedding_name]
         others = {name: held.cpu().float() for name, held in self.model.state_dict().items() if name not in weights}
+        others |= self._exact
         return {**others, **weights, self._embedding_name: table_VD}
 
 
@@ -157,16 +172,18 @@ def check_memory(model: Any) -> None:
         )
 
 
-def _of_all_ranks(own: Literal["fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
-    """The precision that every rank has: `auto` may be another on each of a cluster's machines."""
+def _on_all_ranks(is_here: bool, device: torch.device) -> bool:
+    """Whether it is so on every rank: all must exchange gradients of one width, and cut batches alike."""
+    return bool(least_of_ranks(int(is_here), device))
+
+
+def least_of_ranks(own: int, device: torch.device) -> int:
+    """The least of what the ranks have."""
     if not torch.distributed.is_initialized():
         return own
-    lacks_bf16 = torch.tensor(int(own == "fp32"), device=device)
-    torch.distributed.all_reduce(lacks_bf16, torch.distributed.ReduceOp.MAX)
-    if own == "bf16" and lacks_bf16.item():
-        _log.info("fp32: there is a worker whose machine has no bf16")
-        return "fp32"
-    return own
+    least = torch.tensor(own, device=device)
+    torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+    return int(least.item())
 
 
 def _freeze_unused(model: Any, layout: Layout) -> None:

@@ -85,6 +85,7 @@ class Optimizer:
         max_grad_norm: gradients are scaled down to this norm.
         average_decay: keep a running mean of the weights too, an average step's weights counting 1 - average_decay;
             None: no.
+        exact: by name, in 32 bits, what the model's weights were rounded from.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Optimizer:
         max_grad_norm: float,
         layer_decay: float = 1.0,
         average_decay: float | None = None,
+        exact: dict[str, torch.Tensor] | None = None,
     ) -> None:
         named = [(name, weights) for name, weights in model.named_parameters() if weights.requires_grad]
         self._names = [name for name, _ in named]
@@ -116,6 +118,9 @@ class Optimizer:
         )
         for flat in self._flats:
             flat.master_W.grad = flat.gradient_W
+            for name, view in flat.views(flat.master_W).items():
+                if exact:
+                    view.detach().copy_(exact[name])
         self._begin(0)  # not at the first step: whoever asks what fits into memory is to find the moments there
         self._average_decay, self._num_averaged = average_decay, 0
         self._averages = [] if average_decay is None else [flat.master_W.clone() for flat in self._flats]
