@@ -1,16 +1,43 @@
 """What workers log is seen where the job was started, though their stderr is not."""
 
 import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import ray
 import torch
 
 from bertray import cluster
+from bertray.training import _run
 from bertray.training_board import Board, show_logged
 from bertray.training_worker import set_up_process
 from tests.kills import wait_for
+
+
+def test_a_stop_waits_for_the_checkpoint_and_for_no_rank_that_hangs(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hangs(Future[None]):
+        """Ray Train, while ranks wait for one that has ended."""
+
+        def result(self, timeout: float | None = None) -> None:
+            raise KeyboardInterrupt
+
+    board = cluster.start_board(Board)
+    monkeypatch.setattr(cluster, "in_background", lambda _: Hangs())
+    monkeypatch.setattr("bertray.training.STOP_S", 1e9)
+
+    def save_when_told() -> None:
+        wait_for(lambda: ray.get(board.post.remote([], 1)), "the stop")
+        ray.get(board.stopped.remote())
+
+    with ThreadPoolExecutor(1) as rank_0:
+        rank_0.submit(save_when_told)
+        with pytest.raises(KeyboardInterrupt):
+            _run(SimpleNamespace(fit=None), board)
+    assert ray.get(board.has_stopped.remote())
 
 
 def test_what_workers_log_is_logged_once_by_the_driver(ray_cluster: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 _MAX_ROWS_NAMED = 5
 # A step and a checkpoint of a large model; what stops a job gives it half a minute.
 STOP_S = 25.0
-# How often Ray looks whether an elastic run could have more workers; it then begins again from the last checkpoint.
+# So long after a checkpoint was due Ray looks whether an elastic run could have more workers, to begin again from it.
 _RESIZE_INTERVAL_S = 60.0
 
 Config = TypeVar("Config", bound=TrainingOptions)
@@ -237,7 +237,7 @@ def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints, lock_n
             train_loop_config=settings,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=fewest if fewest == most else (fewest, most),
-                elastic_resize_monitor_interval_s=_RESIZE_INTERVAL_S,
+                elastic_resize_monitor_interval_s=_resize_interval_s(config),
                 use_gpu=placement.use_gpu,
                 resources_per_worker={"CPU": placement.cpus_each, **({"GPU": 1} if placement.use_gpu else {})},
             ),
@@ -260,6 +260,11 @@ def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints, lock_n
                 raise
             reason = str(next(iter(failures), error)).strip().partition("\n")[0]
             _log.warning("warning: workers were lost (%s); going on from step %d", reason, step)
+
+
+def _resize_interval_s(config: TrainConfig) -> float:
+    """A run that begins again with more workers must have a checkpoint of its own since it last did."""
+    return _RESIZE_INTERVAL_S + (0 if config.checkpoint_steps else 60 * config.checkpoint_minutes)
 
 
 def _run_config(config: TrainConfig) -> ray.train.RunConfig:
@@ -287,8 +292,9 @@ def _run(trainer: TorchTrainer, board: Any) -> None:
     except (KeyboardInterrupt, SystemExit):
         _log.info("stopping: writing a checkpoint; a second signal ends it at once")
         board.stop.remote()
-        with suppress(TimeoutError, ray.train.TrainingFailedError):
-            done.result(timeout=STOP_S)
+        deadline_s = time.monotonic() + STOP_S
+        while not (done.done() or ray.get(board.has_stopped.remote())) and time.monotonic() < deadline_s:
+            time.sleep(0.1)
         raise
 
 

@@ -54,7 +54,7 @@ class Board(_LogBoard):
         super().__init__()
         self._records: list[StepRecord] = []
         self._epochs: list[dict[str, float]] = []
-        self._num_steps, self._shall_stop = 0, False
+        self._num_steps, self._shall_stop, self._has_stopped = 0, False, False
 
     def post(self, records: list[StepRecord], num_steps: int) -> bool:
         """New steps, of so many in all; returns whether the run shall end."""
@@ -68,6 +68,13 @@ class Board(_LogBoard):
     def stop(self) -> None:
         """Let the run write a checkpoint and end."""
         self._shall_stop = True
+
+    def stopped(self) -> None:
+        """The checkpoint is in storage."""
+        self._has_stopped = True
+
+    def has_stopped(self) -> bool:
+        return self._has_stopped
 
     def news(self) -> tuple[list[StepRecord], list[dict[str, float]], int]:
         """Steps and epochs since the last call, and the number of steps of the run."""

@@ -47,7 +47,8 @@ def run(settings: dict[str, Any]) -> None:
             place.checkpoints, config.keep_checkpoints, partial(check_held, place.location, settings["lock_number"])
         ),
     ) as loop:
-        loop.run()
+        if not loop.run():  # of several ranks the others wait for this one's next step, for ever
+            ray.get(settings["board"].stopped.remote())
 
 
 @contextmanager
