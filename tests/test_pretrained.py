@@ -107,6 +107,15 @@ def test_a_classifier_of_other_labels_gets_a_new_head(tiny_bundle: Path) -> None
     assert torch.equal(model.bert.pooler.dense.weight, before["bert.pooler.dense.weight"])
 
 
+@pytest.mark.parametrize("name", ["vocab_size", "max_position_embeddings", "intermediate_size"])
+def test_weights_of_another_configuration_are_refused(name: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_encoder, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, name: config[name] + 2}))
+    with pytest.raises(RequestError, match=r"is stored as \[\d+.* config\.json asks for"):
+        load_classifier(str(folder), ["x", "y"], "single_label_classification", 0)
+
+
 def test_a_classifier_of_as_many_labels_keeps_its_head(tiny_bundle: Path) -> None:
     before = load_file(tiny_bundle / "model.safetensors")
     model = load_classifier(str(tiny_bundle), ["x", "y", "z"], "single_label_classification", 0)

@@ -117,9 +117,9 @@ def test_put_folder_replaces_all_of_the_old_one(folder: Location, tmp_path: Path
 def test_what_a_killed_process_left_of_a_folder_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".bundle.0123456789ab.tmp").mkdir()
     (tmp_path / ".bundle.0123456789ab.tmp" / "model").write_text("half")
-    (tmp_path / ".other.0123456789ab.tmp").mkdir()
+    (tmp_path / ".bundle.v2.0123456789ab.tmp").mkdir()
     Location.of(str(tmp_path / "bundle")).remove_unfinished_copies()
-    assert [path.name for path in tmp_path.iterdir()] == [".other.0123456789ab.tmp"]
+    assert [path.name for path in tmp_path.iterdir()] == [".bundle.v2.0123456789ab.tmp"]
 
 
 def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

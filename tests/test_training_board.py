@@ -1,6 +1,7 @@
 """What workers log is seen where the job was started, though their stderr is not."""
 
 import logging
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
@@ -31,13 +32,14 @@ def test_a_stop_waits_for_the_checkpoint_and_for_no_rank_that_hangs(
 
     def save_when_told() -> None:
         wait_for(lambda: ray.get(board.post.remote([], 1)), "the stop")
+        time.sleep(0.5)
         ray.get(board.stopped.remote())
 
     with ThreadPoolExecutor(1) as rank_0:
         rank_0.submit(save_when_told)
         with pytest.raises(KeyboardInterrupt):
             _run(SimpleNamespace(fit=None), board)
-    assert ray.get(board.has_stopped.remote())
+        assert ray.get(board.has_stopped.remote())
 
 
 def test_what_workers_log_is_logged_once_by_the_driver(ray_cluster: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -34,7 +34,7 @@ NAME = "bertray_packed"
 # Of the largest state or gradient: 16 bits round by 0.004, and one token too many in a window makes 0.06.
 _KERNEL_TOLERANCE = 0.02
 
-_KERNEL_HEAD_UNIT = 8
+_KERNEL_HEAD_UNIT = 8  # the kernel takes heads of multiples of it
 
 QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key and value, each [1, H, T, D]
 
@@ -133,11 +133,12 @@ def _by_rectangles(qkv: QKV, packing: Packing, scaling: float | None, sliding_wi
 
 def _on_cuda(qkv: QKV, packing: Packing, scaling: float | None, sliding_window: int | None) -> torch.Tensor:
     reach = -1 if sliding_window is None else sliding_window - 1
-    size = qkv[0].shape[-1]
-    # The kernel takes heads of multiples of 8; zeros change no product.
-    query_THD, key_THD, value_THD = (
-        torch.nn.functional.pad(one[0].transpose(0, 1), (0, -size % _KERNEL_HEAD_UNIT)) for one in qkv
-    )
+    query_THD, key_THD, value_THD = (one[0].transpose(0, 1) for one in qkv)
+    size = query_THD.shape[-1]
+    if num_missing := -size % _KERNEL_HEAD_UNIT:  # zeros change no product
+        query_THD, key_THD, value_THD = (
+            torch.nn.functional.pad(one, (0, num_missing)) for one in (query_THD, key_THD, value_THD)
+        )
     states_THD = varlen_attn(
         query_THD,
         key_THD,

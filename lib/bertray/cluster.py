@@ -93,9 +93,9 @@ def assigned_cpus() -> int:
 
 
 def log_to(handler: logging.Handler) -> None:
-    """Let a worker, whose stderr is a file of Ray's, log to where the driver looks."""
+    """Let a worker, whose stderr is a file of Ray's, log to where the driver looks too."""
     logger = logging.getLogger("bertray")
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = [handler, logging.StreamHandler()]
     logger.setLevel(logging.INFO)
 
 

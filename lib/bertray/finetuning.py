@@ -195,6 +195,7 @@ class FineTuning:
         if self.device.type == "cpu":
             check_memory(self.learner.model)
             return
+        self.optimizer.begin()
         steps = range(1, min(self.batches.steps_per_epoch, _MAX_STEPS_LOOKED_AT) + 1)
         heaviest = self.batches.at(max(steps, key=lambda step: self._lengths_S[self.batches.at(step)].sum()))
         rows = share(heaviest, self.rank, self.world_size)

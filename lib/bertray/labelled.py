@@ -15,6 +15,7 @@ import csv
 import glob
 import io
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,8 @@ from bertray.errors import RequestError
 from bertray.schema import LABEL, LABELS, SOURCE, SOURCE_ROW, TEXT
 from bertray.storage import Location
 
+_log = logging.getLogger(__name__)
+
 GROUP = "group"
 
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -35,7 +38,7 @@ _TEXT_FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".ndjson": "jso
 _SUFFIXES = (".parquet", *(text + packed for text in _TEXT_FORMATS for packed in ("", *_COMPRESSIONS)))
 _FORMATS_HELP = "CSV (.csv, .tsv), JSON Lines (.jsonl, .ndjson, .json), each also .gz or .zst, and .parquet"
 
-_QUOTING_HELP = 'Put such a cell into quotation marks, and double those within, as """Yes"", she said."'
+_QUOTING_HELP = 'put such a cell into quotation marks, and double those within, as """Yes"", she said."'
 
 # Arrow counts a block's bytes in an int32; one block a file lets a row be as long as the file.
 _MAX_BLOCK_BYTES = 2**31 - 1
@@ -167,21 +170,26 @@ def _check_quotes(data: pa.Buffer, delimiter: str, file: Location) -> None:
         if "unexpected end of data" in str(error):
             raise RequestError(
                 f"row {num_rows + 1} of {file}, counting the header, has a cell that begins with a quotation mark and "
-                f"does not end: all behind it would be one text. {_QUOTING_HELP}; or is the file cut off?"
+                f"does not end: all behind it would be one text: {_QUOTING_HELP}; or is the file cut off?"
             ) from error
     finally:
         csv.field_size_limit(limit_before)
 
 
 def _check_cells(table: pa.Table, file: Location) -> None:
-    """Refuse a cell with tabs and line breaks in it: rows between two quotation marks that belong to texts."""
+    """Tell of cells with tabs and line breaks in them, which may be rows between two quotation marks of texts."""
     for name, column in zip(table.column_names, table.columns, strict=True):
         is_swallowed = pc.and_(pc.match_substring(column, "\t"), pc.match_substring(column, "\n"))
-        row = pc.index(is_swallowed, True).as_py()
-        if row >= 0:
-            raise RequestError(
-                f"{name!r} of row {row + 2} of {file}, counting the header, holds tabs and line breaks: it begins with "
-                f"a quotation mark that the next one, rows further, ends. {_QUOTING_HELP}"
+        num_swallowed = pc.sum(is_swallowed).as_py() or 0
+        if num_swallowed:
+            _log.warning(
+                "warning: %r of %d rows of %s holds tabs and line breaks, first in row %d, counting the header. If "
+                "these are rows that a quotation mark at the beginning of a text has swallowed: %s",
+                name,
+                num_swallowed,
+                file,
+                pc.index(is_swallowed, True).as_py() + 2,
+                _QUOTING_HELP,
             )
 
 
@@ -215,13 +223,23 @@ def _parse_json_lines(data: bytes, file: Location, wanted: list[str]) -> pa.Tabl
 
 def _as_array(values: list[Any], name: str, file: Location) -> pa.Array:
     try:
-        return pa.array(values)
-    except OverflowError:  # integers of more than 64 bits, as of users or hashes
-        return _as_array([str(one) if isinstance(one, int) else one for one in values], name, file)
+        try:
+            return pa.array(values)
+        except OverflowError:  # integers of more than 64 bits, as of users or hashes
+            return pa.array(_spelt_out(values))
+    except OverflowError as error:
+        raise RequestError(f"{name!r} of {file} holds integers of more than 64 bits in objects: {error}") from error
     except UnicodeEncodeError as error:
         raise RequestError(f"{name!r} of {file} holds text that is no Unicode (half a character): {error}") from error
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise RequestError(f"{name!r} of {file} holds values of several types: {error}") from error
+
+
+def _spelt_out(values: Any) -> Any:
+    """Integers, in lists too, as strings."""
+    if isinstance(values, list):
+        return [_spelt_out(one) for one in values]
+    return str(values) if isinstance(values, int) else values
 
 
 def map_values(lists: pa.ChunkedArray, function: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> pa.ChunkedArray:

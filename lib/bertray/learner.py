@@ -81,9 +81,9 @@ class Learner:
         self._masks = dropout.Masks()
         if device.type == "cpu" and not gradient_checkpointing:  # which draws a mask twice, by torch's own generator
             dropout.replace(model, self._masks)
-        self._exact = {name: weights.detach().clone() for name, weights in model.named_parameters()}
-        if dtype == torch.float32:
-            self._exact = {}
+        self._exact: dict[str, torch.Tensor] = {}
+        if dtype != torch.float32:
+            self._exact = {name: weights.detach().clone() for name, weights in model.named_parameters()}
         to_precision(model, device, dtype)
         self._parallel = model
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:

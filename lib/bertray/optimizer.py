@@ -121,7 +121,6 @@ class Optimizer:
             for name, view in flat.views(flat.master_W).items():
                 if exact:
                     view.detach().copy_(exact[name])
-        self._begin(0)  # not at the first step: whoever asks what fits into memory is to find the moments there
         self._average_decay, self._num_averaged = average_decay, 0
         self._averages = [] if average_decay is None else [flat.master_W.clone() for flat in self._flats]
 
@@ -186,7 +185,7 @@ class Optimizer:
     @torch.no_grad()
     def load_state(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
         """Go on from where `state` was called, after so many steps."""
-        self._begin(num_steps)
+        self.begin(num_steps)
         for kind, of_flats in self._state().items():
             for flat, held_W in zip(self._flats, of_flats, strict=True):
                 for name, view in flat.views(held_W).items():
@@ -194,8 +193,8 @@ class Optimizer:
         self._num_averaged = num_steps
         self._publish([flat.master_W for flat in self._flats])
 
-    def _begin(self, num_steps: int) -> None:
-        """Moments of zero, after so many steps."""
+    def begin(self, num_steps: int = 0) -> None:
+        """Make the moments, zero after so many steps; without this call the first step does."""
         for flat in self._flats:
             self._adamw.state[flat.master_W] = {
                 "step": torch.tensor(float(num_steps), device=flat.master_W.device if flat.master_W.is_cuda else "cpu"),

@@ -123,21 +123,32 @@ def load_classifier(encoder: str, labels: Sequence[str], problem_type: ProblemTy
     A classifier of as many labels keeps the head that it has; one of another number gets a new one.
 
     From here on transformers tells of errors alone: it would report that the encoder has no such head.
+
+    Raises:
+        RequestError: weights of the encoder are of other shapes than its configuration says.
     """
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     torch.manual_seed(seed)
-    return AutoModelForSequenceClassification.from_pretrained(
+    model, found = AutoModelForSequenceClassification.from_pretrained(
         encoder_folder(encoder),
         local_files_only=True,
         use_safetensors=True,
         dtype=torch.float32,
         ignore_mismatched_sizes=True,
+        output_loading_info=True,
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
         problem_type=problem_type,
     )
+    for name, stored, expected in sorted(found["mismatched_keys"]):
+        if name.startswith(f"{model.base_model_prefix}."):
+            raise RequestError(
+                f"--encoder {encoder}: {name} is stored as {list(stored)}, config.json asks for {list(expected)}: give "
+                "the config.json that was saved with the weights"
+            )
+    return model
 
 
 def _minilm_folder() -> Path:

@@ -15,8 +15,8 @@ transport calls it.
 
 from __future__ import annotations
 
-import glob
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -268,8 +268,11 @@ class Location:
         """Remove what processes that were killed have half-written of this place; nobody else may be at work on it."""
         if self.is_local:
             target = Path(self.path)
-            for path in target.parent.glob(f".{glob.escape(target.name)}.*{_UNFINISHED}"):
-                _remove_local(path)
+            # Not `.bundle.v2.0123….tmp`, which is bundle.v2's.
+            is_own = re.compile(re.escape(f".{target.name}.") + "[0-9a-f]{12}" + re.escape(_UNFINISHED))
+            for path in target.parent.glob(f".*{_UNFINISHED}"):
+                if is_own.fullmatch(path.name):
+                    _remove_local(path)
 
     def remove(self) -> None:
         """Remove the file or folder if it is there."""

@@ -137,7 +137,7 @@ def check_output(output: Location, config: TrainConfig, run: TrainingRun) -> Non
     """Refuse to replace anything but a bundle, or what the run itself has begun to write."""
     if output.contains(Location.of(config.data)):
         raise RequestError(f"--output {output} holds --data {config.data}: choose a folder of its own for the bundle")
-    if not output.exists() or (not output.is_file() and output.is_empty()) or run.has_begun_bundle():
+    if not output.exists() or (not output.is_file() and output.is_empty()) or run.has_left_half_a_bundle():
         return
     if not config.overwrite:
         raise RequestError(f"--output {output} exists. Choose another folder, or replace a bundle with --overwrite")

@@ -7,7 +7,8 @@
       checkpoints/           what the run goes on from                [bertray.checkpoints]
       tensorboard/           event files                              [bertray.tracking]
       mlflow_run.json        the run on the tracking server, if there is one
-      bundle_begun           from here on what lies at the bundle's place is this run's, maybe half of it
+      bundle_begun           what lies at the bundle's place, without bundle.json, is half a bundle of this run's; where
+                             a bundle appears in one step there is no such file
 
 A run that ended before its bundle was made, however it ended, is gone on with by the same command. Options that change
 nothing but speed, memory, what dropout draws or where things are written may differ then; with others the command is
@@ -26,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from bertray.bundle_folder import EVENTS_FOLDER
+from bertray.bundle_folder import BUNDLE_FILE, EVENTS_FOLDER
 from bertray.errors import RequestError
 from bertray.storage import Location
 from bertray.training_config import TrainConfig
@@ -66,7 +67,7 @@ class TrainingRun:
     """
 
     def __init__(self, output: Location, kind: Literal["training", "tuning"] = "training") -> None:
-        self._kind = kind
+        self._kind, self._output = kind, output
         self.location = output.parent() / f".{output.name}.{kind}"
         self.rows, self.checkpoints = self.location / "rows", self.location / "checkpoints"
         self._events = self.location / EVENTS_FOLDER
@@ -81,7 +82,10 @@ class TrainingRun:
         if config.restart:
             file.remove()
         if not file.exists():
-            for place in (self.rows, self.checkpoints, self._events, self.location / _MLFLOW_FILE):
+            if self.has_left_half_a_bundle():
+                self._output.remove()
+            files = [self.location / name for name in (_MLFLOW_FILE, _BUNDLE_BEGUN_FILE)]
+            for place in (self.rows, self.checkpoints, self._events, *files):
                 place.remove()
             return False
         before, now = json.loads(file.read_bytes()), _described(config, data_fingerprint)
@@ -120,10 +124,11 @@ class TrainingRun:
 
     def begin_bundle(self) -> None:
         """Say that from now on the bundle is written."""
-        (self.location / _BUNDLE_BEGUN_FILE).put(b"")
+        if not self._output.is_local:
+            (self.location / _BUNDLE_BEGUN_FILE).put(b"")
 
-    def has_begun_bundle(self) -> bool:
-        return (self.location / _BUNDLE_BEGUN_FILE).exists()
+    def has_left_half_a_bundle(self) -> bool:
+        return (self.location / _BUNDLE_BEGUN_FILE).exists() and not (self._output / BUNDLE_FILE).exists()
 
     def mlflow_run_id(self, uri: str | None) -> str | None:
         """That an earlier attempt has kept, of the same server."""
