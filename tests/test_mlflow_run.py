@@ -14,7 +14,9 @@ import pytest
 from bertray import mlflow_run
 from bertray.errors import RequestError
 from bertray.mlflow_run import MlflowRun, check
+from bertray.storage import Location
 from bertray.tracking import StepRecord, Tracker
+from bertray.training_run import TrainingRun
 from tests.conftest import ROOT
 from tests.faults.s3_proxy import FaultyProxy
 
@@ -225,3 +227,12 @@ print(mlflow.telemetry.utils._IS_IN_CI_ENV_OR_TESTING, mlflow.telemetry.client.g
     )
     port = mlflow_server.rpartition(":")[2]
     assert finished.stdout.strip() == f"False None {{('127.0.0.1', {port})}} ['MainThread']"
+
+
+def test_a_run_that_goes_on_with_another_server_begins_there_anew(tmp_path: Path) -> None:
+    run = TrainingRun(Location.of(str(tmp_path / "bundle")))
+    assert run.mlflow_run_id("http://one:5000") is None
+    run.keep_mlflow_run_id("http://one:5000", "0123")
+    assert run.mlflow_run_id("http://one:5000") == "0123"
+    assert run.mlflow_run_id("http://other:5000") is None
+    assert run.mlflow_run_id(None) is None
