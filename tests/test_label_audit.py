@@ -2,10 +2,12 @@
 
 import json
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -156,6 +158,21 @@ def test_labels_of_too_few_texts_are_refused(dataset: str, tiny_encoder: Path, t
 def test_the_output_is_not_the_data_set(dataset: str, tiny_encoder: Path) -> None:
     with pytest.raises(RequestError, match="choose a folder of its own"):
         run(dataset, Path(dataset).parent, tiny_encoder)
+
+
+def test_a_data_set_that_is_written_anew_meanwhile_is_not_reported_on(
+    ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Path(shutil.copytree(dataset, tmp_path / "data"))
+
+    def while_folds_are_trained(*_: Any) -> np.ndarray:
+        shutil.copy(data / "test.parquet", data / "train.parquet")
+        return np.zeros((NUM_ROWS, 3), dtype=np.float32)
+
+    monkeypatch.setattr("bertray.label_audit.out_of_fold_logits", while_folds_are_trained)
+    with pytest.raises(RequestError, match="was written anew while its labels were judged"):
+        run(str(data), tmp_path / "label_check", tiny_encoder)
+    assert not (tmp_path / "label_check" / "suspects.parquet").exists()
 
 
 def test_the_output_is_not_in_a_bundle(dataset: str, tiny_encoder: Path, tiny_bundle: Path) -> None:

@@ -79,7 +79,8 @@ def audit(config: AuditConfig) -> Audit:
     """Find the labels that are probably wrong, and write both files.
 
     Raises:
-        RequestError: something about data, encoder, output or cluster does not fit; nothing was started.
+        RequestError: something about data, encoder, output or cluster does not fit, and nothing was started; or the
+            data set was written anew meanwhile.
         LockedError: another run is at work on the same output.
         BertrayError: the loss of a fold is not a number, or a fold was lost too often.
     """
@@ -108,6 +109,11 @@ def audit(config: AuditConfig) -> Audit:
             logits_NC = out_of_fold_logits(config, dataset, rows, fold_N, column_tokenizer, encoder_config)
         except DivergedError as error:
             raise with_rows(error, dataset) from error
+        if dataset.fingerprint() != data_fingerprint:
+            raise RequestError(
+                f"{dataset.location} was written anew while its labels were judged, so that rows are no longer what "
+                "was found in them: say the same command again"
+            )
         judged = np.flatnonzero(np.isfinite(logits_NC).all(axis=1))
         probabilities_MC = probabilities(logits_NC[judged], dataset.problem_type)
         targets = dataset.targets(rows.take(pa.array(judged)))
