@@ -89,6 +89,7 @@ LAYERS = [
     "preview",
     "isolated",
     "actor",
+    "worker_log",
     "cluster",
     "training_worker",
     "training_board",

@@ -92,13 +92,6 @@ def assigned_cpus() -> int:
     return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
 
 
-def log_to(handler: logging.Handler) -> None:
-    """Let a worker, whose stderr is a file of Ray's, log to where the driver looks too."""
-    logger = logging.getLogger("bertray")
-    logger.handlers[:] = [handler, logging.StreamHandler()]
-    logger.setLevel(logging.INFO)
-
-
 def start_board(kind: type) -> Any:
     """An actor where processes meet, which takes no CPU.
 

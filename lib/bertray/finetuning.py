@@ -134,7 +134,7 @@ class FineTuning:
         self.batches = TrainingBatches(self._lengths_S, config.batch_size, config.seed, probabilities_S)
         self.num_steps = self.batches.steps_per_epoch * config.epochs
         self._token_budget = config.micro_batch_tokens or TOKEN_BUDGET[device.type]
-        self._validation_budget = self._token_budget  # the same on every rank
+        self._validation_budget = self._token_budget  # tokens; `run` has the ranks agree
         self._progress = Progress()
         self._best: Best | None = None  # until a checkpoint holds it
         self._unseen: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # step, loss, norm of the gradient

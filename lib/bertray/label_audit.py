@@ -89,7 +89,7 @@ def audit(config: AuditConfig) -> Audit:
     dataset = Dataset.open(config.data)
     if output.contains(dataset.location):
         raise RequestError(f"--output {output} holds --data {dataset.location}: choose a folder of its own")
-    for folder in (output, output.parent()):
+    for folder in (output, output.parent()) if "/" in output.path else (output,):  # a bucket lies in nothing
         if (folder / BUNDLE_FILE).exists():
             raise RequestError(
                 f"--output {output} lies in a bundle, which no other file may enter: choose another folder"

@@ -130,17 +130,16 @@ def _parse(file: Location, wanted: list[str]) -> pa.Table:
     text_format = next((kind for suffix, kind in _TEXT_FORMATS.items() if stem.endswith(suffix)), None)
     if text_format is None:
         raise RequestError(f"{file} is of no known format. Accepted are {_FORMATS_HELP}")
-    data = pa.BufferReader(file.read_bytes())
+    content = file.read_bytes()
     if compression:
-        data = pa.BufferReader(pa.CompressedInputStream(data, compression).read())
+        content = pa.CompressedInputStream(pa.BufferReader(content), compression).read()
     if text_format == "json":
-        return _parse_json_lines(data.read(), file, wanted)
+        return _parse_json_lines(content, file, wanted)
     delimiter = "\t" if text_format == "tsv" else ","
-    _check_quotes(data.read_buffer(), delimiter, file)
-    data.seek(0)
+    _check_quotes(content, delimiter, file)
     table = pa.csv.read_csv(
-        data,
-        read_options=pa.csv.ReadOptions(block_size=min(data.size() + 1, _MAX_BLOCK_BYTES)),
+        pa.BufferReader(content),
+        read_options=pa.csv.ReadOptions(block_size=min(len(content) + 1, _MAX_BLOCK_BYTES)),
         parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         # Only an empty cell is null: "NA" and "None" may be labels or texts.
         convert_options=pa.csv.ConvertOptions(
@@ -155,9 +154,8 @@ def _parse(file: Location, wanted: list[str]) -> pa.Table:
     return table
 
 
-def _check_quotes(data: pa.Buffer, delimiter: str, file: Location) -> None:
+def _check_quotes(content: bytes, delimiter: str, file: Location) -> None:
     """Refuse a cell that opens with a quotation mark and never closes it: it would swallow all rows behind it."""
-    content = data.to_pybytes()
     if content.count(b'"') % 2 == 0:
         return
     limit_before = csv.field_size_limit(len(content) + 1)

@@ -118,8 +118,8 @@ class Optimizer:
         )
         for flat in self._flats:
             flat.master_W.grad = flat.gradient_W
-            for name, view in flat.views(flat.master_W).items():
-                if exact:
+            if exact:
+                for name, view in flat.views(flat.master_W).items():
                     view.detach().copy_(exact[name])
         self._average_decay, self._num_averaged = average_decay, 0
         self._averages = [] if average_decay is None else [flat.master_W.clone() for flat in self._flats]

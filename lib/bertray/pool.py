@@ -27,6 +27,7 @@ from bertray.ledger import fingerprint
 from bertray.shards import STEP_BYTES
 from bertray.storage import FileInfo, Location
 from bertray.work import ENGINE_FOLDER, Outcome, Unit, Work, divide
+from bertray.worker_log import LogBook, log_to, show
 
 _log = logging.getLogger(__name__)
 
@@ -96,13 +97,12 @@ class Pool:
     def outcomes(self, work: Work) -> Iterator[Outcome]:
         """Run the units; yields outcomes of shards and parts as they finish, and of shards when they are merged."""
         merges = _Merges(work, self._arguments)
-        logged: set[tuple[int, str]] = set()
+        book = LogBook()
         if work.units:
             for row in self._dataset(work.units).iter_rows():
-                for level, message in json.loads(row["log"]):
-                    if (level, message) not in logged:  # several actors say the same
-                        logged.add((level, message))
-                        _log.log(level, "%s", message)
+                for line in json.loads(row["log"]):
+                    book.log(*line)
+                show(book.logged())
                 outcome = Outcome.model_validate_json(row["outcome"])
                 yield outcome
                 merges.take(outcome)
@@ -178,8 +178,8 @@ class ScoringActor:
     """What Ray holds: an `actor.Actor`. Its imports take seconds, which the driver need not spend."""
 
     def __init__(self, **arguments: Any) -> None:
-        self._log = _Lines()
-        cluster.log_to(self._log)
+        self._book = LogBook()
+        log_to(self._book.log)
         from bertray.actor import Actor
 
         self._actor = Actor(
@@ -191,22 +191,7 @@ class ScoringActor:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         outcomes = self._actor.score(Unit.model_validate_json(rows["unit"][0].as_py()))
-        logs = [self._log.take() for _ in outcomes]  # the first takes all
+        logs = [self._book.logged() for _ in outcomes]  # the first takes all
         return pa.table(
             {"outcome": [outcome.model_dump_json() for outcome in outcomes], "log": [json.dumps(one) for one in logs]}
         )
-
-
-class _Lines(logging.Handler):
-    """Keeps what an actor logs until its next outcome takes it to the driver."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lines: list[tuple[int, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append((record.levelno, record.getMessage()))
-
-    def take(self) -> list[tuple[int, str]]:
-        lines, self._lines = self._lines, []
-        return lines

@@ -7,14 +7,12 @@ any rank  --- what it logs ---->                   ----------->
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import ray
 
 from bertray.tracking import StepRecord
-
-_log = logging.getLogger(__name__)
+from bertray.worker_log import LogBook, show
 
 
 def train_on_worker(settings: dict[str, Any]) -> None:
@@ -24,31 +22,13 @@ def train_on_worker(settings: dict[str, Any]) -> None:
     run(settings)
 
 
-class _LogBoard:
-    """What workers log, for their stderr is a file of Ray's; base of the boards, which are Ray actors."""
-
-    def __init__(self) -> None:
-        self._logged: dict[tuple[int, str], bool] = {}  # whether the driver knows
-
-    def log(self, level: int, message: str) -> None:
-        """What several workers say, or one again, counts once."""
-        self._logged.setdefault((level, message), False)
-
-    def logged(self) -> list[tuple[int, str]]:
-        """Levels and messages since the last call."""
-        news = [one for one, is_known in self._logged.items() if not is_known]
-        self._logged |= dict.fromkeys(news, True)
-        return news
-
-
 def show_logged(board: Any) -> None:
     """Log here, in the driver, what workers have told the board since the last call."""
-    for level, message in ray.get(board.logged.remote()):
-        _log.log(level, "%s", message)
+    show(ray.get(board.logged.remote()))
 
 
-class Board(_LogBoard):
-    """Where rank 0 says how far it is and the driver looks."""
+class Board(LogBook):
+    """Where rank 0 says how far it is and the driver looks; a Ray actor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,8 +63,8 @@ class Board(_LogBoard):
         return news
 
 
-class StopBoard(_LogBoard):
-    """Where the driver says that trials shall write a checkpoint and end, and they that they have."""
+class StopBoard(LogBook):
+    """Where the driver says that trials shall write a checkpoint and end, and they that they have; a Ray actor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,8 +85,8 @@ class StopBoard(_LogBoard):
         return self._saved
 
 
-class FoldBoard(_LogBoard):
-    """Where folds say how far they are."""
+class FoldBoard(LogBook):
+    """Where folds say how far they are; a Ray actor."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +22,7 @@ from bertray.storage import Location
 from bertray.tracking import StepRecord
 from bertray.training_config import TrainConfig
 from bertray.training_run import TrainingRun
+from bertray.worker_log import log_to
 
 
 def run(settings: dict[str, Any]) -> None:
@@ -34,14 +34,14 @@ def run(settings: dict[str, Any]) -> None:
     """
     config = TrainConfig.model_construct(**settings["config"])
     place = TrainingRun(Location.of(config.output))
+    device = ray.train.torch.get_device()
+    set_up_process(device, cluster.assigned_cpus(), settings["board"])
     with fine_tuning(
         config,
         place.rows,
         settings["labels"],
         settings["problem_type"],
-        device=ray.train.torch.get_device(),
-        num_threads=cluster.assigned_cpus(),
-        board=settings["board"],
+        device=device,
         watcher=_BoardWatcher(settings["board"]),
         checkpoints=Checkpoints(
             place.checkpoints, config.keep_checkpoints, partial(check_held, place.location, settings["lock_number"])
@@ -59,18 +59,10 @@ def fine_tuning(
     problem_type: ProblemType,
     *,
     device: torch.device,
-    num_threads: int,
-    board: Any,
     watcher: Watcher,
     checkpoints: Checkpoints,
 ) -> Iterator[FineTuning]:
-    """The loop over the token files in a folder, ready to run in this process.
-
-    Args:
-        num_threads: of the processor, where the device is it.
-        board: what is logged goes there.
-    """
-    set_up_process(device, num_threads, board)
+    """The loop over the token files in a folder, ready to run in this process, which was set up."""
     with training_rows.opened(rows) as (splits, vocabulary_V):
         yield FineTuning(
             config,
@@ -85,25 +77,15 @@ def fine_tuning(
 
 
 def set_up_process(device: torch.device, num_threads: int, board: Any) -> None:
-    """Let this process train on the device, and tell the board what it logs."""
-    cluster.log_to(_BoardHandler(board))
+    """Let this process train on the device, and tell the board what it logs.
+
+    Args:
+        num_threads: of the processor, where the device is it.
+    """
+    log_to(board.log.remote)
     if device.type == "cpu":
         torch.set_num_threads(num_threads)
         keep_freed_memory()  # Ray Train and Tune run what they are given outside of the main thread
-
-
-class _BoardHandler(logging.Handler):
-    """Tells the board what this process logs."""
-
-    def __init__(self, board: Any) -> None:
-        super().__init__()
-        self._board = board
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._board.log.remote(record.levelno, record.getMessage())
-        except Exception:  # what is logged shall end no training
-            self.handleError(record)
 
 
 class _BoardWatcher:

@@ -23,7 +23,7 @@ from bertray.storage import Location
 from bertray.tracking import StepRecord
 from bertray.training_config import TrainConfig
 from bertray.training_run import TrainingRun
-from bertray.training_worker import fine_tuning
+from bertray.training_worker import fine_tuning, set_up_process
 
 
 def trial_checkpoints(run: TrainingRun, number: int) -> Location:
@@ -49,14 +49,14 @@ def run_trial(space: dict[str, int], settings: dict[str, Any], board: Any) -> No
         partial(check_held, run.location, settings["lock_number"]),
     )
     watcher = _TrialWatcher(number, board)
+    device = torch.device("cuda" if settings["use_gpu"] else "cpu")
+    set_up_process(device, settings["num_threads"], board)
     with fine_tuning(
         config,
         run.rows,
         settings["labels"],
         settings["problem_type"],
-        device=torch.device("cuda" if settings["use_gpu"] else "cpu"),
-        num_threads=settings["num_threads"],
-        board=board,
+        device=device,
         watcher=watcher,
         checkpoints=checkpoints,
     ) as loop:
