@@ -1,10 +1,5 @@
-"""A run of the fine-tuning loop without Ray, in seconds: what tests of the loop share.
+"""A run of the fine-tuning loop without Ray, in seconds: what tests of the loop share."""
 
-python -m tests.small_training FOLDER RANK WORLD_SIZE PORT    one rank of several; rank 0 writes FOLDER/WORLD_SIZE.json
-"""
-
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,7 +11,7 @@ import pyarrow as pa
 import torch
 from transformers import BertForSequenceClassification
 
-from bertray import training_rows
+from bertray import ranks, training_rows
 from bertray.checkpoints import Checkpoints
 from bertray.choices import ProblemType
 from bertray.finetuning import FineTuning
@@ -106,28 +101,33 @@ def fine_tune(
     return run
 
 
-def main() -> None:
-    folder, rank, world_size, port = Path(sys.argv[1]), *map(int, sys.argv[2:])
+def _refuse(*_: Any) -> Any:
+    raise FileNotFoundError("on another machine")
+
+
+# Batches of 13 leave a last one of 4, which not all of 4 ranks would get two rows of.
+OF_SEVERAL_RANKS = {"epochs": 4, "batch_size": 13, "average_decay": 0.9, "checkpoint_steps": 5}
+
+
+def run_rank(folder: Path, name: str, rank: int, world_size: int, port: int, see_one_another: bool) -> None:
+    """One rank of several, without dropout, from the checkpoint in FOLDER/NAME; rank 0 writes FOLDER/NAME.pt."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
     )
-    watcher = Recorder()
-    # Batches of 13 leave a last one of 4, which not all of 4 ranks would get two rows of.
-    settings = config(epochs=4, batch_size=13, checkpoint_steps=5)
-    if world_size > 1:  # of machines of which one has bf16
-        settings = settings.model_copy(update={"precision": "auto"})
-        torch.cpu._is_amx_tile_supported = lambda: False
-        torch.cpu._is_avx512_bf16_supported = lambda: rank == 0
-    run = fine_tune(folder / "rows", settings, watcher, model=small_model(dropout=0.0))
+    if not see_one_another and rank:
+        ranks._open = _refuse
+    # Of machines of which one has bf16.
+    settings = config(**OF_SEVERAL_RANKS, precision="auto")
+    torch.cpu._is_amx_tile_supported = lambda: False
+    torch.cpu._is_avx512_bf16_supported = lambda: rank == 0
+    watcher, checkpoints = Recorder(), Checkpoints(Location.of(str(folder / name)))
+    run = fine_tune(folder / "rows", settings, watcher, checkpoints, small_model(dropout=0.0))
+    assert run.learner.num_averaged == (1 if see_one_another else world_size)
     if rank == 0:
         records = [asdict(record) for record in watcher.records]
-        (folder / f"{world_size}.json").write_text(json.dumps([records, run.progress.history]))
+        torch.save((records, run.progress.history, run.optimizer.state()), folder / f"{name}.pt")
     # DDP goes before its group, as in a worker of Ray: its end, with Python's lock, of the group's last reference can
     # wait for Gloo's thread, which waits for Python's lock (torch 2.13; seen once in some hundred runs).
     del run
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -77,6 +77,7 @@ LAYERS = [
     "openvino_engine",
     "pretrained",
     "evaluation",
+    "ranks",
     "dropout",
     "learner",
     "objective",

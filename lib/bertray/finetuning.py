@@ -26,10 +26,11 @@ from bertray.checkpoints import Best, Checkpoints, Progress
 from bertray.choices import ProblemType
 from bertray.encoder import TOKEN_BUDGET, begin_with_logits
 from bertray.errors import BertrayError, RequestError
-from bertray.learner import Learner, check_memory, least_of_ranks
+from bertray.learner import Learner, check_memory
 from bertray.metrics import multi_label_metrics, summary_metrics
 from bertray.objective import Objective, sampling_probabilities
 from bertray.optimizer import Optimizer, learning_rate_factor
+from bertray.ranks import OwnMemory, least_of_ranks, memory_of_ranks, rank_and_world_size
 from bertray.tracking import StepRecord
 from bertray.training_batches import TrainingBatches, micro_batches, share
 from bertray.training_config import TrainConfig
@@ -94,9 +95,7 @@ class FineTuning:
         watcher: Watcher,
         checkpoints: Checkpoints | None = None,
     ) -> None:
-        is_distributed = torch.distributed.is_initialized()
-        self.rank = torch.distributed.get_rank() if is_distributed else 0
-        self.world_size = torch.distributed.get_world_size() if is_distributed else 1
+        self.rank, self.world_size = rank_and_world_size()
         self.config, self.device = config, device
         self._watcher, self._checkpoints = watcher, checkpoints
         self._train, self._validation = splits["train"], splits["validation"]
@@ -112,11 +111,13 @@ class FineTuning:
         )
         if problem_type == "multi_label_classification":
             begin_with_logits(model, self._objective.logits_of_any_text_C())
+        memory = memory_of_ranks(device)
         self.learner = Learner(
             model,
             vocabulary_V,
             device,
             config.precision,
+            exchange=isinstance(memory, OwnMemory),
             gradient_checkpointing=config.gradient_checkpointing,
         )
         self.optimizer = Optimizer(
@@ -127,6 +128,7 @@ class FineTuning:
             layer_decay=config.layer_decay,
             average_decay=config.average_decay,
             exact=self.learner.take_exact_weights(),
+            memory=memory,
         )
         probabilities_S = None
         if config.sampling == "balanced":
@@ -195,7 +197,6 @@ class FineTuning:
         if self.device.type == "cpu":
             check_memory(self.learner.model)
             return
-        self.optimizer.begin()
         steps = range(1, min(self.batches.steps_per_epoch, _MAX_STEPS_LOOKED_AT) + 1)
         heaviest = self.batches.at(max(steps, key=lambda step: self._lengths_S[self.batches.at(step)].sum()))
         rows = share(heaviest, self.rank, self.world_size)
@@ -229,8 +230,8 @@ class FineTuning:
         # A batch of fewer rows than ranks: the others join the exchange of gradients with a loss of zero.
         weight = 1.0 if len(rows) else 0.0
         parts = micro_batches(rows if len(rows) else batch[:1], self._lengths_S, self._token_budget)
-        # Gradients are averaged over ranks; scaled so, the average is the gradient of the global batch's mean.
-        scale = weight * self.world_size / len(batch)
+        # Scaled so, what becomes of the ranks' gradients, a sum or an average, is that of the global batch's mean.
+        scale = weight * self.learner.num_averaged / len(batch)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, part in enumerate(parts, start=1):
             loss_sum += self.learner.add_gradients(
@@ -239,7 +240,7 @@ class FineTuning:
                 lambda logits_BC, part=part: self._objective.loss_sum(logits_BC, part) * scale,
                 is_last=number == len(parts),
             )
-        loss_sum *= len(batch) / self.world_size
+        loss_sum *= len(batch) / self.learner.num_averaged
         if self.world_size > 1:
             torch.distributed.all_reduce(loss_sum)
         norm = self.optimizer.step(self._learning_rate_factor(step))

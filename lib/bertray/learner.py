@@ -18,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 import psutil
 import torch
-import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from bertray import attention, dropout
@@ -26,6 +25,7 @@ from bertray.choices import Precision
 from bertray.encoder import resolve_precision, to_precision
 from bertray.errors import RequestError
 from bertray.layout import Layout
+from bertray.ranks import on_all_ranks, rank_and_world_size
 from bertray.tokenization import Sequences
 
 # In 32 bits weight, gradient and two moments; and the model's own weight and gradient in 16, or in fp32 its gradient.
@@ -40,12 +40,14 @@ class Learner:
         vocabulary_V: the encoder's ids of the compact vocabulary, ascending.
         device: what to train on.
         precision: of weights, states and gradients.
+        exchange: average gradients over the ranks.
         gradient_checkpointing: keep no states of the layers but compute them again in backward: less memory, a third
             more time.
 
     Attributes:
         model: its weights are in `precision`.
         precision: fp32 or bf16.
+        num_averaged: ranks over which gradients are averaged; 1: they are this rank's own.
 
     Raises:
         RequestError: the device lacks the precision, or the model gradient checkpointing.
@@ -58,15 +60,16 @@ class Learner:
         device: torch.device,
         precision: Precision,
         *,
+        exchange: bool = True,
         gradient_checkpointing: bool = False,
     ) -> None:
         self.model, self._device = model, device
         # `auto` may be another on each of a cluster's machines, and so may be what its attention can do.
-        has_bf16 = _on_all_ranks(resolve_precision(precision, device) == "bf16", device)
+        has_bf16 = on_all_ranks(resolve_precision(precision, device) == "bf16", device)
         self.precision: Literal["fp32", "bf16"] = "bf16" if has_bf16 else "fp32"
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         can_pack = dtype == torch.float32 or attention.kernel_works(device, dtype, model.config, with_gradients=True)
-        self._layout = Layout(model.eval(), can_pack=_on_all_ranks(can_pack, device))
+        self._layout = Layout(model.eval(), can_pack=on_all_ranks(can_pack, device))
         _freeze_unused(model, self._layout)
         self._vocabulary_V = torch.tensor(vocabulary_V)
         self._embedding_name, self._embeddings_VD = _compact(model, self._vocabulary_V)
@@ -85,8 +88,8 @@ class Learner:
         if dtype != torch.float32:
             self._exact = {name: weights.detach().clone() for name, weights in model.named_parameters()}
         to_precision(model, device, dtype)
-        self._parallel = model
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        self._parallel, self.num_averaged = model, rank_and_world_size()[1] if exchange else 1
+        if self.num_averaged > 1:
             self._parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def seed(self, *words: int) -> None:
@@ -170,20 +173,6 @@ def check_memory(model: Any) -> None:
             f"training {num_weights:,} weights takes {needed / 2**30:.1f} GiB beside what a step needs, and "
             f"{available / 2**30:.1f} GiB are free: use a smaller --encoder, or fewer --num-workers on a machine"
         )
-
-
-def _on_all_ranks(is_here: bool, device: torch.device) -> bool:
-    """Whether it is so on every rank: all must exchange gradients of one width, and cut batches alike."""
-    return bool(least_of_ranks(int(is_here), device))
-
-
-def least_of_ranks(own: int, device: torch.device) -> int:
-    """The least of what the ranks have."""
-    if not torch.distributed.is_initialized():
-        return own
-    least = torch.tensor(own, device=device)
-    torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
-    return int(least.item())
 
 
 def _freeze_unused(model: Any, layout: Layout) -> None:

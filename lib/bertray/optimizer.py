@@ -4,9 +4,11 @@
 2. AdamW      Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101; fused: one pass over memory
 3. publish    the weights, rounded to the model's precision
 
-Without 32-bit weights an update of less than 1/256 of a weight would be lost in bf16.
+Without 32-bit weights an update of less than 1/256 of a weight would be lost in bf16. Ranks that share memory take each
+a part of the weights through all three.                                                                [bertray.ranks]
 
-Legend: W weights that lie end to end; each matrix and vector begins at a multiple of `_ALIGNMENT`, after zeros.
+Legend: W weights that lie end to end; each matrix and vector begins at a multiple of `_ALIGNMENT`, after zeros. P those
+of them that this rank steps, R ranks that share memory.
 """
 
 from __future__ import annotations
@@ -19,9 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from bertray.ranks import Memory, OwnMemory
+
 _LAYER_NUMBER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _ALIGNMENT = 64  # weights, of 16 bits or more: what matrix products read begins on a cache line
+_PIECE = 1 << 16  # weights, so that what is cast stays in the cache until it is added
 
 
 def learning_rate_factor(step: int, num_steps: int, num_warmup_steps: int) -> float:
@@ -37,21 +42,40 @@ class _FlatWeights:
     Attributes:
         model_W: the model's weights, in its precision; they are views of it from here on.
         master_W: the same in 32 bits; what is 32 bits wide already is trained in place.
-        gradient_W: 32 bits wide.
+        moments: AdamW's, by name, as long.
+        part: which of them this rank steps.
+        gradient_P: of these, 32 bits wide.
     """
 
-    def __init__(self, named: list[tuple[str, torch.Tensor]]) -> None:
-        self._weights = dict(named)
+    def __init__(self, named: list[tuple[str, torch.Tensor]], memory: Memory) -> None:
+        self._weights, self._memory = dict(named), memory
         starts = np.cumsum([0, *(-(-weights.numel() // _ALIGNMENT) * _ALIGNMENT for _, weights in named)])
         self._starts = dict(zip(self._weights, starts.tolist(), strict=False))
-        first = named[0][1]
-        self.model_W = torch.zeros(int(starts[-1]), dtype=first.dtype, device=first.device)
+        self._num_weights, self._device, dtype = int(starts[-1]), named[0][1].device, named[0][1].dtype
+        num_units, num_ranks = self._num_weights // _ALIGNMENT, memory.world_size
+        begin, end = (num_units * rank // num_ranks * _ALIGNMENT for rank in (memory.rank, memory.rank + 1))
+        self.part = slice(begin, end)
+        self.model_W = self._zeros(dtype)
         for name, view in self.views(self.model_W).items():
-            view.copy_(self._weights[name].detach())
+            if memory.rank == 0:
+                view.copy_(self._weights[name].detach())
             self._weights[name].data = view
-        self.master_W = self.model_W.float()  # itself where it is 32 bits wide
-        self.gradient_W = torch.zeros_like(self.master_W)
-        self._gradients = list(self.views(self.gradient_W).values())
+        self.master_W = self.model_W if dtype == torch.float32 else self.copy(self.model_W)
+        self.moments = {name: self._zeros(torch.float32) for name in _MOMENTS}
+        self.gradient_P = torch.zeros_like(self.master_W[self.part])
+        # Of every rank; one that shares memory with none has its gradients cast where they are needed.
+        self._given_RW = [self._zeros(dtype) for _ in range(memory.world_size)] if memory.world_size > 1 else []
+        self._gradients = list(self.views(self._given_RW[memory.rank] if self._given_RW else self.gradient_P).values())
+
+    def _zeros(self, dtype: torch.dtype) -> torch.Tensor:
+        return self._memory.zeros(self._num_weights, dtype, self._device)
+
+    def copy(self, held_W: torch.Tensor) -> torch.Tensor:
+        """In 32 bits, seen by all that see the weights."""
+        copied_W = self._zeros(torch.float32)
+        if self._memory.rank == 0:
+            copied_W.copy_(held_W)
+        return copied_W
 
     def views(self, held_W: torch.Tensor) -> dict[str, torch.Tensor]:
         """By name, where the weights lie in a tensor as long as these."""
@@ -61,16 +85,24 @@ class _FlatWeights:
         }
 
     def take_gradients(self) -> None:
-        """Move them out of the model."""
+        """Move this rank's out of the model."""
         given = [weights.grad for weights in self._weights.values() if weights.grad is not None]
         torch._foreach_copy_(self._gradients, given)  # which refuses lists of unequal length
         for weights in self._weights.values():
             weights.grad = None
 
+    def add_gradients(self) -> None:
+        """Add up what the ranks have taken."""
+        for start in range(0, len(self.gradient_P) if self._given_RW else 0, _PIECE):
+            sum_P = self.gradient_P[start : start + _PIECE]
+            for rank, given_W in enumerate(self._given_RW):
+                given_P = given_W[self.part][start : start + _PIECE]
+                sum_P.add_(given_P.float()) if rank else sum_P.copy_(given_P)
+
     def publish(self, held_W: torch.Tensor) -> None:
-        """Let the model compute with these weights."""
+        """Let the model compute with this rank's part of these weights."""
         if held_W is not self.model_W:
-            self.model_W.copy_(held_W)
+            self.model_W[self.part].copy_(held_W[self.part])
 
 
 class Optimizer:
@@ -86,6 +118,7 @@ class Optimizer:
         average_decay: keep a running mean of the weights too, an average step's weights counting 1 - average_decay;
             None: no.
         exact: by name, in 32 bits, what the model's weights were rounded from.
+        memory: where the weights lie; ranks that share it call every method but `weights` and `state` together.
     """
 
     def __init__(
@@ -98,7 +131,9 @@ class Optimizer:
         layer_decay: float = 1.0,
         average_decay: float | None = None,
         exact: dict[str, torch.Tensor] | None = None,
+        memory: Memory | None = None,
     ) -> None:
+        self._memory = memory or OwnMemory()
         named = [(name, weights) for name, weights in model.named_parameters() if weights.requires_grad]
         self._names = [name for name, _ in named]
         self._max_grad_norm, self._learning_rate = max_grad_norm, learning_rate
@@ -107,22 +142,25 @@ class Optimizer:
         for depth, (name, weights) in zip(depths, named, strict=True):
             factor = layer_decay ** (max(depths) - depth)
             alike.setdefault((factor, weights.ndim > 1, weights.dtype), []).append((name, weights))
-        self._flats = [_FlatWeights(weights) for weights in alike.values()]
+        self._flats = [_FlatWeights(weights, self._memory) for weights in alike.values()]
+        self._stepped = [flat.master_W[flat.part] for flat in self._flats]
         self._adamw = torch.optim.AdamW(
             [
-                {"params": [flat.master_W], "weight_decay": weight_decay if is_matrix else 0.0, "factor": factor}
-                for flat, (factor, is_matrix, _) in zip(self._flats, alike, strict=True)
+                {"params": [stepped_P], "weight_decay": weight_decay if is_matrix else 0.0, "factor": factor}
+                for stepped_P, (factor, is_matrix, _) in zip(self._stepped, alike, strict=True)
             ],
             lr=learning_rate,
             fused=True,
         )
-        for flat in self._flats:
-            flat.master_W.grad = flat.gradient_W
-            if exact:
+        for flat, stepped_P in zip(self._flats, self._stepped, strict=True):
+            stepped_P.grad = flat.gradient_P
+            if exact and self._memory.rank == 0:
                 for name, view in flat.views(flat.master_W).items():
                     view.detach().copy_(exact[name])
         self._average_decay, self._num_averaged = average_decay, 0
-        self._averages = [] if average_decay is None else [flat.master_W.clone() for flat in self._flats]
+        self._averages = [] if average_decay is None else [flat.copy(flat.master_W) for flat in self._flats]
+        self._begin(num_steps=0)
+        self._memory.wait()
 
     def step(self, factor: float) -> torch.Tensor:
         """Take one step and forget the gradients.
@@ -135,26 +173,30 @@ class Optimizer:
         """
         for flat in self._flats:
             flat.take_gradients()
+        self._memory.wait()
+        for flat in self._flats:
+            flat.add_gradients()
         norm = self._clip_gradients()
         for group in self._adamw.param_groups:
             group["lr"] = self._learning_rate * factor * group["factor"]
         self._adamw.step()
-        for flat in self._flats:
-            flat.publish(flat.master_W)
         if self._average_decay is not None:
             # A running mean of few steps must not remember where training began.
             self._num_averaged += 1
             decay = min(self._average_decay, (1 + self._num_averaged) / (10 + self._num_averaged))
-            torch._foreach_lerp_(self._averages, [flat.master_W for flat in self._flats], 1 - decay)
+            averages = [average_W[flat.part] for flat, average_W in zip(self._flats, self._averages, strict=True)]
+            torch._foreach_lerp_(averages, self._stepped, 1 - decay)
+        self._publish([flat.master_W for flat in self._flats])
         return norm
 
     @torch.no_grad()
     def _clip_gradients(self) -> torch.Tensor:
         """Scale the gradients down to a norm of at most `max_grad_norm`; returns what it was."""
         # Row by row: of one vector of 12 million numbers the norm is off by 5e-4 on CPUs, and takes twice as long.
-        norms = [torch.linalg.vector_norm(flat.gradient_W.view(_ALIGNMENT, -1), dim=1) for flat in self._flats]
-        norm: torch.Tensor = torch.linalg.vector_norm(torch.cat(norms))
-        torch.nn.utils.clip_grads_with_norm_([flat.master_W for flat in self._flats], self._max_grad_norm, norm)
+        rows = [flat.gradient_P.view(_ALIGNMENT, len(flat.gradient_P) // _ALIGNMENT) for flat in self._flats]
+        norms = [torch.linalg.vector_norm(of_flat, dim=1) for of_flat in rows]
+        norm = self._memory.total(torch.cat(norms).double().square().sum()).sqrt().float()
+        torch.nn.utils.clip_grads_with_norm_(self._stepped, self._max_grad_norm, norm)
         return norm
 
     @contextmanager
@@ -168,6 +210,7 @@ class Optimizer:
         try:
             yield
         finally:
+            self._memory.wait()  # others may still compute with the mean
             self._publish(trained)
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -185,7 +228,7 @@ class Optimizer:
     @torch.no_grad()
     def load_state(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
         """Go on from where `state` was called, after so many steps."""
-        self.begin(num_steps)
+        self._begin(num_steps)
         for kind, of_flats in self._state().items():
             for flat, held_W in zip(self._flats, of_flats, strict=True):
                 for name, view in flat.views(held_W).items():
@@ -193,18 +236,18 @@ class Optimizer:
         self._num_averaged = num_steps
         self._publish([flat.master_W for flat in self._flats])
 
-    def begin(self, num_steps: int = 0) -> None:
-        """Make the moments, zero after so many steps; without this call the first step does."""
-        for flat in self._flats:
-            self._adamw.state[flat.master_W] = {
-                "step": torch.tensor(float(num_steps), device=flat.master_W.device if flat.master_W.is_cuda else "cpu"),
-                **{moment: torch.zeros_like(flat.master_W) for moment in _MOMENTS},
+    def _begin(self, num_steps: int) -> None:
+        """Let AdamW know the moments, and how many steps they are of."""
+        for flat, stepped_P in zip(self._flats, self._stepped, strict=True):
+            self._adamw.state[stepped_P] = {
+                "step": torch.tensor(float(num_steps), device=stepped_P.device if stepped_P.is_cuda else "cpu"),
+                **{name: moment_W[flat.part] for name, moment_W in flat.moments.items()},
             }
 
     def _state(self) -> dict[str, list[torch.Tensor]]:
         """Of every kind of state, the tensors of all."""
         state = {"weights": [flat.master_W for flat in self._flats]}
-        state |= {moment: [self._adamw.state[flat.master_W][moment] for flat in self._flats] for moment in _MOMENTS}
+        state |= {name: [flat.moments[name] for flat in self._flats] for name in _MOMENTS}
         return {**state, "average": self._averages} if self._averages else state
 
     def _copies(self, of_flats: list[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -216,8 +259,10 @@ class Optimizer:
 
     @torch.no_grad()
     def _publish(self, of_flats: list[torch.Tensor]) -> None:
+        """Let the model compute with these weights, on every rank."""
         for flat, held_W in zip(self._flats, of_flats, strict=True):
             flat.publish(held_W)
+        self._memory.wait()
 
 
 def _depths(names: list[str], encoder: str) -> list[int]:
