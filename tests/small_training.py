@@ -109,21 +109,25 @@ def _refuse(*_: Any) -> Any:
 OF_SEVERAL_RANKS = {"epochs": 4, "batch_size": 13, "average_decay": 0.9, "checkpoint_steps": 5}
 
 
-def run_rank(folder: Path, name: str, rank: int, world_size: int, port: int, see_one_another: bool) -> None:
-    """One rank of several, without dropout, from the checkpoint in FOLDER/NAME; rank 0 writes FOLDER/NAME.pt."""
+def run_rank(folder: Path, name: str, rank: int, world_size: int, port: int) -> None:
+    """One rank of several, without dropout, from the checkpoint in FOLDER/NAME; rank 0 writes FOLDER/NAME.pt.
+
+    "apart" do not see one another's memory, "bf16" train in that, the others in fp32.
+    """
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
     )
-    if not see_one_another and rank:
+    if name == "apart" and rank:
         ranks._open = _refuse
+    settings = config(**OF_SEVERAL_RANKS, precision="bf16" if name == "bf16" else "auto")
     # Of machines of which one has bf16.
-    settings = config(**OF_SEVERAL_RANKS, precision="auto")
     torch.cpu._is_amx_tile_supported = lambda: False
     torch.cpu._is_avx512_bf16_supported = lambda: rank == 0
     watcher, checkpoints = Recorder(), Checkpoints(Location.of(str(folder / name)))
     run = fine_tune(folder / "rows", settings, watcher, checkpoints, small_model(dropout=0.0))
-    assert run.learner.num_averaged == (1 if see_one_another else world_size)
+    assert run.learner.num_averaged == (world_size if name == "apart" else 1)
+    assert torch.get_num_threads() == 1
     if rank == 0:
         records = [asdict(record) for record in watcher.records]
         torch.save((records, run.progress.history, run.optimizer.state()), folder / f"{name}.pt")

@@ -100,24 +100,20 @@ def test_a_crash_costs_the_steps_since_the_checkpoint_alone(rows: Path, tmp_path
         assert torch.equal(tensor, weights_of(broken)[name])
 
 
-@pytest.mark.parametrize(("name", "world_size"), [("2", 2), ("4", 4), ("apart", 2)])
+@pytest.mark.parametrize(("name", "world_size"), [("2", 2), ("4", 4), ("apart", 2), ("bf16", 2)])
 def test_ranks_take_the_same_steps(
     name: str, world_size: int, single: tuple[Any, ...], rows: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """As one rank, fp32, no dropout, from its checkpoint on, batches of unequal shares among them.
-
-    "apart": they do not see one another's memory.
-    """
-    folder = rows.parent
+    """As one rank in fp32, no dropout, from its checkpoint on, batches of unequal shares among them."""
+    folder, tolerance = rows.parent, 100 if name == "bf16" else 1
     shutil.copytree(folder / "begun", folder / name)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     spawning = multiprocessing.get_context("forkserver")  # torch is imported once
-    spawning.set_forkserver_preload(["small_training"])
+    spawning.set_forkserver_preload(["bertray.finetuning", "transformers.models.bert.modeling_bert"])
     ranks = [
-        spawning.Process(target=run_rank, args=(folder, name, rank, world_size, port, name != "apart"))
-        for rank in range(world_size)
+        spawning.Process(target=run_rank, args=(folder, name, rank, world_size, port)) for rank in range(world_size)
     ]
     try:
         for rank in ranks:
@@ -132,21 +128,19 @@ def test_ranks_take_the_same_steps(
     expected_records, expected_history, expected_state = single
     assert [record["step"] for record in records] == list(range(12, 53))
     for one, other in zip(expected_records, records, strict=True):
-        assert other["loss"] == pytest.approx(one.loss, abs=1e-4)
-        assert other["grad_norm"] == pytest.approx(one.grad_norm, rel=1e-3)
+        assert other["loss"] == pytest.approx(one.loss, abs=1e-4 * tolerance)
+        assert other["grad_norm"] == pytest.approx(one.grad_norm, rel=1e-3 * tolerance)
     for one, other in zip(expected_history, history, strict=True):
-        assert other["loss"] == pytest.approx(one["loss"], abs=1e-4)
-        assert other["accuracy"] == one["accuracy"]
+        assert other["loss"] == pytest.approx(one["loss"], abs=1e-4 * tolerance)
+        assert other["accuracy"] == pytest.approx(one["accuracy"], abs=1e-3 * tolerance)  # a row is 0.025
     assert state.keys() == expected_state.keys()
-    for kind in {
-        key.split("/")[0] for key in state
-    }:  # alone, a bias whose gradient is zero but for rounding would differ
+    # Not tensor by tensor: a bias whose gradient is zero but for rounding is moved by rounding alone.
+    for kind in {key.split("/")[0] for key in state}:
         one, other = (
             torch.cat([held.flatten() for key, held in of_run.items() if key.startswith(f"{kind}/")])
             for of_run in (expected_state, state)
         )
-        print(kind, (torch.linalg.vector_norm(other - one) / torch.linalg.vector_norm(one)))
-        assert torch.linalg.vector_norm(other - one) < 1e-2 * torch.linalg.vector_norm(one), kind
+        assert torch.linalg.vector_norm(other - one) < 1e-3 * tolerance * torch.linalg.vector_norm(one), kind
 
 
 @pytest.fixture(scope="module")

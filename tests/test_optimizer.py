@@ -1,12 +1,14 @@
 """AdamW in 32 bits under a model of any precision: torch's own in fp32, no lost updates in bf16, exact state."""
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
 from conftest import tiny_config
 from transformers import BertForSequenceClassification
 
+from bertray.adamw import CompiledAdamW, TorchAdamW
 from bertray.optimizer import Optimizer, _depths, learning_rate_factor
 
 
@@ -42,6 +44,43 @@ def test_fp32_is_torchs_adamw() -> None:
         adamw.step()
     for one, other in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-7)
+
+
+@pytest.fixture(params=[1, 2])
+def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_one_pass_is_torchs_adamw(num_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, expected = build().to(torch.bfloat16), build().to(torch.bfloat16)
+    settings = {**SETTINGS, "layer_decay": 0.8}
+    one = Optimizer(model, **settings)
+    monkeypatch.setattr("bertray.optimizer.adamw_of", TorchAdamW)
+    other = Optimizer(expected, **settings)
+    assert {type(adamw) for adamw in one._adamws} == {CompiledAdamW}
+    for step in range(1, 6):
+        factor = learning_rate_factor(step, 5, 2)
+        give_gradients(model, step)
+        give_gradients(expected, step)
+        assert one.step(factor).item() == pytest.approx(other.step(factor).item(), rel=2e-6)
+        assert torch.get_num_threads() == num_threads
+    for (name, held), expected_held in zip(one.state().items(), other.state().values(), strict=True):
+        torch.testing.assert_close(held, expected_held, rtol=1e-4, atol=1e-9 if "exp_avg_sq" in name else 1e-7)
+    weights = one.weights()
+    for name, published in model.named_parameters():
+        assert torch.equal(published, weights[name].bfloat16())
+
+
+def test_a_gradient_that_is_no_number_shows() -> None:
+    model = build().to(torch.bfloat16)
+    optimizer = Optimizer(model, **SETTINGS)
+    give_gradients(model, 0)
+    model.classifier.weight.grad[0, 0] = torch.nan
+    assert optimizer.step(1.0).isnan()
+    assert all(weights.isnan().all() for weights in model.parameters())
 
 
 def test_small_updates_are_not_lost_in_bf16() -> None:

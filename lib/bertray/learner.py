@@ -28,7 +28,7 @@ from bertray.layout import Layout
 from bertray.ranks import on_all_ranks, rank_and_world_size
 from bertray.tokenization import Sequences
 
-# In 32 bits weight, gradient and two moments; and the model's own weight and gradient in 16, or in fp32 its gradient.
+# In fp32 weight, gradient, two moments and the gradient once more; in bf16 it is 16 on CPUs.
 _BYTES_PER_WEIGHT = 20
 
 

@@ -1,0 +1,125 @@
+"""AdamW of weights in bf16 on CPUs in one pass over memory, compiled by numba when it is first called.
+
+torch takes four: gradients are cast to 32 bits, scaled, weights and moments stepped, weights cast to 16 bits; and one
+before them for the norm. Here a piece is cast, stepped and rounded while it is in the cache.
+
+Legend: K pieces of at most `PIECE` weights, R ranks whose gradients are added up, W weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import types
+from numba.extending import intrinsic
+
+PIECE = 4096
+
+
+def use_torchs_threads() -> None:
+    """Let this thread's calls use as many as torch does.
+
+    Both find the same OpenMP library where torch has made its own known to all, and so run on the same threads: numba,
+    when it begins, has torch use all processors. Two ranks, of which each had one, were eight times as slow.
+    """
+    num_threads = torch.get_num_threads()
+    numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(num_threads)
+
+
+def _compiled(**options: Any) -> Callable[[Any], Any]:
+    """Divisions by zero give what IEEE 754 says: where Python's error had to be raised nothing would be vectorised."""
+
+    def compiled(function: Any) -> Any:
+        try:
+            return numba.njit(cache=True, error_model="numpy", **options)(function)
+        except RuntimeError:  # no folder where this user may write: compiled again in every process
+            return numba.njit(error_model="numpy", **options)(function)
+
+    return compiled
+
+
+@intrinsic
+def _pointer(_: Any, address: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.uint16)(address), code
+
+
+@_compiled(fastmath={"contract"})
+def _add_up(addresses_R: Any, length: int, words: Any, sums: Any) -> None:
+    """Sums, in 32 bits, of the gradients in bf16 that begin at these addresses; words holds each one's bits."""
+    wide = words.view(np.float32)
+    for rank in range(addresses_R.size):
+        bits = numba.carray(_pointer(addresses_R[rank]), length)
+        for at in range(length):
+            words[at] = np.uint32(bits[at]) << np.uint32(16)
+        for at in range(length):
+            sums[at] = wide[at] if rank == 0 else sums[at] + wide[at]
+
+
+@_compiled(parallel=True, fastmath={"contract", "reassoc", "nsz"})
+def squared_norm(addresses_RK: Any, lengths_K: Any) -> float:
+    """Of the summed gradients."""
+    squares_K = np.zeros(lengths_K.size)
+    for piece in numba.prange(lengths_K.size):
+        length = lengths_K[piece]
+        words, sums = np.empty(PIECE, np.uint32), np.empty(PIECE, np.float32)
+        _add_up(addresses_RK[:, piece], length, words, sums)
+        square = np.float32(0)
+        for at in range(length):
+            square += sums[at] * sums[at]
+        squares_K[piece] = square
+    return float(squares_K.sum())
+
+
+@_compiled(parallel=True, fastmath={"contract"})
+def step(
+    addresses_RK: Any,
+    starts_K: Any,
+    lengths_K: Any,
+    master_W: Any,
+    exp_avg_W: Any,
+    exp_avg_sq_W: Any,
+    model_W: Any,
+    scale: np.float32,
+    beta1: np.float32,
+    beta2: np.float32,
+    decay: np.float32,
+    step_size: np.float32,
+    correction: np.float32,
+    eps: np.float32,
+) -> None:
+    """Change the weights of the pieces.
+
+    Args:
+        starts_K: where, in arrays of W, a piece begins.
+        model_W: the bits of what the model computes with.
+        scale: of gradients.
+        decay: what weights are multiplied with.
+        step_size: the learning rate over the first moment's bias correction.
+        correction: 1 over the root of the second moment's bias correction.
+    """
+    for piece in numba.prange(lengths_K.size):
+        start, length = starts_K[piece], lengths_K[piece]
+        words, gradients = np.empty(PIECE, np.uint32), np.empty(PIECE, np.float32)
+        _add_up(addresses_RK[:, piece], length, words, gradients)
+        master, model = master_W[start : start + length], model_W[start : start + length]
+        first, second = exp_avg_W[start : start + length], exp_avg_sq_W[start : start + length]
+        rounded = words.view(np.float32)
+        for at in range(length):
+            gradient = gradients[at] * scale
+            mean = first[at] * beta1 + gradient * (np.float32(1) - beta1)
+            square = second[at] * beta2 + gradient * gradient * (np.float32(1) - beta2)
+            first[at], second[at] = mean, square
+            stepped = master[at] * decay - step_size * mean / (np.sqrt(square) * correction + eps)
+            master[at] = rounded[at] = stepped
+        for at in range(length):  # to the nearest, to an even one of two
+            bits = words[at]
+            odd = (bits >> np.uint32(16)) & np.uint32(1)
+            model[at] = np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
