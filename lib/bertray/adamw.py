@@ -19,7 +19,6 @@ import torch
 from bertray.flat_weights import ALIGNMENT, FlatWeights
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
-_PIECE = 1 << 16  # weights, so that what is cast stays in the cache until it is added
 
 
 class AdamW(Protocol):
@@ -67,7 +66,10 @@ class TorchAdamW:
 
     def add_gradients(self) -> torch.Tensor:
         if self._flat.shared:
-            self._add_shared()
+            first_P, *others = (given_W[self._flat.part] for given_W in self._flat.shared)
+            self._gradient_P.copy_(first_P)
+            for other_P in others:
+                self._gradient_P.add_(other_P)
         else:
             torch._foreach_copy_(list(self._flat.views(self._gradient_P).values()), self._flat.taken)
             self._flat.taken.clear()
@@ -75,13 +77,6 @@ class TorchAdamW:
         rows = self._gradient_P.view(ALIGNMENT, len(self._gradient_P) // ALIGNMENT)
         square: torch.Tensor = torch.linalg.vector_norm(rows, dim=1).double().square().sum()
         return square
-
-    def _add_shared(self) -> None:
-        for start in range(0, len(self._gradient_P), _PIECE):
-            sum_P = self._gradient_P[start : start + _PIECE]
-            for rank, given_W in enumerate(self._flat.shared):
-                given_P = given_W[self._flat.part][start : start + _PIECE]
-                sum_P.add_(given_P) if rank else sum_P.copy_(given_P)
 
     def step(self, learning_rate: float, scale: torch.Tensor) -> None:
         self._gradient_P.mul_(scale)

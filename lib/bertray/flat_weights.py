@@ -66,11 +66,12 @@ class FlatWeights:
     def take_gradients(self) -> None:
         """Move this rank's out of the model."""
         self.taken = [weights.grad for weights in self._weights.values() if weights.grad is not None]
+        assert len(self.taken) == len(self._weights), "a weight has no gradient"
         for weights in self._weights.values():
             weights.grad = None
         if self.shared:
             own = self.views(self.shared[self._memory.rank]).values()
-            torch._foreach_copy_(list(own), self.taken)  # which refuses lists of unequal length
+            torch._foreach_copy_(list(own), self.taken)
             self.taken.clear()
 
     def publish(self, held_W: torch.Tensor) -> None:

@@ -4,7 +4,18 @@ import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
-_PACKAGES = ("bertray", "torch", "transformers", "tokenizers", "scikit-learn", "ray", "pyarrow", "openvino", "nncf")
+_PACKAGES = [
+    "bertray",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "scikit-learn",
+    "ray",
+    "pyarrow",
+    "numba",
+    "openvino",
+    "nncf",
+]
 
 
 def versions() -> dict[str, str]:
