@@ -59,23 +59,19 @@ def test_a_process_that_is_killed_from_outside_costs_no_row(isolated: IsolatedBu
     assert found["label"].to_pylist() == expected["label"].to_pylist()
 
 
-def test_deadly_texts_are_found(faults: None, isolated: IsolatedBundle) -> None:
+def test_deadly_texts_are_found_and_to_be_reviewed(faults: None, make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle(problem_type="multi_label_classification", review_below=0.0)
+    isolated = IsolatedBundle(spec_of(bundle))
     texts: list[str | None] = [f"text {row}" for row in range(20)]
     texts[13] = DEADLY
     found = isolated.predict_column(column(texts))
-    reason = "the model's process was ended by SIGSEGV on this text"
-    assert found["error"].to_pylist() == [reason if row == 13 else None for row in range(20)]
-    assert [label is None for label in found["label"].to_pylist()] == [row == 13 for row in range(20)]
-
-
-def test_a_deadly_text_is_to_be_reviewed(faults: None, make_bundle: Callable[..., Path]) -> None:
-    bundle = make_bundle(problem_type="multi_label_classification", review_below=0.0)
-    isolated = IsolatedBundle(spec_of(bundle))
-    found = isolated.predict_column(column(["a text", DEADLY, "another"]))
     isolated.close()
     assert found.schema.equals(isolated.schema)
-    assert found["review"].to_pylist() == [False, True, False]
-    assert [labels is None for labels in found["labels"].to_pylist()] == [False, True, False]
+    reason = "the model's process was ended by SIGSEGV on this text"
+    is_deadly = [row == 13 for row in range(20)]
+    assert found["error"].to_pylist() == [reason if deadly else None for deadly in is_deadly]
+    assert found["review"].to_pylist() == is_deadly
+    assert [labels is None for labels in found["labels"].to_pylist()] == is_deadly
 
 
 def test_too_many_deaths_are_no_matter_of_texts(
