@@ -112,7 +112,7 @@ OF_SEVERAL_RANKS = {"epochs": 5, "batch_size": 13, "average_decay": 0.9, "checkp
 def run_rank(folder: Path, name: str, rank: int, world_size: int, port: int) -> None:
     """One rank of several, without dropout, from the checkpoint in FOLDER/NAME; rank 0 writes FOLDER/NAME.pt.
 
-    "apart" do not see one another's memory, "bf16" train in that, the others in fp32.
+    "apart" do not see one another's memory, "alone" cannot share any, "bf16" train in that, the others in fp32.
     """
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -120,13 +120,15 @@ def run_rank(folder: Path, name: str, rank: int, world_size: int, port: int) -> 
     )
     if name == "apart" and rank:
         ranks._open = _refuse
+    if name == "alone" and rank == 0:
+        ranks.os.memfd_create = _refuse  # type: ignore[attr-defined]
     settings = config(**OF_SEVERAL_RANKS, precision="bf16" if name == "bf16" else "auto")
     # Of machines of which one has bf16.
     torch.cpu._is_amx_tile_supported = lambda: False
     torch.cpu._is_avx512_bf16_supported = lambda: rank == 0
     watcher, checkpoints = Recorder(), Checkpoints(Location.of(str(folder / name)))
     run = fine_tune(folder / "rows", settings, watcher, checkpoints, small_model(dropout=0.0))
-    assert run.learner.num_averaged == (world_size if name == "apart" else 1)
+    assert run.learner.num_averaged == (world_size if name in ("apart", "alone") else 1)
     assert torch.get_num_threads() == 1
     if rank == 0:
         records = [asdict(record) for record in watcher.records]

@@ -100,7 +100,7 @@ def test_a_crash_costs_the_steps_since_the_checkpoint_alone(rows: Path, tmp_path
         assert torch.equal(tensor, weights_of(broken)[name])
 
 
-@pytest.mark.parametrize(("name", "world_size"), [("2", 2), ("4", 4), ("apart", 2), ("bf16", 2)])
+@pytest.mark.parametrize(("name", "world_size"), [("2", 2), ("4", 4), ("apart", 2), ("alone", 2), ("bf16", 2)])
 def test_ranks_take_the_same_steps(
     name: str, world_size: int, single: tuple[Any, ...], rows: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -125,7 +125,7 @@ def test_ranks_take_the_same_steps(
         for rank in ranks:
             rank.kill()
     records, history, state = torch.load(folder / f"{name}.pt")
-    expected_records, expected_history, expected_state = single
+    expected_records, expected_history, begun, expected_state = single
     assert [record["step"] for record in records] == list(range(12, 66))
     for one, other in zip(expected_records, records, strict=True):
         assert other["loss"] == pytest.approx(one.loss, abs=1e-4 * tolerance)
@@ -136,25 +136,27 @@ def test_ranks_take_the_same_steps(
     assert state.keys() == expected_state.keys()
     # Not tensor by tensor: a bias whose gradient is zero but for rounding is moved by rounding alone.
     for kind in {key.split("/")[0] for key in state}:
-        one, other = (
+        before, one, other = (
             torch.cat([held.flatten() for key, held in of_run.items() if key.startswith(f"{kind}/")])
-            for of_run in (expected_state, state)
+            for of_run in (begun, expected_state, state)
         )
-        assert torch.linalg.vector_norm(other - one) < 1e-3 * tolerance * torch.linalg.vector_norm(one), kind
+        assert torch.linalg.vector_norm(other - one) < (0.3 if name == "bf16" else 0.01) * torch.linalg.vector_norm(
+            one - before
+        ), kind
 
 
 @pytest.fixture(scope="module")
 def single(rows: Path) -> tuple[Any, ...]:
-    """Records, history and state of one rank; the checkpoint of step 11 is in the folder "begun"."""
+    """Records, history, first and last state of one rank; the checkpoint of step 11 is in the folder "begun"."""
     settings, watcher = config(**OF_SEVERAL_RANKS), Recorder(stop_at=11)
     checkpoints = Checkpoints(Location.of(str(rows.parent / "begun")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bertray.finetuning._LOOK_INTERVAL_S", 0.0)
-        fine_tune(rows, settings, watcher, checkpoints, small_model(dropout=0.0))
+        begun = fine_tune(rows, settings, watcher, checkpoints, small_model(dropout=0.0)).optimizer.state()
     shutil.copytree(rows.parent / "begun", rows.parent / "1")
     watcher = Recorder()
     run = fine_tune(rows, settings, watcher, Checkpoints(Location.of(str(rows.parent / "1"))), small_model(dropout=0.0))
-    return watcher.records, run.progress.history, run.optimizer.state()
+    return watcher.records, run.progress.history, begun, run.optimizer.state()
 
 
 def test_parts_that_fit_into_memory_take_the_same_steps(rows: Path) -> None:

@@ -8,6 +8,9 @@ Legend: K pieces of at most `PIECE` weights, R ranks whose gradients are added u
 
 from __future__ import annotations
 
+import functools
+import logging
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +20,11 @@ import torch
 from numba import types
 from numba.extending import intrinsic
 
+_log = logging.getLogger(__name__)
+
 PIECE = 4096
+# Threads of numba's own beside torch's, which spin, are slower.
+numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 
 def use_torchs_threads() -> None:
@@ -32,13 +39,31 @@ def use_torchs_threads() -> None:
 
 
 def _compiled(**options: Any) -> Callable[[Any], Any]:
-    """Divisions by zero give what IEEE 754 says: where Python's error had to be raised nothing would be vectorised."""
+    """Kept on disk where that is possible.
+
+    Divisions by zero give what IEEE 754 says: where Python's error had to be raised nothing would be vectorised.
+    """
 
     def compiled(function: Any) -> Any:
+        compile_anew = functools.partial(numba.njit(error_model="numpy", **options), function)
         try:
-            return numba.njit(cache=True, error_model="numpy", **options)(function)
-        except RuntimeError:  # no folder where this user may write: compiled again in every process
-            return numba.njit(error_model="numpy", **options)(function)
+            kept = numba.njit(cache=True, error_model="numpy", **options)(function)
+        except RuntimeError:  # no folder where this user may write
+            return compile_anew()
+        current = [kept]
+
+        @functools.wraps(function)
+        def call(*arguments: Any) -> Any:
+            try:
+                return current[0](*arguments)
+            except (OSError, EOFError, pickle.UnpicklingError) as error:  # before anything was computed
+                if current[0] is not kept:
+                    raise
+                _log.warning("%s is compiled again: what numba kept on disk cannot be used: %r", call.__name__, error)
+                current[0] = compile_anew()
+                return current[0](*arguments)
+
+        return call
 
     return compiled
 
@@ -51,7 +76,7 @@ def _pointer(_: Any, address: Any) -> Any:
     return types.CPointer(types.uint16)(address), code
 
 
-@_compiled(fastmath={"contract"})
+@numba.njit(error_model="numpy", fastmath={"contract"})
 def _add_up(addresses_R: Any, length: int, words: Any, sums: Any) -> None:
     """Sums, in 32 bits, of the gradients in bf16 that begin at these addresses; words holds each one's bits."""
     wide = words.view(np.float32)
@@ -90,6 +115,8 @@ def step(
     scale: np.float32,
     beta1: np.float32,
     beta2: np.float32,
+    rest1: np.float32,
+    rest2: np.float32,
     decay: np.float32,
     step_size: np.float32,
     correction: np.float32,
@@ -101,6 +128,7 @@ def step(
         starts_K: where, in arrays of W, a piece begins.
         model_W: the bits of what the model computes with.
         scale: of gradients.
+        rest1: 1 - beta1, and rest2 1 - beta2, which 32 bits would round otherwise.
         decay: what weights are multiplied with.
         step_size: the learning rate over the first moment's bias correction.
         correction: 1 over the root of the second moment's bias correction.
@@ -114,8 +142,8 @@ def step(
         rounded = words.view(np.float32)
         for at in range(length):
             gradient = gradients[at] * scale
-            mean = first[at] * beta1 + gradient * (np.float32(1) - beta1)
-            square = second[at] * beta2 + gradient * gradient * (np.float32(1) - beta2)
+            mean = first[at] * beta1 + gradient * rest1
+            square = second[at] * beta2 + gradient * gradient * rest2
             first[at], second[at] = mean, square
             stepped = master[at] * decay - step_size * mean / (np.sqrt(square) * correction + eps)
             master[at] = rounded[at] = stepped

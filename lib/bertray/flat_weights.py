@@ -45,12 +45,13 @@ class FlatWeights:
         self.moments = {name: self._zeros(torch.float32) for name in MOMENTS}
         self.taken: list[torch.Tensor] = []
         self.shared = [self._zeros(dtype) for _ in range(num_ranks)] if num_ranks > 1 else []
+        self._given = list(self.views(self.shared[memory.rank]).values()) if self.shared else []
 
     def _zeros(self, dtype: torch.dtype) -> torch.Tensor:
         return self._memory.zeros(self._num_weights, dtype, self._device)
 
     def copy(self, held_W: torch.Tensor) -> torch.Tensor:
-        """In 32 bits, seen by all that see the weights."""
+        """In 32 bits, seen by all that see the weights; after a `wait`, for rank 0 writes it."""
         copied_W = self._zeros(torch.float32)
         if self._memory.rank == 0:
             copied_W.copy_(held_W)
@@ -70,8 +71,7 @@ class FlatWeights:
         for weights in self._weights.values():
             weights.grad = None
         if self.shared:
-            own = self.views(self.shared[self._memory.rank]).values()
-            torch._foreach_copy_(list(own), self.taken)
+            torch._foreach_copy_(self._given, self.taken)
             self.taken.clear()
 
     def publish(self, held_W: torch.Tensor) -> None:

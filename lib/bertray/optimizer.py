@@ -114,11 +114,10 @@ class Optimizer:
             return
         trained = [flat.model_W.clone() for flat in self._flats]
         self._publish(self._averages)
-        try:
-            yield
-        finally:
-            self._memory.wait()  # others may still compute with the mean
-            self._publish(trained)
+        yield
+        # Not where an error ended the block: the run is over then, and other ranks wait for something else.
+        self._memory.wait()
+        self._publish(trained)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Copies, on the CPU, of the 32-bit weights by name; of their running mean if one is kept."""

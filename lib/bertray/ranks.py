@@ -1,6 +1,6 @@
 """The processes that train a model together: what they agree on, and the memory that those of one machine share.
 
-On the CPUs of one machine ranks need send one another nothing but "done":
+On the CPUs of one machine ranks need not send one another gradients:
 
 1. Weights, moments and every rank's gradients lie in memory that all ranks see.
 2. Each rank adds up the gradients of a part of the weights, and steps that part         [bertray.optimizer]
@@ -48,7 +48,7 @@ class Memory(Protocol):
     """Where the weights of a run lie, and who steps which of them.
 
     Attributes:
-        rank: of `world_size` that step a part each.
+        rank: of `world_size` that share it, and step a part each.
     """
 
     rank: int
@@ -58,10 +58,10 @@ class Memory(Protocol):
         """A tensor; every rank asks for the same ones in the same order."""
 
     def total(self, own: torch.Tensor) -> torch.Tensor:
-        """The sum of what the ranks give."""
+        """The sum of what those that share it give."""
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Until all that share it are here."""
 
 
 class OwnMemory:
@@ -90,9 +90,10 @@ class SharedMemory:
         self.rank, self.world_size = rank_and_world_size()
 
     def zeros(self, num_elements: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        mapped, error = self._map(num_elements * dtype.itemsize)
+        num_bytes = num_elements * dtype.itemsize
+        mapped, error = self._map(num_bytes)
         if mapped is None:
-            raise error or OSError("another rank cannot share memory")
+            raise error or OSError(f"another worker on this machine cannot share {num_bytes:,} bytes of memory")
         return torch.frombuffer(mapped, dtype=dtype)
 
     def total(self, own: torch.Tensor) -> torch.Tensor:
@@ -107,26 +108,30 @@ class SharedMemory:
         """Whether the ranks see one another's memory: they do on one Linux machine, as one user."""
         if not on_all_ranks(hasattr(os, "memfd_create"), torch.device("cpu")):
             return False
-        return self._map(mmap.PAGESIZE)[0] is not None
+        mapped, error = self._map(mmap.PAGESIZE)
+        if error:
+            _log.info("workers exchange gradients by network, for they do not see one another's memory: %s", error)
+        return mapped is not None
 
     def _map(self, num_bytes: int) -> tuple[mmap.mmap | None, OSError | None]:
         """None on every rank if it fails on one, and what failed here."""
-        offer: list[tuple[int, int, str] | None] = [None]
-        file = -1
-        if self.rank == 0:
-            name = f"bertray-{uuid.uuid4().hex}"
-            file = os.memfd_create(name)
-            os.ftruncate(file, num_bytes)
-            offer = [(os.getpid(), file, name)]
-        torch.distributed.broadcast_object_list(offer)
-        assert offer[0] is not None
+        name, files = f"bertray-{uuid.uuid4().hex}", list[int]()
         mapped, error = None, None
-        try:
-            mapped = _open(*offer[0], num_bytes)
-        except OSError as failed:
-            error = failed
-        is_mapped = on_all_ranks(mapped is not None, torch.device("cpu"))
         if self.rank == 0:
+            try:
+                files.append(os.memfd_create(name))
+                os.ftruncate(files[0], num_bytes)
+            except OSError as failed:
+                error = failed
+        offer = [None if error or self.rank else (os.getpid(), files[0], name)]
+        torch.distributed.broadcast_object_list(offer)
+        if offer[0] is not None:
+            try:
+                mapped = _open(*offer[0], num_bytes)
+            except OSError as failed:
+                error = failed
+        is_mapped = on_all_ranks(mapped is not None, torch.device("cpu"))
+        for file in files:
             os.close(file)
         return mapped if is_mapped else None, error
 
@@ -148,7 +153,4 @@ def memory_of_ranks(device: torch.device) -> Memory:
     shared = SharedMemory()
     if shared.world_size == 1 or device.type != "cpu":
         return OwnMemory()
-    if shared.is_possible():
-        return shared
-    _log.info("workers on several machines, or of several users: their gradients are exchanged by network")
-    return OwnMemory()
+    return shared if shared.is_possible() else OwnMemory()
