@@ -50,7 +50,12 @@ needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no dat
 
 # Files whose tests take longest, begun first: of several processes none shall be left with one of them at the end.
 _LONGEST = (
-    *("test_training_faults", "test_demo", "test_scoring", "test_isolated", "test_label_audit", "test_training"),
+    "test_training_faults",
+    "test_demo",
+    "test_scoring",
+    "test_isolated",
+    "test_label_audit",
+    "test_training",
     "test_tuning",
 )
 

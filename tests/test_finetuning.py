@@ -140,9 +140,8 @@ def test_ranks_take_the_same_steps(
             torch.cat([held.flatten() for key, held in of_run.items() if key.startswith(f"{kind}/")])
             for of_run in (begun, expected_state, state)
         )
-        assert torch.linalg.vector_norm(other - one) < (0.3 if name == "bf16" else 0.01) * torch.linalg.vector_norm(
-            one - before
-        ), kind
+        norm = torch.linalg.vector_norm
+        assert norm(other - one) < (0.3 if name == "bf16" else 0.01) * norm(one - before), kind
 
 
 @pytest.fixture(scope="module")

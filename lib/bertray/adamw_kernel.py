@@ -50,18 +50,16 @@ def _compiled(**options: Any) -> Callable[[Any], Any]:
             kept = numba.njit(cache=True, error_model="numpy", **options)(function)
         except RuntimeError:  # no folder where this user may write
             return compile_anew()
-        current = [kept]
 
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
+            nonlocal kept
             try:
-                return current[0](*arguments)
+                return kept(*arguments)
             except (OSError, EOFError, pickle.UnpicklingError) as error:  # before anything was computed
-                if current[0] is not kept:
-                    raise
                 _log.warning("%s is compiled again: what numba kept on disk cannot be used: %r", call.__name__, error)
-                current[0] = compile_anew()
-                return current[0](*arguments)
+            kept = compile_anew()
+            return kept(*arguments)
 
         return call
 

@@ -30,7 +30,7 @@ from bertray.learner import Learner, check_memory
 from bertray.metrics import multi_label_metrics, summary_metrics
 from bertray.objective import Objective, sampling_probabilities
 from bertray.optimizer import Optimizer, learning_rate_factor
-from bertray.ranks import OwnMemory, least_of_ranks, memory_of_ranks, rank_and_world_size
+from bertray.ranks import least_of_ranks, memory_of_ranks, rank_and_world_size
 from bertray.tracking import StepRecord
 from bertray.training_batches import TrainingBatches, micro_batches, share
 from bertray.training_config import TrainConfig
@@ -117,7 +117,7 @@ class FineTuning:
             vocabulary_V,
             device,
             config.precision,
-            exchange=isinstance(memory, OwnMemory),
+            exchange=memory.world_size == 1,
             gradient_checkpointing=config.gradient_checkpointing,
         )
         self.optimizer = Optimizer(

@@ -150,7 +150,8 @@ def _open(process: int, file: int, name: str, num_bytes: int) -> mmap.mmap:
 
 def memory_of_ranks(device: torch.device) -> Memory:
     """Where the weights of this run lie; every rank asks."""
-    shared = SharedMemory()
-    if shared.world_size == 1 or device.type != "cpu":
-        return OwnMemory()
-    return shared if shared.is_possible() else OwnMemory()
+    if rank_and_world_size()[1] > 1 and device.type == "cpu":
+        shared = SharedMemory()
+        if shared.is_possible():
+            return shared
+    return OwnMemory()

@@ -4,7 +4,7 @@ import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
-_PACKAGES = [
+_PACKAGES = (
     "bertray",
     "torch",
     "transformers",
@@ -15,7 +15,7 @@ _PACKAGES = [
     "numba",
     "openvino",
     "nncf",
-]
+)
 
 
 def versions() -> dict[str, str]:
