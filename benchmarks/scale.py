@@ -31,31 +31,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks.results import ROOT, write_result
+from benchmarks.scale_actors import efficiency, ramp, units
 from benchmarks.scale_data import (
     NUM_LABELS,
-    STUB_ROWS,
     TINY_ROWS,
     commit_shards,
-    stub_archive,
     tiny_archive,
     write_manifest,
     write_reports,
 )
+from benchmarks.scale_figures import Line, Measured
 from benchmarks.scale_runs import (
     NUM_GPUS,
     Bench,
     Ran,
-    Span,
-    by_process,
-    fake_gpus,
     fingerprint_of,
-    on_gpus,
     run_part,
     run_timed_part,
     score,
@@ -70,42 +64,9 @@ NUM_REPEATS = 3  # of what takes seconds: the median counts
 
 # The archive of `fixed`.
 FIXED_SHARDS, FIXED_ROWS = 8, 500
-# The stub's: units of a second, and so many of them for each actor.
-STUB_S_A_ROW, SHARDS_AN_ACTOR = 1 / STUB_ROWS, 24
 
 NUM_DONE, NUM_PLANNED, NUM_RECORDS, NUM_LISTED = 10_000, 100_000, 1_000_000, 20_000
-NUM_TINY, NUM_UNITS, READ_ROWS, NUM_ASKED = 10_000, 2_000, 200_000, 20
-
-
-class Line(NamedTuple):
-    """A figure, and what is wanted of it."""
-
-    what: str
-    value: float
-    unit: str
-    at_most: float | None = None
-    at_least: float | None = None
-
-    @property
-    def verdict(self) -> str:
-        if self.at_most is None and self.at_least is None:
-            return ""
-        is_met = self.value <= self.at_most if self.at_most is not None else self.value >= (self.at_least or 0)
-        return "met" if is_met else "missed"
-
-    def row(self) -> str:
-        wanted = f"≤ {self.at_most:g}" if self.at_most is not None else ""
-        wanted = f"≥ {self.at_least:g}" if self.at_least is not None else wanted
-        value = f"{self.value:,.{_decimals(self.value)}f} {self.unit}".strip()
-        return f"| {self.what} | {value} | {wanted} | {self.verdict} |"
-
-
-@dataclass
-class Measured:
-    """What a measurement has found."""
-
-    lines: list[Line]
-    facts: dict[str, Any] = field(default_factory=dict)
+NUM_TINY, READ_ROWS, NUM_ASKED = 10_000, 200_000, 20
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -356,123 +317,6 @@ def tiny(bench: Bench) -> Measured:
     return Measured(lines, {"num_units": len(units), "summary": _kept(run.summary)})
 
 
-def units(bench: Bench) -> Measured:
-    """Every tiny shard is a unit, and costs next to nothing: what is left is handing over."""
-    archive = tiny_archive(bench.folder / "archive", bench.some(NUM_UNITS, 32))
-    with fake_gpus(bench, s_a_row=0) as environment:
-        alone = {**environment, "BERTRAY_STUB_UNIT_SHARDS": "1"}
-        run = score(bench, archive, bench.folder / "scored", *on_gpus(NUM_GPUS), environment=alone)
-    found = run.spans["UnitScorer.score"]
-    window_s = found[-1].end_s - found[0].start_s
-    taken = run.spans["Bookkeeper._take"]
-    cpu_s = taken[-1].cpu_s - taken[0].cpu_s
-    before_s = found[0].start_s - run.first("Pool.divide").end_s
-    dataset_s = run.first("Pool._dataset").wall_s
-    lines = [
-        Line(
-            f"units: {len(found):,} units of a tiny shard over {NUM_GPUS} actors, for a unit",
-            1000 * window_s / len(found),
-            "ms",
-        ),
-        Line("units: processor time of the driver for a unit", 1000 * cpu_s / len(found), "ms"),
-        Line("units: to make a Ray Dataset of them, for a unit", 1000 * dataset_s / len(found), "ms"),
-        Line("units: from the plan of units to the first unit's start", before_s, "s"),
-    ]
-    return Measured(lines, {"wall_s": run.wall_s, "driver_cpu_s": cpu_s, "window_s": window_s})
-
-
-def ramp(bench: Bench) -> Measured:
-    """When the actors are ready, and when they are at work."""
-    num_shards = NUM_GPUS * 16
-    archive = stub_archive(bench.folder / "archive", num_shards)
-    with fake_gpus(bench, STUB_S_A_ROW * min(1, 4 * bench.share)) as environment:
-        run = score(bench, archive, bench.folder / "scored", *on_gpus(NUM_GPUS), environment=environment)
-    actors = by_process(run.spans["UnitScorer.score"])
-    assert len(actors) == NUM_GPUS, f"{len(actors)} of {NUM_GPUS} actors got a unit"
-    ready_s = sorted(span.end_s for span in run.spans["ScoringActor.__init__"])
-    at_work_s = sorted(found[0].start_s for found in actors.values())
-    waits_s = [actors[span.pid][0].start_s - span.end_s for span in run.spans["ScoringActor.__init__"]]
-    cpus_s = [span.cpu_s for span in run.spans["ScoringActor.__init__"]]
-    lines = [
-        Line(
-            f"ramp: {NUM_GPUS} actors, from the first one that is ready to the last one at work",
-            at_work_s[-1] - ready_s[0],
-            "s",
-            5,
-        ),
-        Line("ramp: from the first actor that is ready to the last one that is", ready_s[-1] - ready_s[0], "s"),
-        Line("ramp: from an actor's being ready to its first unit, the slowest", max(waits_s), "s"),
-        Line("ramp: from the job's start to the first actor that is ready", ready_s[0] - run.start_s, "s"),
-        Line("ramp: processor time of an actor until it is ready, no model loaded", statistics.mean(cpus_s), "s"),
-    ]
-    facts = {"ready_s": [time_s - run.start_s for time_s in ready_s]}
-    return Measured(lines, {**facts, "at_work_s": [time_s - run.start_s for time_s in at_work_s]})
-
-
-def efficiency(bench: Bench) -> Measured:
-    """Each actor gets the same work, so that as many times the actors should do as many times the rows a second."""
-    lines: list[Line] = []
-    facts: dict[str, Any] = {}
-    steady: dict[int, float] = {}
-    overall: dict[int, float] = {}
-    shards_an_actor = bench.some(SHARDS_AN_ACTOR, 16)
-    with fake_gpus(bench, STUB_S_A_ROW * min(1, 10 * bench.share)) as environment:
-        for num_actors in (1, 2, 4, NUM_GPUS):
-            folder = bench.folder / f"actors-{num_actors}"
-            archive = stub_archive(folder / "archive", num_actors * shards_an_actor)
-            run = score(bench, archive, folder / "scored", *on_gpus(num_actors), environment=environment)
-            num_rows = run.summary["num_rows"]
-            assert num_rows == num_actors * shards_an_actor * STUB_ROWS, run.summary
-            window_s, shares = where_time_goes(run.spans["UnitScorer.score"], run.spans["Bundle.predict_column"])
-            steady[num_actors], overall[num_actors] = num_rows / window_s, num_rows / run.wall_s
-            facts[str(num_actors)] = {
-                "window_s": window_s,
-                "wall_s": run.wall_s,
-                "shares": shares,
-                "busy_while_all_at_work": busy_share(run.spans["UnitScorer.score"], run.spans["Bundle.predict_column"]),
-            }
-    for num_actors in list(steady)[1:]:
-        wanted = 90 if num_actors == NUM_GPUS else None
-        for what, rates, at_least in (
-            ("from the first unit's start to the last one's end", steady, wanted),
-            ("of the whole process", overall, None),
-        ):
-            per_cent = 100 * rates[num_actors] / (num_actors * rates[1])
-            lines.append(Line(f"efficiency: {num_actors} actors, {what}", per_cent, "%", at_least=at_least))
-    busy = {num_actors: facts[str(num_actors)]["busy_while_all_at_work"] for num_actors in (1, NUM_GPUS)}
-    per_cent = 100 * busy[NUM_GPUS] / busy[1]
-    lines.append(Line(f"efficiency: {NUM_GPUS} actors, while all were at work", per_cent, "%"))
-    for part, share in facts[str(NUM_GPUS)]["shares"].items():
-        lines.append(Line(f"efficiency: of the time of {NUM_GPUS} actors, {part}", 100 * share, "%"))
-    return Measured(lines, {"shards_an_actor": shards_an_actor, "rows_a_shard": STUB_ROWS, "runs": facts})
-
-
-def where_time_goes(units: list[Span], predictions: list[Span]) -> tuple[float, dict[str, float]]:
-    """Seconds from the first unit's start to the last one's end, and what the actors did in them, as shares of 1."""
-    start_s, end_s = min(unit.start_s for unit in units), max(unit.end_s for unit in units)
-    actors = by_process(units).values()
-    model_s = sum(span.wall_s for span in predictions)
-    spent_s = {
-        "the model": model_s,
-        "reading, writing, committing": sum(unit.wall_s for unit in units) - model_s,
-        "waiting for the next unit": sum(
-            after.start_s - before.end_s for found in actors for before, after in pairwise(found)
-        ),
-        "not yet at work": sum(found[0].start_s - start_s for found in actors),
-        "no work left": sum(end_s - found[-1].end_s for found in actors),
-    }
-    all_s = len(actors) * (end_s - start_s)
-    return end_s - start_s, {what: wall_s / all_s for what, wall_s in spent_s.items()}
-
-
-def busy_share(units: list[Span], predictions: list[Span]) -> float:
-    """Of the actors' time from when the last one started until the first one had no work left: what the model had."""
-    actors = by_process(units).values()
-    start_s, end_s = max(found[0].start_s for found in actors), min(found[-1].end_s for found in actors)
-    model_s = sum(max(0.0, min(span.end_s, end_s) - max(span.start_s, start_s)) for span in predictions)
-    return model_s / (len(actors) * (end_s - start_s))
-
-
 MEASUREMENTS: dict[str, Callable[[Bench], Measured]] = {
     measurement.__name__: measurement
     for measurement in (fixed, nothing, planning, manifest, s3, reading, tiny, units, ramp, efficiency)
@@ -481,10 +325,6 @@ MEASUREMENTS: dict[str, Callable[[Bench], Measured]] = {
 
 def _kept(summary: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in summary.items() if name != "output"}  # a temporary folder
-
-
-def _decimals(value: float) -> int:
-    return 0 if value == int(value) or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
 
 
 if __name__ == "__main__":

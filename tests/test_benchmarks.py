@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scale import Line, busy_share, where_time_goes
+from benchmarks.scale_actors import busy_share, where_time_goes
+from benchmarks.scale_figures import Line
 from benchmarks.scale_runs import STUB, Span
 from tests.conftest import ROOT, write_shard
 
