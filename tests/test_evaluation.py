@@ -206,14 +206,6 @@ def test_a_text_without_a_prediction_counts_as_wrong(tiny_bundle: Path, tmp_path
     assert (metrics["accuracy"], metrics["f1_macro"], metrics["ece"], metrics["nll"]) == (0, 0, None, None)
 
 
-def test_nothing_is_written_into_the_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
-    data = make_dataset(tmp_path / "abc", "abc")
-    for output in (tiny_bundle, tiny_bundle / "evaluation"):
-        config = EvaluateConfig(bundle=str(tiny_bundle), data=data, output=str(output), precision="fp32")
-        with pytest.raises(RequestError, match="lies in --bundle, which no other file may enter"):
-            evaluate(config)
-
-
 def test_other_labels_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "abd", "abd")
     with pytest.raises(RequestError, match=r"different labels \(c, d stand in one alone\).*a, b, c"):

@@ -273,6 +273,6 @@ def test_parts_become_smaller_until_they_fit(rows: Path, monkeypatch: pytest.Mon
 
 def test_weights_that_do_not_fit_are_refused(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = psutil.virtual_memory()._replace(available=1000)
-    monkeypatch.setattr("bertray.learner.psutil.virtual_memory", lambda: free)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     with pytest.raises(RequestError, match=r"weights takes .* GiB .* are free: use a smaller --encoder"):
         fine_tune(rows, config(), Recorder())

@@ -61,6 +61,8 @@ def test_help_shows_commands_and_every_option(name: str, capsys: pytest.CaptureF
     assert f"python -m jobs.{name}" in text
     assert "exit codes: 0 done" in text
     assert "(required)" in text or name == "demo"
+    assert ("--num-workers" in text) == (name in ("train", "audit"))
+    assert ("--mlflow-uri" in text) == (name == "train")
 
 
 def test_predict_arguments(tiny_bundle: Path) -> None:
@@ -136,6 +138,25 @@ def test_likely_mistakes(job: str, arguments: list[str], message: str, capsys: p
     assert captured.err.startswith("error: ")
     assert message in captured.err
     assert not Path("/tmp/unused").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "inside"),
+    [
+        ("prepare", ["--input", "/nowhere"], ["", "/data"]),
+        ("train", ["--data", "/nowhere"], ["/better"]),
+        ("tune", ["--data", "/nowhere"], ["/better"]),
+        ("audit", ["--data", "/nowhere"], ["", "/label_check"]),
+        ("evaluate", ["--bundle", "/nowhere", "--data", "/nowhere"], ["", "/of/today"]),
+        ("score", ["--bundle", "/nowhere", "--input", "/nowhere"], ["", "/scored"]),
+    ],
+)
+def test_no_job_writes_into_a_bundle(
+    job: str, options: list[str], inside: list[str], tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in inside:
+        assert JOBS[job].main([*options, "--output", f"{tiny_bundle}{place}"]) == 2
+        assert f"lies in the bundle {tiny_bundle}, which no other file may enter" in capsys.readouterr().err
 
 
 def test_jobs_run_from_the_root_alone() -> None:

@@ -175,12 +175,6 @@ def test_a_data_set_that_is_written_anew_meanwhile_is_not_reported_on(
     assert not (tmp_path / "label_check" / "suspects.parquet").exists()
 
 
-def test_the_output_is_not_in_a_bundle(dataset: str, tiny_encoder: Path, tiny_bundle: Path) -> None:
-    for output in (tiny_bundle, tiny_bundle / "label_check"):
-        with pytest.raises(RequestError, match="lies in a bundle, which no other file may enter"):
-            run(dataset, output, tiny_encoder)
-
-
 def test_two_audits_do_not_share_an_output(dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
     with RunLock(Location.of(str(tmp_path)), "another").held(), pytest.raises(LockedError, match="run another holds"):
         run(dataset, tmp_path, tiny_encoder)

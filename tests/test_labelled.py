@@ -241,6 +241,15 @@ def test_invalid_utf8_in_parquet_is_named(tmp_path: Path) -> None:
         read(tmp_path / "a.parquet")
 
 
+def test_more_text_than_fits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [write(tmp_path / f"{name}.csv") for name in "ab"]
+    num_bytes = 2 * sum(len(text.encode()) for text, _ in ROWS)
+    monkeypatch.setattr("bertray.labelled._MAX_COLUMN_BYTES", num_bytes - 1)
+    message = rf"the 6 rows of .*a\.csv, .*b\.csv have {num_bytes} bytes of text; at most {num_bytes - 1} fit"
+    with pytest.raises(RequestError, match=message):
+        read(*files)
+
+
 def test_nothing_there_is_said(tmp_path: Path) -> None:
     for pattern in (tmp_path, tmp_path / "*.csv", tmp_path / "missing"):
         with pytest.raises(RequestError, match=r"no labelled files at .*CSV"):

@@ -1,9 +1,14 @@
 """AdamW in 32 bits under a model of any precision: torch's own in fp32, no lost updates in bf16, exact state."""
 
 import copy
+import gc
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import tiny_config
@@ -11,7 +16,9 @@ from transformers import BertForSequenceClassification
 
 from bertray.adamw import CompiledAdamW, TorchAdamW
 from bertray.adamw_kernel import _compiled
-from bertray.optimizer import Optimizer, _depths, learning_rate_factor
+from bertray.errors import RequestError
+from bertray.optimizer import Optimizer, _depths, check_memory, learning_rate_factor
+from bertray.ranks import OwnMemory
 
 
 def build() -> BertForSequenceClassification:
@@ -93,6 +100,25 @@ def test_what_numba_kept_may_be_damaged(
     assert "_one_more is compiled again: what numba kept on disk cannot be used: EOFError" in record.getMessage()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("NUMBA_THREADING_LAYER", "workqueue", "threads of its own (workqueue)"),
+        ("NUMBA_NUM_THREADS", "1", "on 1 of 2 threads"),
+        ("BERTRAY", "none", ""),
+    ],
+)
+def test_what_makes_the_optimizer_slower_is_told(name: str, value: str, message: str) -> None:
+    program = (
+        "import torch; torch.set_num_threads(2); from bertray import adamw_kernel; "
+        "[adamw_kernel.use_torchs_threads() for _ in range(2)]"
+    )
+    environment = {**os.environ, name: value}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.count("warning: the optimizer runs") == bool(message)
+    assert message in done.stderr
+
+
 def test_a_gradient_that_is_no_number_shows() -> None:
     model = build().to(torch.bfloat16)
     optimizer = Optimizer(model, **SETTINGS)
@@ -155,6 +181,38 @@ def test_the_average_is_shown_and_taken_away(dtype: torch.dtype) -> None:
         assert not torch.equal(model.classifier.weight, trained["classifier.weight"])
     for name, weights in model.state_dict().items():
         assert torch.equal(weights, trained[name])
+
+
+def storages() -> dict[int, int]:
+    """Bytes of all that tensors hold in this process, by address."""
+    held = [one.untyped_storage() for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
+    return {one.data_ptr(): one.nbytes() for one in held}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("average_decay", [None, 0.9])
+def test_memory_that_is_asked_for_is_what_is_held(
+    dtype: torch.dtype, average_decay: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = storages()
+    model = build().to(dtype)
+    keeps_average = average_decay is not None
+    optimizer = Optimizer(model, average_decay=average_decay, **SETTINGS)
+    give_gradients(model, 0)
+    held = {address: size for address, size in storages().items() if address not in before}
+    held |= {weights.grad.data_ptr(): weights.grad.nbytes for weights in model.parameters()}
+    num_bytes = sum(held.values())
+    assert optimizer
+
+    def check(available: float) -> None:
+        free = psutil.virtual_memory()._replace(available=available)
+        with monkeypatch.context() as patched:
+            patched.setattr("psutil.virtual_memory", lambda: free)
+            check_memory(model, OwnMemory(), keeps_average=keeps_average)
+
+    check(1.02 * num_bytes)
+    with pytest.raises(RequestError, match="are free"):
+        check(0.98 * num_bytes)
 
 
 def test_lower_layers_learn_slower() -> None:

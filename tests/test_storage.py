@@ -185,6 +185,8 @@ def test_uris() -> None:
 
 def test_a_bucket_has_no_parent() -> None:
     assert Location.of("s3://bucket/a").parent().uri == "s3://bucket"
+    assert [place.uri for place in Location.of("s3://bucket/a/b").ancestors()] == ["s3://bucket/a", "s3://bucket"]
+    assert [place.uri for place in Location.of("/a/b").ancestors()] == ["/a"]
     with pytest.raises(RequestError, match="s3://bucket is a whole bucket: name a folder in it"):
         Location.of("s3://bucket").parent()
 

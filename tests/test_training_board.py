@@ -5,6 +5,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -17,18 +18,29 @@ from bertray.training_worker import set_up_process
 from tests.kills import wait_for
 
 
-def test_a_stop_waits_for_the_checkpoint_and_for_no_rank_that_hangs(
-    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Hangs(Future[None]):
-        """Ray Train, while ranks wait for one that has ended."""
+class Hangs(Future[None]):
+    """Ray Train, while ranks wait for one that has ended; and a person who stops the job."""
 
-        def result(self, timeout: float | None = None) -> None:
-            raise KeyboardInterrupt
+    def result(self, timeout: float | None = None) -> None:
+        raise KeyboardInterrupt
 
-    board = cluster.start_board(Board)
+
+@pytest.fixture
+def hanging_board(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Of a run that never ends by itself, and whose driver would wait for ever."""
     monkeypatch.setattr(cluster, "in_background", lambda _: Hangs())
     monkeypatch.setattr("bertray.training.STOP_S", 1e9)
+    return cluster.start_board(Board)
+
+
+def test_a_stop_waits_for_no_worker_that_has_not_begun(hanging_board: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _run(SimpleNamespace(fit=None), hanging_board)
+
+
+def test_a_stop_waits_for_the_checkpoint_and_for_no_rank_that_hangs(hanging_board: Any) -> None:
+    board = hanging_board
+    ray.get(board.post.remote([], 1))
 
     def save_when_told() -> None:
         wait_for(lambda: ray.get(board.post.remote([], 1)), "the stop")
@@ -39,7 +51,7 @@ def test_a_stop_waits_for_the_checkpoint_and_for_no_rank_that_hangs(
         rank_0.submit(save_when_told)
         with pytest.raises(KeyboardInterrupt):
             _run(SimpleNamespace(fit=None), board)
-        assert ray.get(board.has_stopped.remote())
+        assert not ray.get(board.is_at_work.remote())
 
 
 def test_what_workers_log_is_logged_once_by_the_driver(ray_cluster: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -36,6 +36,25 @@ def use_torchs_threads() -> None:
     num_threads = torch.get_num_threads()
     numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
     torch.set_num_threads(num_threads)
+    if num_threads > 1:
+        _tell_what_is_slower(num_threads)
+
+
+@functools.cache
+def _tell_what_is_slower(num_threads: int) -> None:
+    """Once; numba's threads have begun."""
+    if (layer := numba.threading_layer()) != "omp":
+        _log.warning(
+            "warning: the optimizer runs on threads of its own (%s) beside torch's, which is slower: install OpenMP's "
+            "library (libgomp), and leave NUMBA_THREADING_LAYER unset",
+            layer,
+        )
+    if (limit := numba.config.NUMBA_NUM_THREADS) < num_threads:
+        _log.warning(
+            "warning: the optimizer runs on %d of %d threads: leave OMP_PROC_BIND and NUMBA_NUM_THREADS unset",
+            limit,
+            num_threads,
+        )
 
 
 def _compiled(**options: Any) -> Callable[[Any], Any]:

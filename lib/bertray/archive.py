@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bertray.bundle_folder import refuse_in_bundle
 from bertray.config import ScoreConfig
 from bertray.errors import RequestError, ShardError
 from bertray.shard_reader import read_schema
@@ -21,6 +22,7 @@ def resolved(config: ScoreConfig) -> tuple[ScoreConfig, Location, Location]:
         raise RequestError(
             f"--input {source} and --output {output} lie in each other: predictions would be scored or shards replaced"
         )
+    refuse_in_bundle(output)
     return config, source, output
 
 

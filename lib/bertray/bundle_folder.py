@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -31,7 +31,7 @@ from pydantic import (
 )
 
 from bertray.choices import LongDocuments, ProblemType
-from bertray.errors import BundleError
+from bertray.errors import BundleError, RequestError
 from bertray.profile import Profile
 from bertray.storage import Location
 
@@ -143,6 +143,23 @@ def read_info(location: Location) -> BundleInfo:
     if info.format_version != 1:
         raise BundleError(f"{file} is of format {info.format_version}; this version of bertray reads format 1")
     return info
+
+
+def refuse_in_bundle(output: Location, folders: Sequence[Location] | None = None) -> None:
+    """See that what a job writes does not enter a bundle, which would be altered by it.
+
+    Args:
+        folders: that may be bundles; by default the output and all that it lies in.
+
+    Raises:
+        RequestError: one of them is.
+    """
+    for folder in [output, *output.ancestors()] if folders is None else folders:
+        # Not `exists`: a policy of S3 may allow no look at what lies above the output.
+        if (folder / BUNDLE_FILE).is_file():
+            raise RequestError(
+                f"--output {output} lies in the bundle {folder}, which no other file may enter: choose another folder"
+            )
 
 
 def verify(folder: Path, info: BundleInfo, name: str) -> None:

@@ -166,6 +166,8 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) ->
     elif field.default not in (None, "") and field.default_factory is None:
         description += f" (default: {str(field.default).replace('%', '%%')})"
     flag = _flag(name)
+    if extra.get("hidden"):
+        description = argparse.SUPPRESS
     if field.annotation is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=description)
     elif get_origin(field.annotation) is list and field.is_required():

@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bertray.bundle_folder import refuse_in_bundle
 from bertray.choices import ProblemType
 from bertray.cleaning import Cleaned, clean, drop_shared
 from bertray.config import PrepareConfig
@@ -132,6 +133,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
             few rows to split; nothing is written.
     """
     output = Location.of(config.output)
+    refuse_in_bundle(output)
     sources = {"input": config.input}
     sources |= {name: [path] for name in ("validation", "test") if (path := getattr(config, name))}
     _refuse_own_input(output, sources)

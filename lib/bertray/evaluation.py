@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from bertray import baseline
 from bertray.bundle import Bundle, is_given, label_lists
+from bertray.bundle_folder import refuse_in_bundle
 from bertray.calibration import (
     expected_calibration_error,
     negative_log_likelihood,
@@ -54,8 +55,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     started_s = time.monotonic()
     output = Location.of(config.output)
-    if Location.of(config.bundle).contains(output):
-        raise RequestError(f"--output {output} lies in --bundle, which no other file may enter: choose another folder")
+    refuse_in_bundle(output)
     dataset = Dataset.open(config.data)
     _check_threshold(config, dataset)
     bundle, engine = open_bundle(config.bundle, config.engine, config.precision)

@@ -26,10 +26,10 @@ from bertray.checkpoints import Best, Checkpoints, Progress
 from bertray.choices import ProblemType
 from bertray.encoder import TOKEN_BUDGET, begin_with_logits
 from bertray.errors import BertrayError, RequestError
-from bertray.learner import Learner, check_memory
+from bertray.learner import Learner
 from bertray.metrics import multi_label_metrics, summary_metrics
 from bertray.objective import Objective, sampling_probabilities
-from bertray.optimizer import Optimizer, learning_rate_factor
+from bertray.optimizer import Optimizer, check_memory, learning_rate_factor
 from bertray.ranks import least_of_ranks, memory_of_ranks, rank_and_world_size
 from bertray.tracking import StepRecord
 from bertray.training_batches import TrainingBatches, micro_batches, share
@@ -81,6 +81,9 @@ class FineTuning:
         splits: "train" and "validation".
         vocabulary_V: the encoder's ids of the splits' vocabulary.
         checkpoints: where the run goes on from, and rank 0 writes to; None: nowhere.
+
+    Raises:
+        RequestError: the device or the model cannot do what the configuration says, or a CPU's memory is too small.
     """
 
     def __init__(
@@ -120,6 +123,8 @@ class FineTuning:
             exchange=memory.world_size == 1,
             gradient_checkpointing=config.gradient_checkpointing,
         )
+        if device.type == "cpu":
+            check_memory(model, memory, keeps_average=config.average_decay is not None)
         self.optimizer = Optimizer(
             model,
             learning_rate=config.learning_rate,
@@ -189,13 +194,12 @@ class FineTuning:
         return self._best
 
     def _fit_into_memory(self) -> None:
-        """Find out, before time is spent, how large the parts of a step may be.
+        """Find out, before time is spent, how large the parts of a step on a GPU may be.
 
         Raises:
-            RequestError: not even one sequence fits, or on a CPU not even the weights.
+            RequestError: not even one sequence fits.
         """
         if self.device.type == "cpu":
-            check_memory(self.learner.model)
             return
         steps = range(1, min(self.batches.steps_per_epoch, _MAX_STEPS_LOOKED_AT) + 1)
         heaviest = self.batches.at(max(steps, key=lambda step: self._lengths_S[self.batches.at(step)].sum()))

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from bertray import cluster
-from bertray.bundle_folder import BUNDLE_FILE
+from bertray.bundle_folder import refuse_in_bundle
 from bertray.calibration import probabilities
 from bertray.cleaning import comparison_keys
 from bertray.cross_validation import out_of_fold_logits
@@ -86,14 +86,10 @@ def audit(config: AuditConfig) -> Audit:
     """
     started_s = time.monotonic()
     output = Location.of(config.output)
+    refuse_in_bundle(output)
     dataset = Dataset.open(config.data)
     if output.contains(dataset.location):
         raise RequestError(f"--output {output} holds --data {dataset.location}: choose a folder of its own")
-    for folder in (output, output.parent()) if "/" in output.path else (output,):  # a bucket lies in nothing
-        if (folder / BUNDLE_FILE).exists():
-            raise RequestError(
-                f"--output {output} lies in a bundle, which no other file may enter: choose another folder"
-            )
     check_data(dataset, config)
     tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
     config = with_absolute_places(config, dataset, output)

@@ -40,8 +40,9 @@ _FORMATS_HELP = "CSV (.csv, .tsv), JSON Lines (.jsonl, .ndjson, .json), each als
 
 _QUOTING_HELP = 'put such a cell into quotation marks, and double those within, as """Yes"", she said."'
 
-# Arrow counts a block's bytes in an int32; one block a file lets a row be as long as the file.
-_MAX_BLOCK_BYTES = 2**31 - 1
+# Arrow counts bytes in an int32: a block's, and one block a file lets a row be as long as the file; and those of a
+# column of strings whose rows are put into another order.
+_MAX_BLOCK_BYTES = _MAX_COLUMN_BYTES = 2**31 - 1
 
 
 def read_labelled(
@@ -62,14 +63,23 @@ def read_labelled(
         files in sorted order, rows in file order. With a `separator`, `labels` (list of strings, nullable) for `label`.
 
     Raises:
-        RequestError: nothing matches, a file cannot be parsed, a column is missing or of a type without labels.
+        RequestError: nothing matches, a file cannot be parsed, a column is missing or of a type without labels, or
+            there is more text than fits.
     """
     columns = {TEXT: text_column, LABEL: label_column}
     if group_column is not None:
         columns[GROUP] = group_column
     # Patterns may meet, as `a.csv` and `*.csv`: a row that is read twice would have two votes.
     files = {file.uri: file for pattern in patterns for file in find_files(pattern)}
-    return pa.concat_tables([_read_file(file, columns, separator) for file in files.values()])
+    rows = pa.concat_tables([_read_file(file, columns, separator) for file in files.values()])
+    for name in (TEXT, SOURCE):
+        num_bytes = pc.sum(pc.binary_length(rows[name])).as_py() or 0
+        if num_bytes > _MAX_COLUMN_BYTES:
+            raise RequestError(
+                f"the {rows.num_rows:,} rows of {', '.join(patterns)} have {num_bytes:,} bytes of {name}; at most "
+                f"{_MAX_COLUMN_BYTES:,} fit into a data set: give fewer rows"
+            )
+    return rows
 
 
 def find_files(pattern: str) -> list[Location]:

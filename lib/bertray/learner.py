@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,9 +26,6 @@ from bertray.errors import RequestError
 from bertray.layout import Layout
 from bertray.ranks import on_all_ranks, rank_and_world_size
 from bertray.tokenization import Sequences
-
-# In fp32 weight, gradient, two moments and the gradient once more; in bf16 it is 16 on CPUs.
-_BYTES_PER_WEIGHT = 20
 
 
 class Learner:
@@ -157,22 +153,6 @@ class Learner:
         others = {name: held.cpu().float() for name, held in self.model.state_dict().items() if name not in weights}
         others |= self._exact
         return {**others, **weights, self._embedding_name: table_VD}
-
-
-def check_memory(model: Any) -> None:
-    """See that a model's weights, gradients and moments fit into this machine's memory.
-
-    Raises:
-        RequestError: they do not.
-    """
-    num_weights = sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
-    needed = num_weights * _BYTES_PER_WEIGHT
-    available = psutil.virtual_memory().available
-    if needed > available:
-        raise RequestError(
-            f"training {num_weights:,} weights takes {needed / 2**30:.1f} GiB beside what a step needs, and "
-            f"{available / 2**30:.1f} GiB are free: use a smaller --encoder, or fewer --num-workers on a machine"
-        )
 
 
 def _freeze_unused(model: Any, layout: Layout) -> None:

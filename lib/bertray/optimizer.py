@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import torch
 
 from bertray.adamw import adamw_of
+from bertray.errors import RequestError
 from bertray.flat_weights import MOMENTS, FlatWeights
 from bertray.ranks import Memory, OwnMemory
 
@@ -27,6 +29,33 @@ def learning_rate_factor(step: int, num_steps: int, num_warmup_steps: int) -> fl
     if step <= num_warmup_steps:
         return step / num_warmup_steps
     return (num_steps - step + 1) / (num_steps - num_warmup_steps + 1)
+
+
+def check_memory(model: Any, memory: Memory, *, keeps_average: bool) -> None:
+    """See that weights, moments and gradients of all that share this memory fit into what is free on this machine.
+
+    Raises:
+        RequestError: they do not.
+    """
+    num_weights = num_bytes = 0
+    for weights in model.parameters():
+        if weights.requires_grad:
+            num_weights += weights.numel()
+            num_bytes += weights.numel() * _bytes_per_weight(weights.element_size(), memory.world_size, keeps_average)
+    available = psutil.virtual_memory().available
+    if num_bytes > available:
+        raise RequestError(
+            f"training {num_weights:,} weights takes {num_bytes / 2**30:.1f} GiB beside what a step needs, and "
+            f"{available / 2**30:.1f} GiB are free: use a smaller --encoder, or fewer --num-workers on a machine"
+        )
+
+
+def _bytes_per_weight(width: int, num_ranks: int, keeps_average: bool) -> int:
+    """Of a weight on CPUs that is so many bytes wide to the model."""
+    # 32 bits each: the weight and two moments; beside them its 16 bits, or the sum of its gradients.
+    held = 12 + (2 if width == 2 else 4) + (4 if keeps_average else 0)
+    # A rank's gradient, and where ranks share memory what it gives of it.
+    return held + num_ranks * width * (2 if num_ranks > 1 else 1)
 
 
 class Optimizer:

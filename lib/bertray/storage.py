@@ -101,6 +101,14 @@ class Location:
             raise RequestError(f"{self} is a whole bucket: name a folder in it, as in {self}/folder")
         return Location(self.fs, self.path.rsplit("/", 1)[0], self.uri.rsplit("/", 1)[0])
 
+    def ancestors(self) -> list[Location]:
+        """The folders that this lies in, the innermost first; a bucket lies in none."""
+        place, found = self, list[Location]()
+        while "/" in place.path.strip("/"):
+            place = place.parent()
+            found.append(place)
+        return found
+
     def contains(self, other: Location) -> bool:
         """Whether `other` is this place or lies below it."""
         same_store = type(self.fs) is type(other.fs)

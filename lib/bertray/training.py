@@ -28,7 +28,7 @@ from ray.train.torch import TorchTrainer
 from transformers import PreTrainedConfig
 
 from bertray import cluster, mlflow_run, training_rows
-from bertray.bundle_folder import BUNDLE_FILE
+from bertray.bundle_folder import BUNDLE_FILE, refuse_in_bundle
 from bertray.bundle_writer import write_bundle
 from bertray.checkpoints import Checkpoints
 from bertray.dataset import Dataset
@@ -137,6 +137,7 @@ def check_output(output: Location, config: TrainConfig, run: TrainingRun) -> Non
     """Refuse to replace anything but a bundle, or what the run itself has begun to write."""
     if output.contains(Location.of(config.data)):
         raise RequestError(f"--output {output} holds --data {config.data}: choose a folder of its own for the bundle")
+    refuse_in_bundle(output, output.ancestors())
     if not output.exists() or (not output.is_file() and output.is_empty()) or run.has_left_half_a_bundle():
         return
     if not config.overwrite:
@@ -290,10 +291,11 @@ def _run(trainer: TorchTrainer, board: Any) -> None:
     try:
         done.result()
     except (KeyboardInterrupt, SystemExit):
-        _log.info("stopping: writing a checkpoint; a second signal ends it at once")
+        if ray.get(board.is_at_work.remote()):
+            _log.info("stopping: writing a checkpoint; a second signal ends it at once")
         board.stop.remote()
         deadline_s = time.monotonic() + STOP_S
-        while not (done.done() or ray.get(board.has_stopped.remote())) and time.monotonic() < deadline_s:
+        while not done.done() and ray.get(board.is_at_work.remote()) and time.monotonic() < deadline_s:
             time.sleep(0.1)
         raise
 

@@ -34,12 +34,12 @@ class Board(LogBook):
         super().__init__()
         self._records: list[StepRecord] = []
         self._epochs: list[dict[str, float]] = []
-        self._num_steps, self._shall_stop, self._has_stopped = 0, False, False
+        self._num_steps, self._shall_stop, self._is_at_work = 0, False, False
 
     def post(self, records: list[StepRecord], num_steps: int) -> bool:
         """New steps, of so many in all; returns whether the run shall end."""
         self._records += records
-        self._num_steps = num_steps
+        self._num_steps, self._is_at_work = num_steps, True
         return self._shall_stop
 
     def post_epoch(self, metrics: dict[str, float]) -> None:
@@ -51,10 +51,11 @@ class Board(LogBook):
 
     def stopped(self) -> None:
         """The checkpoint is in storage."""
-        self._has_stopped = True
+        self._is_at_work = False
 
-    def has_stopped(self) -> bool:
-        return self._has_stopped
+    def is_at_work(self) -> bool:
+        """Whether steps have been taken that no checkpoint holds."""
+        return self._is_at_work
 
     def news(self) -> tuple[list[StepRecord], list[dict[str, float]], int]:
         """Steps and epochs since the last call, and the number of steps of the run."""
@@ -69,20 +70,23 @@ class StopBoard(LogBook):
     def __init__(self) -> None:
         super().__init__()
         self._shall_stop = False
-        self._saved: set[int] = set()
+        self._at_work: set[int] = set()
 
     def stop(self) -> None:
         self._shall_stop = True
 
-    def shall_stop(self) -> bool:
+    def shall_stop(self, number: int) -> bool:
+        """A trial asks, which is at work."""
+        self._at_work.add(number)
         return self._shall_stop
 
     def saved(self, number: int) -> None:
-        """A trial's checkpoint is in storage."""
-        self._saved.add(number)
+        """A trial's checkpoint is in storage, and it takes no more steps."""
+        self._at_work.discard(number)
 
-    def all_saved(self) -> set[int]:
-        return self._saved
+    def at_work(self) -> set[int]:
+        """Trials that have begun, and have not said that they saved; also some that have ended."""
+        return self._at_work
 
 
 class FoldBoard(LogBook):

@@ -178,8 +178,10 @@ class TuneConfig(TrainConfig):
     grace_epochs: int = Field(
         1, ge=1, description="no trial is pruned before so many; then after 3 times, 9 times as many, as ASHA does"
     )
-    num_workers: Workers = Field("1", description="must be 1: a trial is one process; see --num-concurrent")
-    mlflow_uri: Place | None = Field(None, description="must be left out: trials are not sent to MLflow")
+    # Options of jobs.train that have no meaning here, and that --help does not show.
+    num_workers: Workers = Field("1", description="must be 1", json_schema_extra={"hidden": True})
+    mlflow_uri: Place | None = Field(None, description="must be left out", json_schema_extra={"hidden": True})
+    mlflow_experiment: str = Field("bertray", description="of no run", json_schema_extra={"hidden": True})
 
     @model_validator(mode="after")
     def _a_trial_is_one_process(self) -> Self:

@@ -96,13 +96,13 @@ class _TrialWatcher:
     """Reports epochs to Tune; asks the board whether to stop, without waiting for its answer."""
 
     def __init__(self, number: int, board: Any) -> None:
-        self._number, self._board, self._answer = number, board, board.shall_stop.remote()
+        self._number, self._board, self._answer = number, board, board.shall_stop.remote(number)
         self.loop: FineTuning | None = None
 
     def steps(self, records: list[StepRecord], num_steps: int) -> bool:
         if not ray.wait([self._answer], timeout=0)[0]:
             return False
-        shall_stop, self._answer = ray.get(self._answer), self._board.shall_stop.remote()
+        shall_stop, self._answer = ray.get(self._answer), self._board.shall_stop.remote(self._number)
         return bool(shall_stop)
 
     def epoch(self, metrics: dict[str, float]) -> None:

@@ -306,7 +306,7 @@ def _save_trials(board: Any, events: _Events) -> None:
     """Have the trials at work write a checkpoint, and wait for it as long as there is time."""
     board.stop.remote()
     deadline_s = time.monotonic() + STOP_S
-    while events.running - ray.get(board.all_saved.remote()) and time.monotonic() < deadline_s:
+    while events.running & ray.get(board.at_work.remote()) and time.monotonic() < deadline_s:
         time.sleep(0.1)
 
 
