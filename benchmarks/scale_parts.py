@@ -60,7 +60,7 @@ def planning(archive: str, output: str, fingerprint: str) -> dict[str, Any]:
     source = Location.of(archive)
     calls = _counted(type(source.fs))
     clock = _Clock()
-    _, shards = list_shards(source)
+    shards = list_shards(source, source / "no-output").shards
     clock.lap("list_s")
     asked = dict(calls)
     latest = Manifest(Location.of(output)).latest()
@@ -241,6 +241,8 @@ class _Clock:
 
 def _counted(file_system: type[Any]) -> Counter[str]:
     """From now on, calls of a file system's methods, but those that it makes itself."""
+    from bertray import local_files
+
     calls: Counter[str] = Counter()
     here = threading.local()
 
@@ -258,6 +260,7 @@ def _counted(file_system: type[Any]) -> Counter[str]:
 
     for name in ("find", "ls", "walk", "glob", "info", "exists", "isfile", "isdir", "open", "cat_file", "modified"):
         setattr(file_system, name, counting(name, getattr(file_system, name)))
+    local_files.find = counting("find", local_files.find)
     return calls
 
 

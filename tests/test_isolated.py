@@ -82,6 +82,12 @@ def test_too_many_deaths_are_no_matter_of_texts(
         isolated.predict_column(column([DEADLY] * 4))
 
 
+def test_an_error_of_the_model_is_no_matter_of_texts(faults: None, isolated: IsolatedBundle) -> None:
+    with pytest.raises(ShardError, match=r"^in a process of its own: MemoryError: out of memory$"):
+        isolated.predict_column(column(["a text", "this text breaks the model"]))
+    assert isolated.predict_column(column(["a text"]))["error"].to_pylist() == [None]
+
+
 def test_a_model_that_cannot_be_loaded(isolated: IsolatedBundle, tmp_path: Path) -> None:
     gone = IsolatedBundle.__new__(IsolatedBundle)
     gone._spec, gone._child = spec_of(tmp_path / "gone"), None

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ LAYERS = [
     "training_config",
     "cli",
     "s3",
+    "local_files",
     "storage",
     "bundle_folder",
     "labelled",
@@ -122,6 +124,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+@cache
 def modules(folder: Path) -> dict[str, set[str]]:
     return {path.stem: imports(path) for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
 

@@ -25,6 +25,7 @@ from bertray.errors import BundleError, LockedError, RequestError
 from bertray.ledger import Manifest
 from bertray.preview import preview
 from bertray.run_lock import RunLock
+from bertray.runs import Runs
 from bertray.scoring import score
 from bertray.storage import Location
 from tests.conftest import ROOT, write_shard
@@ -217,9 +218,9 @@ def test_one_shard_alone(no_ray: None, archive: Path, tiny_bundle: Path, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"text_column": "body"}, "no column 'body' in date=2026-01-05/part-0.parquet; it has document_id, text, page"),
+        ({"text_column": "body"}, "part-0.parquet: no column 'body'; the shard has document_id, text, page"),
         ({"text_column": "page"}, "date=2026-01-05/part-0.parquet: the text column is of type int64"),
-        ({"keep_columns": ["url"]}, "no column 'url' .* Choose with --text-column and --keep-columns"),
+        ({"keep_columns": ["url"]}, r"no column 'url'; .*\. Choose with --text-column and --keep-columns"),
     ],
 )
 def test_columns_that_no_shard_has_are_refused(
@@ -331,7 +332,10 @@ def test_a_plan_is_close_and_writes_nothing(ray_cluster: str, archive: Path, tin
 
     planned = preview(ScoreConfig(**places, text_column="document_id", num_actors=4, price_per_hour=100))
     assert (planned["num_shards_anew"], planned["num_actors"]) == (33, 4)
-    rate = summary["tokens_per_s"] / summary["num_actors"]
+    announced = Runs(Location.of(str(output))).latest()
+    assert announced is not None and announced.rate is not None
+    rate = announced.rate.tokens_per_s / summary["num_actors"]
+    assert announced.rate.tokens_per_s > summary["tokens_per_s"]  # without Ray's start
     assert planned["tokens_per_s_an_actor"] == pytest.approx(rate, abs=0.1)
     hours = planned["num_tokens_estimated"] / rate / 4 / 3600
     assert planned["hours_estimated"] == pytest.approx(hours, abs=1e-3)

@@ -169,6 +169,15 @@ def test_a_step_holds_so_many_bytes(tmp_path: Path, use_dictionary: bool, row_gr
     assert all(2000 <= len(step) < 2000 + read_rows for step in steps[:-1])
 
 
+def test_rows_with_little_text_fill_no_memory(tmp_path: Path) -> None:
+    rows = {"text": pa.nulls(40_000, pa.string()), "html": [f"{row:05d}" * 100 for row in range(40_000)]}
+    pq.write_table(pa.table(rows), tmp_path / "shard.parquet")
+    with shard_reader.opened(Location.of(str(tmp_path / "shard.parquet"))) as file:
+        found = list(shard_reader.steps(file, "text", ["html"], 100_000))
+    assert sum(map(len, found)) == 40_000
+    assert max(step.nbytes for step in found) < 2 * 8 * 100_000
+
+
 def test_long_texts_are_read_few_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": [f"{row}" * 100_000 for row in range(30)]}), path, compression="none")

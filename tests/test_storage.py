@@ -1,11 +1,14 @@
 """Local folders and an HTTP S3 server behave the same."""
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bertray import storage
 from bertray.errors import RequestError
 from bertray.storage import Location
 
@@ -75,17 +78,94 @@ def test_a_name_is_no_pattern(folder: Location) -> None:
 def test_a_file_that_is_removed_while_it_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_text("x")
-    version = storage._version
+    scandir = os.scandir
 
-    def version_of_what_is_left(detail: dict[str, Any]) -> str:
-        (tmp_path / "a").unlink(missing_ok=True)
-        return version(detail)
+    @contextmanager
+    def removed_since(folder: str) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(folder) as entries:
+            found = list(entries)
+        (tmp_path / "a").unlink()
+        yield found
 
-    monkeypatch.setattr(storage, "_version", version_of_what_is_left)
+    monkeypatch.setattr(os, "scandir", removed_since)
     assert [info.path for info in Location.of(str(tmp_path)).files()] == ["b"]
-    (tmp_path / "a").write_text("x")
     with pytest.raises(RequestError, match=r"not found: .*/a"):
         Location.of(str(tmp_path / "a")).info()
+
+
+def test_a_folder_that_cannot_be_read_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "archive" / "2026").mkdir(parents=True)
+    (tmp_path / "archive" / "2026" / "a.parquet").write_text("x")
+    (tmp_path / "archive" / "b.parquet").write_text("x")
+    scandir = os.scandir
+
+    def failing(folder: str) -> Any:
+        if folder.endswith("2026"):
+            raise OSError(errno.EIO, "Input/output error", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    for listed in (tmp_path / "archive", tmp_path / "archive" / "2026"):
+        place = Location.of(str(listed))
+        for look in (place.files, place.is_empty) if listed.name == "2026" else (place.files,):
+            with pytest.raises(RequestError, match=r"storage refused .*Input/output error: .*2026"):
+                look()
+
+
+def test_links_are_followed_and_end_no_listing(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "2026").mkdir(parents=True)
+    (tmp_path / "disk" / "2026" / "a.parquet").write_text("x")
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive" / "year").symlink_to(tmp_path / "disk")
+    (tmp_path / "archive" / "b.parquet").symlink_to(tmp_path / "disk" / "2026" / "a.parquet")
+    (tmp_path / "disk" / "round").symlink_to(tmp_path / "archive")
+    (tmp_path / "disk" / "nowhere.parquet").symlink_to(tmp_path / "gone")
+    assert [info.path for info in Location.of(str(tmp_path / "archive")).files()] == [
+        "b.parquet",
+        "year/2026/a.parquet",
+    ]
+
+
+def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.parquet")).write_text("x")
+    folder = Location.of(str(tmp_path))
+    assert folder.files((".csv",)) == []
+    with pytest.raises(RequestError, match=r"the name of 'caf\\udce9\.parquet' in .* is not UTF-8: rename it"):
+        folder.files((".parquet",))
+
+
+def test_reading_here_and_there_fetches_little_more_than_is_read(
+    s3_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Arrow reads two columns that lie far apart, a MiB of one, then of the other."""
+    import s3fs
+
+    file = Location.of(s3_folder) / "wide.parquet"
+    file.put(bytes(48 << 20))
+    fetched: list[int] = []
+    fetch = s3fs.core.S3File._fetch_range
+
+    def counted(self: Any, start: int, end: int) -> bytes:
+        found: bytes = fetch(self, start, end)
+        fetched.append(len(found))
+        return found
+
+    monkeypatch.setattr(s3fs.core.S3File, "_fetch_range", counted)
+    with file.open() as stream:
+        for piece in range(8):
+            for column in (0, 24 << 20):
+                stream.seek(column + (piece << 20))
+                assert len(stream.read(1 << 20)) == 1 << 20
+    assert sum(fetched) <= 2 * 16 << 20
+    fetched.clear()
+    (file.parent() / "small.parquet").put(bytes(90_000))
+    with (file.parent() / "small.parquet").open() as stream:
+        stream.seek(24_464)
+        stream.read()  # as Arrow reads a footer
+        stream.seek(4)
+        stream.read(20_000)
+        stream.read(20_000)
+    assert len(fetched) <= 2
 
 
 def test_a_failed_write_leaves_what_was_there(folder: Location) -> None:

@@ -4,6 +4,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from bertray import cluster, pool
+from bertray.config import ScoreConfig
 from bertray.schema import MULTI_LABEL_PREDICTION_SCHEMA
 from bertray.storage import FileInfo
 from bertray.work import Counts, Outcome, Unit, Work, divide, part_rows, staged_path, stale
@@ -96,3 +98,11 @@ def test_an_outcome_survives_its_way_to_the_driver() -> None:
     assert Outcome.model_validate_json(outcome.model_dump_json()) == outcome
     unit = Unit(shards=tuple(shards_of(1, 2)), part=1, num_parts=3)
     assert Unit.model_validate_json(unit.model_dump_json()) == unit
+
+
+def test_a_large_shard_is_work_for_many_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "place", lambda *_: cluster.Placement(8, True, 1))
+    config = ScoreConfig(bundle="b", input="i", output="o")
+    large, small = FileInfo("large", 500 << 30, "1"), FileInfo("small", 1 << 20, "1")
+    assert pool.place(config, [large]).num_processes == 8
+    assert pool.place(config, [small, small]).num_processes == 2

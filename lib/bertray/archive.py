@@ -1,16 +1,40 @@
-"""What a scoring request names: the archive's shards, checked as far as that is cheap, before anything is started."""
+"""What a scoring request names: the archive's shards, checked as far as that is cheap, before anything is started.
+
+An output belongs to one archive, for a shard's predictions are named after its path there: output/archive.json says to
+which. A part of it, a folder or a shard, may be scored by itself.
+"""
 
 from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
 
 from bertray.bundle_folder import refuse_in_bundle
 from bertray.config import ScoreConfig
 from bertray.errors import RequestError, ShardError
-from bertray.shard_reader import read_schema
+from bertray.shard_reader import check_columns, read_schema
 from bertray.storage import FileInfo, Location
-from bertray.text import check_text_type
 
 # How many shards are looked into, to refuse a request that cannot succeed.
 _NUM_PROBED_SHARDS = 5
+_ARCHIVE_FILE = "archive.json"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What is to be scored.
+
+    Attributes:
+        root: what the shards' paths are relative to.
+        shards: sorted by path.
+        is_whole: these are all that the archive has, rather than a part of it.
+        is_new: the output does not know this archive yet.
+    """
+
+    root: Location
+    shards: list[FileInfo]
+    is_whole: bool
+    is_new: bool = False
 
 
 def resolved(config: ScoreConfig) -> tuple[ScoreConfig, Location, Location]:
@@ -26,38 +50,63 @@ def resolved(config: ScoreConfig) -> tuple[ScoreConfig, Location, Location]:
     return config, source, output
 
 
-def list_shards(source: Location) -> tuple[Location, list[FileInfo]]:
-    """The archive's root and its shards; one shard alone has its folder as root."""
-    if source.is_file():
-        return source.parent(), [source.info()]
-    shards = source.files((".parquet",))
+def list_shards(source: Location, output: Location, *, has_moved: bool = False) -> Archive:
+    """The shards at a place, as the output names them.
+
+    Args:
+        has_moved: the archive that the output knows lies there now.
+
+    Raises:
+        RequestError: there are none, or the output holds predictions of another archive.
+    """
+    is_one_shard = source.is_file()
+    folder = source.parent() if is_one_shard else source
+    file = output / _ARCHIVE_FILE
+    root = Location.of(json.loads(file.read_bytes())["archive"]) if file.exists() and not has_moved else None
+    if root is not None and not root.contains(folder):
+        raise RequestError(
+            f"--output {output} holds predictions of {root}, and --input {source} lies outside of it: shards of the "
+            "same name would replace one another. Choose another --output, or if all of the archive has moved there, "
+            "say --input-moved"
+        )
+    if has_moved and is_one_shard:
+        raise RequestError(
+            f"--input-moved needs the whole archive as --input, and {source} is one shard: name its folder"
+        )
+    shards = [source.info()] if is_one_shard else source.files((".parquet",))
     if not shards:
         raise RequestError(f"no .parquet file at {source}. --input takes a folder of shards at any depth, or one shard")
-    return source, shards
+    if root is None:
+        return Archive(folder, shards, is_whole=not is_one_shard, is_new=not is_one_shard)
+    if way := folder.path.removeprefix(root.path).strip("/"):
+        shards = [replace(shard, path=f"{way}/{shard.path}") for shard in shards]
+    return Archive(root, shards, is_whole=not way and not is_one_shard)
 
 
-def probe(archive: Location, shards: list[FileInfo], config: ScoreConfig) -> None:
+def remember(archive: Archive, output: Location) -> None:
+    """Let the output know whose predictions it holds."""
+    if archive.is_new:
+        (output / _ARCHIVE_FILE).put(f"{json.dumps({'archive': archive.root.uri}, ensure_ascii=False)}\n".encode())
+
+
+def probe(archive: Archive, config: ScoreConfig) -> None:
     """Refuse now what would fail on every shard.
 
     Raises:
-        RequestError: none of the first shards has the columns asked for.
+        RequestError: of some shards, from the first to the last, none has the columns asked for.
     """
-    wanted = [config.text_column, *config.keep_columns]
-    seen = ""
-    for shard in shards[:_NUM_PROBED_SHARDS]:
+    last, seen = len(archive.shards) - 1, ""
+    places = {last * place // (_NUM_PROBED_SHARDS - 1) for place in range(_NUM_PROBED_SHARDS)}
+    for shard in (archive.shards[place] for place in sorted(places)):
         try:
-            schema = read_schema(archive / shard.path)
+            schema = read_schema(archive.root / shard.path)
         except ShardError:
             continue  # the run itself lists it as failed
-        names = schema.names
-        if all(name in names for name in wanted):
-            try:
-                check_text_type(schema.field(config.text_column).type)
-            except ShardError as error:
-                seen = seen or f"{shard.path}: {error}"
-                continue
-            return
-        missing = next(name for name in wanted if name not in names)
-        seen = seen or f"no column {missing!r} in {shard.path}; it has {', '.join(names)}"
+        try:
+            check_columns(schema, config.text_column, config.keep_columns)
+        except ShardError as error:
+            seen = seen or f"{shard.path}: {error}"
+            continue
+        return
     if seen:
         raise RequestError(f"{seen}. Choose with --text-column and --keep-columns")

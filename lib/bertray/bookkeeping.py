@@ -11,7 +11,7 @@ from typing import Any
 from bertray.ledger import Committed, Manifest
 from bertray.progress import ProgressBar
 from bertray.run_lock import RunLock
-from bertray.runs import Runs
+from bertray.runs import Rate, Runs
 from bertray.storage import FileInfo, Location
 from bertray.work import STAGING_FOLDER, Outcome, Work, stale
 
@@ -44,6 +44,7 @@ class Bookkeeper:
         self._num_tokens_run = self._num_tokens_repeated = self._num_rows_repeated = 0
         self._num_parts_taken_up = 0
         self._precisions: set[str] = set()
+        self._scoring_s = 0.0
 
     def staged(self) -> set[str]:
         """Parts of shards that lie staged, also from runs before."""
@@ -56,7 +57,8 @@ class Bookkeeper:
 
     def follow(self, outcomes: Iterable[Outcome], work: Work, *, is_last_pass: bool) -> list[str]:
         """Take in outcomes as they come: show progress, record what is committed; the paths of shards that changed."""
-        recorded_s, num_rows, num_pieces = time.monotonic(), 0, 0
+        began_s = recorded_s = time.monotonic()
+        num_rows = num_pieces = 0
         changed: set[str] = set()
         failed: set[str] = set()
         self._num_parts_taken_up += sum(work.num_parts.values()) - sum(map(len, work.missing_parts.values()))
@@ -81,6 +83,7 @@ class Bookkeeper:
                         recorded_s = time.monotonic()
             finally:  # also where the run is interrupted: what is in place need not be scored again
                 self._record()
+                self._scoring_s += time.monotonic() - began_s
         for path in changed:
             (self._staging / path).remove()
         return sorted(changed)
@@ -132,6 +135,16 @@ class Bookkeeper:
             num_tokens=profile.num_tokens,
             run_id=self._run_id,
             committed_at=datetime.now(UTC),
+        )
+
+    def rate(self, num_actors: int) -> Rate | None:
+        """Of what this run has scored; None: nothing."""
+        num_tokens = self._num_tokens_run - self._num_tokens_repeated
+        if not num_tokens:
+            return None
+        tokens_per_s = round(num_tokens / self._scoring_s, 1)
+        return Rate(
+            run_id=self._run_id, tokens_per_s=tokens_per_s, num_actors=num_actors, wall_s=round(self._scoring_s, 3)
         )
 
     def summary(self, wall_s: float) -> dict[str, Any]:

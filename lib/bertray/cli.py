@@ -238,7 +238,7 @@ def _refuse_relative_output(config: JobConfig) -> None:
 
 def _keep_local_ray_on_loopback() -> None:
     """Ray reads this when it is imported, which the jobs do after this; without it, it listens on every interface."""
-    if "RAY_ADDRESS" not in os.environ:
+    if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 

@@ -133,7 +133,7 @@ def place(device: Device, num_processes: int | None, what: str) -> Placement:
     Raises:
         RequestError: a cluster that cannot grow (this machine) is too small, or torch does not see its GPU.
     """
-    alone = "RAY_ADDRESS" not in os.environ
+    alone = not os.environ.get("RAY_ADDRESS")
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if alone and num_gpus:

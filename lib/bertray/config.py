@@ -168,6 +168,9 @@ class ScoreConfig(JobConfig):
     plan: bool = Field(False, description="print what would be scored, why, and how long it would take; score nothing")
     price_per_hour: float | None = Field(None, ge=0, description="of one actor; with --plan, adds the estimated cost")
     prune: bool = Field(False, description="remove predictions of shards that the archive has no more")
+    input_moved: bool = Field(
+        False, description="all of the archive that --output holds predictions of lies at --input now"
+    )
 
     max_error_fraction: float = Field(
         0.5, ge=0, le=1, description="of rows with an error, or of shards that failed; with more nothing is announced"

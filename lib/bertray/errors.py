@@ -7,8 +7,8 @@
       ShardError            one shard of an archive cannot be scored: it is listed, the others go on
         ShardChangedError   it was rewritten while it was read
 
-A message states the value, the limit, the path and the next step; nothing catches these but the command line
-(`bertray.cli`) and, for `ShardError`, the scoring actor.
+A message states the value, the limit, the path and the next step. The command line (`bertray.cli`) shows it; a
+`ShardError` is listed with its shard (`bertray.scorer`).
 """
 
 

@@ -38,6 +38,8 @@ _NUM_SLICES = 16
 # Of one call: more texts than this that kill a process point to something else than texts.
 _MAX_DEATHS = 40
 _LENGTH = struct.Struct("<Q")
+# The column of an answer that is none.
+_FAILURE = "failure"
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class IsolatedBundle:
 
         Raises:
             BundleError: the process ends before it has read any text.
-            ShardError: it ends again and again.
+            ShardError: it ends again and again, or the model raises an error.
         """
         try:
             return self._ask(texts)
@@ -145,9 +147,12 @@ class IsolatedBundle:
         assert child.stdin is not None and child.stdout is not None
         try:
             _write(child.stdin, pa.table({"text": texts}))
-            return _read(child.stdout)
+            answer = _read(child.stdout)
         except (EOFError, BrokenPipeError) as error:
             raise _ProcessDiedError(self._how_it_died()) from error
+        if answer.column_names == [_FAILURE]:
+            raise ShardError(f"in a process of its own: {answer[_FAILURE][0].as_py()}")
+        return answer
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "bertray.isolated", json.dumps(asdict(self._spec))]
@@ -224,7 +229,11 @@ def main() -> None:
             texts = _read(sys.stdin.buffer)["text"]
         except EOFError:
             return
-        _write(answers, bundle.predict_column(texts))
+        try:
+            answer = bundle.predict_column(texts)
+        except Exception as error:  # as in an actor: no text is to blame for it
+            answer = pa.table({_FAILURE: [f"{type(error).__name__}: {error}"]})
+        _write(answers, answer)
 
 
 if __name__ == "__main__":

@@ -48,13 +48,14 @@ class Plan:
         }
 
 
-def plan(shards: list[FileInfo], latest: pa.Table, request_fingerprint: str) -> Plan:
+def plan(shards: list[FileInfo], latest: pa.Table, request_fingerprint: str, *, is_whole: bool = True) -> Plan:
     """Hold a listing against the manifest.
 
     Args:
         shards: of the archive, each path once.
         latest: the manifest's last record of every path, as `ledger.Manifest.latest` gives it.
         request_fingerprint: of this run, see `ledger.fingerprint`.
+        is_whole: shards that are not among these have left the archive.
     """
     paths = pa.array([shard.path for shard in shards], pa.string())
     places = pc.index_in(paths, value_set=latest["path"].combine_chunks())
@@ -73,7 +74,9 @@ def plan(shards: list[FileInfo], latest: pa.Table, request_fingerprint: str) -> 
         changed=chosen(is_known & is_same_request & ~is_same_content),
         anew=chosen(is_known & ~is_same_request),
         num_done=int((is_known & is_same_request & is_same_content).sum()),
-        gone=latest["path"].filter(pc.invert(pc.is_in(latest["path"], value_set=paths))).to_pylist(),
+        gone=latest["path"].filter(pc.invert(pc.is_in(latest["path"], value_set=paths))).to_pylist()
+        if is_whole
+        else [],
     )
 
 

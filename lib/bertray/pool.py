@@ -26,7 +26,7 @@ from bertray.config import ScoreConfig
 from bertray.ledger import fingerprint
 from bertray.shards import STEP_BYTES
 from bertray.storage import FileInfo, Location
-from bertray.work import ENGINE_FOLDER, Outcome, Unit, Work, divide
+from bertray.work import ENGINE_FOLDER, Outcome, Unit, Work, divide, num_pieces
 from bertray.worker_log import LogBook, log_to, show
 
 _log = logging.getLogger(__name__)
@@ -52,15 +52,17 @@ def prepare_engine(config: ScoreConfig, output: Location) -> dict[str, Any]:
     return prepare(config.bundle, config.precision, output / ENGINE_FOLDER).summary()
 
 
-def place(config: ScoreConfig, num_shards: int) -> cluster.Placement:
-    """How many actors hold the model, and what each is given.
+def place(config: ScoreConfig, pending: list[FileInfo]) -> cluster.Placement:
+    """How many actors hold the model, no more than there are pieces to be scored, and what each is given.
 
     Raises:
         RequestError: this machine is too small for what was asked.
     """
     device = "cpu" if config.engine == "openvino" else config.device
     placement = cluster.place(device, config.num_actors, "--num-actors")
-    placement = replace(placement, num_processes=min(placement.num_processes, num_shards))
+    unit_bytes = STEP_BYTES["cuda" if placement.use_gpu else "cpu"]
+    num_units = sum(num_pieces(shard, unit_bytes) for shard in pending)
+    placement = replace(placement, num_processes=min(placement.num_processes, num_units))
     _log.info("actors: %d, each with %s", placement.num_processes, placement.share)
     return placement
 

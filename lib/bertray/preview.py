@@ -1,7 +1,7 @@
 """What a scoring run would do, without doing it: shards by reason, and how long it would take.
 
 Tokens are estimated from the first texts of some pending shards: tokens a row there times the rows that each of these
-shards has, in proportion to the bytes of all pending ones. Hours follow from the last run on the same output.
+shards has, in proportion to the bytes of all pending ones. Hours follow from the last long run on the same output.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def preview(config: ScoreConfig) -> dict[str, Any]:
     """
     config, source, output = resolved(config)
     info = read_info(Location.of(config.bundle))
-    archive, shards = list_shards(source)
-    probe(archive, shards, config)
-    todo = plan(shards, Manifest(output).latest(), fingerprint(info, config))
+    archive = list_shards(source, output, has_moved=config.input_moved)
+    probe(archive, config)
+    todo = plan(archive.shards, Manifest(output).latest(), fingerprint(info, config), is_whole=archive.is_whole)
     facts: dict[str, Any] = {
         **todo.counts(),
         "num_shards_pending": len(todo.pending),
@@ -49,7 +49,7 @@ def preview(config: ScoreConfig) -> dict[str, Any]:
         return facts
     with opened_bundle(config.bundle) as (folder, _):
         tokenizer = load_tokenizer(folder, info)
-    facts |= _estimate(tokenizer, archive, todo.pending, config)
+    facts |= _estimate(tokenizer, archive.root, todo.pending, config)
     announced = Runs(output).latest()
     rate = announced.rate if announced else None
     if rate is None:

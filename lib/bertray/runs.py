@@ -5,6 +5,7 @@
                          shards-00000.parquet  what became of every shard, a file every few seconds
                          summary.json          figures, failures, what the gate said
     output/runs/latest.json                    what readers of the output may rely on; replaced last
+    output/archive.json                        whose predictions these are                         [bertray.archive]
 
 A run that dies leaves its shards behind: what is to be announced next is what became of every shard, last, in the runs
 since the last that was announced.
@@ -28,16 +29,23 @@ from bertray.storage import Location
 from bertray.work import Outcome
 
 _MAX_LISTED_SHARDS = 30
+# In a minute of scoring the start of actors no longer counts for much.
+_LONG_ENOUGH_S = 60.0
 
 
 class Rate(BaseModel):
-    """How fast a run was."""
+    """How fast a run was, while it scored."""
 
     model_config = ConfigDict(frozen=True)
 
     run_id: str
     tokens_per_s: float
     num_actors: int
+    wall_s: float = 0.0  # it scored so long; actors that start are part of it
+
+    def says_more_than(self, other: Rate | None) -> bool:
+        """Whether to expect it again, rather than the other: it is later, and long enough or longer."""
+        return other is None or self.wall_s >= min(other.wall_s, _LONG_ENOUGH_S)
 
 
 class Announcement(BaseModel):
@@ -49,7 +57,7 @@ class Announcement(BaseModel):
     profile: Profile = Profile()  # of what became new with it
     # A person has accepted that the archive differs from this bundle's validation rows.
     accepted_bundle: str | None = None
-    rate: Rate | None = None  # of the last run that scored enough to tell
+    rate: Rate | None = None  # of the last run that scored long enough to tell
 
 
 @dataclass(frozen=True)
@@ -103,14 +111,19 @@ class Runs:
     def announce(self, announcement: Announcement) -> None:
         (self._folder / "latest.json").put(announcement.model_dump_json(indent=2).encode() + b"\n")
 
-    def unannounced(self, after: Announcement | None, present: set[str]) -> Unannounced:
-        """What has become of shards in the runs after one, of shards that the archive has now."""
+    def unannounced(self, after: Announcement | None, present: set[str] | None) -> Unannounced:
+        """What has become of shards in the runs after one.
+
+        Args:
+            present: the shards that the archive has now, of which alone it is wanted; None: of all.
+        """
         last_run_id = after.run_id if after else ""
         folders = [self._folder / run_id for run_id in self._folder.folders() if run_id > last_run_id]
         files = [folder / info.path for folder in folders for info in folder.files((".parquet",))]
         # In the order of time: run ids and numbers are sorted.
         report = last_of_each_path(read_records(files, SHARD_REPORT_SCHEMA))
-        report = report.filter(pc.is_in(report["path"], value_set=pa.array(sorted(present), pa.string())))
+        if present is not None:
+            report = report.filter(pc.is_in(report["path"], value_set=pa.array(sorted(present), pa.string())))
         worst = report.filter(pc.or_(report["failure"].is_valid(), pc.greater(report["num_rows_error"], 0)))
         worst = worst.select(["path", "num_rows_error", "num_rows", "failure"]).sort_by(
             [("num_rows_error", "descending"), ("path", "ascending")]

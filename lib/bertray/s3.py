@@ -34,6 +34,9 @@ _BODY_BACKOFF_S = 0.1
 # Of an upload or download in parts: what is sent again after a fault, and with 10 (s3fs) or 8 at a time, the memory.
 _PART_BYTES = 16 << 20
 _MAX_PARTS = 10_000
+# Read beyond what is asked for. By default it is 50 MiB, which are fetched with every MiB of columns that lie further
+# apart; with this a small shard still comes with its footer.
+_AHEAD_BYTES = 1 << 20
 _NUM_CONNECTIONS = 8
 # Of a whole upload or conditional put that has to be started anew.
 _MAX_STARTS = 3
@@ -146,7 +149,7 @@ class Reader(io.RawIOBase):
 
     def __init__(self, fs: Any, path: str, explained: Callable[[], AbstractContextManager[None]]) -> None:
         self._fs, self._explained = fs, explained
-        self._file = fs.open(path, "rb")
+        self._file = fs.open(path, "rb", block_size=_AHEAD_BYTES, cache_type="readahead")
 
     def readable(self) -> bool:
         return True

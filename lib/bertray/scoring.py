@@ -18,7 +18,7 @@ import logging
 import time
 from typing import Any, NamedTuple
 
-from bertray.archive import list_shards, probe, resolved
+from bertray.archive import list_shards, probe, remember, resolved
 from bertray.bookkeeping import Bookkeeper
 from bertray.bundle_folder import BundleInfo, read_info
 from bertray.config import ScoreConfig
@@ -58,11 +58,11 @@ def score(config: ScoreConfig) -> Scored:
     started_s = time.monotonic()
     config, source, output = resolved(config)
     info = read_info(Location.of(config.bundle))
-    archive, shards = list_shards(source)
+    archive = list_shards(source, output, has_moved=config.input_moved)
     run_id = new_run_id()
-    if config.prune and archive != source:
-        raise RequestError(f"--prune needs the whole archive as --input, and {source} is one shard: leave it out")
-    probe(archive, shards, config)
+    if config.prune and not archive.is_whole:
+        raise RequestError(f"--prune needs the whole archive as --input, and {source} is a part of it: leave it out")
+    probe(archive, config)
     with RunLock(output, run_id).held() as lock:
         if lock.was_left_behind:
             output.remove_unfinished()
@@ -72,18 +72,25 @@ def score(config: ScoreConfig) -> Scored:
             raise RequestError(
                 f"run {announced.run_id} of {output} was later than now, {run_id}: set this machine's clock"
             )
-        todo = plan(shards, manifest.latest(), fingerprint(info, config))
+        remember(archive, output)
+        todo = plan(archive.shards, manifest.latest(), fingerprint(info, config), is_whole=archive.is_whole)
         _log_plan(todo, config)
         books = Bookkeeper(manifest, runs, run_id, output, fingerprint(info, config), lock)
         engine: dict[str, Any] = {"engine": "openvino" if config.engine == "openvino" else "torch"}
         if todo.pending:
             runs.begin(run_id, _request(config, info), {**todo.counts(), "pending_bytes": todo.pending_bytes})
             _log.info("scoring %.1f MB in run %s", todo.pending_bytes / 1e6, run_id)
-            engine = _stream(config, info, archive, todo.pending, books)
+            engine = _stream(config, info, archive.root, todo.pending, books)
         else:
             _log.info("nothing to do: every shard is committed under this bundle and these columns")
-        num_pruned = _prune(output, manifest, run_id, shards) if config.prune else 0
-        news = runs.unannounced(announced, {shard.path for shard in shards})
+        num_pruned = 0
+        if config.prune:
+            lock.check()
+            # Listed anew: the listing is from before the lock, and hours have passed.
+            num_pruned = _prune(output, manifest, run_id, list_shards(source, output).shards)
+        # A part of the archive does not say what else is still there.
+        present = {shard.path for shard in archive.shards} if archive.is_whole else None
+        news = runs.unannounced(announced, present)
         verdict = _judge(news, announced, info, config) if news.num_shards else None
         summary = {
             "output": str(output),
@@ -98,7 +105,8 @@ def score(config: ScoreConfig) -> Scored:
             lock.check()
             runs.finish(run_id, {**summary, "failures": books.failures, "movements": verdict.table()})
             if not verdict.is_held:
-                runs.announce(_announcement(run_id, news, announced, verdict, summary, info))
+                measured = books.rate(summary["num_actors"]) if todo.pending else None
+                runs.announce(_announcement(run_id, news, announced, verdict, info, measured))
     return Scored(summary, books.failures, verdict, news.shards_with_errors)
 
 
@@ -110,7 +118,7 @@ def _stream(
 
     engine = pool.prepare_engine(config, Location.of(config.output))
     with cluster.session():
-        placement = pool.place(config, len(pending))
+        placement = pool.place(config, pending)
         actors = pool.Pool(config, info, archive, placement, books.lock.number)
         for num_passes in range(1, _MAX_PASSES + 1):
             work = actors.divide(pending, books.staged())
@@ -174,16 +182,15 @@ def _announcement(
     news: Unannounced,
     before: Announcement | None,
     verdict: Verdict,
-    summary: dict[str, Any],
     info: BundleInfo,
+    measured: Rate | None,
 ) -> Announcement:
     differs = any(movement.is_beyond for movement in verdict.movements if movement.against == _VALIDATION)
-    accepted = info.fingerprint() if differs else None
-    if before and before.accepted_bundle == info.fingerprint():
-        accepted = before.accepted_bundle
+    was_accepted = before is not None and before.accepted_bundle == info.fingerprint()
+    accepted = info.fingerprint() if differs or was_accepted else None
     rate = before.rate if before else None
-    if summary["tokens_per_s"]:
-        rate = Rate(run_id=run_id, tokens_per_s=summary["tokens_per_s"], num_actors=summary["num_actors"])
+    if measured and measured.says_more_than(rate):
+        rate = measured
     return Announcement(run_id=run_id, profile=news.profile, accepted_bundle=accepted, rate=rate)
 
 

@@ -14,13 +14,16 @@ import pyarrow.parquet as pq
 
 from bertray.errors import RequestError, ShardError
 from bertray.storage import Location
-from bertray.text import num_text_bytes
+from bertray.text import check_text_type, num_text_bytes
 
 # Rows read at a time, of which steps are put together: how much text they hold is known only then, for Parquet counts
 # the bytes of a repeated text once.
 _READ_ROWS = 1024
 _READ_BYTES = 1 << 20
 _ROWS_A_GROUP_READER = 16 * _READ_ROWS
+# Of a step, beside its text: a row without text may have long kept columns.
+_OTHERS_A_TEXT = 8
+_PREDICTED_BYTES = 64
 
 
 def read_schema(shard: Location) -> pa.Schema:
@@ -31,6 +34,21 @@ def read_schema(shard: Location) -> pa.Schema:
     """
     with opened(shard) as file:
         return file.schema_arrow
+
+
+def check_columns(schema: pa.Schema, text_column: str, keep_columns: list[str]) -> None:
+    """See that a shard has the columns.
+
+    Raises:
+        ShardError: one is missing, or there twice, or the text column holds no text.
+    """
+    for name in (text_column, *keep_columns):
+        found = schema.names.count(name)
+        if found != 1:
+            raise ShardError(
+                f"{found or 'no'} column{'s' * (found > 1)} {name!r}; the shard has {', '.join(schema.names)}"
+            )
+    check_text_type(schema.field(text_column).type)
 
 
 @contextmanager
@@ -56,22 +74,30 @@ def opened(shard: Location) -> Iterator[pq.ParquetFile]:
 def steps(
     file: pq.ParquetFile, text_column: str, keep_columns: list[str], step_bytes: int, rows: range | None = None
 ) -> Iterator[pa.Table]:
-    """The rows in order, or a range of them, in tables of so much text, or of one read.
+    """The rows in order, or a range of them, in tables of so much text, or of one read; of less where rows hold more.
 
     Raises:
-        ShardError: a page cannot be read, or the text column holds no text.
+        ShardError: a page cannot be read, a column is missing, or the text column holds no text.
     """
+    check_columns(file.schema_arrow, text_column, keep_columns)
     rows = range(file.metadata.num_rows) if rows is None else rows
     held: list[pa.RecordBatch] = []
     held_bytes = 0
     for batch in _batches(file, text_column, keep_columns, step_bytes, rows):
         held.append(batch)
-        held_bytes += num_text_bytes(batch[text_column])
+        held_bytes += max(num_text_bytes(batch[text_column]), _num_other_bytes(batch, keep_columns) // _OTHERS_A_TEXT)
         if held_bytes >= step_bytes:
             yield pa.Table.from_batches(held)
             held, held_bytes = [], 0
     if held:
         yield pa.Table.from_batches(held)
+
+
+def _num_other_bytes(batch: pa.RecordBatch, keep_columns: list[str]) -> int:
+    """What rows take beside their text: kept columns, and what is predicted."""
+    kept = (batch[name] for name in keep_columns)
+    arrays = (column.indices if pa.types.is_dictionary(column.type) else column for column in kept)
+    return int(sum(array.nbytes for array in arrays)) + _PREDICTED_BYTES * len(batch)
 
 
 def group_edges(file: pq.ParquetFile) -> list[int]:

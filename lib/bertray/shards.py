@@ -6,7 +6,7 @@
 4. put      the file in one atomic step
 5. merge    of a shard that was scored in parts: their files, into one
 
-Memory is bounded by the text of a step, not by the shard.
+Memory is bounded by what a step holds, not by the shard.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from bertray.errors import ShardError
 from bertray.profile import Profile
 from bertray.schema import NUM_TOKENS, ROW, predictions_schema
-from bertray.shard_reader import group_edges, opened, steps
+from bertray.shard_reader import check_columns, group_edges, opened, steps
 from bertray.storage import Location
 from bertray.text import distinct
 from bertray.work import Counts, part_rows
@@ -74,7 +74,8 @@ def score_shard(
     """
     counts = Counts()
     with opened(shard) as file:
-        kept = _kept_fields(file.schema_arrow, text_column, keep_columns)
+        check_columns(file.schema_arrow, text_column, keep_columns)
+        kept = [file.schema_arrow.field(name) for name in keep_columns]
         schema = predictions_schema(kept, bundle.schema).with_metadata(origin)
         num_rows = file.metadata.num_rows
         rows = part_rows(num_rows, group_edges(file), *part) if part else range(num_rows)
@@ -139,13 +140,6 @@ def merge_parts(
             raise ShardError(f"its parts have {next_row} rows, the file's footer says {num_rows}")
         before_put()
     return counts, "+".join(sorted(precisions))
-
-
-def _kept_fields(schema: pa.Schema, text_column: str, keep_columns: list[str]) -> list[pa.Field]:
-    for name in (text_column, *keep_columns):
-        if name not in schema.names:
-            raise ShardError(f"no column {name!r}; the shard has {', '.join(schema.names)}")
-    return [schema.field(name) for name in keep_columns]
 
 
 def _sum(column: pa.ChunkedArray) -> int:

@@ -21,7 +21,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from typing import Any
 from botocore.exceptions import ClientError, FlexibleChecksumError
 from fsspec.implementations.local import LocalFileSystem
 
-from bertray import s3
+from bertray import local_files, s3
 from bertray.errors import RequestError
 
 _SCHEMES = ("s3", "s3a")
@@ -139,24 +139,35 @@ class Location:
         """The files at or below this place, by one listing, sorted by path; hidden and `_`-prefixed names left out.
 
         A place that does not exist lists as empty.
+
+        Raises:
+            RequestError: a folder cannot be read, or the name of a file is not UTF-8.
         """
-        with _explained(self):
-            found = self.fs.find(self.path, detail=True)
-        root = len(self.path) + 1
         infos = []
-        for path, detail in found.items():
-            relative = path[root:] or path.rsplit("/", 1)[-1]
-            if any(part.startswith((".", "_")) for part in relative.split("/")):
-                continue
-            if not suffixes or relative.lower().endswith(suffixes):
-                with suppress(FileNotFoundError):  # removed since
-                    infos.append(FileInfo(relative, detail["size"], _version(detail)))
+        with _explained(self):
+            for file in self._find():
+                if any(part.startswith((".", "_")) for part in file.path.split("/")):
+                    continue
+                if not suffixes or file.path.lower().endswith(suffixes):
+                    if not _is_utf8(file.path):
+                        raise RequestError(f"the name of {file.path!a} in {self} is not UTF-8: rename it")
+                    infos.append(file)
         return sorted(infos, key=lambda info: info.path)
+
+    def _find(self) -> Iterator[FileInfo]:
+        """`files`, hidden ones included, in any order."""
+        root = len(self.path) + 1
+        if self.is_local:
+            for path, facts in local_files.find(self.path):
+                yield FileInfo(path[root:] or self.name, facts.st_size, str(facts.st_mtime_ns))
+        else:
+            for path, detail in self.fs.find(self.path, detail=True).items():
+                yield FileInfo(path[root:] or self.name, detail["size"], _version(detail))
 
     def is_empty(self) -> bool:
         """Whether no file lies at or below this place, hidden ones included."""
         with _explained(self):
-            return not self.fs.find(self.path)
+            return next(self._find(), None) is None
 
     def folders(self) -> list[str]:
         """Names of the folders that lie in this one, sorted; a place that does not exist has none."""
@@ -325,6 +336,14 @@ def _replace_folder(source: Path, target: Path) -> None:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that Python holds as halves of surrogate pairs
+        return False
+    return True
 
 
 def _version(detail: dict[str, Any]) -> str:

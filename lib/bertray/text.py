@@ -43,11 +43,12 @@ def distinct(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeBinaryArray, p
         ShardError: the column's type holds no text.
     """
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    texts, places = [pa.array([], pa.large_binary())], [np.zeros(0, dtype=np.int64)]
+    texts, places, num_before = [pa.array([], pa.large_binary())], [np.zeros(0, dtype=np.int64)], 0
     for chunk in chunks:
         texts_of_chunk, places_of_chunk = _distinct(chunk)
-        places.append(places_of_chunk.to_numpy() + sum(map(len, texts)))
+        places.append(places_of_chunk.to_numpy() + num_before)
         texts.append(texts_of_chunk)
+        num_before += len(texts_of_chunk)
     encoded = pa.concat_arrays(texts).dictionary_encode(null_encoding="encode")
     return encoded.dictionary, encoded.indices.take(pa.array(np.concatenate(places)))
 

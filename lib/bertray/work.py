@@ -100,8 +100,8 @@ def divide(
     work = Work()
     whole: list[FileInfo] = []
     for shard in shards:
-        num_parts = -(-shard.size_bytes // unit_bytes)
-        if num_parts < _MIN_PARTS:
+        num_parts = num_pieces(shard, unit_bytes)
+        if num_parts == 1:
             whole.append(shard)
             continue
         missing = {
@@ -111,6 +111,12 @@ def divide(
         work.units.extend(Unit(shards=(shard,), part=part, num_parts=num_parts) for part in sorted(missing))
     work.units.extend(_grouped(whole, unit_bytes, num_actors))
     return work
+
+
+def num_pieces(shard: FileInfo, unit_bytes: int) -> int:
+    """The parts that a shard is scored in; 1: it stays whole."""
+    num_parts = -(-shard.size_bytes // unit_bytes)
+    return num_parts if num_parts >= _MIN_PARTS else 1
 
 
 def _grouped(shards: list[FileInfo], unit_bytes: int, num_actors: int) -> list[Unit]:

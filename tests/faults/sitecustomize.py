@@ -1,6 +1,7 @@
 """Found by every Python process of a test that puts this folder on PYTHONPATH: some texts and files end the process.
 
-A text with DEADLY in it ends whoever predicts it; a Parquet file with DEADLY_FILE in its metadata, whoever reads it.
+A text with DEADLY in it ends whoever predicts it, one with BREAKING is an error of the model; a Parquet file with
+DEADLY_FILE in its metadata ends whoever reads it.
 """
 
 import os
@@ -12,7 +13,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-DEADLY = b"this text ends the process"
+DEADLY, BREAKING = b"this text ends the process", b"this text breaks the model"
 DEADLY_FILE = b"this file ends the process"
 
 
@@ -41,8 +42,11 @@ def _make_texts_deadly(module: ModuleType) -> None:
     predict_column = module.Bundle.predict_column
 
     def deadly(self: Any, texts: Any) -> Any:
-        if any(DEADLY in (text or b"") for text in texts.to_pylist() if isinstance(text, bytes)):
+        found = [text for text in texts.to_pylist() if isinstance(text, bytes)]
+        if any(DEADLY in text for text in found):
             os.kill(os.getpid(), signal.SIGSEGV)
+        if any(BREAKING in text for text in found):
+            raise MemoryError("out of memory")
         return predict_column(self, texts)
 
     module.Bundle.predict_column = deadly
