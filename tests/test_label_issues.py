@@ -79,3 +79,15 @@ def test_of_several_labels_the_wrong_ones_are_named() -> None:
     assert [facts["num_missing"] for facts in issues.by_label] == (doubted_NC & ~given_NC).sum(axis=0).tolist()
     suspects = issues.is_suspect_N
     assert (issues.given_probability_N[suspects] < issues.suggested_probability_N[suspects]).all()
+
+    # A label that every row has is not doubted, and changes nothing for the others.
+    ones_N1, sure_N1 = np.ones((NUM_ROWS, 1)), rng.random((NUM_ROWS, 1))
+    probabilities_NC = 1 / (1 + np.exp(-logits_NC))
+    more = find_multi_label_issues(np.hstack([ones_N1, given_NC]), np.hstack([sure_N1, probabilities_NC]))
+    assert (more.is_suspect_N == suspects).all()
+    assert (more.suggested == np.hstack([ones_N1 > 0, issues.suggested])).all()
+    assert more.by_label[0] == {"num_rows": NUM_ROWS, "num_suspects": 0, "num_missing": 0, "noise": 0.0}
+    assert more.by_label[1:] == issues.by_label
+    none = find_multi_label_issues(ones_N1, sure_N1)
+    assert (none.suggested == (ones_N1 > 0)).all()
+    assert not none.is_suspect_N.any()

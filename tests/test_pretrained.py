@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
 from bertray import pretrained
+from bertray.bundle_folder import read_info
 from bertray.errors import RequestError
-from bertray.pretrained import encoder_folder, load_classifier, load_tokenizer
+from bertray.pretrained import check_origin, encoder_folder, load_classifier, load_tokenizer
+from bertray.storage import Location
 
 
 def test_minilm_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +116,52 @@ def test_weights_of_another_configuration_are_refused(name: str, tiny_encoder: P
     (folder / "config.json").write_text(json.dumps({**config, name: config[name] + 2}))
     with pytest.raises(RequestError, match=r"is stored as \[\d+.* config\.json asks for"):
         load_classifier(str(folder), ["x", "y"], "single_label_classification", 0)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "num_layers", "message"),
+    [
+        ("module.", 2, r"lacks \d+ weights .*; module\.embeddings\..* is there"),
+        ("0.auto_model.", 2, r"lacks \d+ weights .*; 0\.auto_model\..* is there"),
+        ("", 3, r"lacks 16 weights that config\.json asks for, as bert\.encoder\.layer\.2\."),
+    ],
+)
+def test_weights_that_are_missing_are_not_drawn_at_random(
+    prefix: str, num_layers: int, message: str, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_encoder, tmp_path / "copy")
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {f"{prefix}{name}": held for name, held in weights.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": num_layers}))
+    with pytest.raises(RequestError, match=message):
+        load_classifier(str(folder), ["x", "y"], "single_label_classification", 0)
+
+
+def test_an_encoder_without_a_pooler_gets_one(tiny_encoder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_encoder, tmp_path / "copy")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: held for name, held in weights.items() if "pooler" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    load_classifier(str(folder), ["x", "y"], "single_label_classification", 0)
+
+
+def test_an_encoder_that_knows_the_rows(
+    tiny_encoder: Path, tiny_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = read_info(Location.of(str(tiny_bundle))).data_fingerprint
+    check_origin(str(tiny_encoder), own, is_audit=True)
+    check_origin(str(tiny_bundle), own)  # training that goes on
+    assert caplog.text == ""
+    with pytest.raises(RequestError, match="was fine-tuned on these rows, and knows their labels"):
+        check_origin(str(tiny_bundle), own, is_audit=True)
+    check_origin(str(tiny_bundle), "another")
+    assert "was fine-tuned on another data set" in caplog.text
 
 
 def test_a_classifier_of_as_many_labels_keeps_its_head(tiny_bundle: Path) -> None:

@@ -45,7 +45,8 @@ def test_what_tensorboard_shows(tmp_path: Path) -> None:
         assert shown(folder, "train/loss") == [(1, 1.5), (2, float("inf"))]  # while it runs
         run.steps([])
         run.steps([record(3, 0.5)])
-        run.epoch(3, {"epoch": 1, "train_loss": 1.0, "loss": 0.4, "accuracy": 0.9, "f1_macro": 0.8, "wall_s": 9.0})
+        others = {"epoch": 1, "train_loss": 1.0, "wall_s": 9.0, "step": 3, "num_workers": 1, "num_train_tokens": 99}
+        run.epoch(3, {"loss": 0.4, "accuracy": 0.9, "f1_macro": 0.8, **others})
         run.finish({"epoch": 1, "f1_macro": 0.8}, bundle="bundle")
         run.epoch(4, {"loss": 0.0})  # nothing is written after the end
     accumulator = EventAccumulator(str(folder)).Reload()

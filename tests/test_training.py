@@ -7,16 +7,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from bertray import Bundle, s3
 from bertray.bundle_writer import write_bundle
+from bertray.calibration import threshold_for_precision
 from bertray.checkpoints import Best, Progress
 from bertray.config import PrepareConfig
 from bertray.dataset import Dataset, prepare
+from bertray.encoder import Encoder
 from bertray.errors import BertrayError, RequestError
+from bertray.pretrained import load_classifier, load_tokenizer
 from bertray.storage import Location
+from bertray.tokenization import ColumnTokenizer
 from bertray.training import train
 from bertray.training_config import TrainConfig
 from tests.conftest import WHAT_A_DIVERGING_WORKER_LOGS
@@ -140,6 +145,44 @@ def test_a_data_set_that_was_written_anew_makes_no_bundle(dataset: str, tiny_enc
     with pytest.raises(RequestError, match=r"was written anew while the model was trained.*--restart"):
         write_bundle(config, opened, "fingerprint of another", output, Progress(), best)
     assert not output.exists()
+
+
+def test_texts_out_of_scope_count_where_a_precision_is_wanted(tiny_encoder: Path, tmp_path: Path) -> None:
+    """A model that knows nothing: a third of the rows in scope is right, and of the others none."""
+    for name, num_rows, labels in (("in", 60, ["a", "b", "c"]), ("validation", 800, ["a", "b", "c", "oos"])):
+        lines = [{"text": f"{name} {row} of {row * 7}", "label": labels[row % len(labels)]} for row in range(num_rows)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    prepare(
+        PrepareConfig(
+            input=[str(tmp_path / "in.jsonl")],
+            validation=str(tmp_path / "validation.jsonl"),
+            oos_label="oos",
+            output=str(tmp_path / "data"),
+        )
+    )
+    dataset = Dataset.open(str(tmp_path / "data"))
+    config = TrainConfig(data="unused", output="unused", encoder=str(tiny_encoder), max_length=32, target_precision=0.2)
+    model = load_classifier(str(tiny_encoder), dataset.labels, dataset.problem_type, 0)
+    weights = {name: held.clone() for name, held in model.state_dict().items()}
+    tokenizer = ColumnTokenizer(load_tokenizer(str(tiny_encoder), 32)[0].backend_tokenizer, 32)
+    rows = dataset.split("validation")
+    logits_NC = Encoder(model, "fp32").logits(tokenizer.encode(dataset.in_scope(rows)["text"]))
+    progress = Progress(
+        history=[dict.fromkeys(("epoch", "train_loss", "loss", "accuracy", "f1_macro", "wall_s"), 1.0)],
+        best_epoch=1,
+        is_done=True,
+    )
+    output = Location.of(str(tmp_path / "bundle"))
+    info = write_bundle(config, dataset, dataset.fingerprint(), output, progress, Best(weights, logits_NC))
+
+    predicted = Bundle.load(str(output), "fp32").predict_column(rows["text"])
+    scores_N, is_right_N = predicted["score"].to_numpy(), pc.equal(predicted["label"], rows["label"]).to_numpy()
+    is_in_scope_N = pc.not_equal(rows["label"], "oos").to_numpy()
+    assert 0 < is_in_scope_N.sum() < len(rows)
+    expected = threshold_for_precision(scores_N, is_right_N, 0.2)
+    without = threshold_for_precision(scores_N[is_in_scope_N], is_right_N[is_in_scope_N], 0.2)
+    assert info.review_below == pytest.approx(expected, rel=1e-5)
+    assert info.review_below != pytest.approx(without, rel=1e-5)
 
 
 def test_what_cannot_be_trained_is_refused_before_ray_starts(dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:

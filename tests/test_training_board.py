@@ -14,7 +14,7 @@ import torch
 from bertray import cluster
 from bertray.training import _run
 from bertray.training_board import Board, show_logged
-from bertray.training_worker import set_up_process
+from bertray.training_worker import _BoardWatcher, set_up_process
 from tests.kills import wait_for
 
 
@@ -52,6 +52,14 @@ def test_a_stop_waits_for_the_checkpoint_and_for_no_rank_that_hangs(hanging_boar
         with pytest.raises(KeyboardInterrupt):
             _run(SimpleNamespace(fit=None), board)
         assert not ray.get(board.is_at_work.remote())
+
+
+def test_a_worker_stops_at_the_first_step_after_the_signal(ray_cluster: str) -> None:
+    board = cluster.start_board(Board)
+    watcher = _BoardWatcher(board)
+    assert not watcher.steps([], 1)
+    ray.get(board.stop.remote())
+    wait_for(lambda: watcher.steps([], 1), "the board's answer, which may be late once", timeout_s=1)
 
 
 def test_what_workers_log_is_logged_once_by_the_driver(ray_cluster: str, caplog: pytest.LogCaptureFixture) -> None:

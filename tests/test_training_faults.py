@@ -12,8 +12,10 @@ from test_training import dataset as dataset  # the fixture
 
 from bertray import Bundle
 from bertray.errors import LockedError, RequestError
+from bertray.storage import Location
 from bertray.training import train
 from bertray.training_config import TrainConfig
+from bertray.training_run import TrainingRun
 from tests.conftest import ROOT
 from tests.kills import end_driver, job, killing, wait_for
 
@@ -116,6 +118,21 @@ def test_a_run_goes_on_after_the_loss_of_a_node(
     ray_nodes.remove_node(new)
     assert "workers were lost" in caplog.text
     assert_same_losses(history, history_of(tmp_path / "alone", dataset, calm_encoder, "1"))
+
+
+def test_a_run_without_a_checkpoint_gives_way_to_other_options(tmp_path: Path) -> None:
+    run = TrainingRun(Location.of(str(tmp_path / "bundle")))
+    config = TrainConfig(data="data", output=str(tmp_path / "bundle"))
+    other = config.model_copy(update={"learning_rate": 1e-4})
+    run.begin(config, "data's fingerprint")
+    (run.rows / "train.arrow").put(b"")
+    assert run.can_go_on(config, "data's fingerprint")
+    assert not run.can_go_on(other, "data's fingerprint")
+    assert list((tmp_path / ".bundle.training").iterdir()) == []
+    run.begin(config, "data's fingerprint")
+    (run.checkpoints / "step-40.json").put(b"{}")
+    with pytest.raises(RequestError, match=r"learning_rate 5e-05 -> 0\.0001"):
+        run.can_go_on(other, "data's fingerprint")
 
 
 def test_two_runs_do_not_make_one_bundle(ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -157,6 +158,17 @@ def test_trials_that_have_ended_are_not_run_again(
 
 def raise_request_error(*_: Any, **__: Any) -> None:
     raise RequestError("the store is full: later")
+
+
+def test_what_no_trial_can_do_ends_the_search(
+    ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    encoder = shutil.copytree(tiny_encoder, tmp_path / "encoder")
+    settings = json.loads((encoder / "config.json").read_text())
+    (encoder / "config.json").write_text(json.dumps({**settings, "num_hidden_layers": 3}))
+    with pytest.raises(RequestError, match=r"lacks 16 weights"):
+        search(config_of(dataset, tmp_path / "bundle", encoder, num_trials=1))
+    assert not (tmp_path / ".bundle.tuning").exists()
 
 
 def test_a_trial_that_diverges_is_a_result(

@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -19,20 +21,22 @@ from bertray.bundle import predictions, seal
 from bertray.bundle_folder import BUNDLE_FILE, CURVES_FILE, EVENTS_FOLDER, BundleInfo
 from bertray.calibration import calibrate, probabilities, threshold_for_precision, tune_thresholds
 from bertray.checkpoints import Best, Progress
+from bertray.choices import LongDocuments
 from bertray.curves import learning_curves
 from bertray.dataset import Dataset
-from bertray.encoder import scale_logits
+from bertray.encoder import Encoder, scale_logits
 from bertray.errors import RequestError
 from bertray.pretrained import load_classifier, load_tokenizer
 from bertray.profile import Profile
-from bertray.schema import LABEL, TEXT
+from bertray.schema import LABEL, LABEL_ID, NO_CLASS, TEXT
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer
+from bertray.tracking import NOT_SCORES
 from bertray.training_config import TrainConfig
+from bertray.windows import aggregate
 
 # A score that no row reaches.
 _EVERY_ROW = 2.0
-_NOT_SCORES = ("step", "num_workers", "num_train_tokens", "wall_s")
 
 
 def write_bundle(
@@ -62,7 +66,8 @@ def write_bundle(
         )
     rows = dataset.in_scope(dataset.split("validation"))
     tokenizer, _ = load_tokenizer(config.encoder, config.max_length, config.overlap)
-    tokens = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap).encode(rows[TEXT])
+    column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
+    tokens = column_tokenizer.encode(rows[TEXT])
     logits_NC = np.full((rows.num_rows, len(dataset.labels)), np.nan, dtype=np.float32)
     logits_NC[: len(best.validation_logits_NC)] = best.validation_logits_NC
     is_read_N = np.isfinite(logits_NC).all(axis=1)
@@ -82,7 +87,12 @@ def write_bundle(
         thresholds = tuple(tune_thresholds(probabilities_NC[is_read_N], targets[is_read_N]).tolist())
     review_below = None
     if config.target_precision is not None:
-        review_below = _review_below(probabilities_NC[is_read_N], targets[is_read_N], config.target_precision)
+        others_NC = _probabilities_out_of_scope(model, column_tokenizer, dataset, config.long_documents)
+        review_below = _review_below(
+            np.concatenate([probabilities_NC[is_read_N], others_NC]),
+            np.concatenate([targets[is_read_N], np.full((len(others_NC), *targets.shape[1:]), NO_CLASS)]),
+            config.target_precision,
+        )
     said = predictions(
         tokens, logits_NC, dataset.labels, dataset.problem_type, thresholds=thresholds, review_below=review_below
     )
@@ -108,7 +118,7 @@ def write_bundle(
             encoder=config.encoder,
             data_fingerprint=data_fingerprint,
             training=config.model_dump(),
-            metrics={name: value for name, value in metrics.items() if name not in _NOT_SCORES},
+            metrics={name: value for name, value in metrics.items() if name not in NOT_SCORES},
             history=progress.history,
             validation_profile=Profile.of(said),
             temperature=temperature,
@@ -121,6 +131,20 @@ def write_bundle(
         output.remove_unfinished_copies()  # of a run that was killed here
         output.put_folder(folder, last=BUNDLE_FILE)
     return info
+
+
+def _probabilities_out_of_scope(
+    model: Any, tokenizer: ColumnTokenizer, dataset: Dataset, long_documents: LongDocuments
+) -> np.ndarray:
+    """Of the validation rows without a class, which validation during training leaves out."""
+    rows = dataset.split("validation")
+    if dataset.problem_type == "multi_label_classification" or dataset.in_scope(rows).num_rows == rows.num_rows:
+        return np.zeros((0, len(dataset.labels)), dtype=np.float32)
+    texts = rows.filter(pc.equal(rows[LABEL_ID], NO_CLASS))[TEXT]
+    tokens = tokenizer.encode(texts)
+    logits_SC = Encoder(copy.deepcopy(model), "fp32").logits(tokens)  # which changes the model
+    logits_NC = aggregate(logits_SC, tokens.documents_S, len(texts), long_documents)
+    return probabilities(logits_NC[np.isfinite(logits_NC).all(axis=1)], dataset.problem_type)
 
 
 def _review_below(probabilities_NC: np.ndarray, targets: np.ndarray, target_precision: float) -> float:

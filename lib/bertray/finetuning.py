@@ -111,6 +111,7 @@ class FineTuning:
             device,
             label_smoothing=config.label_smoothing,
             class_weights=config.class_weights,
+            is_sampled=config.sampling == "balanced",
         )
         if problem_type == "multi_label_classification":
             begin_with_logits(model, self._objective.logits_of_any_text_C())
@@ -213,6 +214,8 @@ class FineTuning:
                     lambda logits_BC, part=part: self._objective.loss_sum(logits_BC, part),
                     is_whole=not others,
                 )
+                # A later step may be heavier, and is run in parts then.
+                self._token_budget = min(self._token_budget, int(self._lengths_S[part].sum()))
                 return
             except torch.OutOfMemoryError as error:
                 if len(part) == 1:

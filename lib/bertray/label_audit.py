@@ -32,7 +32,7 @@ from bertray.finetuning import DivergedError
 from bertray.label_issues import LabelIssues, find_issues, find_multi_label_issues, ranked
 from bertray.ledger import new_run_id
 from bertray.metrics import multi_label_metrics, summary_metrics
-from bertray.pretrained import load_tokenizer
+from bertray.pretrained import check_origin, load_tokenizer
 from bertray.records import put_records
 from bertray.run_lock import RunLock
 from bertray.schema import (
@@ -94,6 +94,7 @@ def audit(config: AuditConfig) -> Audit:
     tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
     config = with_absolute_places(config, dataset, output)
     data_fingerprint = dataset.fingerprint()
+    check_origin(config.encoder, data_fingerprint, is_audit=True)
     rows = dataset.split("train")
     is_multi_label = dataset.problem_type == "multi_label_classification"
     label_sets = rows[LABELS].to_pylist() if is_multi_label else [[label] for label in rows[LABEL].to_pylist()]

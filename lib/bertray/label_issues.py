@@ -17,7 +17,7 @@ Legend: N rows, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,9 @@ def find_multi_label_issues(given_NC: np.ndarray, probabilities_NC: np.ndarray) 
         `num_missing` that probably should be, and `noise` (of all decisions on this label).
     """
     given_NC, probabilities_NC = given_NC.astype(bool), probabilities_NC.astype(np.float64)
+    is_judged_C = np.logical_not(given_NC.all(axis=0))  # of a label that every row has nothing can be learnt
+    if not is_judged_C.all():
+        return _with_unjudged(given_NC, is_judged_C, probabilities_NC)
     label_lists = [np.flatnonzero(given_C).tolist() for given_C in given_NC]
     is_doubted_NC = find_multilabel_issues_per_class(label_lists, probabilities_NC, n_jobs=1)
     joints_C22 = estimate_joint(
@@ -133,6 +136,25 @@ def find_multi_label_issues(given_NC: np.ndarray, probabilities_NC: np.ndarray) 
         np.prod(1 - given_probability_NC, axis=1, where=is_doubted_NC),
         float(noise_C.mean()),
         by_label,
+    )
+
+
+def _with_unjudged(given_NC: np.ndarray, is_judged_C: np.ndarray, probabilities_NC: np.ndarray) -> LabelIssues:
+    """Doubtful labels where some labels are on every row: none of these is doubted."""
+    num_rows = len(given_NC)
+    unjudged = {"num_rows": num_rows, "num_suspects": 0, "num_missing": 0, "noise": 0.0}
+    if not is_judged_C.any():
+        ones_N = np.ones(num_rows)
+        return LabelIssues(ones_N, ones_N < 1, given_NC, ones_N, ones_N, 0.0, [dict(unjudged) for _ in is_judged_C])
+    judged = find_multi_label_issues(given_NC[:, is_judged_C], probabilities_NC[:, is_judged_C])
+    suggested_NC = given_NC.copy()
+    suggested_NC[:, is_judged_C] = judged.suggested
+    facts = iter(judged.by_label)
+    return replace(
+        judged,
+        suggested=suggested_NC,
+        noise=judged.noise * is_judged_C.mean(),
+        by_label=[next(facts) if is_judged else dict(unjudged) for is_judged in is_judged_C],
     )
 
 

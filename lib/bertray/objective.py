@@ -28,6 +28,7 @@ class Objective:
             Szegedy et al. 2016, https://arxiv.org/abs/1512.00567.
         class_weights: balanced: rows of a class count N / (C * rows of it), scikit-learn's rule; of several labels, a
             label's yes counts as its noes do together, but 10 times at most.
+        is_sampled: sequences are drawn with `sampling_probabilities`, in which a document of several counts once.
     """
 
     def __init__(
@@ -39,11 +40,14 @@ class Objective:
         *,
         label_smoothing: float = 0.0,
         class_weights: ClassWeights = "none",
+        is_sampled: bool = False,
     ) -> None:
         self._rows, self._num_classes, self._device = rows, num_classes, device
         self._is_multi_label = problem_type == "multi_label_classification"
         self._smoothing = label_smoothing
         self._weights_S = rows.document_weights_S()
+        if is_sampled:
+            self._weights_S = np.ones_like(self._weights_S)
         self._positive_weights_C: torch.Tensor | None = None
         if class_weights == "balanced":
             counts_C = np.maximum(rows.class_counts_C(num_classes), 1)

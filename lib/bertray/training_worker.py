@@ -24,6 +24,9 @@ from bertray.training_config import TrainConfig
 from bertray.training_run import TrainingRun
 from bertray.worker_log import log_to
 
+# A board answers in a few milliseconds; a step may take longer than what stops the job waits.
+_ANSWER_S = 0.1
+
 
 def run(settings: dict[str, Any]) -> None:
     """Take part in a run.
@@ -88,19 +91,29 @@ def set_up_process(device: torch.device, num_threads: int, board: Any) -> None:
         keep_freed_memory()  # Ray Train and Tune run what they are given outside of the main thread
 
 
+class Answers:
+    """Of a board that is asked again and again whether to stop; a late one is looked at the next time."""
+
+    def __init__(self) -> None:
+        self._pending: list[ray.ObjectRef[bool]] = []
+        self._shall_stop = False
+
+    def shall_stop(self, answer: ray.ObjectRef[bool]) -> bool:
+        """What was answered so far, this last one too unless it takes long."""
+        self._pending.append(answer)
+        there, self._pending = ray.wait(self._pending, num_returns=len(self._pending), timeout=_ANSWER_S)
+        self._shall_stop |= any(ray.get(there))
+        return self._shall_stop
+
+
 class _BoardWatcher:
-    """Tells the board, and does not wait for its answer: that of the post before is looked at."""
+    """Tells the board."""
 
     def __init__(self, board: Any) -> None:
-        self._board, self._answer, self._shall_stop = board, None, False
+        self._board, self._answers = board, Answers()
 
     def steps(self, records: list[StepRecord], num_steps: int) -> bool:
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self._shall_stop, self._answer = ray.get(self._answer), None
-        answer = self._board.post.remote(records, num_steps)
-        if self._answer is None:
-            self._answer = answer
-        return self._shall_stop
+        return self._answers.shall_stop(self._board.post.remote(records, num_steps))
 
     def epoch(self, metrics: dict[str, float]) -> None:
         self._board.post_epoch.remote(metrics)

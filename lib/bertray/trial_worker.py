@@ -17,13 +17,14 @@ import torch
 from ray import tune
 
 from bertray.checkpoints import Checkpoints, Progress
+from bertray.errors import RequestError
 from bertray.finetuning import DivergedError, FineTuning
 from bertray.run_lock import check_held
 from bertray.storage import Location
 from bertray.tracking import StepRecord
 from bertray.training_config import TrainConfig
 from bertray.training_run import TrainingRun
-from bertray.training_worker import fine_tuning, set_up_process
+from bertray.training_worker import Answers, fine_tuning, set_up_process
 
 
 def trial_checkpoints(run: TrainingRun, number: int) -> Location:
@@ -51,22 +52,28 @@ def run_trial(space: dict[str, int], settings: dict[str, Any], board: Any) -> No
     watcher = _TrialWatcher(number, board)
     device = torch.device("cuda" if settings["use_gpu"] else "cpu")
     set_up_process(device, settings["num_threads"], board)
-    with fine_tuning(
-        config,
-        run.rows,
-        settings["labels"],
-        settings["problem_type"],
-        device=device,
-        watcher=watcher,
-        checkpoints=checkpoints,
-    ) as loop:
-        watcher.loop = loop
-        try:
-            is_done = loop.run()
-        except (DivergedError, torch.OutOfMemoryError) as error:
-            # A result, not an accident: the same options would end the same again.
-            report(number, loop.progress, failure=str(error).partition("\n")[0])
-            return
+    try:
+        with fine_tuning(
+            config,
+            run.rows,
+            settings["labels"],
+            settings["problem_type"],
+            device=device,
+            watcher=watcher,
+            checkpoints=checkpoints,
+        ) as loop:
+            watcher.loop = loop
+            try:
+                is_done = loop.run()
+            except (DivergedError, torch.OutOfMemoryError) as error:
+                # A result, not an accident: the same options would end the same again.
+                report(number, loop.progress, failure=str(error).partition("\n")[0])
+                return
+    except RequestError as error:
+        if watcher.has_begun:  # then it is the storage's, which another attempt may reach
+            raise
+        ray.get(board.refuse.remote(str(error)))  # and the driver ends the search
+        return
     if not is_done:
         # The driver ends this process; to Tune a trial that returns is done.
         ray.get(board.saved.remote(number))
@@ -93,17 +100,20 @@ def report(number: int, progress: Progress, failure: str | None = None) -> None:
 
 
 class _TrialWatcher:
-    """Reports epochs to Tune; asks the board whether to stop, without waiting for its answer."""
+    """Reports epochs to Tune; asks the board whether to stop.
+
+    Attributes:
+        has_begun: steps were taken.
+    """
 
     def __init__(self, number: int, board: Any) -> None:
-        self._number, self._board, self._answer = number, board, board.shall_stop.remote(number)
+        self._number, self._board, self._answers = number, board, Answers()
         self.loop: FineTuning | None = None
+        self.has_begun = False
 
     def steps(self, records: list[StepRecord], num_steps: int) -> bool:
-        if not ray.wait([self._answer], timeout=0)[0]:
-            return False
-        shall_stop, self._answer = ray.get(self._answer), self._board.shall_stop.remote(self._number)
-        return bool(shall_stop)
+        self.has_begun = True
+        return self._answers.shall_stop(self._board.shall_stop.remote(self._number))
 
     def epoch(self, metrics: dict[str, float]) -> None:
         assert self.loop is not None

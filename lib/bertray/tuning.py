@@ -46,9 +46,9 @@ from bertray.bundle_folder import EVENTS_FOLDER, BundleInfo
 from bertray.bundle_writer import write_bundle
 from bertray.checkpoints import Checkpoints
 from bertray.dataset import Dataset
-from bertray.errors import BertrayError
+from bertray.errors import BertrayError, RequestError
 from bertray.ledger import new_run_id
-from bertray.pretrained import load_tokenizer
+from bertray.pretrained import check_origin, load_tokenizer
 from bertray.progress import ProgressBar
 from bertray.report import print_trials
 from bertray.run_lock import RunLock
@@ -91,6 +91,7 @@ def search(config: TuneConfig) -> dict[str, Any]:
         if run.can_go_on(config, data_fingerprint):
             records.read()
         else:
+            check_origin(config.encoder, data_fingerprint)
             write_rows(run.rows, dataset, column_tokenizer, encoder_config)
             run.begin(config, data_fingerprint)
         num_before = len(records.ended)
@@ -100,6 +101,7 @@ def search(config: TuneConfig) -> dict[str, Any]:
         best = best_of_all(records.ended)
         print_trials(records.ended)
         lock.check()
+        check_output(output, config, run)  # once more: hours have passed
         run.begin_bundle()
         info = _write_bundle(config, dataset, data_fingerprint, run, records, best)
         lock.remove_output()
@@ -212,6 +214,7 @@ def _run_trials(config: TuneConfig, dataset: Dataset, run: TrainingRun, records:
     """Run the trials that are missing.
 
     Raises:
+        RequestError: the device, the model or the memory cannot do what the options ask for.
         BertrayError: some were ended by something else than their options; the others have ended and are recorded.
     """
     placement = cluster.place(config.device, config.num_concurrent, "--num-concurrent")
@@ -260,6 +263,8 @@ def _run_trials(config: TuneConfig, dataset: Dataset, run: TrainingRun, records:
             while True:
                 is_done = bool(wait([done], timeout=0.5).done)
                 show_logged(board)
+                if refusal := ray.get(board.refusal.remote()):
+                    raise RequestError(refusal)
                 _take_up(events, config, records)
                 bar.update(len(records.ended), f"{len(events.running)} at work")
                 if is_done:
@@ -337,7 +342,8 @@ class _Events(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.running.discard(trial.config["number"])
-        self.ended.append(trial.last_result)
+        if "number" in trial.last_result:  # else it could not begin
+            self.ended.append(trial.last_result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.running.discard(trial.config["number"])
