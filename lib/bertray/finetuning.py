@@ -142,6 +142,7 @@ class FineTuning:
         self.batches = TrainingBatches(self._lengths_S, config.batch_size, config.seed, probabilities_S)
         self.num_steps = self.batches.steps_per_epoch * config.epochs
         self._token_budget = config.micro_batch_tokens or TOKEN_BUDGET[device.type]
+        self._step_budget = self._token_budget
         self._validation_budget = self._token_budget  # tokens; `run` has the ranks agree
         self._progress = Progress()
         self._best: Best | None = None  # until a checkpoint holds it
@@ -215,7 +216,7 @@ class FineTuning:
                     is_whole=not others,
                 )
                 # A later step may be heavier, and is run in parts then.
-                self._token_budget = min(self._token_budget, int(self._lengths_S[part].sum()))
+                self._step_budget = min(self._token_budget, int(self._lengths_S[part].sum()))
                 return
             except torch.OutOfMemoryError as error:
                 if len(part) == 1:
@@ -236,7 +237,7 @@ class FineTuning:
         rows = share(batch, self.rank, self.world_size)
         # A batch of fewer rows than ranks: the others join the exchange of gradients with a loss of zero.
         weight = 1.0 if len(rows) else 0.0
-        parts = micro_batches(rows if len(rows) else batch[:1], self._lengths_S, self._token_budget)
+        parts = micro_batches(rows if len(rows) else batch[:1], self._lengths_S, self._step_budget)
         # Scaled so, what becomes of the ranks' gradients, a sum or an average, is that of the global batch's mean.
         scale = weight * self.learner.num_averaged / len(batch)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
