@@ -180,6 +180,9 @@ def test_a_new_head_begins_with_the_logits_that_it_is_given(name: str, changes: 
     before_SC = padded_forward(model)
     begin_with_logits(model, torch.tensor([-3.0, 1.5]))  # a new head's bias is 0
     np.testing.assert_allclose(padded_forward(model) - before_SC, np.tile([-3.0, 1.5], (len(before_SC), 1)), atol=1e-5)
+    after_SC = padded_forward(model)
+    begin_with_logits(model, torch.tensor([2.0, 2.0]))  # what was trained before is kept
+    np.testing.assert_array_equal(padded_forward(model), after_SC)
 
 
 def test_a_head_without_a_bias_is_told_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -155,13 +155,17 @@ def scale_logits(model: Any, temperature: float) -> bool:
 
 @torch.no_grad()
 def begin_with_logits(model: Any, logits_C: torch.Tensor) -> None:
-    """Let a new classifier give about these logits for any text, by the bias of its last layer; the log says if not."""
+    """Let a new classifier give about these logits for any text, by the bias of its last layer; the log says if not.
+
+    A new one's bias is zero; one that was trained before keeps what it has.
+    """
     last = _last_layer(model)
     if last is None or last.bias is None:
         missing = "layer that gives the logits was found" if last is None else "bias in the layer that gives the logits"
         _log.warning("warning: %s cannot begin at the labels' shares: no %s", type(model).__name__, missing)
         return
-    last.bias.copy_(logits_C)
+    if not last.bias.any():
+        last.bias.copy_(logits_C)
 
 
 @torch.no_grad()
