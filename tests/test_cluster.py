@@ -28,6 +28,9 @@ def test_cpus_are_shared_so_that_all_fit(monkeypatch: pytest.MonkeyPatch) -> Non
     assert place("auto", 3, "--n") == Placement(3, False, 4)
     assert place("auto", 1, "--n") == Placement(1, False, 8)
     assert place("auto", 12, "--n") == Placement(12, False, 1)
+    assert place("auto", 1, "--n", 8) == Placement(
+        1, False, 4
+    )  # the smaller node has one, and is all if the other goes
     assert place("cpu", None, "--n") == Placement(3, False, 4)
 
 

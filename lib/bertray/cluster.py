@@ -122,13 +122,14 @@ class Placement:
         return "1 GPU" if self.use_gpu else f"{self.cpus_each} CPU"
 
 
-def place(device: Device, num_processes: int | None, what: str) -> Placement:
+def place(device: Device, num_processes: int | None, what: str, at_most: int | None = None) -> Placement:
     """Divide the cluster among processes that each hold a model.
 
     Args:
         device: auto takes GPUs where the cluster has one now.
         num_processes: None: one a GPU, or one for every `CPUS_PER_PROCESS` CPUs (at least one).
         what: the option that the user would change, for messages.
+        at_most: so many may join later: on CPUs a share is one that every node has.
 
     Raises:
         RequestError: a cluster that cannot grow (this machine) is too small, or torch does not see its GPU.
@@ -157,7 +158,8 @@ def place(device: Device, num_processes: int | None, what: str) -> Placement:
             return Placement(num_processes, False, CPUS_PER_PROCESS)
     if use_gpu:
         return Placement(num_processes, True, 1)
-    return Placement(num_processes, False, _largest_share(node_cpus, num_processes))
+    num_nodes = sum(cpus > 0 for cpus in node_cpus)
+    return Placement(num_processes, False, _largest_share(node_cpus, max(num_processes, min(at_most or 1, num_nodes))))
 
 
 def _largest_share(node_cpus: list[int], num_processes: int) -> int:

@@ -215,7 +215,7 @@ def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints, lock_n
         ray.train.TrainingFailedError: workers were lost `max_failures` times without a new checkpoint between.
     """
     fewest, most = config.worker_range
-    placement = cluster.place(config.device, fewest, "--num-workers")
+    placement = cluster.place(config.device, fewest, "--num-workers", most)
     _log.info(
         "fine-tuning %s on %d rows of %d labels; epochs: %d; workers: %s, each with %s",
         config.encoder,
