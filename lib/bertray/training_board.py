@@ -54,7 +54,7 @@ class Board(LogBook):
         self._is_at_work = False
 
     def is_at_work(self) -> bool:
-        """Whether steps have been taken that no checkpoint holds."""
+        """Whether rank 0 has taken steps, and has not said that it stopped."""
         return self._is_at_work
 
     def news(self) -> tuple[list[StepRecord], list[dict[str, float]], int]:
