@@ -238,3 +238,22 @@ def test_any_sequence_of_nights(tiny_bundle: Path) -> None:
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
             Nights, settings=settings(max_examples=40, stateful_step_count=15, deadline=None)
         )
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("during", [False, True])
+def test_a_crash_after_any_change_leaves_nothing_staged(during: bool, tiny_bundle: Path) -> None:
+    """Of one shard in parts: also where its record was written last, and the next run finds nothing to do."""
+    Nights.bundle = tiny_bundle
+    num_changes, has_crashed = 0, True
+    with without_ray(UNIT_BYTES):
+        while has_crashed:
+            nights = Nights()
+            nights.start()
+            nights.delete("a.parquet")
+            nights.crash(num_changes, during, prune=False)
+            num_changes, has_crashed = num_changes + 1, not nights.is_settled
+            nights.run(prune=False)
+            assert not [path for path in (nights.output / "staging").rglob("*") if path.is_file()]
+            nights.teardown()
+    assert num_changes > 10

@@ -30,6 +30,7 @@ from bertray.run_lock import RunLock
 from bertray.runs import Announcement, Rate, Runs, Unannounced
 from bertray.storage import FileInfo, Location
 from bertray.versions import versions
+from bertray.work import Work
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +84,9 @@ def score(config: ScoreConfig) -> Scored:
             engine = _stream(config, info, archive.root, todo.pending, books)
         else:
             _log.info("nothing to do: every shard is committed under this bundle and these columns")
+            if lock.was_left_behind:  # maybe by a run that had recorded its last shard, and not yet removed its parts
+                books.remove_stale(Work())
+                books.finish()
         num_pruned = 0
         if config.prune:
             lock.check()
