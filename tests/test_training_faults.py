@@ -72,9 +72,9 @@ def test_it_goes_on_after_sigterm_and_kills_bit_for_bit(
     assert summary["fingerprint"] == undisturbed["fingerprint"]
 
 
-def history_of(output: Path, dataset: str, encoder: str, num_workers: str) -> list[dict[str, float]]:
-    """Of 40 epochs with some workers."""
-    options = {**OPTIONS, "epochs": 40, "batch_size": 8, "num_workers": num_workers}
+def history_of(output: Path, dataset: str, encoder: str, num_workers: str, epochs: int = 40) -> list[dict[str, float]]:
+    """Of epochs of 17 steps, with some workers."""
+    options = {**OPTIONS, "epochs": epochs, "batch_size": 8, "num_workers": num_workers}
     train(TrainConfig(data=dataset, output=str(output), encoder=encoder, **options))
     return Bundle.load(str(output)).info.history
 
@@ -90,16 +90,16 @@ def test_a_run_grows_with_the_cluster_and_takes_the_same_steps(
     ray_nodes: Any, dataset: str, calm_encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bertray.training._RESIZE_INTERVAL_S", 1.0)
-    output = tmp_path / "elastic"
+    output, epochs = tmp_path / "elastic", 120  # longer than a node takes to start, and Ray to see it
     # Nodes can be added from the main thread alone.
     with ThreadPoolExecutor(1) as driver:
-        growing = driver.submit(history_of, output, dataset, calm_encoder, "2:3")
+        growing = driver.submit(history_of, output, dataset, calm_encoder, "2:3", epochs)
         wait_for(lambda: step_kept(output) > 0 or growing.done(), "a checkpoint")
         node = ray_nodes.add_node(num_cpus=4, object_store_memory=150_000_000)
         history = growing.result(timeout=200)
     ray_nodes.remove_node(node)
     assert {epoch["num_workers"] for epoch in history} == {2, 3}
-    assert_same_losses(history, history_of(tmp_path / "alone", dataset, calm_encoder, "1"))
+    assert_same_losses(history, history_of(tmp_path / "alone", dataset, calm_encoder, "1", epochs))
 
 
 @pytest.mark.chaos
