@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray.bundle import predictions, seal
 from bertray.bundle_folder import BUNDLE_FILE, CURVES_FILE, EVENTS_FOLDER, BundleInfo
 from bertray.calibration import calibrate, probabilities, threshold_for_precision, tune_thresholds
 from bertray.checkpoints import Best, Progress
-from bertray.choices import LongDocuments
 from bertray.curves import learning_curves
 from bertray.dataset import Dataset
 from bertray.encoder import Encoder, scale_logits
@@ -64,7 +64,8 @@ def write_bundle(
             f"{dataset.location} was written anew while the model was trained, and the bundle needs its validation "
             "rows: put the data set back and say the same command again, or begin anew with --restart"
         )
-    rows = dataset.in_scope(dataset.split("validation"))
+    validation = dataset.split("validation")
+    rows = dataset.in_scope(validation)
     tokenizer, _ = load_tokenizer(config.encoder, config.max_length, config.overlap)
     column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
     tokens = column_tokenizer.encode(rows[TEXT])
@@ -87,7 +88,10 @@ def write_bundle(
         thresholds = tuple(tune_thresholds(probabilities_NC[is_read_N], targets[is_read_N]).tolist())
     review_below = None
     if config.target_precision is not None:
-        others_NC = _probabilities_out_of_scope(model, column_tokenizer, dataset, config.long_documents)
+        others_NC = np.zeros((0, len(dataset.labels)), dtype=np.float32)
+        if rows.num_rows < validation.num_rows:
+            texts = validation.filter(pc.equal(validation[LABEL_ID], NO_CLASS))[TEXT]
+            others_NC = probabilities(_logits(model, column_tokenizer, texts, config), dataset.problem_type)
         review_below = _review_below(
             np.concatenate([probabilities_NC[is_read_N], others_NC]),
             np.concatenate([targets[is_read_N], np.full((len(others_NC), *targets.shape[1:]), NO_CLASS)]),
@@ -133,18 +137,13 @@ def write_bundle(
     return info
 
 
-def _probabilities_out_of_scope(
-    model: Any, tokenizer: ColumnTokenizer, dataset: Dataset, long_documents: LongDocuments
-) -> np.ndarray:
-    """Of the validation rows without a class, which validation during training leaves out."""
-    rows = dataset.split("validation")
-    if dataset.problem_type == "multi_label_classification" or dataset.in_scope(rows).num_rows == rows.num_rows:
-        return np.zeros((0, len(dataset.labels)), dtype=np.float32)
-    texts = rows.filter(pc.equal(rows[LABEL_ID], NO_CLASS))[TEXT]
+def _logits(model: Any, tokenizer: ColumnTokenizer, texts: pa.ChunkedArray, config: TrainConfig) -> np.ndarray:
+    """logits_NC of texts that validation during training leaves out; of those that have tokens."""
     tokens = tokenizer.encode(texts)
     logits_SC = Encoder(copy.deepcopy(model), "fp32").logits(tokens)  # which changes the model
-    logits_NC = aggregate(logits_SC, tokens.documents_S, len(texts), long_documents)
-    return probabilities(logits_NC[np.isfinite(logits_NC).all(axis=1)], dataset.problem_type)
+    logits_NC = aggregate(logits_SC, tokens.documents_S, len(texts), config.long_documents)
+    found_NC: np.ndarray = logits_NC[np.isfinite(logits_NC).all(axis=1)]
+    return found_NC
 
 
 def _review_below(probabilities_NC: np.ndarray, targets: np.ndarray, target_precision: float) -> float:

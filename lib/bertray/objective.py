@@ -45,9 +45,8 @@ class Objective:
         self._rows, self._num_classes, self._device = rows, num_classes, device
         self._is_multi_label = problem_type == "multi_label_classification"
         self._smoothing = label_smoothing
-        self._weights_S = rows.document_weights_S()
-        if is_sampled:
-            self._weights_S = np.ones_like(self._weights_S)
+        weights_S = rows.document_weights_S()
+        self._weights_S = np.ones_like(weights_S) if is_sampled else weights_S
         self._positive_weights_C: torch.Tensor | None = None
         if class_weights == "balanced":
             counts_C = np.maximum(rows.class_counts_C(num_classes), 1)

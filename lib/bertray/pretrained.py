@@ -178,7 +178,7 @@ def check_origin(encoder: str, data_fingerprint: str, *, is_audit: bool = False)
     Raises:
         RequestError: it was fine-tuned on the rows that it is to judge.
     """
-    folder = encoder_folder(encoder)
+    folder = Path(encoder).expanduser()
     if not (folder / BUNDLE_FILE).is_file():
         return
     is_same = read_info(Location.of(str(folder))).data_fingerprint == data_fingerprint

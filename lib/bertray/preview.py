@@ -19,7 +19,7 @@ from bertray.errors import ShardError
 from bertray.ledger import Manifest, fingerprint
 from bertray.planning import plan
 from bertray.runs import Runs
-from bertray.shard_reader import opened, steps
+from bertray.shard_reader import check_columns, opened, steps
 from bertray.storage import FileInfo, Location
 from bertray.tokenization import ColumnTokenizer
 
@@ -78,6 +78,7 @@ def _estimate(
     for shard in sampled:
         try:
             with opened(archive / shard.path) as file:
+                check_columns(file.schema_arrow, config.text_column, [])
                 step = next(steps(file, config.text_column, [], _SAMPLED_BYTES), None)
                 if step is not None:
                     tokens_a_row = tokenizer.encode(step[config.text_column]).num_tokens / len(step)

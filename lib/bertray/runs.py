@@ -5,7 +5,6 @@
                          shards-00000.parquet  what became of every shard, a file every few seconds
                          summary.json          figures, failures, what the gate said
     output/runs/latest.json                    what readers of the output may rely on; replaced last
-    output/archive.json                        whose predictions these are                         [bertray.archive]
 
 A run that dies leaves its shards behind: what is to be announced next is what became of every shard, last, in the runs
 since the last that was announced.

@@ -77,9 +77,8 @@ def steps(
     """The rows in order, or a range of them, in tables of so much text, or of one read; of less where rows hold more.
 
     Raises:
-        ShardError: a page cannot be read, a column is missing, or the text column holds no text.
+        ShardError: a page cannot be read, or the text column holds no text.
     """
-    check_columns(file.schema_arrow, text_column, keep_columns)
     rows = range(file.metadata.num_rows) if rows is None else rows
     held: list[pa.RecordBatch] = []
     held_bytes = 0
