@@ -84,7 +84,8 @@ def score(config: ScoreConfig) -> Scored:
             engine = _stream(config, info, archive.root, todo.pending, books)
         else:
             _log.info("nothing to do: every shard is committed under this bundle and these columns")
-            if lock.was_left_behind:  # maybe by a run that had recorded its last shard, and not yet removed its parts
+            # Maybe by a run that had recorded its last shard, and not yet removed its parts.
+            if lock.was_left_behind and archive.is_whole:
                 books.remove_stale(Work())
                 books.finish()
         num_pruned = 0
