@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bertray.archive import list_shards, probe
+from bertray.archive import list_shards, probe, remember
 from bertray.config import ScoreConfig
-from bertray.errors import RequestError
+from bertray.errors import LockedError, RequestError
 from bertray.preview import preview
 from bertray.runs import Rate, Runs
 from bertray.scoring import Scored, score
@@ -60,6 +60,33 @@ def test_another_archive_is_refused_until_it_is_said_to_be_the_same(config: Scor
     assert run(config, tmp_path / "moved", input_moved=True).summary["num_shards_skipped"] == 2
     assert run(config, tmp_path / "moved").summary["num_shards_skipped"] == 2
     assert json.loads((tmp_path / "scored" / "archive.json").read_text()) == {"archive": str(tmp_path / "moved")}
+
+
+def test_of_two_first_runs_at_once_one_archive_stays(config: ScoreConfig, tmp_path: Path) -> None:
+    output = Location.of(config.output)
+    first, same, other = (
+        list_shards(Location.of(str(tmp_path / "archive" / day)), output) for day in ("monday", "monday", "tuesday")
+    )
+    for archive in (first, same):
+        remember(archive, output)
+    with pytest.raises(LockedError, match=r"another run has just scored another archive to .*: choose another --outpu"):
+        remember(other, output)
+    assert json.loads((tmp_path / "scored" / "archive.json").read_text()) == {"archive": first.root.uri}
+
+
+def test_a_part_of_the_archive_leaves_the_parts_of_other_shards(config: ScoreConfig, tmp_path: Path) -> None:
+    (tmp_path / "archive" / "monday" / "1.parquet").rename(tmp_path / "later.parquet")
+    run(config)
+    (tmp_path / "later.parquet").rename(tmp_path / "archive" / "monday" / "1.parquet")
+    staged = [tmp_path / "scored" / "staging" / f"{day}/1.parquet" / "old.parquet" for day in ("monday", "tuesday")]
+    for part in staged:
+        part.parent.mkdir(parents=True)
+        part.touch()
+    run(config, tmp_path / "archive" / "monday")
+    assert [part.exists() for part in staged] == [False, True]
+    write_shard(tmp_path / "archive" / "monday" / "2.parquet", ["a text"])
+    run(config)
+    assert not (tmp_path / "scored" / "staging").exists()
 
 
 def test_a_part_keeps_the_names_that_its_shards_have_in_the_whole(config: ScoreConfig, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from bertray.bundle_folder import refuse_in_bundle
 from bertray.config import ScoreConfig
-from bertray.errors import RequestError, ShardError
+from bertray.errors import LockedError, RequestError, ShardError
 from bertray.shard_reader import check_columns, read_schema
 from bertray.storage import FileInfo, Location
 
@@ -28,13 +28,16 @@ class Archive:
         root: what the shards' paths are relative to.
         shards: sorted by path.
         is_whole: these are all that the archive has, rather than a part of it.
-        is_new: the output does not know this archive yet.
+        is_new: the output does not know this archive yet, or not at this place.
     """
 
     root: Location
     shards: list[FileInfo]
     is_whole: bool
     is_new: bool = False
+
+    def paths(self) -> set[str]:
+        return {shard.path for shard in self.shards}
 
 
 def resolved(config: ScoreConfig) -> tuple[ScoreConfig, Location, Location]:
@@ -83,10 +86,20 @@ def list_shards(source: Location, output: Location, *, has_moved: bool = False) 
     return Archive(root, shards, is_whole=not way and not is_one_shard)
 
 
-def remember(archive: Archive, output: Location) -> None:
-    """Let the output know whose predictions it holds."""
-    if archive.is_new:
-        (output / _ARCHIVE_FILE).put(f"{json.dumps({'archive': archive.root.uri}, ensure_ascii=False)}\n".encode())
+def remember(archive: Archive, output: Location, *, has_moved: bool = False) -> None:
+    """Let the output know whose predictions it holds.
+
+    Raises:
+        LockedError: it has become another archive's since this one was listed.
+    """
+    if not archive.is_new:
+        return
+    file, content = output / _ARCHIVE_FILE, json.dumps({"archive": archive.root.uri}, ensure_ascii=False)
+    data = f"{content}\n".encode()
+    if has_moved:
+        file.put(data)
+    elif not file.create(data) and file.read_bytes() != data:
+        raise LockedError(f"another run has just scored another archive to {output}: choose another --output")
 
 
 def probe(archive: Archive, config: ScoreConfig) -> None:

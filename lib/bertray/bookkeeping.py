@@ -50,10 +50,15 @@ class Bookkeeper:
         """Parts of shards that lie staged, also from runs before."""
         return {info.path for info in self._staging.files((".parquet",))}
 
-    def remove_stale(self, work: Work) -> None:
-        """Remove staged parts that nothing will be merged from."""
+    def remove_stale(self, work: Work, listed: set[str] | None) -> None:
+        """Remove staged parts that nothing will be merged from.
+
+        Args:
+            listed: the shards that the run knows of; parts of others may still be wanted. None: there are no others.
+        """
         for path in stale(work, self._fingerprint, self.staged()):
-            (self._staging / path).remove()
+            if listed is None or path.rpartition("/")[0] in listed:
+                (self._staging / path).remove()
 
     def follow(self, outcomes: Iterable[Outcome], work: Work, *, is_last_pass: bool) -> list[str]:
         """Take in outcomes as they come: show progress, record what is committed; the paths of shards that changed."""

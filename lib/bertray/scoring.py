@@ -18,7 +18,7 @@ import logging
 import time
 from typing import Any, NamedTuple
 
-from bertray.archive import list_shards, probe, remember, resolved
+from bertray.archive import Archive, list_shards, probe, remember, resolved
 from bertray.bookkeeping import Bookkeeper
 from bertray.bundle_folder import BundleInfo, read_info
 from bertray.config import ScoreConfig
@@ -73,7 +73,7 @@ def score(config: ScoreConfig) -> Scored:
             raise RequestError(
                 f"run {announced.run_id} of {output} was later than now, {run_id}: set this machine's clock"
             )
-        remember(archive, output)
+        remember(archive, output, has_moved=config.input_moved)
         todo = plan(archive.shards, manifest.latest(), fingerprint(info, config), is_whole=archive.is_whole)
         _log_plan(todo, config)
         books = Bookkeeper(manifest, runs, run_id, output, fingerprint(info, config), lock)
@@ -81,12 +81,12 @@ def score(config: ScoreConfig) -> Scored:
         if todo.pending:
             runs.begin(run_id, _request(config, info), {**todo.counts(), "pending_bytes": todo.pending_bytes})
             _log.info("scoring %.1f MB in run %s", todo.pending_bytes / 1e6, run_id)
-            engine = _stream(config, info, archive.root, todo.pending, books)
+            engine = _stream(config, info, archive, todo.pending, books)
         else:
             _log.info("nothing to do: every shard is committed under this bundle and these columns")
             # Maybe by a run that had recorded its last shard, and not yet removed its parts.
-            if lock.was_left_behind and archive.is_whole:
-                books.remove_stale(Work())
+            if lock.was_left_behind:
+                books.remove_stale(Work(), None if archive.is_whole else archive.paths())
                 books.finish()
         num_pruned = 0
         if config.prune:
@@ -94,7 +94,7 @@ def score(config: ScoreConfig) -> Scored:
             # Listed anew: the listing is from before the lock, and hours have passed.
             num_pruned = _prune(output, manifest, run_id, list_shards(source, output).shards)
         # A part of the archive does not say what else is still there.
-        present = {shard.path for shard in archive.shards} if archive.is_whole else None
+        present = archive.paths() if archive.is_whole else None
         news = runs.unannounced(announced, present)
         verdict = _judge(news, announced, info, config) if news.num_shards else None
         summary = {
@@ -116,7 +116,7 @@ def score(config: ScoreConfig) -> Scored:
 
 
 def _stream(
-    config: ScoreConfig, info: BundleInfo, archive: Location, pending: list[FileInfo], books: Bookkeeper
+    config: ScoreConfig, info: BundleInfo, archive: Archive, pending: list[FileInfo], books: Bookkeeper
 ) -> dict[str, Any]:
     """Score pending shards, those again that are rewritten meanwhile; what the summary should say of the engine."""
     from bertray import cluster, pool  # Ray and torch: seconds, which a run with nothing to do need not take
@@ -124,15 +124,15 @@ def _stream(
     engine = pool.prepare_engine(config, Location.of(config.output))
     with cluster.session():
         placement = pool.place(config, pending)
-        actors = pool.Pool(config, info, archive, placement, books.lock.number)
+        actors = pool.Pool(config, info, archive.root, placement, books.lock.number)
         for num_passes in range(1, _MAX_PASSES + 1):
             work = actors.divide(pending, books.staged())
             if num_passes == 1:
-                books.remove_stale(work)
+                books.remove_stale(work, None if archive.is_whole else archive.paths())
             changed = books.follow(actors.outcomes(work), work, is_last_pass=num_passes == _MAX_PASSES)
             if not changed:
                 break
-            pending = [FileInfo(path, now.size_bytes, now.version) for path, now in _listed(archive, changed)]
+            pending = [FileInfo(path, now.size_bytes, now.version) for path, now in _listed(archive.root, changed)]
             _log.warning("%d shards were rewritten while they were read; reading them again", len(pending))
     books.finish()
     return {**engine, "num_actors": placement.num_processes}
