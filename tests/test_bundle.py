@@ -276,8 +276,10 @@ def test_a_bundle_json_that_does_not_fit_is_refused(copy: Path, change: object, 
 
 
 def test_a_folder_that_is_no_bundle_names_jobs_train(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"no model bundle: it has no bundle\.json.*jobs\.train"):
-        Bundle.load(str(tmp_path))
+    with pytest.raises(BundleError, match=r"no model bundle: it has no bundle\.json.*jobs\.train .* BUNDLE$"):
+        Bundle.load(str(tmp_path))  # which is there: nothing is to be written to it
+    with pytest.raises(BundleError, match=r"jobs\.train .*/nowhere$"):
+        Bundle.load(str(tmp_path / "nowhere"))
 
 
 def test_the_fingerprint_follows_what_predictions_depend_on(tiny_bundle: Path, copy: Path) -> None:

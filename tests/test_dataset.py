@@ -158,6 +158,12 @@ def test_an_unfinished_folder_is_no_data_set(tmp_path: Path) -> None:
         Dataset.open(str(tmp_path))
 
 
+def test_a_labelled_file_is_no_data_set_yet(tmp_path: Path) -> None:
+    (tmp_path / "labelled.csv").write_text("text,label\n")
+    with pytest.raises(RequestError, match=r"is a file, .* jobs\.prepare --input .*labelled\.csv --output DATASET$"):
+        Dataset.open(str(tmp_path / "labelled.csv"))
+
+
 def write_lists(path: Path, rows: list[tuple[str, list[str] | None]], **columns: list[Any]) -> str:
     labels = pa.array([row[1] for row in rows], pa.list_(pa.string()))
     pq.write_table(pa.table({"text": [row[0] for row in rows], "label": labels, **columns}), path)

@@ -133,7 +133,7 @@ def read_info(location: Location) -> BundleInfo:
     if not file.exists():
         raise BundleError(
             f"{location} is no model bundle: it has no {BUNDLE_FILE}. Make one with "
-            f"python -m jobs.train --data DATASET --output {location}"
+            f"python -m jobs.train --data DATASET --output {'BUNDLE' if location.exists() else location}"
         )
     try:
         info = BundleInfo.model_validate_json(file.read_bytes())

@@ -218,7 +218,8 @@ def _explain(config_class: type[JobConfig], item: Any, given_as: dict[str, str])
         prefix = config_class.model_config["env_prefix"]
         return f"{_flag(name)} is required (or {prefix}{name.upper()}, or '{name}:' in the --config file)"
     message = str(item["msg"]).removeprefix("Value error, ")
-    return f"{given_as.get(name, _flag(name))}: {item['input']!r} is not allowed. {message}"
+    several = f". For a search over several: {_flag(name)}s" if f"{name}s" in config_class.model_fields else ""
+    return f"{given_as.get(name, _flag(name))}: {item['input']!r} is not allowed. {message}{several}"
 
 
 def _refuse_relative_output(config: JobConfig) -> None:

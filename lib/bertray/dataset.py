@@ -70,6 +70,11 @@ class Dataset:
             RequestError: it is not one, or was not finished.
         """
         location = Location.of(uri)
+        if location.is_file():
+            raise RequestError(
+                f"{location} is a file, and no data set. Make one of it with "
+                f"python -m jobs.prepare --input {uri} --output DATASET"
+            )
         if not (location / REPORT_FILE).exists():
             raise RequestError(
                 f"{location} is no finished data set: it has no {REPORT_FILE}. Make one with "
