@@ -120,6 +120,7 @@ def test_it_goes_on_after_sigint_and_kills_to_the_same_result(
     exit_code, stderr = end_driver(command(config), log, signal.SIGINT, lambda text: "trial 0, epoch 1 of 16" in text)
     assert exit_code == 130, stderr
     assert "0 of 2 trials have ended; the same command goes on from" in stderr
+    assert "View detailed results" not in stderr  # in a folder of Ray's that goes with the search
     before = steps_kept(output)
     assert before >= 33
     assert not output.exists()

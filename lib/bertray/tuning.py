@@ -238,8 +238,8 @@ def _run_trials(config: TuneConfig, dataset: Dataset, run: TrainingRun, records:
         "num_threads": placement.cpus_each,
     }
     events = _Events()
-    # Tune's own writers of results: everything is in the records.
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # Tune's own writers of results, and its lines that name a folder which goes: everything is in the records.
+    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(run_trial, settings=settings, board=board),
