@@ -66,11 +66,9 @@ def prepared(
 def baseline_quality(dataset: Dataset, num_folds: int, seed: int) -> np.ndarray:
     """Quality of every training row's label by TF-IDF + logistic regression, as `bertray.baseline` has them."""
     rows = dataset.split("train")
-    ids = rows[LABEL_ID].to_numpy()
+    texts, ids = rows[TEXT].to_pylist(), rows[LABEL_ID].to_numpy()
     folds = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
-    probabilities_NC = cross_val_predict(
-        baseline.classifier(), rows[TEXT].to_pylist(), ids, cv=folds, method="predict_proba"
-    )
+    probabilities_NC = cross_val_predict(baseline.classifier(texts), texts, ids, cv=folds, method="predict_proba")
     return np.asarray(get_label_quality_scores(ids, probabilities_NC))
 
 

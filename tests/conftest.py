@@ -132,7 +132,7 @@ def make_bundle(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         tokenizer.save_pretrained(folder)
         training = dict.fromkeys(
             ("learning_rate", "batch_size", "weight_decay", "warmup_fraction", "precision", "seed", "epochs", "data"), 0
-        )
+        ) | {"keep": "best"}
         epoch = {"epoch": 1.0, "train_loss": 1.0, "loss": 1.0, "accuracy": 0.5, "f1_macro": 0.5, "wall_s": 1.0}
         seal(
             folder,

@@ -235,10 +235,13 @@ def test_how_training_went_is_no_part_of_what_is_hashed(copy: Path, tiny_bundle:
     (copy / "tensorboard" / "train" / "events.out.tfevents.1.host").write_bytes(b"of now")
     Bundle.load(str(copy))  # not "altered"
     facts = plain.model_dump(exclude={"files", "versions"})
+    assert "is kept: the best macro-F1 on validation." in (copy / "README.md").read_text()
+    facts["training"]["keep"] = "last"
     info = seal(copy, **facts)
     assert info.files == plain.files
     assert info.fingerprint() == plain.fingerprint()
     card = (copy / "README.md").read_text()
+    assert "is kept: the last one." in card
     assert "\n\n![Losses and scores by epoch](learning_curves.svg)\n\n" in card
     assert "`tensorboard --logdir PATH OF THIS FOLDER/tensorboard` ([event files](tensorboard))" in card
     place = Location.of(s3_folder)

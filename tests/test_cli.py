@@ -13,7 +13,7 @@ import pytest
 from bertray.cli import Outcome, load_config, run_job
 from bertray.config import PrepareConfig, ScoreConfig
 from bertray.errors import RequestError
-from bertray.training_config import TrainConfig
+from bertray.training_config import TrainConfig, TuneConfig
 
 REQUIRED = ["--data", "d", "--output", "o"]
 
@@ -28,6 +28,17 @@ def test_each_source_overrides_the_one_before(tmp_path: Path, monkeypatch: pytes
     assert config.epochs == 4  # YAML over default
     assert config.batch_size == 16  # environment over YAML
     assert config.learning_rate == 3e-5  # flag over environment
+
+
+def test_yaml_is_read_as_flags_are(tmp_path: Path) -> None:
+    file = tmp_path / "tune.yaml"
+    file.write_text("num_workers: 1:8\nencoder: 007\noverwrite: yes\npatience:\nlearning_rate: 3e-5\n")
+    config = load_config(TrainConfig, [*REQUIRED, "--config", str(file)])
+    assert (config.worker_range, config.encoder, config.overwrite, config.patience) == ((1, 8), "007", True, None)
+    assert config.learning_rate == 3e-5
+    file.write_text("warmup_fractions: 0:0.2\nbatch_sizes: 16,32\nlayer_decays: 0.8:1\n")
+    search = load_config(TuneConfig, [*REQUIRED, "--config", str(file)])
+    assert (search.warmup_fractions, search.batch_sizes, search.layer_decays) == ("0:0.2", "16,32", "0.8:1")
 
 
 def test_lists_from_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +105,7 @@ def test_messages_name_where_a_value_was_given(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("BERTRAY_TRAIN_BATCH_SIZE", "-1")
     with pytest.raises(RequestError) as caught:
         load_config(TrainConfig, [*REQUIRED, "--config", str(file), "--precision", "fp8"])
-    for words in (f"{file}: epochs: 0 is", "BERTRAY_TRAIN_BATCH_SIZE: '-1' is", "--precision: 'fp8' is"):
+    for words in (f"{file}: epochs: '0' is", "BERTRAY_TRAIN_BATCH_SIZE: '-1' is", "--precision: 'fp8' is"):
         assert words in str(caught.value)
 
 

@@ -76,6 +76,11 @@ def test_s3(s3_folder: str, tmp_path: Path) -> None:
     s3fs.S3FileSystem().put_file(str(write(tmp_path / "a.csv.gz")), f"{s3_folder}/in/a.csv.gz")
     assert pairs(read(f"{s3_folder}/in")) == ROWS
     assert pairs(read(f"{s3_folder}/*/a.csv*")) == ROWS
+    # S3's console makes an object for a folder.
+    s3fs.S3FileSystem().pipe_file(f"{s3_folder}/in/", b"")
+    assert pairs(read(f"{s3_folder}/in")) == pairs(read(f"{s3_folder}/**")) == ROWS
+    with pytest.raises(RequestError, match=r"^not found: s3://no-such-bucket/x\*\.csv\. Check the path, the bucket"):
+        read("s3://no-such-bucket/x*.csv")
 
 
 def test_labels_may_be_numbers_and_booleans_but_not_fractions(tmp_path: Path) -> None:
@@ -107,7 +112,7 @@ def test_inch_marks_and_large_numbers(tmp_path: Path) -> None:
 
 
 def test_rows_between_two_quotation_marks_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "a.tsv").write_text('text\tlabel\nx\ta\n"y\tb\nz\ta\n"v\tb\n')
+    (tmp_path / "a.tsv").write_text('text\tlabel\nx\ta\n"y\tb\nz\ta\nv"\tb\n')
     assert len(read(tmp_path / "a.tsv")) == 2
     assert "'text' of 1 rows of" in caplog.text and "first in row 3, counting the header" in caplog.text
 
@@ -118,6 +123,11 @@ def test_large_integers_in_lists(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"text": "x", "label": {"id": 36893488147419103232}}\n')
     with pytest.raises(RequestError, match="more than 64 bits"):
         read(tmp_path / "b.jsonl")
+
+
+def test_a_file_without_a_line_has_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    assert pairs(read(tmp_path / "empty.jsonl", write(tmp_path / "a.csv"))) == ROWS
 
 
 def test_members_that_a_line_lacks_are_null(tmp_path: Path) -> None:
@@ -210,7 +220,21 @@ def test_lists_of_labels_stay_lists(tmp_path: Path) -> None:
         ),
         ("a.csv", b"text,label\n" + b'"' + b"long,a\n" * 50_000, r"row 2 of .* does not end"),
         ("a.tsv", b'text\tlabel\nx\ta\n"y\tb\nz\ta\n', r"row 3 of .*a\.tsv, .* does not end"),
+        # Arrow would read each of these three, and give fewer rows than there are.
+        (
+            "a.csv",
+            b'label,text\na,x\na,"Yes" she said\na,y\nb,"No way\nb,z\n',
+            r"row 3 of .* goes on behind the next one",
+        ),
+        ("a.csv", b'label,text\na,x\na,"Yes\nb,y\nb,"No way\nb,z\n', r"row 3 of .*a\.csv, .* rows between the two"),
+        ("a.tsv", b'text\tlabel\nx\ta\n"y\tb\nz\ta\n"v\tb\n', r"row 3 of .*a\.tsv, .* or save the table as Parquet"),
         ("a.jsonl", b'{"text": "hi \\ud83d", "label": "a"}', r"'text' of .*a\.jsonl holds text that is no Unicode"),
+        (
+            "a.csv",
+            "text,label,catégorie\nx,a,y\n".encode("latin-1"),
+            r"columns of .*a\.csv are not UTF-8: .*Save it as",
+        ),
+        ("a.jsonl", b'{"text": "x", "label": "a", "\\ud83d": 1}', r"columns of .*a\.jsonl are not UTF-8"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -41,6 +41,11 @@ def test_the_baseline_learns_words() -> None:
     assert predict_baseline(train, rows).tolist() == [0, 1]
 
 
+def test_the_baseline_reads_texts_without_words() -> None:
+    train = pa.table({"text": ["+", "+ 7", "-", "- \U0001f642"] * 3, "label_id": [0, 0, 1, 1] * 3})
+    assert predict_baseline(train, pa.table({"text": ["+", "\U0001f642"]})).tolist() == [0, 1]
+
+
 TRUE_NC = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0]], dtype=np.float32)
 PREDICTED_NC = np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]])
 

@@ -43,6 +43,17 @@ def test_put_read_list_remove(folder: Location) -> None:
     assert not file.exists()
 
 
+def test_a_marker_of_a_folder_is_no_file(s3_folder: str) -> None:
+    import s3fs
+
+    place = Location.of(f"{s3_folder}/docs.parquet")
+    s3fs.S3FileSystem().pipe_file(f"{place}/", b"")
+    assert place.exists() and not place.is_file()
+    assert place.is_empty() and place.files((".parquet",)) == []
+    (place / "part.parquet").put(b"one")
+    assert [info.path for info in place.files()] == ["part.parquet"]
+
+
 def test_the_version_changes_with_the_content(folder: Location) -> None:
     file = folder / "part.parquet"
     file.put(b"old")

@@ -232,6 +232,10 @@ def threshold_for_precision(
     misses it on others every second time. So few rows never suffice: all right, it takes 59 for 0.95 and 299 for 0.99.
     For few more rows than that it is strict, and many rows are below it.
 
+    The bound is of every cut by itself, and the lowest of many is taken. Where scores tell right from wrong that costs
+    nothing; where the precision is the same at all scores, and just below the target, it was promised in 13 to 23 % of
+    simulated cases, and missed by a point at most.
+
     Rows of equal scores stand on the same side. It is a score that occurs: a row that has it, and in another
     precision a little less, is reviewed.
 

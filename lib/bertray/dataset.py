@@ -134,8 +134,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Read, clean, split and write a data set; returns the report that is also written as report.json.
 
     Raises:
-        RequestError: unreadable input, unseen labels in a held-out split, an out-of-scope label that no row has, too
-            few rows to split; nothing is written.
+        RequestError: unreadable input, no row that can be used, unseen labels in a held-out split, an out-of-scope
+            label that no row has, too few rows to split; nothing is written.
     """
     output = Location.of(config.output)
     refuse_in_bundle(output)
@@ -154,6 +154,12 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         )
         num_rows_in[name] = rows.num_rows
         cleaned[name] = clean(rows)
+        if not cleaned[name].rows.num_rows:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in cleaned[name].rows_out.most_common())
+            raise RequestError(
+                f"none of the {rows.num_rows} rows of --{name} {' '.join(patterns)} can be used"
+                f"{f': {reasons}' if reasons else ''}. Are --text-column and --label-column the right ones?"
+            )
         _log.info("%s: %d rows read, %d stay after cleaning", name, rows.num_rows, cleaned[name].rows.num_rows)
 
     _separate(cleaned)

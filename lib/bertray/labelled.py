@@ -38,7 +38,10 @@ _TEXT_FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".ndjson": "jso
 _SUFFIXES = (".parquet", *(text + packed for text in _TEXT_FORMATS for packed in ("", *_COMPRESSIONS)))
 _FORMATS_HELP = "CSV (.csv, .tsv), JSON Lines (.jsonl, .ndjson, .json), each also .gz or .zst, and .parquet"
 
-_QUOTING_HELP = 'put such a cell into quotation marks, and double those within, as """Yes"", she said."'
+_QUOTING_HELP = (
+    'put such a cell into quotation marks, and double those within, as """Yes"", she said.", or save the table as '
+    "Parquet or JSON Lines"
+)
 
 # Arrow counts bytes in an int32: a block's, and one block a file lets a row be as long as the file; and those of a
 # column of strings whose rows are put into another order.
@@ -89,11 +92,8 @@ def find_files(pattern: str) -> list[Location]:
         RequestError: there is none.
     """
     place = Location.of(pattern)
-    if glob.has_magic(place.path) and not place.exists():
-        root = place.uri.removesuffix(place.path)
-        places = [Location(place.fs, path, root + path) for path in sorted(place.fs.glob(place.path))]
-    else:
-        places = [place] if place.exists() else []
+    is_pattern = glob.has_magic(place.path) and not place.exists()
+    places = place.glob() if is_pattern else [place]
     files: list[Location] = []
     for found in places:
         files += [found] if found.is_file() else [found / info.path for info in found.files(_SUFFIXES)]
@@ -105,15 +105,18 @@ def find_files(pattern: str) -> list[Location]:
 def _read_file(file: Location, columns: dict[str, str], separator: str | None) -> pa.Table:
     try:
         table = _parse(file, list(columns.values()))
+        names = table.column_names
     except (pa.ArrowException, OSError) as error:
         raise RequestError(f"cannot read {file}: {error}") from error
+    except UnicodeError as error:
+        raise RequestError(f"the names of the columns of {file} are not UTF-8: {error}. Save it as UTF-8") from error
     strings: dict[str, pa.ChunkedArray] = {}
     for name, column in columns.items():
-        found = table.column_names.count(column)
+        found = names.count(column)
         if found != 1:
             raise RequestError(
                 f"{file} has {found or 'no'} column{'s' * (found > 1)} {column!r}; it has "
-                f"{', '.join(table.column_names)}. Choose with --{name}-column"
+                f"{', '.join(names) or 'none'}. Choose with --{name}-column"
             )
         if name == LABEL and separator is not None:
             strings[LABELS] = _as_lists(table[column], column, file, separator)
@@ -165,21 +168,25 @@ def _parse(file: Location, wanted: list[str]) -> pa.Table:
 
 
 def _check_quotes(content: bytes, delimiter: str, file: Location) -> None:
-    """Refuse a cell that opens with a quotation mark and never closes it: it would swallow all rows behind it."""
-    if content.count(b'"') % 2 == 0:
+    """Refuse a cell that begins with a quotation mark and does not end with one: it swallows rows behind it."""
+    if b'"' not in content:
         return
     limit_before = csv.field_size_limit(len(content) + 1)
-    rows = csv.reader(io.StringIO(content.decode("utf-8", "replace"), newline=""), delimiter=delimiter, strict=True)
+    text = io.StringIO(content.decode("utf-8-sig", "replace"), newline="")
+    rows = csv.reader(text, delimiter=delimiter, strict=True)
     num_rows = 0
     try:
         for _ in rows:
             num_rows += 1
     except csv.Error as error:
         if "unexpected end of data" in str(error):
-            raise RequestError(
-                f"row {num_rows + 1} of {file}, counting the header, has a cell that begins with a quotation mark and "
-                f"does not end: all behind it would be one text: {_QUOTING_HELP}; or is the file cut off?"
-            ) from error
+            what = "does not end, so that all behind it would be one text. Is the file cut off? Else"
+        else:
+            what = "goes on behind the next one, so that rows between the two would be one text:"
+        raise RequestError(
+            f"row {num_rows + 1} of {file}, counting the header, has a cell that begins with a quotation mark and "
+            f"{what} {_QUOTING_HELP}"
+        ) from error
     finally:
         csv.field_size_limit(limit_before)
 
@@ -225,6 +232,8 @@ def _parse_json_lines(data: bytes, file: Location, wanted: list[str]) -> pa.Tabl
         for name, column in values.items():
             column.append(row.get(name))
         num_rows += 1
+    if not num_rows:
+        others = dict.fromkeys(wanted)
     columns = {name: _as_array(column, name, file) for name, column in values.items()}
     return pa.table({**columns, **{name: pa.nulls(num_rows) for name in others if name not in columns}})
 

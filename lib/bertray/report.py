@@ -60,7 +60,7 @@ Texts are cut to {{ max_length }} tokens.
 Texts of more than {{ max_length }} tokens are read in windows of {{ max_length }} that overlap by {{ stride }} or \
 more; a text's logits are the {{ long_documents }} of its windows'.
 {%- endif %} Epoch {{ metrics.epoch | int }} of {{ training.epochs }} is kept: \
-the best macro-F1 on validation.
+{{ "the last one" if training.keep == "last" else "the best macro-F1 on validation" }}.
 {% if problem_type == "multi_label_classification" %}
 A text may have several labels, or none: all whose probability (sigmoid) is at least \
 {{ "0.5" if thresholds is none else "the threshold of the label" }}.

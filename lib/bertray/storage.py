@@ -162,7 +162,15 @@ class Location:
                 yield FileInfo(path[root:] or self.name, facts.st_size, str(facts.st_mtime_ns))
         else:
             for path, detail in self.fs.find(self.path, detail=True).items():
-                yield FileInfo(path[root:] or self.name, detail["size"], _version(detail))
+                if not path.endswith("/"):  # a marker that S3's console makes for a folder
+                    yield FileInfo(path[root:] or self.name, detail["size"], _version(detail))
+
+    def glob(self) -> list[Location]:
+        """The places that this one's path, a pattern, matches, sorted."""
+        root = self.uri.removesuffix(self.path)
+        with _explained(self):
+            paths = {path.rstrip("/") for path in self.fs.glob(self.path)}
+        return [Location(self.fs, path, root + path) for path in sorted(paths)]
 
     def is_empty(self) -> bool:
         """Whether no file lies at or below this place, hidden ones included."""
