@@ -50,12 +50,14 @@ class Recorder:
     """A watcher that remembers, and lets the run end at a step."""
 
     stop_at: int | None = None
+    amid_evaluation: bool = False  # where no steps are taken, rather than upon one
     records: list[StepRecord] = field(default_factory=list)
     epochs: list[dict[str, float]] = field(default_factory=list)
 
     def steps(self, records: list[StepRecord], num_steps: int) -> bool:
         self.records += records
-        return self.stop_at is not None and self.records[-1].step >= self.stop_at
+        last_step = self.records[-1].step if self.records else 0
+        return self.stop_at is not None and last_step >= self.stop_at and bool(records) != self.amid_evaluation
 
     def epoch(self, metrics: dict[str, float]) -> None:
         self.epochs.append(metrics)

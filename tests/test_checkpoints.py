@@ -62,6 +62,26 @@ def test_what_was_not_committed_does_not_count_and_goes(folder: Location) -> Non
     assert names(folder) == ["step-00000010.json", "step-00000010/tensors.safetensors"]
 
 
+def test_what_another_is_about_to_commit_stays(folder: Location) -> None:
+    """A rank 0 that was taken for dead goes on beside the one that follows it."""
+    late, new = Checkpoints(folder), Checkpoints(folder)
+    new._put("step-00000020", tensors(2))
+    new._put("best-0002", {**tensors(2), "validation_logits_NC": torch.zeros(1, 2)})
+    late.save(Progress(step=15, best_epoch=1), tensors(1), best_of(1))
+    late.wait()
+    (folder / "step-00000020.json").put(Progress(step=20, best_epoch=2).model_dump_json().encode())
+    latest = new.latest()
+    assert latest is not None and latest.step == 20
+    assert new.load(latest)["weights/a"].min() == 2 and new.load_best(latest).weights["weights/a"].min() == 2
+    new.save(Progress(step=30, best_epoch=2), tensors(3), None)
+    new.wait()
+    assert names(folder) == [
+        "best-0002/tensors.safetensors",
+        "step-00000030.json",
+        "step-00000030/tensors.safetensors",
+    ]
+
+
 def test_the_caller_may_change_its_tensors_when_saved_copies_were_given(folder: Location) -> None:
     checkpoints = Checkpoints(folder)
     given = tensors(1)

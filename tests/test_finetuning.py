@@ -35,6 +35,7 @@ from bertray.objective import Objective, sampling_probabilities
 from bertray.pretrained import load_tokenizer
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer, Sequences
+from bertray.tracking import StepRecord
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +67,13 @@ def test_a_run_goes_on_bit_for_bit(precision: str, rows: Path, tmp_path: Path, m
     undisturbed = fine_tune(rows, settings, watcher, whole)
     parts = Checkpoints(Location.of(str(tmp_path / "parts")))
     seen = []
-    for stop_at in (4, 13, 14, None):  # in mid-epoch, between checkpoints and upon one; an epoch has 10 steps
-        part = Recorder(stop_at)
+    # In mid-epoch, between checkpoints and upon one, at an epoch's end, amid its evaluation; an epoch has 10 steps.
+    for part in (Recorder(4), Recorder(10), Recorder(13), Recorder(14), Recorder(20, amid_evaluation=True), Recorder()):
         interrupted = fine_tune(rows, settings, part, Checkpoints(parts._folder))
         seen += part.records
+        latest = Checkpoints(parts._folder).latest()
+        assert latest is not None and latest.step == (part.stop_at or 30)
+        assert len(latest.history) == {10: 0, 20: 1}.get(latest.step, latest.step // 10)
     assert [(one.step, one.loss) for one in seen] == [(one.step, one.loss) for one in watcher.records]
     expected, actual = weights_of(whole), weights_of(parts)
     assert expected.keys() == actual.keys()
@@ -80,6 +84,24 @@ def test_a_run_goes_on_bit_for_bit(precision: str, rows: Path, tmp_path: Path, m
     curves = [[(one.step, one.loss) for one in run.progress.records] for run in (undisturbed, interrupted)]
     assert curves[0] == curves[1]
     assert [step for step, _ in curves[0]] == [4, 8, 12, 16, 20, 24, 28]
+
+
+def test_a_checkpoint_is_written_every_so_many_minutes(rows: Path, tmp_path: Path) -> None:
+    """The interval of these is shorter than a step."""
+
+    class Crash(Recorder):
+        def steps(self, records: list[StepRecord], num_steps: int) -> bool:
+            if records and records[-1].step == 5:
+                checkpoints.wait()
+                raise OSError("the machine is gone")
+            return super().steps(records, num_steps)
+
+    for minutes, expected in ((1e-9, range(1, 5)), (10.0, [])):
+        checkpoints = Checkpoints(Location.of(str(tmp_path / f"{minutes}")))
+        with pytest.raises(OSError, match="gone"):
+            fine_tune(rows, config(checkpoint_minutes=minutes), Crash(), checkpoints)
+        latest = checkpoints.latest()
+        assert (latest.step in expected) if latest else not expected
 
 
 def test_a_crash_costs_the_steps_since_the_checkpoint_alone(rows: Path, tmp_path: Path) -> None:
@@ -160,18 +182,36 @@ def single(rows: Path) -> tuple[Any, ...]:
     return watcher.records, run.progress.history, begun, run.optimizer.state()
 
 
-def test_parts_that_fit_into_memory_take_the_same_steps(rows: Path) -> None:
-    watchers = [Recorder(), Recorder()]
+def test_parts_that_fit_into_memory_take_the_same_steps(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watchers, num_parts = [Recorder(), Recorder()], []
+    add_gradients = Learner.add_gradients
+
+    def counted(self: Learner, tokens: Sequences, part: np.ndarray, *args: Any, **options: Any) -> torch.Tensor:
+        num_parts[-1] += 1
+        assert len(num_parts) == 1 or len(part) == 1 or tokens.lengths_S[part].sum() <= 100
+        return add_gradients(self, tokens, part, *args, **options)
+
+    monkeypatch.setattr(Learner, "add_gradients", counted)
     for watcher, budget in zip(watchers, (None, 100), strict=True):
+        num_parts.append(0)
         fine_tune(rows, config(micro_batch_tokens=budget), watcher, model=small_model(dropout=0.0))
+    assert num_parts[0] == len(watchers[0].records) == 30
+    assert num_parts[1] >= 2 * 30
     for one, other in zip(watchers[0].records, watchers[1].records, strict=True):
         assert other.loss == pytest.approx(one.loss, abs=1e-5)
 
 
 def test_states_computed_again_are_the_same(rows: Path) -> None:
-    watchers = [Recorder(), Recorder()]
+    watchers, num_calls = [Recorder(), Recorder()], []
     for watcher, again in zip(watchers, (False, True), strict=True):
-        fine_tune(rows, config(gradient_checkpointing=again), watcher, model=small_model(dropout=0.0))
+        calls: list[None] = []
+        model = small_model(dropout=0.0)
+        with opened_run(rows, config(gradient_checkpointing=again), watcher, model=model) as run:
+            dense = model.bert.encoder.layer[0].intermediate.dense
+            dense.register_forward_pre_hook(lambda *_, calls=calls: calls.append(None))
+            run.run()
+        num_calls.append(len(calls))
+    assert num_calls[1] == num_calls[0] + 30  # a step computes them twice
     for one, other in zip(watchers[0].records, watchers[1].records, strict=True):
         assert other.loss == pytest.approx(one.loss, abs=1e-5)
 

@@ -88,6 +88,11 @@ def test_of_several_labels_the_wrong_ones_are_named() -> None:
     assert (more.suggested == np.hstack([ones_N1 > 0, issues.suggested])).all()
     assert more.by_label[0] == {"num_rows": NUM_ROWS, "num_suspects": 0, "num_missing": 0, "noise": 0.0}
     assert more.by_label[1:] == issues.by_label
+    # The same where one label alone is left to judge.
+    one = find_multi_label_issues(np.hstack([ones_N1, given_NC[:, :1]]), np.hstack([sure_N1, probabilities_NC[:, :1]]))
+    assert one.by_label[1] == issues.by_label[0]
+    assert (one.suggested[:, 1] == issues.suggested[:, 0]).all()
+    assert np.corrcoef(one.quality_N, given_NC[:, 0] == true_NC[:, 0])[0, 1] > 0.8
     none = find_multi_label_issues(ones_N1, sure_N1)
     assert (none.suggested == (ones_N1 > 0)).all()
     assert not none.is_suspect_N.any()

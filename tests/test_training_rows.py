@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from bertray import training_rows
+from bertray.errors import RequestError
 from bertray.pretrained import load_tokenizer
 from bertray.storage import Location
 from bertray.tokenization import ColumnTokenizer, TokenColumn
@@ -60,3 +61,11 @@ def test_labels_of_sequences(tokenizer: ColumnTokenizer, tmp_path: Path) -> None
         assert rows.label_ids(rows.firsts[:2]).tolist() == [0, 1]
         weights_S = rows.document_weights_S()
         assert weights_S[documents_S == 3].sum() == pytest.approx(weights_S[documents_S == 0].sum())
+
+
+def test_a_machine_that_does_not_see_the_rows_says_so(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RequestError, match=r"train\.arrow, written where the job was started, is not there on .*--out"),
+        training_rows.opened(Location.of(str(tmp_path / "elsewhere"))),
+    ):
+        pass

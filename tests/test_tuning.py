@@ -14,14 +14,14 @@ from ray.tune.schedulers import TrialScheduler
 from test_training import dataset as dataset  # the fixture
 
 from bertray import Bundle
-from bertray.errors import BertrayError, LockedError, RequestError
+from bertray.errors import BertrayError, LockedError, RequestError, UnavailableError
 from bertray.run_lock import RunLock
 from bertray.schema import TRIAL_SCHEMA
 from bertray.storage import Location
 from bertray.training import train
-from bertray.training_config import TuneConfig
+from bertray.training_config import TrainConfig, TuneConfig
 from bertray.training_run import TrainingRun
-from bertray.trial_worker import trial_checkpoints
+from bertray.trial_worker import run_trial, trial_checkpoints
 from bertray.trials import TrialRecord, best_of_all, options_of, train_config
 from bertray.tuning import Rungs, _Records, search
 from tests.conftest import WHAT_A_DIVERGING_WORKER_LOGS
@@ -170,6 +170,20 @@ def test_what_no_trial_can_do_ends_the_search(
     with pytest.raises(RequestError, match=r"lacks 16 weights"):
         search(config_of(dataset, tmp_path / "bundle", encoder, num_trials=1))
     assert not (tmp_path / ".bundle.tuning").exists()
+
+
+def test_what_another_attempt_may_reach_does_not_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is told to the board, which is none; Tune sees the error and tries again."""
+
+    def unreachable(*_: Any, **__: Any) -> Any:
+        raise UnavailableError("cannot reach s3://bucket/.bundle.tuning/rows")
+
+    monkeypatch.setattr("bertray.trial_worker.set_up_process", lambda *_: None)
+    monkeypatch.setattr("bertray.trial_worker.fine_tuning", unreachable)
+    options = TrainConfig(data="d", output="/nowhere/bundle").model_dump()
+    settings = {"configs": {0: options}, "labels": [], "problem_type": "single_label_classification"}
+    with pytest.raises(UnavailableError, match="cannot reach"):
+        run_trial({"number": 0}, {**settings, "lock_number": 1, "use_gpu": False, "num_threads": 1}, board=None)
 
 
 def test_a_trial_that_diverges_is_a_result(

@@ -118,7 +118,7 @@ class Checkpoints:
     def remove_unfinished(self) -> None:
         """Remove what a run that was killed has left half-written."""
         self._folder.remove_unfinished()
-        self._tidy()
+        self._tidy(others_write=False)
 
     def _write(self, progress: Progress, tensors: dict[str, torch.Tensor] | None, best: Best | None) -> None:
         if tensors is not None:
@@ -142,18 +142,33 @@ class Checkpoints:
     def _commits(self) -> list[str]:
         return [info.path for info in self._folder.files((_COMMIT,))]
 
-    def _tidy(self) -> None:
+    def _tidy(self, *, others_write: bool = True) -> None:
+        """Remove what no commit names.
+
+        Args:
+            others_write: a rank 0 that was taken for dead may live beside the one that follows it: what lies ahead of
+                the latest commit may be of a checkpoint that the other is about to commit.
+        """
         commits = self._commits()
         kept = commits[-self._num_kept :]
         named = set(kept)
+        names = ("", "")
         for commit in kept:
             progress = json.loads((self._folder / commit).read_bytes())
             names = _step_name(progress["step"]), _best_name(progress["best_epoch"])
             named |= {f"{name}/{_TENSORS}" for name in names}
-        # A checkpoint's commit goes before what it names.
         unnamed = [info.path for info in self._folder.files() if info.path not in named]
+        if others_write:
+            unnamed = [path for path in unnamed if not any(_is_ahead(path, latest) for latest in names)]
+        # A checkpoint's commit goes before what it names.
         for path in sorted(unnamed, key=lambda path: not path.endswith(_COMMIT)):
             (self._folder / path).remove()
+
+
+def _is_ahead(path: str, latest: str) -> bool:
+    """Whether a file is of a later step, or epoch, than the folder of that name is."""
+    folder = path.partition("/")[0]
+    return folder.partition("-")[0] == latest.partition("-")[0] and folder > latest
 
 
 def _step_name(step: int) -> str:

@@ -199,7 +199,8 @@ class _Watcher:
         self._board, self._fold = board, fold
 
     def steps(self, records: list[StepRecord], num_steps: int) -> bool:
-        self._board.post.remote(self._fold, records[-1].step, num_steps)
+        if records:
+            self._board.post.remote(self._fold, records[-1].step, num_steps)
         return False
 
     def epoch(self, metrics: dict[str, float]) -> None:

@@ -3,6 +3,7 @@
     BertrayError            anything this project raises on purpose
       RequestError          an option, a path, data or storage does not fit: exit code 2
         BundleError         a bundle folder that is incomplete, altered or not a bundle
+        UnavailableError    storage or a server refuses, or does not answer
       LockedError           another run is at work on the same output: exit code 4
       ShardError            one shard of an archive cannot be scored: it is listed, the others go on
         ShardChangedError   it was rewritten while it was read
@@ -22,6 +23,10 @@ class RequestError(BertrayError, ValueError):
 
 class BundleError(RequestError):
     """A model bundle that is missing, incomplete or altered."""
+
+
+class UnavailableError(RequestError):
+    """What storage or a server refuses, or does not answer; the same may succeed later, or on another machine."""
 
 
 class LockedError(BertrayError):

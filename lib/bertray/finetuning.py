@@ -50,7 +50,7 @@ class Watcher(Protocol):
     """Who is told how a run goes."""
 
     def steps(self, records: list[StepRecord], num_steps: int) -> bool:
-        """New steps, of so many in all. Returns whether the run shall write a checkpoint and end."""
+        """New steps, maybe none, of so many in all. Returns whether the run shall write a checkpoint and end."""
 
     def epoch(self, metrics: dict[str, float]) -> None:
         """Metrics of an epoch."""
@@ -70,6 +70,10 @@ class DivergedError(BertrayError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class _StopError(Exception):
+    """The watcher wants the run to end, amid an evaluation."""
 
 
 class FineTuning:
@@ -167,14 +171,19 @@ class FineTuning:
         self._epoch_began_s = now_s - self._progress.epoch_wall_s
         loss_sum = torch.tensor(self._progress.epoch_loss_sum, dtype=torch.float64, device=self.device)
         step = self._progress.step
-        while step < self.num_steps and not self._progress.is_done:
-            step += 1
-            loss_sum += self._step(step)
-            is_end_of_epoch = step % self.batches.steps_per_epoch == 0
-            shall_end = self._look(step, is_end_of_epoch)
-            if is_end_of_epoch:
-                self._end_epoch(step, loss_sum.item())
-                loss_sum.zero_()
+        while not self._progress.is_done:
+            last_of_epoch = self.batches.steps_per_epoch * (len(self._progress.history) + 1)
+            shall_end = False
+            if step < last_of_epoch:  # else the run was told to end before the epoch's evaluation was done
+                step += 1
+                loss_sum += self._step(step)
+                shall_end = self._look(step, step == last_of_epoch)
+            if step == last_of_epoch and not shall_end:
+                try:
+                    self._end_epoch(step, loss_sum.item())
+                    loss_sum.zero_()
+                except _StopError:
+                    shall_end = True
                 self._looked_s = time.monotonic()  # what lies between epochs does not count
             if self._is_checkpoint_due(step, shall_end):
                 self._save(step, loss_sum.item())
@@ -284,6 +293,14 @@ class FineTuning:
             self._records = [record for record in self._records if record.step % self._record_every == 0]
         return self._watcher.steps(records, self.num_steps)
 
+    def _is_told_to_end(self) -> bool:
+        """Now and then, where no steps are taken, ask the watcher; an evaluation may last longer than a stop waits."""
+        now_s = time.monotonic()
+        if self.rank or now_s - self._looked_s < _LOOK_INTERVAL_S:
+            return False
+        self._looked_s = now_s
+        return self._watcher.steps([], self.num_steps)
+
     def _raise_diverged(self, step: int, loss: float, norm: float) -> None:
         rows = np.unique(self._train.tokens.documents_S[self.batches.at(step)]).tolist()
         epoch = self.batches.epoch(step)
@@ -297,7 +314,11 @@ class FineTuning:
         )
 
     def _end_epoch(self, step: int, loss_sum: float) -> None:
-        """Evaluate, and keep the weights if no epoch before was better."""
+        """Evaluate, and keep the weights if no epoch before was better.
+
+        Raises:
+            _StopError: nothing has changed; on other ranks nothing is raised, and they wait.
+        """
         epoch = self.batches.epoch(step)
         with self.optimizer.averaged():
             logits_NC = self._validation_logits()
@@ -327,6 +348,8 @@ class FineTuning:
         logits_SC = torch.zeros(len(tokens.documents_S), self._num_classes, device=self.device)
         batches = self.learner.batches(tokens.lengths_S, self._validation_budget)
         for rows in batches[self.rank :: self.world_size]:
+            if self._is_told_to_end():
+                raise _StopError
             logits_SC[torch.from_numpy(rows)] = self.learner.logits(tokens, rows)
         if self.world_size > 1:
             torch.distributed.all_reduce(logits_SC)

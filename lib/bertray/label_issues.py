@@ -128,8 +128,11 @@ def find_multi_label_issues(given_NC: np.ndarray, probabilities_NC: np.ndarray) 
         }
         for given_N, is_doubted_N, noise in zip(given_NC.T, is_doubted_NC.T, noise_C, strict=True)
     ]
+    quality_N = given_probability_NC[:, 0]
+    if len(by_label) > 1:  # cleanlab refuses one
+        quality_N = np.asarray(get_multi_label_quality_scores(label_lists, probabilities_NC))
     return LabelIssues(
-        np.asarray(get_multi_label_quality_scores(label_lists, probabilities_NC)),
+        quality_N,
         is_doubted_NC.any(axis=1),
         given_NC ^ is_doubted_NC,
         np.prod(given_probability_NC, axis=1, where=is_doubted_NC),

@@ -46,7 +46,7 @@ def check_memory(model: Any, memory: Memory, *, keeps_average: bool) -> None:
     if num_bytes > available:
         raise RequestError(
             f"training {num_weights:,} weights takes {num_bytes / 2**30:.1f} GiB beside what a step needs, and "
-            f"{available / 2**30:.1f} GiB are free: use a smaller --encoder, or fewer --num-workers on a machine"
+            f"{available / 2**30:.1f} GiB are free: use a smaller --encoder, or have fewer workers on a machine"
         )
 
 
@@ -142,9 +142,15 @@ class Optimizer:
             yield
             return
         trained = [flat.model_W.clone() for flat in self._flats]
+        self._memory.wait()  # before any rank changes its part
         self._publish(self._averages)
-        yield
-        # Not where an error ended the block: the run is over then, and other ranks wait for something else.
+        try:
+            yield
+        except BaseException:
+            # All parts, and without waiting for other ranks, which wait for something else: the run is over then.
+            for flat, held_W in zip(self._flats, trained, strict=True):
+                flat.model_W.copy_(held_W)
+            raise
         self._memory.wait()
         self._publish(trained)
 

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from bertray.bundle_folder import BUNDLE_FILE, read_info, sha256_of
 from bertray.choices import ProblemType
-from bertray.errors import RequestError
+from bertray.errors import RequestError, UnavailableError
 from bertray.layout import first_position
 from bertray.storage import Location
 
@@ -217,8 +217,8 @@ def _hub_folder(encoder: str) -> Path:
     except HFValidationError as error:
         raise RequestError(f"--encoder {encoder}: neither a folder nor a Hub id. {choices}") from error
     except LocalEntryNotFoundError as error:
-        raise RequestError(
+        raise UnavailableError(
             f"--encoder {encoder}: the Hub cannot be reached and no copy is cached. {choices}"
         ) from error
     except HfHubHTTPError as error:
-        raise RequestError(f"--encoder {encoder}: the Hub refused: {error}. {choices}") from error
+        raise UnavailableError(f"--encoder {encoder}: the Hub refused: {error}. {choices}") from error

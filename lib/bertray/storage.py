@@ -9,7 +9,7 @@ configuration that is written out holds a secret.
 A file appears whole or not at all: local files are written beside their place, synced and renamed; S3 objects are
 one put (or one completed multipart upload), which S3 itself makes atomic.
 
-What S3 refuses for now is asked for again (`bertray.s3`). What fails for good is a `RequestError`, whatever the
+What S3 refuses for now is asked for again (`bertray.s3`). What fails for good is an `UnavailableError`, whatever the
 transport calls it.
 """
 
@@ -31,7 +31,7 @@ from botocore.exceptions import ClientError, FlexibleChecksumError
 from fsspec.implementations.local import LocalFileSystem
 
 from bertray import local_files, s3
-from bertray.errors import RequestError
+from bertray.errors import RequestError, UnavailableError
 
 _SCHEMES = ("s3", "s3a")
 _CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or the role"
@@ -195,7 +195,7 @@ class Location:
         """A binary, seekable file object to read from.
 
         On S3 all that is read is of one version (where the store heeds If-Match), and what a read raises is both a
-        `RequestError` and an `OSError`.
+        `UnavailableError` and an `OSError`.
         """
         with _explained(self):
             explained = partial(_explained, self, _ReadError)
@@ -310,7 +310,7 @@ class Location:
                 self.fs.rm(self.path, recursive=True)
 
 
-class _ReadError(RequestError, OSError):
+class _ReadError(UnavailableError, OSError):
     """What goes wrong in a file that is open; whoever is handed a file expects an OSError."""
 
 
@@ -363,7 +363,7 @@ def _version(detail: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _explained(location: Location, kind: type[RequestError] = RequestError) -> Iterator[None]:
+def _explained(location: Location, kind: type[UnavailableError] = UnavailableError) -> Iterator[None]:
     """Turn the storage's own refusals into an error that names the place and what to check."""
     try:
         yield

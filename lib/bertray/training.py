@@ -263,10 +263,14 @@ def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints, lock_n
                 raise
             reason = str(next(iter(failures), error)).strip().partition("\n")[0]
             _log.warning("warning: workers were lost (%s); going on from step %d", reason, step)
+            checkpoints.remove_unfinished()
 
 
 def _resize_interval_s(config: TrainConfig) -> float:
-    """A run that begins again with more workers must have a checkpoint of its own since it last did."""
+    """A run that begins again with more workers must have a checkpoint of its own since it last did.
+
+    Of `checkpoint_steps` nobody knows how long they take: there it may cost what was done in a minute.
+    """
     return _RESIZE_INTERVAL_S + (0 if config.checkpoint_steps else 60 * config.checkpoint_minutes)
 
 

@@ -16,6 +16,7 @@ Legend: S sequences, S1 = S + 1, N rows, T tokens, C classes, V tokens of the vo
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import pyarrow as pa
 
 from bertray.choices import ProblemType
 from bertray.dataset import Dataset
+from bertray.errors import RequestError
 from bertray.ragged import offsets, positions
 from bertray.schema import LABEL_ID, LABEL_IDS, TEXT
 from bertray.storage import Location
@@ -148,12 +150,22 @@ def compact_vocabulary(
 
 @contextmanager
 def opened(folder: Location) -> Iterator[tuple[dict[str, TrainingRows], np.ndarray]]:
-    """The splits of a folder, and the encoder's ids of the compact vocabulary (int64), inside the block."""
+    """The splits of a folder, and the encoder's ids of the compact vocabulary (int64), inside the block.
+
+    Raises:
+        RequestError: this machine does not see it.
+    """
     with ExitStack() as stack:
         path = stack.enter_context(folder.local_copy())
 
         def table_of(name: str) -> pa.Table:
-            mapped = stack.enter_context(pa.memory_map(str(path / name)))
+            try:
+                mapped = stack.enter_context(pa.memory_map(str(path / name)))
+            except FileNotFoundError as error:
+                raise RequestError(
+                    f"{folder / name}, written where the job was started, is not there on {socket.gethostname()}: let "
+                    "--output be on S3, or on a file system that every node has"
+                ) from error
             return pa.ipc.open_file(mapped).read_all()
 
         splits = {}

@@ -17,7 +17,7 @@ import torch
 from ray import tune
 
 from bertray.checkpoints import Checkpoints, Progress
-from bertray.errors import RequestError
+from bertray.errors import RequestError, UnavailableError
 from bertray.finetuning import DivergedError, FineTuning
 from bertray.run_lock import check_held
 from bertray.storage import Location
@@ -69,9 +69,9 @@ def run_trial(space: dict[str, int], settings: dict[str, Any], board: Any) -> No
                 # A result, not an accident: the same options would end the same again.
                 report(number, loop.progress, failure=str(error).partition("\n")[0])
                 return
+    except UnavailableError:  # another attempt may reach it
+        raise
     except RequestError as error:
-        if watcher.has_begun:  # then it is the storage's, which another attempt may reach
-            raise
         ray.get(board.refuse.remote(str(error)))  # and the driver ends the search
         return
     if not is_done:
@@ -100,19 +100,13 @@ def report(number: int, progress: Progress, failure: str | None = None) -> None:
 
 
 class _TrialWatcher:
-    """Reports epochs to Tune; asks the board whether to stop.
-
-    Attributes:
-        has_begun: steps were taken.
-    """
+    """Reports epochs to Tune; asks the board whether to stop."""
 
     def __init__(self, number: int, board: Any) -> None:
         self._number, self._board, self._answers = number, board, Answers()
         self.loop: FineTuning | None = None
-        self.has_begun = False
 
     def steps(self, records: list[StepRecord], num_steps: int) -> bool:
-        self.has_begun = True
         return self._answers.shall_stop(self._board.shall_stop.remote(self._number))
 
     def epoch(self, metrics: dict[str, float]) -> None:

@@ -168,7 +168,7 @@ class _Records:
         """Take up what a search before has left, and remove what it has left half-written."""
         self._run.checkpoints.remove_unfinished()
         # All, also those beyond --num-trials, which may be lower now: the best may be among them.
-        for name in sorted(info.path for info in self._run.checkpoints.files((".json",)) if "/" not in info.path):
+        for name in self._names():
             self.ended.append(TrialRecord.model_validate_json((self._run.checkpoints / name).read_bytes()))
         for number in self.missing():
             Checkpoints(trial_checkpoints(self._run, number), self._config.keep_checkpoints).remove_unfinished()
@@ -198,13 +198,17 @@ class _Records:
             if self._run.checkpoints.files():
                 _log.info(
                     "%d of %d trials have ended; the same command goes on from %s",
-                    len(self.ended),
+                    len(self._names()),
                     self._config.num_trials,
                     self._run.location,
                 )
             else:
                 lock.remove_output()
             raise
+
+    def _names(self) -> list[str]:
+        """Of all records in storage, sorted."""
+        return [info.path for info in self._run.checkpoints.files((".json",)) if "/" not in info.path]
 
     def _file(self, number: int) -> Location:
         return self._run.checkpoints / f"{number:04d}.json"
@@ -264,6 +268,7 @@ def _run_trials(config: TuneConfig, dataset: Dataset, run: TrainingRun, records:
                 is_done = bool(wait([done], timeout=0.5).done)
                 show_logged(board)
                 if refusal := ray.get(board.refusal.remote()):
+                    _save_trials(board, events)
                     raise RequestError(refusal)
                 _take_up(events, config, records)
                 bar.update(len(records.ended), f"{len(events.running)} at work")
@@ -273,11 +278,12 @@ def _run_trials(config: TuneConfig, dataset: Dataset, run: TrainingRun, records:
         _log.info("stopping: trials write their checkpoints; a second signal ends it at once")
         _save_trials(board, events)
         raise
-    failures = [str(getattr(error, "cause", error)).strip() for error in done.result().errors]
-    if failures:
+    causes = [getattr(error, "cause", error) for error in done.result().errors]
+    if causes:
+        reason = (str(causes[0]).strip() or type(causes[0]).__name__).splitlines()[-1]
         raise BertrayError(
-            f"{len(failures)} of {len(missing)} trials were lost {config.max_failures + 1} times: "
-            f"{failures[0].splitlines()[-1]}. The same command tries them again"
+            f"{len(causes)} of {len(missing)} trials were lost {config.max_failures + 1} times: {reason}. The same "
+            "command tries them again"
         )
     assert not records.missing(), "Tune has ended with trials that have not"
 
