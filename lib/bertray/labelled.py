@@ -172,7 +172,7 @@ def _check_quotes(content: bytes, delimiter: str, file: Location) -> None:
     if b'"' not in content:
         return
     limit_before = csv.field_size_limit(len(content) + 1)
-    text = io.StringIO(content.decode("utf-8-sig", "replace"), newline="")
+    text = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", "replace", newline="")
     rows = csv.reader(text, delimiter=delimiter, strict=True)
     num_rows = 0
     try:
