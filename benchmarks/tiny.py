@@ -42,7 +42,7 @@ def tiny_bundle(folder: Path) -> Path:
         max_length=128,
         encoder="random weights",
         data_fingerprint="0" * 64,
-        training=dict.fromkeys(keys, 0),
+        training=dict.fromkeys(keys, 0) | {"keep": "best"},
         metrics=figures,
         history=[figures],
     )

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import tiny
 from benchmarks.scale_actors import busy_share, where_time_goes
 from benchmarks.scale_figures import Line
 from benchmarks.scale_runs import STUB, Span
+from bertray import Bundle
 from tests.conftest import ROOT, write_shard
 
 
@@ -73,3 +75,8 @@ def test_the_stub_stands_in_for_a_bundle(tiny_bundle: Path, tmp_path: Path) -> N
     predicted = next(one for one in spans if one.what == "Bundle.predict_column")
     assert predicted.rows == 2  # of three, two are distinct
     assert predicted.wall_s >= 0.02
+
+
+def test_the_bundle_of_random_weights_is_one(tmp_path: Path) -> None:
+    (prediction,) = Bundle.load(str(tiny.tiny_bundle(tmp_path / "bundle"))).predict(["a text"])
+    assert prediction.label in ("a", "b", "c")

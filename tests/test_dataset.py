@@ -138,6 +138,12 @@ def test_the_input_is_never_overwritten(tmp_path: Path) -> None:
     assert pq.ParquetFile(source).metadata.num_rows == 50
 
 
+def test_files_without_rows_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("text,label\n")
+    with pytest.raises(RequestError, match=r"--input .*in\.csv has no rows"):
+        run(tmp_path, input=str(tmp_path / "in.csv"))
+
+
 def test_a_split_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"none of the 1 rows of --test .* can be used: 1 text_empty\. Are"):
         run(

@@ -126,7 +126,11 @@ def test_score_from_the_command_line(ray_cluster: str, tiny_bundle: Path, tmp_pa
         ("train", ["--data", "/nowhere", "--output", "/tmp/unused"], "jobs.prepare"),
         ("audit", ["--data", "/nowhere", "--output", "/tmp/unused"], "no finished data set"),
         ("audit", ["--data", "/nowhere", "--output", "/tmp/unused", "--folds", "1"], "--folds: '1' is not allowed"),
-        ("tune", ["--data", "d", "--output", "/tmp/unused", "--batch-size", "16,32"], "several: --batch-sizes"),
+        (
+            "tune",
+            ["--data", "d", "--output", "/tmp/unused", "--batch-size", "16,32"],
+            "or a range: --batch-sizes",
+        ),
         ("evaluate", ["--bundle", "/nowhere", "--data", "/nowhere", "--output", "/tmp/unused"], "no finished data set"),
         ("score", ["--bundle", "/nowhere", "--input", "/nowhere", "--output", "/tmp/unused"], "no model bundle"),
         ("score", ["--bundle", "b", "--input", "i"], "--output is required"),

@@ -107,6 +107,8 @@ def test_labels_stay_as_they_are_written(tmp_path: Path) -> None:
 def test_inch_marks_and_large_numbers(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('text,label\na 5" pipe,x\n"two\nlines",y\n')
     assert pairs(read(tmp_path / "a.csv")) == [('a 5" pipe', "x"), ("two\nlines", "y")]
+    (tmp_path / "c.csv").write_text('label,text\na,"Yes" she said\nb,"x" \nb,"two\nlines"\n')
+    assert pairs(read(tmp_path / "c.csv")) == [("Yes she said", "a"), ("x ", "b"), ("two\nlines", "b")]
     (tmp_path / "b.jsonl").write_text('{"text": "x", "label": 18446744073709551616}\n{"text": "y", "label": 7}\n')
     assert pairs(read(tmp_path / "b.jsonl")) == [("x", "18446744073709551616"), ("y", "7")]
 
@@ -220,21 +222,27 @@ def test_lists_of_labels_stay_lists(tmp_path: Path) -> None:
         ),
         ("a.csv", b"text,label\n" + b'"' + b"long,a\n" * 50_000, r"row 2 of .* does not end"),
         ("a.tsv", b'text\tlabel\nx\ta\n"y\tb\nz\ta\n', r"row 3 of .*a\.tsv, .* does not end"),
+        ("a.csv", b'"text";"label"\n"x";"a"\n', r"no column 'text'; it has text;\"label\"\. Choose"),
+        ("a.csv", b'text;label\n"a, b";"x"\n', r"no column 'text'; it has text;label\. Choose"),
         # Arrow would read each of these three, and give fewer rows than there are.
         (
             "a.csv",
             b'label,text\na,x\na,"Yes" she said\na,y\nb,"No way\nb,z\n',
-            r"row 3 of .* goes on behind the next one",
+            r"row 5 of .*a\.csv, .* does not end",
         ),
-        ("a.csv", b'label,text\na,x\na,"Yes\nb,y\nb,"No way\nb,z\n', r"row 3 of .*a\.csv, .* rows between the two"),
+        (
+            "a.csv",
+            b'label,text\na,x\na,"Yes\nb,y\nb,"No way\nb,z\n',
+            r"row 3 of .*a\.csv, .* swallowed the rows",
+        ),
         ("a.tsv", b'text\tlabel\nx\ta\n"y\tb\nz\ta\n"v\tb\n', r"row 3 of .*a\.tsv, .* or save the table as Parquet"),
         ("a.jsonl", b'{"text": "hi \\ud83d", "label": "a"}', r"'text' of .*a\.jsonl holds text that is no Unicode"),
         (
             "a.csv",
             "text,label,catégorie\nx,a,y\n".encode("latin-1"),
-            r"columns of .*a\.csv are not UTF-8: .*Save it as",
+            r"column of .*a\.csv is no Unicode: .*Save the",
         ),
-        ("a.jsonl", b'{"text": "x", "label": "a", "\\ud83d": 1}', r"columns of .*a\.jsonl are not UTF-8"),
+        ("a.jsonl", b'{"text": "x", "label": "a", "\\ud83d": 1}', r"column of .*a\.jsonl is no Unicode"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:

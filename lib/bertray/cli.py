@@ -228,7 +228,8 @@ def _explain(config_class: type[JobConfig], item: Any, given_as: dict[str, str])
         prefix = config_class.model_config["env_prefix"]
         return f"{_flag(name)} is required (or {prefix}{name.upper()}, or '{name}:' in the --config file)"
     message = str(item["msg"]).removeprefix("Value error, ")
-    several = f". For a search over several: {_flag(name)}s" if f"{name}s" in config_class.model_fields else ""
+    is_range = f"{name}s" in config_class.model_fields and any(mark in str(item["input"]) for mark in ",:")
+    several = f". To search over several values, or a range: {_flag(name)}s" if is_range else ""
     return f"{given_as.get(name, _flag(name))}: {item['input']!r} is not allowed. {message}{several}"
 
 

@@ -154,11 +154,13 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         )
         num_rows_in[name] = rows.num_rows
         cleaned[name] = clean(rows)
+        if not rows.num_rows:
+            raise RequestError(f"--{name} {' '.join(patterns)} has no rows")
         if not cleaned[name].rows.num_rows:
             reasons = ", ".join(f"{count} {reason}" for reason, count in cleaned[name].rows_out.most_common())
             raise RequestError(
-                f"none of the {rows.num_rows} rows of --{name} {' '.join(patterns)} can be used"
-                f"{f': {reasons}' if reasons else ''}. Are --text-column and --label-column the right ones?"
+                f"none of the {rows.num_rows} rows of --{name} {' '.join(patterns)} can be used: {reasons}. Are "
+                "--text-column and --label-column the right ones?"
             )
         _log.info("%s: %d rows read, %d stay after cleaning", name, rows.num_rows, cleaned[name].rows.num_rows)
 

@@ -104,20 +104,14 @@ def find_files(pattern: str) -> list[Location]:
 
 def _read_file(file: Location, columns: dict[str, str], separator: str | None) -> pa.Table:
     try:
-        table = _parse(file, list(columns.values()))
-        names = table.column_names
+        table = _parse(file, columns)
+        _check_names(table.column_names, columns, file)
     except (pa.ArrowException, OSError) as error:
         raise RequestError(f"cannot read {file}: {error}") from error
     except UnicodeError as error:
-        raise RequestError(f"the names of the columns of {file} are not UTF-8: {error}. Save it as UTF-8") from error
+        raise RequestError(f"the name of a column of {file} is no Unicode: {error}. Save the file as UTF-8") from error
     strings: dict[str, pa.ChunkedArray] = {}
     for name, column in columns.items():
-        found = names.count(column)
-        if found != 1:
-            raise RequestError(
-                f"{file} has {found or 'no'} column{'s' * (found > 1)} {column!r}; it has "
-                f"{', '.join(names) or 'none'}. Choose with --{name}-column"
-            )
         if name == LABEL and separator is not None:
             strings[LABELS] = _as_lists(table[column], column, file, separator)
         elif name == LABEL and _is_list(table[column].type):
@@ -132,9 +126,20 @@ def _read_file(file: Location, columns: dict[str, str], separator: str | None) -
     return pa.table(strings)
 
 
-def _parse(file: Location, wanted: list[str]) -> pa.Table:
+def _check_names(found: list[str], columns: dict[str, str], file: Location) -> None:
+    """Refuse a file that does not have each column once."""
+    for name, column in columns.items():
+        num_found = found.count(column)
+        if num_found != 1:
+            raise RequestError(
+                f"{file} has {num_found or 'no'} column{'s' * (num_found > 1)} {column!r}; it has "
+                f"{', '.join(found) or 'none'}. Choose with --{name}-column"
+            )
+
+
+def _parse(file: Location, columns: dict[str, str]) -> pa.Table:
     """Read one file by its name's endings. Text formats give the wanted columns as they are written: 007 stays 007."""
-    name = file.name.lower()
+    name, wanted = file.name.lower(), list(columns.values())
     if name.endswith(".parquet"):
         with file.open() as stream:
             return pq.ParquetFile(stream).read()
@@ -149,7 +154,7 @@ def _parse(file: Location, wanted: list[str]) -> pa.Table:
     if text_format == "json":
         return _parse_json_lines(content, file, wanted)
     delimiter = "\t" if text_format == "tsv" else ","
-    _check_quotes(content, delimiter, file)
+    _check_quotes(content, delimiter, columns, file)
     table = pa.csv.read_csv(
         pa.BufferReader(content),
         read_options=pa.csv.ReadOptions(block_size=min(len(content) + 1, _MAX_BLOCK_BYTES)),
@@ -167,26 +172,36 @@ def _parse(file: Location, wanted: list[str]) -> pa.Table:
     return table
 
 
-def _check_quotes(content: bytes, delimiter: str, file: Location) -> None:
-    """Refuse a cell that begins with a quotation mark and does not end with one: it swallows rows behind it."""
+def _check_quotes(content: bytes, delimiter: str, columns: dict[str, str], file: Location) -> None:
+    """Refuse a cell that begins with a quotation mark and does not end with one, where it swallows rows behind it."""
     if b'"' not in content:
         return
     limit_before = csv.field_size_limit(len(content) + 1)
     text = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", "replace", newline="")
+    names = next(csv.reader(text, delimiter=delimiter))
+    text.seek(0)
     rows = csv.reader(text, delimiter=delimiter, strict=True)
-    num_rows = 0
+    num_rows = num_lines = 0
     try:
-        for _ in rows:
-            num_rows += 1
-    except csv.Error as error:
-        if "unexpected end of data" in str(error):
-            what = "does not end, so that all behind it would be one text. Is the file cut off? Else"
-        else:
-            what = "goes on behind the next one, so that rows between the two would be one text:"
-        raise RequestError(
-            f"row {num_rows + 1} of {file}, counting the header, has a cell that begins with a quotation mark and "
-            f"{what} {_QUOTING_HELP}"
-        ) from error
+        while True:
+            try:
+                next(rows)
+            except csv.Error as error:
+                _check_names(names, columns, file)  # first: where another delimiter is meant, they are elsewhere
+                where = f"row {num_rows + 1} of {file}, counting the header, has a cell that begins with a quotation"
+                if "unexpected end of data" in str(error):
+                    raise RequestError(
+                        f"{where} mark and does not end: all behind it would be one text. Is the file cut off? Else "
+                        f"{_QUOTING_HELP}"
+                    ) from error
+                if rows.line_num > num_lines + 1:
+                    raise RequestError(
+                        f"{where} mark and, lines later, has text behind the closing one: it may have swallowed the "
+                        f"rows between: {_QUOTING_HELP}"
+                    ) from error
+            num_rows, num_lines = num_rows + 1, rows.line_num
+    except StopIteration:
+        return
     finally:
         csv.field_size_limit(limit_before)
 

@@ -263,7 +263,6 @@ def _fit(config: TrainConfig, dataset: Dataset, checkpoints: Checkpoints, lock_n
                 raise
             reason = str(next(iter(failures), error)).strip().partition("\n")[0]
             _log.warning("warning: workers were lost (%s); going on from step %d", reason, step)
-            checkpoints.remove_unfinished()
 
 
 def _resize_interval_s(config: TrainConfig) -> float:

@@ -46,7 +46,7 @@ from bertray.bundle_folder import EVENTS_FOLDER, BundleInfo
 from bertray.bundle_writer import write_bundle
 from bertray.checkpoints import Checkpoints
 from bertray.dataset import Dataset
-from bertray.errors import BertrayError, RequestError
+from bertray.errors import BertrayError, RequestError, UnavailableError
 from bertray.ledger import new_run_id
 from bertray.pretrained import check_origin, load_tokenizer
 from bertray.progress import ProgressBar
@@ -194,8 +194,11 @@ class _Records:
         """Where the block is left early, say what is kept. Without any trial's checkpoint there is nothing to keep."""
         try:
             yield
-        except BaseException:  # also Ctrl-C
+        except BaseException as error:  # also Ctrl-C
+            is_refused = isinstance(error, RequestError) and not isinstance(error, UnavailableError)
             if self._run.checkpoints.files():
+                if is_refused:  # it says what to change
+                    raise
                 _log.info(
                     "%d of %d trials have ended; the same command goes on from %s",
                     len(self._names()),
