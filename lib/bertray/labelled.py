@@ -187,7 +187,7 @@ def _check_quotes(content: bytes, delimiter: str, columns: dict[str, str], file:
             try:
                 next(rows)
             except csv.Error as error:
-                _check_names(names, columns, file)  # first: where another delimiter is meant, they are elsewhere
+                _check_names(names, columns, file)  # first: another delimiter may be meant
                 where = f"row {num_rows + 1} of {file}, counting the header, has a cell that begins with a quotation"
                 if "unexpected end of data" in str(error):
                     raise RequestError(
