@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+from bertray.archive import Archive
 from bertray.ledger import Committed, Manifest
 from bertray.progress import ProgressBar
 from bertray.run_lock import RunLock
@@ -50,14 +51,11 @@ class Bookkeeper:
         """Parts of shards that lie staged, also from runs before."""
         return {info.path for info in self._staging.files((".parquet",))}
 
-    def remove_stale(self, work: Work, listed: set[str] | None) -> None:
-        """Remove staged parts that nothing will be merged from.
-
-        Args:
-            listed: the shards that the run knows of; parts of others may still be wanted. None: there are no others.
-        """
+    def remove_stale(self, work: Work, archive: Archive) -> None:
+        """Remove staged parts that nothing will be merged from; of a part of the archive, those of its own shards."""
+        listed = archive.paths()
         for path in stale(work, self._fingerprint, self.staged()):
-            if listed is None or path.rpartition("/")[0] in listed:
+            if archive.is_whole or path.rpartition("/")[0] in listed:
                 (self._staging / path).remove()
 
     def follow(self, outcomes: Iterable[Outcome], work: Work, *, is_last_pass: bool) -> list[str]:

@@ -70,12 +70,12 @@ class Dataset:
             RequestError: it is not one, or was not finished.
         """
         location = Location.of(uri)
-        if location.is_file():
-            raise RequestError(
-                f"{location} is a file, and no data set. Make one of it with "
-                f"python -m jobs.prepare --input {uri} --output DATASET"
-            )
         if not (location / REPORT_FILE).exists():
+            if location.is_file():
+                raise RequestError(
+                    f"{location} is a file, and no data set. Make one of it with "
+                    f"python -m jobs.prepare --input {uri} --output DATASET"
+                )
             raise RequestError(
                 f"{location} is no finished data set: it has no {REPORT_FILE}. Make one with "
                 f"python -m jobs.prepare --input FILES --output {uri}"
@@ -153,9 +153,9 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
             separator=config.separator,
         )
         num_rows_in[name] = rows.num_rows
-        cleaned[name] = clean(rows)
         if not rows.num_rows:
             raise RequestError(f"--{name} {' '.join(patterns)} has no rows")
+        cleaned[name] = clean(rows)
         if not cleaned[name].rows.num_rows:
             reasons = ", ".join(f"{count} {reason}" for reason, count in cleaned[name].rows_out.most_common())
             raise RequestError(

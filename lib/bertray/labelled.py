@@ -188,16 +188,13 @@ def _check_quotes(content: bytes, delimiter: str, columns: dict[str, str], file:
                 next(rows)
             except csv.Error as error:
                 _check_names(names, columns, file)  # first: another delimiter may be meant
-                where = f"row {num_rows + 1} of {file}, counting the header, has a cell that begins with a quotation"
-                if "unexpected end of data" in str(error):
+                what = "has text behind the closing one, lines later: it may have swallowed the rows between:"
+                if is_open := "unexpected end of data" in str(error):
+                    what = "does not end: all behind it would be one text. Is the file cut off? Else"
+                if is_open or rows.line_num > num_lines + 1:
                     raise RequestError(
-                        f"{where} mark and does not end: all behind it would be one text. Is the file cut off? Else "
-                        f"{_QUOTING_HELP}"
-                    ) from error
-                if rows.line_num > num_lines + 1:
-                    raise RequestError(
-                        f"{where} mark and, lines later, has text behind the closing one: it may have swallowed the "
-                        f"rows between: {_QUOTING_HELP}"
+                        f"row {num_rows + 1} of {file}, counting the header, has a cell that begins with a quotation "
+                        f"mark and {what} {_QUOTING_HELP}"
                     ) from error
             num_rows, num_lines = num_rows + 1, rows.line_num
     except StopIteration:

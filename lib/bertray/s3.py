@@ -95,12 +95,16 @@ def upload(fs: Any, path: str, file: Path) -> None:
             return
 
 
+def find(fs: Any, path: str) -> dict[str, dict[str, Any]]:
+    """Details of all objects at or below a path, by name; without the markers that S3's console makes for folders."""
+    return {name: detail for name, detail in fs.find(path, detail=True).items() if not name.endswith("/")}
+
+
 def download(fs: Any, path: str, folder: Path) -> None:
     """Copy all objects below a path into a local folder."""
     # Not by s3fs' get, which takes a path with brackets for a pattern and does not retry the parts of large files.
     root = len(path) + 1
-    found = fs.find(path, detail=True).items()
-    files = {name: detail["size"] for name, detail in found if name[root:] and not name.endswith("/")}
+    files = {name: detail["size"] for name, detail in find(fs, path).items() if name[root:]}
     if not files:
         raise FileNotFoundError(path)
     parts: list[tuple[str, Path, int, int]] = []

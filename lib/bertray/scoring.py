@@ -86,7 +86,7 @@ def score(config: ScoreConfig) -> Scored:
             _log.info("nothing to do: every shard is committed under this bundle and these columns")
             # Maybe by a run that had recorded its last shard, and not yet removed its parts.
             if lock.was_left_behind:
-                books.remove_stale(Work(), None if archive.is_whole else archive.paths())
+                books.remove_stale(Work(), archive)
                 books.finish()
         num_pruned = 0
         if config.prune:
@@ -128,7 +128,7 @@ def _stream(
         for num_passes in range(1, _MAX_PASSES + 1):
             work = actors.divide(pending, books.staged())
             if num_passes == 1:
-                books.remove_stale(work, None if archive.is_whole else archive.paths())
+                books.remove_stale(work, archive)
             changed = books.follow(actors.outcomes(work), work, is_last_pass=num_passes == _MAX_PASSES)
             if not changed:
                 break

@@ -161,9 +161,8 @@ class Location:
             for path, facts in local_files.find(self.path):
                 yield FileInfo(path[root:] or self.name, facts.st_size, str(facts.st_mtime_ns))
         else:
-            for path, detail in self.fs.find(self.path, detail=True).items():
-                if not path.endswith("/"):  # a marker that S3's console makes for a folder
-                    yield FileInfo(path[root:] or self.name, detail["size"], _version(detail))
+            for path, detail in s3.find(self.fs, self.path).items():
+                yield FileInfo(path[root:] or self.name, detail["size"], _version(detail))
 
     def glob(self) -> list[Location]:
         """The places that this one's path, a pattern, matches, sorted."""
@@ -194,7 +193,7 @@ class Location:
     def open(self) -> Any:
         """A binary, seekable file object to read from.
 
-        On S3 all that is read is of one version (where the store heeds If-Match), and what a read raises is both a
+        On S3 all that is read is of one version (where the store heeds If-Match), and what a read raises is both an
         `UnavailableError` and an `OSError`.
         """
         with _explained(self):

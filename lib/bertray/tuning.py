@@ -196,17 +196,15 @@ class _Records:
             yield
         except BaseException as error:  # also Ctrl-C
             is_refused = isinstance(error, RequestError) and not isinstance(error, UnavailableError)
-            if self._run.checkpoints.files():
-                if is_refused:  # it says what to change
-                    raise
+            if not self._run.checkpoints.files():
+                lock.remove_output()
+            elif not is_refused:  # which says itself what to change
                 _log.info(
                     "%d of %d trials have ended; the same command goes on from %s",
                     len(self._names()),
                     self._config.num_trials,
                     self._run.location,
                 )
-            else:
-                lock.remove_output()
             raise
 
     def _names(self) -> list[str]:
