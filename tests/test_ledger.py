@@ -86,6 +86,18 @@ def test_what_is_forgotten_is_not_done(output: Location) -> None:
     assert pending(output, SHARDS) == SHARDS[:1]
 
 
+def test_what_is_forgotten_before_a_run_leaves_the_others_when_it_ends(output: Location) -> None:
+    Manifest(output).append("run1", [record(shard, "f") for shard in SHARDS])
+    Manifest(output).finish("run1")
+    manifest = Manifest(output)
+    manifest.forget("run2", ["a.parquet"])
+    assert pending(output, SHARDS) == SHARDS[:1]
+    manifest.append("run2", [record(SHARDS[0], "f", minute=1)])
+    manifest.finish("run2")
+    assert pending(output, SHARDS) == []
+    assert [info.path for info in (output / "manifest").files()] == ["run2.parquet"]
+
+
 def test_the_fingerprint_follows_the_request(tiny_bundle: Path) -> None:
     info = read_info(Location.of(str(tiny_bundle)))
 

@@ -3,6 +3,7 @@
 Hypothesis looks for a sequence that breaks this; everything is real but Ray and the model (tests/inprocess.py).
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from bertray.bundle_folder import read_info
 from bertray.config import ScoreConfig
-from bertray.ledger import Manifest
+from bertray.ledger import Manifest, fingerprint
 from bertray.run_lock import RunLock
 from bertray.runs import Runs
 from bertray.scoring import Scored, score
@@ -31,6 +33,8 @@ UNIT_BYTES = 1500
 
 texts = st.lists(st.sampled_from(["", "one text", "other words", "x" * 40]), max_size=4)
 num_rows = st.sampled_from([0, 1, 3, 400])
+# Two requests to one output: what one leaves half done, the other must not take for its own.
+requests = st.sampled_from([["document_id"], []])
 
 
 # A process that ends does not clean up; what is held here does not, either.
@@ -106,6 +110,8 @@ class Nights(RuleBasedStateMachine):
         self.archive.mkdir()
         self.clock = 0
         self.is_settled = False
+        self.keep_columns = ["document_id"]  # of the last run
+        self.earlier: dict[str, tuple[bytes, int]] = {}  # what a shard was before: its content and time
         (self.archive / ".keep").touch()
         self.write("a.parquet", ["one text"], 3)
         self.write("2026/c.parquet", ["one text", "other words"], 400)
@@ -123,7 +129,24 @@ class Nights(RuleBasedStateMachine):
         rows: list[str | None] = [
             f"{word} {row} {self.clock}" if word else None for row in range(times) for word in words
         ]
+        self.put_aside(name)
         write_shard(self.archive / name, rows)
+        self.is_settled = False
+
+    def put_aside(self, name: str) -> None:
+        path = self.archive / name
+        if path.exists():
+            self.earlier[name] = path.read_bytes(), path.stat().st_mtime_ns
+
+    @precondition(lambda self: self.earlier)
+    @rule(data=st.data())
+    def restore(self, data: st.DataObject) -> None:
+        """Put an earlier version of a shard back, with its time, as from a backup."""
+        name = data.draw(st.sampled_from(sorted(self.earlier)))
+        content, mtime_ns = self.earlier[name]
+        self.put_aside(name)
+        (self.archive / name).write_bytes(content)
+        os.utime(self.archive / name, ns=(mtime_ns, mtime_ns))
         self.is_settled = False
 
     @precondition(lambda self: (self.archive / "2026/c.parquet").exists())
@@ -135,6 +158,7 @@ class Nights(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES))
     def corrupt(self, name: str) -> None:
         (self.archive / name).parent.mkdir(exist_ok=True)
+        self.put_aside(name)
         (self.archive / name).write_bytes(BROKEN)
         self.is_settled = False
 
@@ -146,9 +170,9 @@ class Nights(RuleBasedStateMachine):
             self.write(name, ["one text"], 1)
         self.is_settled = False
 
-    @rule(prune=st.booleans())
-    def run(self, prune: bool) -> None:
-        scored = self.score(prune)
+    @rule(prune=st.booleans(), keep_columns=requests)
+    def run(self, prune: bool, keep_columns: list[str]) -> None:
+        scored = self.score(prune, keep_columns)
         assert {failure["path"] for failure in scored.failures} <= {
             name for name, path in self.paths().items() if path.read_bytes() == BROKEN
         }
@@ -156,28 +180,31 @@ class Nights(RuleBasedStateMachine):
         if prune:
             assert set(self.outputs()) <= set(self.paths())
 
-    @rule(num_changes=st.integers(0, 25), during=st.booleans(), prune=st.booleans())
-    def crash(self, num_changes: int, during: bool, prune: bool) -> None:
+    @rule(num_changes=st.integers(0, 25), during=st.booleans(), prune=st.booleans(), keep_columns=requests)
+    def crash(self, num_changes: int, during: bool, prune: bool, keep_columns: list[str]) -> None:
         self.is_settled = False
         try:
             with crash_after(num_changes, during=during):
-                self.score(prune)
+                self.score(prune, keep_columns)
         except Crash:
             return
         self.is_settled = True
 
-    def score(self, prune: bool) -> Scored:
-        config = ScoreConfig(
+    def config(self, prune: bool = False) -> ScoreConfig:
+        return ScoreConfig(
             bundle=str(self.bundle),
             input=str(self.archive),
             output=str(self.output),
-            keep_columns=["document_id"],
+            keep_columns=self.keep_columns,
             prune=prune,
             max_error_fraction=1,
             max_distance=1,
             max_mean_change=2,
         )
-        return score(config)
+
+    def score(self, prune: bool, keep_columns: list[str]) -> Scored:
+        self.keep_columns = keep_columns
+        return score(self.config(prune))
 
     def outputs(self) -> dict[str, Path]:
         folder = self.output / "predictions"
@@ -199,25 +226,29 @@ class Nights(RuleBasedStateMachine):
         if not getattr(self, "is_settled", False):
             return
         output = Location.of(str(self.output))
+        request = fingerprint(read_info(Location.of(str(self.bundle))), self.config())
         latest = Manifest(output).latest()
         done = {row["path"]: row for row in latest.to_pylist()}
         for name, path in self.paths().items():
             if path.read_bytes() == BROKEN:
                 continue
             source, found = pq.ParquetFile(path).read(), pq.ParquetFile(self.outputs()[name]).read()
-            assert found["document_id"].equals(source["document_id"])
+            assert found.schema.metadata[b"bertray.request_fingerprint"].decode() == request
+            assert ("document_id" in found.column_names) == bool(self.keep_columns)
+            if self.keep_columns:
+                assert found["document_id"].equals(source["document_id"])
             for text, label, error in zip(
                 source["text"].to_pylist(), found["label"].to_pylist(), found["error"].to_pylist(), strict=True
             ):
                 assert (label, error) == ((text[0], None) if text else (None, "text is empty"))
-            assert done[name]["num_rows"] == source.num_rows
+            assert (done[name]["num_rows"], done[name]["fingerprint"]) == (source.num_rows, request)
             assert (done[name]["size_bytes"], done[name]["version"]) == (
                 path.stat().st_size,
                 str(path.stat().st_mtime_ns),
             )
         assert set(done) <= set(self.outputs())
         self.nothing_is_left_to_announce()
-        scored = self.score(prune=False)  # twice is once, but for what is broken
+        scored = self.score(False, self.keep_columns)  # twice is once, but for what is broken
         assert scored.summary["num_shards_committed"] == 0
         assert scored.summary["num_shards_failed"] == sum(path.read_bytes() == BROKEN for path in self.paths().values())
 
@@ -251,9 +282,37 @@ def test_a_crash_after_any_change_leaves_nothing_staged(during: bool, tiny_bundl
             nights = Nights()
             nights.start()
             nights.delete("a.parquet")
-            nights.crash(num_changes, during, prune=False)
+            nights.crash(num_changes, during, prune=False, keep_columns=["document_id"])
             num_changes, has_crashed = num_changes + 1, not nights.is_settled
-            nights.run(prune=False)
+            nights.run(prune=False, keep_columns=["document_id"])
             assert not [path for path in (nights.output / "staging").rglob("*") if path.is_file()]
             nights.teardown()
     assert num_changes > 10
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("is_restored", [False, True])
+def test_a_crash_amid_another_request_or_version_leaves_no_file_that_counts_as_done(
+    is_restored: bool, tiny_bundle: Path
+) -> None:
+    """After any change of the second run the first request is asked for again, or the first version is put back."""
+    Nights.bundle = tiny_bundle
+    num_changes, has_crashed = 0, True
+    with without_ray(UNIT_BYTES):
+        while has_crashed:
+            nights = Nights()
+            nights.start()
+            nights.run(prune=False, keep_columns=["document_id"])
+            before = {name: (path.read_bytes(), path.stat().st_mtime_ns) for name, path in nights.paths().items()}
+            if is_restored:
+                for name in before:
+                    nights.write(name, ["other words", "x"], 2)
+            nights.crash(num_changes, True, prune=False, keep_columns=["document_id"] if is_restored else [])
+            num_changes, has_crashed = num_changes + 1, not nights.is_settled
+            for name, (content, mtime_ns) in before.items():
+                (nights.archive / name).write_bytes(content)
+                os.utime(nights.archive / name, ns=(mtime_ns, mtime_ns))
+            nights.run(prune=False, keep_columns=["document_id"])
+            nights.what_is_done_is_what_the_archive_has()
+            nights.teardown()
+    assert num_changes > 5

@@ -6,7 +6,9 @@
    its files become one, output/manifest/<run-id>.parquet, and from time to time those of all runs.
 
 A shard is done when the last record of its path has its size and version, under the fingerprint of the request. A crash
-between 1 and 2 costs the work of a shard and nothing else: the next run writes the same file again.
+between 1 and 2 costs the work of a shard and nothing else: the next run writes the same file again. The record of a file
+that is to be replaced, for the shard or the request is another, goes before the new file comes: it would speak of the old
+one.
 """
 
 from __future__ import annotations
@@ -88,12 +90,13 @@ class Manifest:
         """
         files = self._files()
         if len(files) <= _MAX_FILES:
-            files = [file for file in files if file.name.startswith(f"{run_id}-")]
+            # What `forget` left is one of them, under the merged file's own name.
+            files = [file for file in files if file.name.startswith(run_id)]
         if files:
             self._replace(files, run_id, _latest(files))
 
     def forget(self, run_id: str, paths: list[str]) -> None:
-        """Drop the records of shards that the archive has no more."""
+        """Drop the records of shards whose predictions are to be removed or replaced."""
         files = self._files()
         records = _latest(files)
         kept = records.filter(pc.invert(pc.is_in(records["path"], value_set=pa.array(paths, pa.string()))))

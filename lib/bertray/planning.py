@@ -34,6 +34,11 @@ class Plan:
         return sorted([*self.new, *self.changed, *self.anew], key=lambda shard: shard.path)
 
     @property
+    def replaced(self) -> list[str]:
+        """The pending shards of which a predictions file is recorded."""
+        return [shard.path for shard in (*self.changed, *self.anew)]
+
+    @property
     def pending_bytes(self) -> int:
         return sum(shard.size_bytes for shards in (self.new, self.changed, self.anew) for shard in shards)
 

@@ -80,6 +80,10 @@ def score(config: ScoreConfig) -> Scored:
         engine: dict[str, Any] = {"engine": "openvino" if config.engine == "openvino" else "torch"}
         if todo.pending:
             runs.begin(run_id, _request(config, info), {**todo.counts(), "pending_bytes": todo.pending_bytes})
+            if todo.replaced:
+                # A run that ends before their new records are written leaves files of both kinds: only those that have
+                # a record count as done, whatever is asked for next.
+                manifest.forget(run_id, todo.replaced)
             _log.info("scoring %.1f MB in run %s", todo.pending_bytes / 1e6, run_id)
             engine = _stream(config, info, archive, todo.pending, books)
         else:
