@@ -43,8 +43,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.results import ROOT, SHARED_DATA, interleaved, write_result
-from bertray.encoder import Encoder
-from bertray.tokenization import ColumnTokenizer, TokenColumn
+from bertray.model.encoder import Encoder
+from bertray.tokenization.tokenizer import ColumnTokenizer, TokenColumn
 
 PIPELINE_BATCH_SIZE = {"cpu": 32, "cuda": 256}
 SORTED_BATCH_SIZE = {"cpu": 32, "cuda": 256}
@@ -186,8 +186,8 @@ def _add_openvino(
     runs: dict[str, tuple[int, Callable[[], object]]], bundle: Path, tokens: TokenColumn, column: pa.Array
 ) -> dict[str, Any]:
     """Add the bundle's exported model in bf16 and, if it loses no accuracy, in int8; returns what was decided."""
-    from bertray.openvino_engine import open_bundle
-    from bertray.storage import Location
+    from bertray.bundle.openvino import open_bundle
+    from bertray.storage.location import Location
 
     facts = {}
     with tempfile.TemporaryDirectory(prefix="bertray-bench-") as cache:
@@ -224,7 +224,7 @@ class _SortedPadded:
 
 
 def _minilm(options: argparse.Namespace) -> Subject:
-    from bertray.pretrained import encoder_folder
+    from bertray.model.pretrained import encoder_folder
 
     path = options.texts or SHARED_DATA / "csabstruct" / "train.parquet"
     if not path.exists() and not options.texts:

@@ -1,4 +1,4 @@
-"""Temperatures and thresholds of bertray.calibration on real texts: do they hold on rows that they were not chosen on?
+"""Temperatures and thresholds of metrics.calibration on real texts: do they hold on rows that they were not chosen on?
 
     python -m benchmarks.how_sure
     python -m benchmarks.how_sure --train-rows 2000 --draws 10
@@ -27,8 +27,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import AutoModel
 
 from benchmarks.results import SHARED_DATA, write_result
-from bertray.bundle import is_given
-from bertray.calibration import (
+from bertray.bundle.predictions import is_given
+from bertray.metrics.calibration import (
     TEMPERATURE_BOUNDS,
     expected_calibration_error,
     fit_temperature,
@@ -37,11 +37,11 @@ from bertray.calibration import (
     threshold_for_precision,
     tune_thresholds,
 )
-from bertray.choices import ProblemType
-from bertray.metrics import multi_label_metrics
-from bertray.packing import pad, padded_batches
-from bertray.pretrained import encoder_folder, load_tokenizer
-from bertray.tokenization import ColumnTokenizer
+from bertray.metrics.classification import multi_label_metrics
+from bertray.model.pretrained import encoder_folder, load_tokenizer
+from bertray.tokenization.batching import pad, padded_batches
+from bertray.tokenization.tokenizer import ColumnTokenizer
+from bertray.types import ProblemType
 
 NUM_ROWS = (20, 100, 500, 2000)
 PRECISIONS = (0.95, 0.98)

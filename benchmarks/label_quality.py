@@ -27,14 +27,15 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from benchmarks.results import SHARED_DATA, write_result
-from bertray import baseline
-from bertray.cleaning import clean, comparison_keys
-from bertray.config import PrepareConfig
-from bertray.dataset import Dataset, prepare
-from bertray.label_audit import audit
-from bertray.labelled import read_labelled
+from bertray.data.cleaning import clean, comparison_keys
+from bertray.data.config import PrepareConfig
+from bertray.data.dataset import Dataset
+from bertray.data.prepare import prepare
+from bertray.data.readers import read_labelled
+from bertray.drivers.audit import audit
+from bertray.metrics import baseline
 from bertray.schema import LABEL, LABEL_ID, TEXT
-from bertray.training_config import AuditConfig
+from bertray.training.config import AuditConfig
 
 
 def prepared(
@@ -64,7 +65,7 @@ def prepared(
 
 
 def baseline_quality(dataset: Dataset, num_folds: int, seed: int) -> np.ndarray:
-    """Quality of every training row's label by TF-IDF + logistic regression, as `bertray.baseline` has them."""
+    """Quality of every training row's label by TF-IDF + logistic regression, as `bertray.metrics.baseline` has them."""
     rows = dataset.split("train")
     texts, ids = rows[TEXT].to_pylist(), rows[LABEL_ID].to_numpy()
     folds = StratifiedKFold(num_folds, shuffle=True, random_state=seed)

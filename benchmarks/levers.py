@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.results import SHARED_DATA, write_result
 from benchmarks.training import Run, Subject, prepared
-from bertray.finetuning import best_of
+from bertray.training.loop import best_of
 
 # Epochs and learning rate for MiniLM on each; the rest is jobs.train's.
 BASE: dict[str, dict[str, Any]] = {

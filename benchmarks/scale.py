@@ -58,7 +58,7 @@ from benchmarks.scale_runs import (
     traced,
 )
 from benchmarks.tiny import WORDS_A_TEXT, tiny_bundle, word_archive
-from bertray.ledger import new_run_id
+from bertray.storage.lock import new_run_id
 
 NUM_REPEATS = 3  # of what takes seconds: the median counts
 
@@ -142,8 +142,8 @@ def _session_s(run: Ran) -> float:
 def _phases(run: Ran) -> dict[str, float]:
     """A run's time from its first moment to its last, by what it waited for."""
     driver = run.first("enter session").pid
-    imported = next(span for span in run.spans["import bertray.cluster"] if span.pid == driver)
-    loaded, in_actor = run.first("Actor.__init__"), run.first("import bertray.actor")
+    imported = next(span for span in run.spans["import bertray.drivers.cluster"] if span.pid == driver)
+    loaded, in_actor = run.first("Actor.__init__"), run.first("import bertray.drivers.scoring_actor")
     units = run.spans["UnitScorer.score"]
     edges = [
         ("interpreter, configuration, listing, plan", run.start_s),

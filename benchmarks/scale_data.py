@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.tiny import word_archive
-from bertray.ledger import Committed, Manifest, new_run_id
-from bertray.runs import Announcement, Runs
 from bertray.schema import MANIFEST_SCHEMA, NUM_LENGTH_BINS, NUM_SCORE_BINS, SHARD_REPORT_SCHEMA
-from bertray.storage import Location
+from bertray.scoring.manifest import Committed, Manifest
+from bertray.scoring.runs import Announcement, Runs
+from bertray.storage.location import Location
+from bertray.storage.lock import new_run_id
 
 SHARDS_A_FOLDER = 1000
 TINY_ROWS, STUB_ROWS = 4, 250  # of a shard

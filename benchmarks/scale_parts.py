@@ -32,10 +32,10 @@ _STORE_MEMORY_BYTES = 300_000_000
 def engine(bundle_path: str, archive: str) -> dict[str, float]:
     """The bundle in one process over the shards, read as the job reads them; nothing is written."""
     clock = _Clock()
-    from bertray.bundle import Bundle
-    from bertray.shard_reader import opened, steps
-    from bertray.shards import STEP_BYTES
-    from bertray.storage import Location
+    from bertray.bundle.bundle import Bundle
+    from bertray.scoring.score_shard import STEP_BYTES
+    from bertray.scoring.shard_reader import opened, steps
+    from bertray.storage.location import Location
 
     clock.lap("import_s")
     bundle = Bundle.load(bundle_path, device="cpu")
@@ -52,10 +52,10 @@ def engine(bundle_path: str, archive: str) -> dict[str, float]:
 
 def planning(archive: str, output: str, fingerprint: str) -> dict[str, Any]:
     """List, read the manifest, plan; and what was asked of the file system for it."""
-    from bertray.archive import list_shards
-    from bertray.ledger import Manifest
-    from bertray.planning import plan
-    from bertray.storage import Location
+    from bertray.scoring.archive import list_shards
+    from bertray.scoring.manifest import Manifest
+    from bertray.scoring.plan import plan
+    from bertray.storage.location import Location
 
     source = Location.of(archive)
     calls = _counted(type(source.fs))
@@ -79,11 +79,11 @@ def planning(archive: str, output: str, fingerprint: str) -> dict[str, Any]:
 
 def manifest(output: str, fingerprint: str, num_actors: str) -> dict[str, Any]:
     """Load a manifest; then plan and divide an archive of the same shards, all of them once done and once pending."""
-    from bertray.ledger import Manifest
-    from bertray.planning import plan
-    from bertray.shards import STEP_BYTES
-    from bertray.storage import FileInfo, Location
-    from bertray.work import divide
+    from bertray.scoring.manifest import Manifest
+    from bertray.scoring.plan import plan
+    from bertray.scoring.score_shard import STEP_BYTES
+    from bertray.scoring.units import divide
+    from bertray.storage.location import FileInfo, Location
 
     clock = _Clock()
     latest = Manifest(Location.of(output)).latest()
@@ -109,10 +109,10 @@ def manifest(output: str, fingerprint: str, num_actors: str) -> dict[str, Any]:
 
 def report(output: str) -> dict[str, Any]:
     """What the gate reads at the end of a run."""
-    from bertray.archive import list_shards
-    from bertray.ledger import Manifest
-    from bertray.runs import Runs
-    from bertray.storage import Location
+    from bertray.scoring.archive import list_shards
+    from bertray.scoring.manifest import Manifest
+    from bertray.scoring.runs import Runs
+    from bertray.storage.location import Location
 
     assert list_shards  # what a run has imported by then
     runs = Runs(Location.of(output))
@@ -126,9 +126,9 @@ def report(output: str) -> dict[str, Any]:
 
 def shards(bundle_path: str, archive: str, output: str) -> dict[str, Any]:
     """Shards through `score_shard`, with whatever Bundle.load gives: the stub, which takes no time."""
-    from bertray.bundle import Bundle
-    from bertray.shards import STEP_BYTES, score_shard
-    from bertray.storage import Location
+    from bertray.bundle.bundle import Bundle
+    from bertray.scoring.score_shard import STEP_BYTES, score_shard
+    from bertray.storage.location import Location
 
     bundle = Bundle.load(bundle_path)
     source, target = Location.of(archive), Location.of(output)
@@ -144,7 +144,7 @@ def shards(bundle_path: str, archive: str, output: str) -> dict[str, Any]:
 
 def listing(uri: str) -> dict[str, Any]:
     """One listing of a store: processor time of this process, which the store does not share."""
-    from bertray.storage import Location
+    from bertray.storage.location import Location
 
     place = Location.of(uri)
     place.exists()  # connects
@@ -157,13 +157,13 @@ def requests(bundle_path: str, shard: str, uri: str, num_shards: str) -> dict[st
     """What copies of a shard ask of S3 until their predictions are put, and then as many manifest files at the end."""
     from s3fs import S3FileSystem
 
-    from bertray.bundle import Bundle
-    from bertray.config import ScoreConfig
-    from bertray.ledger import Committed, Manifest
-    from bertray.run_lock import RunLock
-    from bertray.scorer import UnitScorer
-    from bertray.storage import Location
-    from bertray.work import Unit
+    from bertray.bundle.bundle import Bundle
+    from bertray.scoring.config import ScoreConfig
+    from bertray.scoring.manifest import Committed, Manifest
+    from bertray.scoring.score_unit import UnitScorer
+    from bertray.scoring.units import Unit
+    from bertray.storage.location import Location
+    from bertray.storage.lock import RunLock
 
     archive, output = Location.of(f"{uri}/archive"), Location.of(f"{uri}/scored")
     for number in range(int(num_shards)):
@@ -241,7 +241,7 @@ class _Clock:
 
 def _counted(file_system: type[Any]) -> Counter[str]:
     """From now on, calls of a file system's methods, but those that it makes itself."""
-    from bertray import local_files
+    from bertray.storage import local
 
     calls: Counter[str] = Counter()
     here = threading.local()
@@ -260,7 +260,7 @@ def _counted(file_system: type[Any]) -> Counter[str]:
 
     for name in ("find", "ls", "walk", "glob", "info", "exists", "isfile", "isdir", "open", "cat_file", "modified"):
         setattr(file_system, name, counting(name, getattr(file_system, name)))
-    local_files.find = counting("find", local_files.find)
+    local.find = counting("find", local.find)
     return calls
 
 

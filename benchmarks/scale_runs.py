@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.results import ROOT
-from bertray.bundle_folder import read_info
-from bertray.config import ScoreConfig
-from bertray.ledger import fingerprint
-from bertray.storage import Location
+from bertray.bundle.info import read_info
+from bertray.scoring.config import ScoreConfig
+from bertray.scoring.manifest import fingerprint
+from bertray.storage.location import Location
 
 STUB = ROOT / "benchmarks" / "stub"
 

@@ -30,7 +30,7 @@ from transformers import pipeline
 
 from benchmarks.results import ROOT, SHARED_DATA, write_result
 from bertray import Bundle
-from bertray.shards import STEP_BYTES
+from bertray.scoring.score_shard import STEP_BYTES
 
 PIPELINE_BATCH_SIZE = 32
 

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from bertray.bundle import seal
-from bertray.pretrained import encoder_folder
+from bertray.bundle.bundle import seal
+from bertray.model.pretrained import encoder_folder
 
 WORDS_A_TEXT = 60
 

@@ -27,10 +27,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.results import ROOT, SHARED_DATA, interleaved, write_result
-from bertray.pretrained import load_tokenizer
-from bertray.text import as_text
-from bertray.tokenization import ColumnTokenizer
-from bertray.wordpiece import ColumnWordPiece
+from bertray.model.pretrained import load_tokenizer
+from bertray.tokenization.columns import as_text
+from bertray.tokenization.tokenizer import ColumnTokenizer
+from bertray.tokenization.wordpiece import ColumnWordPiece
 
 CALL_ROWS = 4096
 DATA_SETS = ("csabstruct", "goemotions_multilabel", "bulk_cpp_docs", "movie_reviews_long", "sib200_16lang")

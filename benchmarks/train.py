@@ -32,7 +32,7 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, Trai
 
 from benchmarks.results import SHARED_DATA, write_result
 from benchmarks.training import Subject, prepared
-from bertray.encoder import resolve_precision
+from bertray.model.runtime import resolve_precision
 
 LEARNING_RATE, BATCH_SIZE = 2e-4, 32
 NUM_PLAIN_STEPS = 60
@@ -223,8 +223,8 @@ def compare(data: str, num_seeds: int, epochs: int) -> None:
 
 def compare_workers(subject: Subject, epochs: int) -> None:
     """One worker with all cores, and two that share them, on a Ray of this machine, in turns."""
-    from bertray.training import train
-    from bertray.training_config import TrainConfig
+    from bertray.drivers.train import train
+    from bertray.training.config import TrainConfig
 
     rates: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(3):

@@ -15,18 +15,19 @@ import numpy as np
 import torch
 
 from benchmarks.results import SHARED_DATA
-from bertray import training_rows
-from bertray.config import PrepareConfig
-from bertray.dataset import Dataset, prepare
-from bertray.encoder import Encoder
-from bertray.finetuning import FineTuning
-from bertray.metrics import summary_metrics
-from bertray.pretrained import load_classifier, load_tokenizer
+from bertray.data.config import PrepareConfig
+from bertray.data.dataset import Dataset
+from bertray.data.prepare import prepare
+from bertray.metrics.classification import summary_metrics
+from bertray.model.encoder import Encoder
+from bertray.model.pretrained import load_classifier, load_tokenizer
 from bertray.schema import LABEL_ID, TEXT
-from bertray.storage import Location
-from bertray.tokenization import ColumnTokenizer
-from bertray.tracking import StepRecord
-from bertray.training_config import TrainConfig
+from bertray.storage.location import Location
+from bertray.tokenization.tokenizer import ColumnTokenizer
+from bertray.training import token_files
+from bertray.training.config import TrainConfig
+from bertray.training.loop import FineTuning
+from bertray.training.tracking import StepRecord
 
 SINGLE_LABEL = "single_label_classification"
 
@@ -83,7 +84,7 @@ class Subject:
         self.tokenizer, encoder_config = load_tokenizer(encoder, max_length)
         self._column_tokenizer = ColumnTokenizer(self.tokenizer.backend_tokenizer, max_length)
         self._rows = Location.of(str(folder / f"{name}-rows"))
-        training_rows.tokenise(self._rows, self.dataset, self._column_tokenizer, encoder_config.vocab_size, 1)
+        token_files.tokenise(self._rows, self.dataset, self._column_tokenizer, encoder_config.vocab_size, 1)
         tokens = self._column_tokenizer.encode(self.dataset.split("train")[TEXT])
         self.num_train_tokens = tokens.num_tokens
         self.train_ids = [one.tolist() for one in np.split(tokens.ids_T, tokens.offsets_S1[1:-1])]
@@ -99,7 +100,7 @@ class Subject:
         """Fine-tune with the loop of jobs.train, and test."""
         config, watcher = self.config(**options), Quiet(on_epoch)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with training_rows.opened(self._rows) as (splits, vocabulary_V):
+        with token_files.opened(self._rows) as (splits, vocabulary_V):
             tuning = FineTuning(
                 config, self.classifier(config.seed), splits, vocabulary_V, SINGLE_LABEL, device=device, watcher=watcher
             )

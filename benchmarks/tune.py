@@ -19,9 +19,9 @@ from pathlib import Path
 
 from benchmarks.results import SHARED_DATA, write_result
 from benchmarks.training import Run, Subject, prepared
-from bertray.training_config import TuneConfig
-from bertray.trials import SEARCHED, options_of
-from bertray.tuning import search
+from bertray.drivers.tune import search
+from bertray.training.config import TuneConfig
+from bertray.training.trials import SEARCHED, options_of
 
 
 def compare(subject: Subject, num_trials: int, max_epochs: int, num_seeds: int) -> None:

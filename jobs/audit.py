@@ -12,8 +12,8 @@ mend the labelled files, and run jobs.prepare again. Takes as long as --folds tr
 from collections.abc import Sequence
 
 from bertray.cli import Outcome, leave, run_job
-from bertray.report import print_audit
-from bertray.training_config import AuditConfig
+from bertray.reports.terminal import print_audit
+from bertray.training.config import AuditConfig
 
 _SUMMARY = ("num_rows", "num_rows_without_tokens", "num_suspects", "noise", "out_of_fold", "warnings", "wall_s")
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: AuditConfig) -> Outcome:
-    from bertray.label_audit import audit  # torch and Ray take seconds to import; --help and bad options must not
+    from bertray.drivers.audit import audit  # torch and Ray take seconds to import; --help and bad options must not
 
     found = audit(config)
     print_audit(found.report, found.suspects)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bertray.cli import EXIT_OK, Outcome, leave, run_job
-from bertray.config import DemoConfig
+from bertray.drivers.config import DemoConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: DemoConfig) -> Outcome:
-    from bertray.report import print_look
-    from bertray.synthetic import write_corpus
+    from bertray.data.synthetic import write_corpus
+    from bertray.reports.terminal import print_look
 
     folder = Path(config.output)
     places = {name: str(folder / name) for name in ("archive", "dataset", "bundle", "evaluation", "scored")}

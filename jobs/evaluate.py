@@ -10,8 +10,8 @@ Writes metrics.json and predictions.parquet.
 from collections.abc import Sequence
 
 from bertray.cli import Outcome, leave, run_job
-from bertray.config import EvaluateConfig
-from bertray.report import print_evaluation
+from bertray.drivers.config import EvaluateConfig
+from bertray.reports.terminal import print_evaluation
 
 _OF_ONE_LABEL = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "f1_macro")
 _OF_SEVERAL_LABELS = ("f1_micro", "f1_macro", "subset_accuracy")
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: EvaluateConfig) -> Outcome:
-    from bertray.evaluation import evaluate
+    from bertray.drivers.evaluate import evaluate
 
     metrics = evaluate(config)
     print_evaluation(metrics)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from bertray.cli import Outcome, leave, run_job
-from bertray.config import PredictConfig
+from bertray.drivers.config import PredictConfig
 
 # Lines of standard input classified at a time: enough to batch, few enough that a pipe sees output soon.
 _CHUNK = 256
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(config: PredictConfig) -> Outcome:
     import pyarrow as pa
 
-    from bertray.openvino_engine import open_bundle
+    from bertray.bundle.openvino import open_bundle
 
     bundle, _ = open_bundle(config.bundle, config.engine, config.precision)
     # Bytes: what is not UTF-8 is an error of its line, as in an archive.

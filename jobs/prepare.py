@@ -13,8 +13,8 @@ labels.json and report.json, which counts every row: read = kept + taken out, by
 from collections.abc import Sequence
 
 from bertray.cli import Outcome, leave, run_job
-from bertray.config import PrepareConfig
-from bertray.report import print_dataset
+from bertray.data.config import PrepareConfig
+from bertray.reports.terminal import print_dataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: PrepareConfig) -> Outcome:
-    from bertray.dataset import prepare
+    from bertray.data.prepare import prepare
 
     report = prepare(config)
     print_dataset(report)

@@ -13,8 +13,8 @@ Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this mach
 from collections.abc import Sequence
 
 from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, Outcome, leave, run_job
-from bertray.config import ScoreConfig
-from bertray.report import print_scoring, print_verdict
+from bertray.reports.terminal import print_scoring, print_verdict
+from bertray.scoring.config import ScoreConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,12 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(config: ScoreConfig) -> Outcome:
     if config.plan:
-        from bertray.preview import preview
+        from bertray.drivers.score_plan import preview
 
         plan = preview(config)
         print_scoring(plan, [], title="plan: nothing was scored")
         return Outcome(plan)
-    from bertray.scoring import score
+    from bertray.drivers.score import score
 
     scored = score(config)
     print_scoring(scored.summary, scored.failures)

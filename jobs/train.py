@@ -13,7 +13,7 @@ on validation is kept. The same command goes on with a run that was interrupted.
 from collections.abc import Sequence
 
 from bertray.cli import Outcome, leave, run_job
-from bertray.training_config import TrainConfig
+from bertray.training.config import TrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: TrainConfig) -> Outcome:
-    from bertray.training import train  # torch and Ray take seconds to import; --help and bad options must not
+    from bertray.drivers.train import train  # torch and Ray take seconds to import; --help and bad options must not
 
     return Outcome(train(config))
 

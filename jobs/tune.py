@@ -13,7 +13,7 @@ jobs.train; ASHA ends trials that fall behind. After whatever ended it, the same
 from collections.abc import Sequence
 
 from bertray.cli import Outcome, leave, run_job
-from bertray.training_config import TuneConfig
+from bertray.training.config import TuneConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: TuneConfig) -> Outcome:
-    from bertray.tuning import search  # torch and Ray take seconds to import; --help and bad options must not
+    from bertray.drivers.tune import search  # torch and Ray take seconds to import; --help and bad options must not
 
     return Outcome(search(config))
 

@@ -40,8 +40,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
-from bertray.bundle import seal
-from bertray.pretrained import encoder_folder
+from bertray.bundle.bundle import seal
+from bertray.model.pretrained import encoder_folder
 
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -52,11 +52,11 @@ needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no dat
 _LONGEST = (
     "test_training_faults",
     "test_demo",
-    "test_scoring",
+    "test_score",
     "test_isolated",
-    "test_label_audit",
-    "test_training",
-    "test_tuning",
+    "test_audit",
+    "test_train",
+    "test_tune",
 )
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from bertray import cluster, pool
-from bertray.bundle_folder import BundleInfo
-from bertray.config import ScoreConfig
-from bertray.ledger import fingerprint
+from bertray.bundle.info import BundleInfo
+from bertray.drivers import actor_pool, cluster
 from bertray.schema import PREDICTION_SCHEMA
-from bertray.scorer import UnitScorer
-from bertray.storage import FileInfo, Location
-from bertray.work import Outcome, Work, divide
+from bertray.scoring.config import ScoreConfig
+from bertray.scoring.manifest import fingerprint
+from bertray.scoring.score_unit import UnitScorer
+from bertray.scoring.units import Outcome, Work, divide
+from bertray.storage.location import FileInfo, Location
 
 
 class Stub:
@@ -48,7 +48,7 @@ def _predicted(text: bytes | None) -> dict[str, Any]:
 
 
 class InProcessPool:
-    """A `pool.Pool` of no actors; parts are of `unit_bytes`."""
+    """A `actor_pool.Pool` of no actors; parts are of `unit_bytes`."""
 
     unit_bytes = 2 << 20
 
@@ -75,7 +75,7 @@ class InProcessPool:
 
 @contextmanager
 def without_ray(unit_bytes: int = 2 << 20) -> Iterator[None]:
-    """Inside the block `scoring.score` needs neither Ray nor the bundle's model."""
+    """Inside the block `score.score` needs neither Ray nor the bundle's model."""
 
     @contextmanager
     def no_session() -> Iterator[None]:
@@ -83,7 +83,7 @@ def without_ray(unit_bytes: int = 2 << 20) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "session", no_session)
-        patch.setattr(pool, "place", lambda *_: cluster.Placement(1, False, 1))
-        patch.setattr(pool, "Pool", InProcessPool)
+        patch.setattr(actor_pool, "place", lambda *_: cluster.Placement(1, False, 1))
+        patch.setattr(actor_pool, "Pool", InProcessPool)
         patch.setattr(InProcessPool, "unit_bytes", unit_bytes)
         yield

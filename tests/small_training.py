@@ -11,15 +11,15 @@ import pyarrow as pa
 import torch
 from transformers import BertForSequenceClassification
 
-from bertray import ranks, training_rows
-from bertray.checkpoints import Checkpoints
-from bertray.choices import ProblemType
-from bertray.finetuning import FineTuning
-from bertray.pretrained import load_tokenizer
-from bertray.storage import Location
-from bertray.tokenization import ColumnTokenizer
-from bertray.tracking import StepRecord
-from bertray.training_config import TrainConfig
+from bertray.model.pretrained import load_tokenizer
+from bertray.storage.location import Location
+from bertray.tokenization.tokenizer import ColumnTokenizer
+from bertray.training import ranks, token_files
+from bertray.training.checkpoints import Checkpoints
+from bertray.training.config import TrainConfig
+from bertray.training.loop import FineTuning
+from bertray.training.tracking import StepRecord
+from bertray.types import ProblemType
 
 NUM_ROWS, NUM_LABELS = 160, 3
 _WORDS = ["apple banana cherry mango", "wheel engine motor brake", "wave shore tide fish"]
@@ -37,7 +37,7 @@ def write_rows(folder: Path) -> None:
             for row, label in enumerate(ids)
         ]
         splits[name] = tokenizer.encode(pa.array(texts)), pa.array([[one] for one in ids], pa.large_list(pa.int32()))
-    training_rows.write(Location.of(str(folder)), splits, 30522, num_kept=1)
+    token_files.write(Location.of(str(folder)), splits, 30522, num_kept=1)
 
 
 def config(**options: Any) -> TrainConfig:
@@ -81,7 +81,7 @@ def opened_run(
     problem_type: ProblemType = "single_label_classification",
 ) -> Iterator[FineTuning]:
     """A run that has not begun."""
-    with training_rows.opened(Location.of(str(rows))) as (splits, vocabulary_V):
+    with token_files.opened(Location.of(str(rows))) as (splits, vocabulary_V):
         yield FineTuning(
             settings or config(),
             model or small_model(),

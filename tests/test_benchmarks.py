@@ -54,7 +54,7 @@ def test_what_is_traced_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, names in stub.TRACED.items():
         for name in names:
             assert callable(reduce(getattr, name.split("."), importlib.import_module(module)))
-    assert isinstance(importlib.import_module("bertray.work")._MAX_UNIT_SHARDS, int)
+    assert isinstance(importlib.import_module("bertray.scoring.units")._MAX_UNIT_SHARDS, int)
 
 
 def test_the_stub_stands_in_for_a_bundle(tiny_bundle: Path, tmp_path: Path) -> None:

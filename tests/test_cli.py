@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from bertray.cli import Outcome, load_config, run_job
-from bertray.config import PrepareConfig, ScoreConfig
+from bertray.data.config import PrepareConfig
 from bertray.errors import RequestError
-from bertray.training_config import TrainConfig, TuneConfig
+from bertray.scoring.config import ScoreConfig
+from bertray.training.config import TrainConfig, TuneConfig
 
 REQUIRED = ["--data", "d", "--output", "o"]
 

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bertray.config import EvaluateConfig, JobConfig, PredictConfig, PrepareConfig, ScoreConfig
-from bertray.training_config import AuditConfig, TrainConfig, TuneConfig
+from bertray.config import JobConfig
+from bertray.data.config import PrepareConfig
+from bertray.drivers.config import EvaluateConfig, PredictConfig
+from bertray.scoring.config import ScoreConfig
+from bertray.training.config import AuditConfig, TrainConfig, TuneConfig
 from jobs import audit, demo, evaluate, predict, prepare, score, train, tune
 from tests.conftest import ROOT, run_job_process, write_shard
 

@@ -1,6 +1,7 @@
-"""Rules of the repository: layers, what is documented, what is shown."""
+"""Rules of the repository: rooms, what is documented, what is shown."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -12,162 +13,118 @@ import pytest
 import yaml
 
 import bertray
-from bertray import config, training_config
 from bertray.config import JobConfig
 from tests.conftest import ROOT
 
 LIBRARY = ROOT / "lib" / "bertray"
+HEAVY = {"torch", "transformers", "ray"}
 
-# A module may import those above it, as data passes; nothing imports upwards.
-LAYERS = [
-    "errors",
-    "versions",
-    "choices",
-    "option_types",
-    "schema",
-    "profile",
-    "config",
-    "training_config",
-    "cli",
-    "s3",
-    "local_files",
-    "storage",
-    "bundle_folder",
-    "labelled",
-    "cleaning",
-    "splits",
-    "dataset",
-    "ragged",
-    "windows",
-    "text",
-    "wordpiece",
-    "tokenization",
-    "packing",
-    "training_batches",
-    "training_rows",
-    "metrics",
-    "calibration",
-    "label_issues",
-    "gate",
-    "baseline",
-    "trials",
-    "report",
-    "mlflow_run",
-    "tracking",
-    "curves",
-    "progress",
-    "shard_reader",
-    "archive",
-    "records",
-    "ledger",
-    "planning",
-    "run_lock",
-    "work",
-    "runs",
-    "bookkeeping",
-    "shards",
-    "scorer",
-    "rectangles",
-    "attention",
-    "first_tokens",
-    "prepacked",
-    "process",
-    "layout",
-    "encoder",
-    "bundle",
-    "openvino_graph",
-    "openvino_engine",
-    "pretrained",
-    "evaluation",
-    "ranks",
-    "flat_weights",
-    "adamw_kernel",
-    "adamw",
-    "dropout",
-    "learner",
-    "objective",
-    "optimizer",
-    "checkpoints",
-    "training_run",
-    "finetuning",
-    "bundle_writer",
-    "synthetic",
-    "preview",
-    "isolated",
-    "actor",
-    "worker_log",
-    "cluster",
-    "training_worker",
-    "training_board",
-    "trial_worker",
-    "training",
-    "tuning",
-    "cross_validation",
-    "label_audit",
-    "pool",
-    "scoring",
-]
-# The engine also runs, and is measured, on a machine without Ray; what is above it needs no torch either.
-WITHOUT_TORCH = LAYERS[: LAYERS.index("rectangles")]
-WITHOUT_RAY = LAYERS[: LAYERS.index("cluster")]
-
-
-def imports(path: Path) -> set[str]:
-    """Every module that a file imports, at its top or inside a function."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+# A line a room, lowest first: a room imports those above it in this list, but what is excepted; and of torch (with
+# transformers) and Ray those that are named. A new module is entered nowhere.
+ROOMS: dict[str, dict[str, set[str]]] = {
+    "root": {},
+    "storage": {},
+    "tokenization": {"not": {"storage"}},
+    "metrics": {"not": {"storage", "tokenization"}},
+    "data": {},
+    "model": {"needs": {"torch"}},
+    "bundle": {"needs": {"torch"}},
+    "training": {"needs": {"torch"}},
+    "scoring": {"not": {"training", "model"}},
+    "reports": {},
+    "drivers": {"needs": {"torch", "ray"}},
+}
+# Of rooms that need torch, what does without: it is imported before a request is checked, or where no model runs.
+LIGHT = {
+    "bundle": {"info", "card"},
+    "training": {"config", "preflight", "trials", "run_folder", "tracking", "mlflow_client", "curves"},
+}
 
 
 @cache
-def modules(folder: Path) -> dict[str, set[str]]:
-    return {path.stem: imports(path) for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+def imports(path: Path) -> dict[str, bool]:
+    """Every module that a file imports, and whether it does so at its top, rather than inside a function."""
+    tree = ast.parse(path.read_text())
+    at_top = {id(node) for node in tree.body}
+    found: dict[str, bool] = {}
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            found[name] = found.get(name, False) or id(node) in at_top
+    return found
 
 
-def test_every_module_has_a_layer() -> None:
-    assert set(LAYERS) == set(modules(LIBRARY))
+def room_of(path: Path) -> str:
+    return "root" if path.parent == LIBRARY else path.parent.name
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_imports_run_one_way(name: str) -> None:
-    found = modules(LIBRARY)[name]
-    own = {module.split(".")[1] for module in found if module.startswith("bertray.")}
-    allowed = set(LAYERS[: LAYERS.index(name)])
-    assert own & set(LAYERS) <= allowed
-    packages = {module.split(".")[0] for module in found}
+def rooms_of(found: dict[str, bool]) -> set[str]:
+    """The rooms of this project that are among imported modules."""
+    parts = [module.split(".") for module in found if module.startswith("bertray.")]
+    return {part[1] if (LIBRARY / part[1]).is_dir() else "root" for part in parts}
+
+
+MODULES = sorted(path for path in LIBRARY.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
+
+
+def test_every_room_has_its_line() -> None:
+    assert {room_of(path) for path in MODULES} == set(ROOMS)
+    assert {path.parent.name for path in LIBRARY.glob("*/__init__.py")} == set(ROOMS) - {"root"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{room_of(path)}.{path.stem}")
+def test_imports_run_down(path: Path) -> None:
+    room, found = room_of(path), imports(path)
+    rule, order = ROOMS[room], list(ROOMS)
+    allowed = set(order[: order.index(room) + 1]) - rule.get("not", set())
+    assert rooms_of(found) <= allowed
+    packages = {module.split(".")[0]: at_top for module, at_top in found.items()}
     assert "jobs" not in packages
-    if name in WITHOUT_RAY:
-        assert "ray" not in packages
-    if name in WITHOUT_TORCH:
-        assert not packages & {"torch", "transformers"}
+    needs = rule.get("needs", set())
+    assert "ray" in needs or "ray" not in packages
+    assert "torch" in needs or not {"torch", "transformers"} & set(packages)
 
 
-def test_a_run_with_nothing_to_do_imports_neither_ray_nor_torch() -> None:
-    command = (
-        "import sys, bertray.scoring; print([name for name in ('ray', 'torch', 'transformers') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "root"])
+def test_a_room_is_a_docstring_that_names_its_modules(room: str) -> None:
+    tree = ast.parse((LIBRARY / room / "__init__.py").read_text())
+    assert len(tree.body) == 1
+    doc = ast.get_docstring(tree)
+    assert doc and "Imports" in doc
 
 
-def test_the_driver_of_a_run_imports_no_torch() -> None:
-    command = "import sys, bertray.scoring, bertray.pool; print({'torch', 'transformers'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+def loaded(*modules: str) -> set[str]:
+    """Of torch, transformers and Ray, what a process has loaded that imports these modules."""
+    code = f"import sys, {', '.join(modules)}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_rooms_without_torch_and_ray_load_neither() -> None:
+    names = [f"bertray.{room_of(path)}.{path.stem}" for path in MODULES if "needs" not in ROOMS[room_of(path)]]
+    names += [f"bertray.{room}.{module}" for room, modules in LIGHT.items() for module in modules]
+    assert loaded(*(name.replace("bertray.root.", "bertray.") for name in names)) == set()
+
+
+def test_the_driver_of_a_run_loads_no_torch() -> None:
+    assert loaded("bertray.drivers.score") == set()  # nor Ray, where there is nothing to do
+    assert loaded("bertray.drivers.score", "bertray.drivers.actor_pool") == {"ray"}
 
 
 def test_the_bare_engine_needs_few_packages() -> None:
     """It is measured on GPU machines that have torch, transformers and pyarrow alone."""
-    needed, todo = set(), ["encoder", "tokenization"]
+    needed, todo, seen = set(), ["model.encoder", "tokenization.tokenizer"], set()
     while todo:
-        found = modules(LIBRARY)[todo.pop()]
-        needed |= {module.split(".")[0] for module in found}
-        todo += [module.split(".")[1] for module in found if module.startswith("bertray.") and module.count(".") == 1]
+        module = todo.pop()
+        seen.add(module)
+        found = imports(LIBRARY / f"{module.replace('.', '/')}.py")
+        needed |= {name.split(".")[0] for name in found}
+        own = {name.removeprefix("bertray.") for name in found if name.startswith("bertray.")} - seen
+        todo += [name for name in own if (LIBRARY / f"{name.replace('.', '/')}.py").is_file()]
     assert needed - set(sys.stdlib_module_names) == {
         "bertray",
         "numpy",
@@ -178,26 +135,17 @@ def test_the_bare_engine_needs_few_packages() -> None:
     }
 
 
-def test_training_and_scoring_do_not_know_each_other() -> None:
-    assert "bertray.training" not in modules(LIBRARY)["scoring"]
-    assert "bertray.scoring" not in modules(LIBRARY)["training"]
-
-
 def test_jobs_do_not_import_each_other() -> None:
-    for name, found in modules(ROOT / "jobs").items():
-        assert not [module for module in found if module.split(".")[0] == "jobs"], name
+    for path in (ROOT / "jobs").glob("*.py"):
+        assert not [module for module in imports(path) if module.split(".")[0] == "jobs"], path
 
 
-def test_help_and_bad_options_import_neither_torch_nor_ray() -> None:
-    import subprocess
-
-    code = "import jobs.train, jobs.score, sys; print([name for name in ('torch', 'ray') if name in sys.modules])"
-    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert finished.stdout.strip() == "[]"
+def test_help_and_bad_options_load_neither_torch_nor_ray() -> None:
+    assert loaded(*(f"jobs.{path.stem}" for path in (ROOT / "jobs").glob("[a-z]*.py"))) == set()
 
 
 def test_public_things_are_documented() -> None:
-    for path in [*LIBRARY.glob("*.py"), *(ROOT / "jobs").glob("[a-z]*.py")]:
+    for path in [*LIBRARY.rglob("*.py"), *(ROOT / "jobs").glob("[a-z]*.py")]:
         tree = ast.parse(path.read_text())
         assert ast.get_docstring(tree), path
         for node in tree.body:
@@ -218,7 +166,10 @@ def test_the_readme_shows_only_options_that_exist() -> None:
     check_commands((ROOT / "README.md").read_text())
 
 
-OPTIONS = (vars(config) | vars(training_config)).values()
+_ALL_CONFIGS = (
+    importlib.import_module(f"bertray.{room}.config") for room in ("data", "training", "scoring", "drivers")
+)
+OPTIONS = [one for module in _ALL_CONFIGS for one in vars(module).values()]
 
 
 def check_commands(text: str) -> None:
@@ -230,7 +181,7 @@ def check_commands(text: str) -> None:
 
 
 def is_job(one: object) -> bool:
-    return isinstance(one, type) and issubclass(one, JobConfig) and one is not JobConfig
+    return isinstance(one, type) and issubclass(one, JobConfig) and bool(re.match(r"jobs\.[a-z]+:", one.__doc__ or ""))
 
 
 def test_every_option_says_what_it_is() -> None:
@@ -239,10 +190,10 @@ def test_every_option_says_what_it_is() -> None:
             assert field.description, f"{one.__name__}.{name}"
 
 
-def test_the_readme_names_every_module_and_target() -> None:
+def test_the_readme_names_every_room_and_target() -> None:
     readme = (ROOT / "README.md").read_text()
-    for name in LAYERS:
-        assert f"{name}.py" in readme
+    for room in set(ROOMS) - {"root"}:
+        assert f"  {room}/" in readme
     targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert targets
     for target in targets.group(1).split():

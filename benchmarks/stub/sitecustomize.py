@@ -25,17 +25,17 @@ from typing import Any
 
 # What is noted, by module; beside the calls, how long the module took to import.
 TRACED = {
-    "bertray.archive": ("list_shards",),
-    "bertray.ledger": ("Manifest.latest",),
-    "bertray.planning": ("plan",),
-    "bertray.runs": ("Runs.unannounced",),
-    "bertray.work": (),
-    "bertray.bookkeeping": ("Bookkeeper._take",),
-    "bertray.cluster": (),
-    "bertray.bundle": ("Bundle.load", "Bundle.predict_column"),
-    "bertray.scorer": ("UnitScorer.score",),
-    "bertray.actor": ("Actor.__init__",),
-    "bertray.pool": ("ScoringActor.__init__", "Pool.divide", "Pool._dataset"),
+    "bertray.scoring.archive": ("list_shards",),
+    "bertray.scoring.manifest": ("Manifest.latest",),
+    "bertray.scoring.plan": ("plan",),
+    "bertray.scoring.runs": ("Runs.unannounced",),
+    "bertray.scoring.units": (),
+    "bertray.scoring.recorder": ("Bookkeeper._take",),
+    "bertray.drivers.cluster": (),
+    "bertray.bundle.bundle": ("Bundle.load", "Bundle.predict_column"),
+    "bertray.scoring.score_unit": ("UnitScorer.score",),
+    "bertray.drivers.scoring_actor": ("Actor.__init__",),
+    "bertray.drivers.actor_pool": ("ScoringActor.__init__", "Pool.divide", "Pool._dataset"),
 }
 
 
@@ -61,11 +61,11 @@ class _Tracing(MetaPathFinder):
 
 def _change(module: ModuleType) -> None:
     stub_s_a_row, unit_shards = os.environ.get("BERTRAY_STUB_S_A_ROW"), os.environ.get("BERTRAY_STUB_UNIT_SHARDS")
-    if module.__name__ == "bertray.bundle" and stub_s_a_row is not None:
+    if module.__name__ == "bertray.bundle.bundle" and stub_s_a_row is not None:
         module.Bundle.load = staticmethod(functools.partial(_stub(), s_a_row=float(stub_s_a_row)))
-    if module.__name__ == "bertray.work" and unit_shards is not None:
+    if module.__name__ == "bertray.scoring.units" and unit_shards is not None:
         module._MAX_UNIT_SHARDS = int(unit_shards)  # type: ignore[attr-defined]
-    if module.__name__ == "bertray.cluster":
+    if module.__name__ == "bertray.drivers.cluster":
         module.session = _traced_session(module.session)
     for what in TRACED[module.__name__]:
         *owners, name = what.split(".")
@@ -78,9 +78,9 @@ def _stub() -> type[Any]:
     """A class that stands in for a loaded bundle."""
     import pyarrow as pa
 
-    from bertray.bundle_folder import read_info
+    from bertray.bundle.info import read_info
     from bertray.schema import PREDICTION_SCHEMA
-    from bertray.storage import Location
+    from bertray.storage.location import Location
 
     class Stub:
         """Says of every row the same, after a time that is proportional to the rows."""

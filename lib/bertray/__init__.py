@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bertray.errors import BertrayError, BundleError, RequestError, ShardError
 
 if TYPE_CHECKING:
-    from bertray.bundle import Bundle, Prediction
+    from bertray.bundle.bundle import Bundle, Prediction
 
 __version__ = "0.1.0"
 __all__ = ["BertrayError", "Bundle", "BundleError", "Prediction", "RequestError", "ShardError"]
@@ -19,5 +19,5 @@ __all__ = ["BertrayError", "Bundle", "BundleError", "Prediction", "RequestError"
 def __getattr__(name: str) -> Any:
     # Importing torch takes seconds; `import bertray` and the jobs' --help must not.
     if name in {"Bundle", "Prediction"}:
-        return getattr(import_module("bertray.bundle"), name)
+        return getattr(import_module("bertray.bundle.bundle"), name)
     raise AttributeError(f"module 'bertray' has no attribute {name!r}")

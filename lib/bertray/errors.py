@@ -5,11 +5,12 @@
         BundleError         a bundle folder that is incomplete, altered or not a bundle
         UnavailableError    storage or a server refuses, or does not answer
       LockedError           another run is at work on the same output: exit code 4
+      DivergedError         the loss of a training is not a number
       ShardError            one shard of an archive cannot be scored: it is listed, the others go on
         ShardChangedError   it was rewritten while it was read
 
 A message states the value, the limit, the path and the next step. The command line (`bertray.cli`) shows it; a
-`ShardError` is listed with its shard (`bertray.scorer`).
+`ShardError` is listed with its shard (`bertray.scoring.score_unit`).
 """
 
 
@@ -39,3 +40,19 @@ class ShardError(BertrayError):
 
 class ShardChangedError(ShardError):
     """A shard that was rewritten while it was read; it can be read again."""
+
+
+class DivergedError(BertrayError):
+    """The loss, or its gradient, is not a number.
+
+    Attributes:
+        step: at which; with the seed it says which rows were read.
+        rows: of the training split, that the step read.
+    """
+
+    def __init__(self, message: str, step: int, rows: list[int]) -> None:
+        super().__init__(message, step, rows)
+        self.step, self.rows = step, rows
+
+    def __str__(self) -> str:
+        return str(self.args[0])

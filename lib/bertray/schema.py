@@ -35,7 +35,7 @@
 
 import pyarrow as pa
 
-from bertray.choices import ProblemType
+from bertray.types import ProblemType
 
 SPLITS = ("train", "validation", "test")
 
@@ -120,7 +120,7 @@ MANIFEST_SCHEMA = pa.schema(
     ]
 )
 
-# Rows by score and by length are counted in so many bins: see `bertray.profile`.
+# Rows by score and by length are counted in so many bins: see `bertray.metrics.profile`.
 NUM_SCORE_BINS, NUM_LENGTH_BINS = 20, 20
 
 SHARD_REPORT_SCHEMA = pa.schema(

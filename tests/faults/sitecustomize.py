@@ -63,4 +63,6 @@ def _make_files_deadly(module: ModuleType) -> None:
     module.ParquetFile.iter_batches = deadly
 
 
-sys.meta_path.insert(0, _Patching({"bertray.bundle": _make_texts_deadly, "pyarrow.parquet.core": _make_files_deadly}))
+sys.meta_path.insert(
+    0, _Patching({"bertray.bundle.bundle": _make_texts_deadly, "pyarrow.parquet.core": _make_files_deadly})
+)

@@ -1,0 +1,157 @@
+"""A model bundle, ready to predict: one self-contained folder, which any Hugging Face tool can read too.
+
+    >>> Bundle.load("bundle").predict(["Python, SQL, Spark"])
+    [Prediction(label='Skills', score=0.98, review=False, num_tokens=7, truncated=False, error=None, labels=None)]
+
+Loading checks every file against its sha256. Nothing in a bundle is executable: weights are safetensors, no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from bertray.bundle.card import model_card
+from bertray.bundle.info import CARD_FILE, BundleInfo, hash_files, opened
+from bertray.bundle.predictions import predictions
+from bertray.errors import RequestError
+from bertray.model.encoder import Encoder
+from bertray.schema import (
+    prediction_schema,
+)
+from bertray.storage.outputs import BUNDLE_FILE
+from bertray.tokenization.tokenizer import ColumnTokenizer, TokenColumn
+from bertray.tokenization.windows import aggregate
+from bertray.types import Device, Precision
+from bertray.versions import versions
+
+
+class Prediction(NamedTuple):
+    """What the model says of one text; `label`, `score` and `labels` are None where `error` is not."""
+
+    label: str | None  # the likeliest
+    score: float | None  # probability of the label: softmax, or sigmoid of a multi-label model
+    review: bool  # the score is below the bundle's `review_below`, or there is none
+    num_tokens: int  # read by the model, special tokens included, in all windows
+    truncated: bool
+    error: str | None
+    labels: list[str] | None = None  # of a multi-label model: all that reach their threshold, likeliest first
+
+
+class Classifier(Protocol):
+    """What runs the model: `bertray.model.encoder.Encoder`, or that of another engine."""
+
+    @property
+    def precision(self) -> str:
+        """Of the arithmetic that is really used."""
+
+    def logits(self, tokens: TokenColumn) -> np.ndarray:
+        """logits_SC (float32) of every sequence."""
+
+
+@dataclass
+class Bundle:
+    """A fine-tuned classifier, ready to predict; several threads may share it, and take turns."""
+
+    info: BundleInfo
+    encoder: Classifier
+    tokenizer: ColumnTokenizer
+    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @classmethod
+    def load(cls, uri: str, precision: Precision = "auto", device: Device = "auto") -> Bundle:
+        """Load and verify a bundle from a path or URI.
+
+        Raises:
+            BundleError: the folder is missing, incomplete or altered.
+            RequestError: the device is not there, or lacks the precision.
+        """
+        with opened(uri) as (folder, info):
+            model, tokenizer = load_model(folder), load_tokenizer(folder, info)
+        return cls(info, Encoder(model, precision, device), tokenizer)
+
+    @property
+    def precision(self) -> str:
+        """What the model is really run in."""
+        return self.encoder.precision
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of what `predict_column` gives."""
+        return prediction_schema(self.info.problem_type)
+
+    def predict(self, texts: Sequence[str | None]) -> list[Prediction]:
+        """Classify texts, in order. A null or empty text gets an `error` instead of a label."""
+        if isinstance(texts, str):
+            raise RequestError("predict takes a sequence of strings, not one string: predict([text])")
+        try:
+            column = pa.array(texts, pa.large_string())
+        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
+            raise RequestError(f"predict takes a sequence of strings: {error}") from error
+        return [Prediction(**row) for row in self.predict_column(column).to_pylist()]
+
+    def predict_column(self, texts: pa.Array | pa.ChunkedArray) -> pa.Table:
+        """Classify an Arrow column: N texts in, a table of N rows in `schema` out.
+
+        Raises:
+            ShardError: the column holds no text.
+        """
+        return self.predictions(*self.logits(texts))
+
+    def logits(self, texts: pa.Array | pa.ChunkedArray) -> tuple[TokenColumn, np.ndarray]:
+        """Tokens of N texts, and logits_NC (float32), NaN of a text without tokens.
+
+        Raises:
+            ShardError: the column holds no text.
+        """
+        with self._turn:  # tokenizer and encoder keep what they are at work on
+            tokens = self.tokenizer.encode(texts)
+            logits_SC = self.encoder.logits(tokens)
+        return tokens, aggregate(logits_SC, tokens.documents_S, len(tokens.errors), self.info.long_documents)
+
+    def predictions(self, tokens: TokenColumn, logits_NC: np.ndarray) -> pa.Table:
+        """What the bundle says of texts with these logits, in `schema`."""
+        info = self.info
+        return predictions(
+            tokens,
+            logits_NC,
+            info.labels,
+            info.problem_type,
+            thresholds=info.thresholds,
+            review_below=info.review_below,
+        )
+
+
+def load_model(folder: Path) -> Any:
+    """The classifier of an opened bundle, fp32, on the CPU."""
+    transformers_logging.disable_progress_bar()
+    return AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+
+
+def load_tokenizer(folder: Path, info: BundleInfo) -> ColumnTokenizer:
+    """The tokenizer of an opened bundle."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return ColumnTokenizer(tokenizer.backend_tokenizer, info.max_length, info.stride)
+
+
+def seal(folder: Path, **facts: Any) -> BundleInfo:
+    """Make a folder with a saved model and tokenizer a bundle: write its card and, last, bundle.json.
+
+    Args:
+        folder: local.
+        facts: the fields of `BundleInfo` but `files` and `versions`, which are found out here.
+    """
+    info = BundleInfo(files=hash_files(folder), versions=versions(), **facts)
+    (folder / CARD_FILE).write_text(model_card(info, folder), encoding="utf-8")
+    text = json.dumps(info.model_dump(), indent=2, ensure_ascii=False)
+    (folder / BUNDLE_FILE).write_text(text + "\n", encoding="utf-8")
+    return info

@@ -1,0 +1,102 @@
+"""The model card of a bundle: its README.md, in the form that the Hub reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from bertray.bundle.info import CURVES_FILE, EVENTS_FOLDER, BundleInfo
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-classification
+---
+# {{ labels | length }}-way text classifier
+
+`{{ encoder }}`, fine-tuned with bertray {{ versions.bertray }} on {{ training.data }}
+(data fingerprint `{{ data_fingerprint[:16] }}`).
+
+Labels: {% for label in labels %}`{{ label }}`{{ ", " if not loop.last else "" }}{% endfor %}
+
+{% if stride is none -%}
+Texts are cut to {{ max_length }} tokens.
+{%- else -%}
+Texts of more than {{ max_length }} tokens are read in windows of {{ max_length }} that overlap by {{ stride }} or \
+more; a text's logits are the {{ long_documents }} of its windows'.
+{%- endif %} Epoch {{ metrics.epoch | int }} of {{ training.epochs }} is kept: \
+{{ "the last one" if training.keep == "last" else "the best macro-F1 on validation" }}.
+{% if problem_type == "multi_label_classification" %}
+A text may have several labels, or none: all whose probability (sigmoid) is at least \
+{{ "0.5" if thresholds is none else "the threshold of the label" }}.
+{% endif %}
+{%- if calibration %}
+Logits are calibrated: they are divided by a temperature of {{ "%.3f" | format(temperature) }}, in the weights. On \
+validation the expected calibration error was {{ "%.4f" | format(calibration.ece_before) }} before and is \
+{{ "%.4f" | format(calibration.ece_after) }} now.
+{% endif %}
+{%- if review_below is not none %}
+{% if review_below > 1 -%}
+Every text is to be reviewed by a person{{ ":" if target_precision is not none else "." }}
+{%- if target_precision is not none %} no score is right often enough on validation for {{ target_precision }}.\
+{%- endif %}
+{%- else -%}
+A text of a score below {{ "%.4f" | format(review_below) }} is to be reviewed by a person
+{%- if target_precision is not none %}: of the others, {{ target_precision }} or more are right (by validation, with \
+95 % confidence){% endif %}.
+{%- endif %}
+{% endif %}
+{%- if thresholds is not none %}
+| label | given from |
+|---|---|
+{% for label in labels -%}
+| {{ label }} | {{ "%.4f" | format(thresholds[loop.index0]) }} |
+{% endfor -%}
+{% endif %}
+| validation | value |
+|---|---|
+{% for name, value in metrics.items() if name != "epoch" -%}
+| {{ name }} | {{ "%.4f" | format(value) }} |
+{% endfor %}
+{% set share = "subset_accuracy" if "subset_accuracy" in metrics else "accuracy" -%}
+| epoch | train loss | validation loss | {{ share | replace("_", " ") }} | macro-F1 | seconds |
+|---|---|---|---|---|---|
+{% for epoch in history -%}
+| {{ epoch.epoch | int }} | {{ "%.4f" | format(epoch.train_loss) }} | {{ "%.4f" | format(epoch.loss) }} \
+| {{ "%.4f" | format(epoch[share]) }} | {{ "%.4f" | format(epoch.f1_macro) }} | {{ "%.0f" | format(epoch.wall_s) }} |
+{% endfor %}
+{%- if curves_file %}
+![Losses and scores by epoch]({{ curves_file }})
+{% endif %}
+{%- if events_folder %}
+Every step: `tensorboard --logdir PATH OF THIS FOLDER/{{ events_folder }}` ([event files]({{ events_folder }})).
+{% endif %}
+```python
+from transformers import pipeline
+pipeline("text-classification", model="PATH OF THIS FOLDER", truncation=True\
+{{ ", top_k=None" if problem_type == "multi_label_classification" else "" }})("a text")
+```
+{% if stride is not none %}
+That pipeline reads the first {{ max_length }} tokens; `bertray` reads all, as above.
+{% endif %}
+Training: {% for name in ("learning_rate", "batch_size", "weight_decay", "warmup_fraction", "precision", "seed") -%}
+{{ name }} {{ training[name] }}{{ ", " if not loop.last else "" }}{% endfor %}.
+Versions: {% for name, value in versions.items() -%}
+{{ name }} {{ value }}{{ ", " if not loop.last else "" }}{% endfor %}.
+"""
+
+
+def model_card(info: BundleInfo, folder: Path) -> str:
+    """The bundle's README.md, in the form that the Hub reads; it shows learning curves and event files that are there.
+
+    Args:
+        folder: the bundle's, local.
+    """
+    # Markdown, not HTML: nothing to escape.
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
+    return environment.from_string(_CARD).render(
+        info.model_dump(),
+        curves_file=CURVES_FILE if (folder / CURVES_FILE).is_file() else None,
+        events_folder=EVENTS_FOLDER if (folder / EVENTS_FOLDER).is_dir() else None,
+    )

@@ -1,0 +1,224 @@
+"""A bundle in a process of its own, for texts that may end the process that reads them.
+
+    IsolatedBundle (here)                       python -m bertray.bundle.isolated (child)
+      texts of a step      ── Arrow, stdin ──►    Bundle.predict_column
+      predictions          ◄── Arrow, stdout ──
+
+Where the child dies twice over the same texts, a new one gets them in slices, and of the slice that kills it, slices
+again, until one text alone has killed it: that row gets an `error`, all others their predictions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import struct
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from typing import IO, Any, Literal
+
+import pyarrow as pa
+import torch
+
+from bertray.bundle.bundle import Bundle
+from bertray.bundle.info import BundleInfo, read_info
+from bertray.errors import BundleError, ShardError
+from bertray.model.runtime import keep_freed_memory
+from bertray.schema import ERROR, NUM_TOKENS, REVIEW, TRUNCATED, prediction_schema
+from bertray.storage.location import Location
+from bertray.types import Engine, InferencePrecision
+
+_log = logging.getLogger(__name__)
+
+# 16 x 16 x 16 texts in a step: three deaths after the first find the text.
+_NUM_SLICES = 16
+# Of one call: more texts than this that kill a process point to something else than texts.
+_MAX_DEATHS = 40
+_LENGTH = struct.Struct("<Q")
+# The column of an answer that is none.
+_FAILURE = "failure"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How a process is to load the model.
+
+    Args:
+        cache: where `openvino.prepare` left the exported model; for that engine.
+        num_threads: of the processor.
+    """
+
+    bundle: str
+    engine: Engine
+    precision: InferencePrecision
+    device: Literal["cpu", "cuda"]
+    cache: str
+    num_threads: int
+
+    def load(self) -> Bundle:
+        """The bundle, in this process.
+
+        Raises:
+            BundleError: it is missing, incomplete or altered.
+        """
+        if self.device == "cpu":
+            torch.set_num_threads(self.num_threads)
+        if self.engine == "openvino":
+            from bertray.bundle.openvino import load_prepared  # half a second, and much else
+
+            return load_prepared(self.bundle, self.precision, Location.of(self.cache), self.num_threads)
+        assert self.precision != "int8"  # bertray.config has checked it
+        return Bundle.load(self.bundle, self.precision, self.device)
+
+
+class _ProcessDiedError(Exception):
+    """Why the child ended."""
+
+
+class IsolatedBundle:
+    """Predicts as a `Bundle` does, in a child process; close it after use.
+
+    Attributes:
+        info: of the bundle.
+        precision: what the model is really run in; known after the first prediction.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._child: subprocess.Popen[bytes] | None = None
+        self.info: BundleInfo = read_info(Location.of(spec.bundle))
+        self.precision = ""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of what `predict_column` gives."""
+        return prediction_schema(self.info.problem_type)
+
+    def predict_column(self, texts: pa.Array) -> pa.Table:
+        """As `Bundle.predict_column`; a text that ends the process has an `error`.
+
+        Raises:
+            BundleError: the process ends before it has read any text.
+            ShardError: it ends again and again, or the model raises an error.
+        """
+        try:
+            return self._ask(texts)
+        except _ProcessDiedError as death:
+            _log.warning("the model's process %s over %d texts; trying again", death, len(texts))
+        try:  # in one piece, as before: whatever killed it from outside does not do it twice
+            return self._ask(texts)
+        except _ProcessDiedError as death:
+            _log.warning("the model's process %s over %d texts; looking for the one", death, len(texts))
+            return self._narrow_down(texts, str(death), deaths=[2])
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+            self._child = None
+
+    def _narrow_down(self, texts: pa.Array, death: str, deaths: list[int]) -> pa.Table:
+        if len(texts) == 1:
+            return self._row_of_error(f"the model's process {death} on this text")
+        size = -(-len(texts) // _NUM_SLICES)
+        tables = []
+        for start in range(0, len(texts), size):
+            part = texts[start : start + size]
+            try:
+                tables.append(self._ask(part))
+            except _ProcessDiedError as error:
+                deaths[0] += 1
+                if deaths[0] > _MAX_DEATHS:
+                    raise ShardError(f"the model's process died {deaths[0]} times, last: it {error}") from error
+                tables.append(self._narrow_down(part, str(error), deaths))
+        return pa.concat_tables(tables)
+
+    def _row_of_error(self, reason: str) -> pa.Table:
+        is_reviewed = self.info.review_below is not None
+        row = {REVIEW: is_reviewed, NUM_TOKENS: 0, TRUNCATED: False, ERROR: reason}
+        return pa.Table.from_pylist([row], schema=self.schema)
+
+    def _ask(self, texts: pa.Array) -> pa.Table:
+        child = self._child or self._start()
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            _write(child.stdin, pa.table({"text": texts}))
+            answer = _read(child.stdout)
+        except (EOFError, BrokenPipeError) as error:
+            raise _ProcessDiedError(self._how_it_died()) from error
+        if answer.column_names == [_FAILURE]:
+            raise ShardError(f"in a process of its own: {answer[_FAILURE][0].as_py()}")
+        return answer
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "bertray.bundle.isolated", json.dumps(asdict(self._spec))]
+        child = self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        try:
+            ready = _read(child.stdout)
+        except EOFError as error:
+            raise BundleError(
+                f"a process that was to load {self._spec.bundle} {self._how_it_died()}; see the worker's log"
+            ) from error
+        self.precision = ready["precision"][0].as_py()
+        return child
+
+    def _how_it_died(self) -> str:
+        assert self._child is not None
+        self._child.communicate()
+        code, self._child = self._child.returncode, None
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+
+
+def _write(stream: IO[bytes], table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    message = sink.getvalue()
+    stream.write(_LENGTH.pack(message.size))
+    stream.write(message)
+    stream.flush()
+
+
+def _read(stream: IO[bytes]) -> pa.Table:
+    """The next table.
+
+    Raises:
+        EOFError: the other side has ended.
+    """
+    message = _read_bytes(stream, _LENGTH.unpack(_read_bytes(stream, _LENGTH.size))[0])
+    return pa.ipc.open_stream(message).read_all()
+
+
+def _read_bytes(stream: IO[bytes], num_bytes: int) -> bytes:
+    found = stream.read(num_bytes)
+    if len(found) < num_bytes:
+        raise EOFError
+    return found
+
+
+def main() -> None:
+    """The child: load the model, say so, answer until standard input ends."""
+    answers: Any = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not stand between the answers
+    keep_freed_memory()
+    bundle = ModelSpec(**json.loads(sys.argv[1])).load()
+    _write(answers, pa.table({"precision": [bundle.encoder.precision]}))
+    while True:
+        try:
+            texts = _read(sys.stdin.buffer)["text"]
+        except EOFError:
+            return
+        try:
+            answer = bundle.predict_column(texts)
+        except Exception as error:  # as in an actor: no text is to blame for it
+            answer = pa.table({_FAILURE: [f"{type(error).__name__}: {error}"]})
+        _write(answers, answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What jobs.prepare can be told; how it is read, `bertray.config` says."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from bertray.config import JobConfig, LabelName, Paths, Place
+
+# Between the labels of one row, where they are written as one string.
+DEFAULT_LABEL_SEPARATOR = ";"
+
+
+class PrepareConfig(JobConfig):
+    """jobs.prepare: labelled files in, a clean, encoded and split data set out."""
+
+    model_config = SettingsConfigDict(env_prefix="BERTRAY_PREPARE_")
+
+    input: Paths = Field(
+        min_length=1, description="labelled files, folders or globs (CSV, JSON Lines, Parquet; .gz, .zst)"
+    )
+    output: Place = Field(description="folder of the data set; written whole, over an earlier data set")
+    text_column: str = Field("text", description="column that holds the text")
+    label_column: str = Field("label", description="column that holds the label")
+    multi_label: bool = Field(
+        False, description="a row may have several labels: a list of strings, or one string with separators"
+    )
+    label_separator: str | None = Field(
+        None,
+        min_length=1,
+        description="with --multi-label: what stands between the labels of a row, where they are one string; "
+        f"default: {DEFAULT_LABEL_SEPARATOR}",
+    )
+    oos_label: LabelName | None = Field(
+        None,
+        description="label of texts that fit no class (out of scope); --validation and --test may have such rows "
+        "where training has none",
+    )
+    validation: Place | None = Field(None, description="file, folder or glob of a validation split of your own")
+    test: Place | None = Field(None, description="file, folder or glob of a test split of your own")
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=1, description="share of the kept rows, where --validation is not given"
+    )
+    test_fraction: float = Field(0.1, gt=0, lt=1, description="share of the kept rows, where --test is not given")
+    group_column: str | None = Field(None, description="rows that share its value stay on one side of every split")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the splits: the same seed and rows give the same splits")
+
+    @property
+    def separator(self) -> str | None:
+        """What stands between the labels of a row: --label-separator or its default; None: a row has one label."""
+        return (self.label_separator or DEFAULT_LABEL_SEPARATOR) if self.multi_label else None
+
+    @model_validator(mode="after")
+    def _options_of_several_labels(self) -> Self:
+        if self.label_separator is not None and not self.multi_label:
+            raise ValueError(
+                f"label_separator {self.label_separator!r} has no meaning where a row has one label: "
+                "add --multi-label, or leave it out"
+            )
+        if self.oos_label is not None and self.multi_label:
+            raise ValueError(
+                f"oos_label {self.oos_label!r} has no meaning with multi_label, where a text outside of every class "
+                "is a row with an empty list of labels: leave one of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _leave_rows_to_train_on(self) -> Self:
+        held_out = (0 if self.validation else self.validation_fraction) + (0 if self.test else self.test_fraction)
+        if held_out >= 1:
+            raise ValueError(
+                f"validation_fraction + test_fraction is {held_out:g}, which leaves no row to train on; keep it below 1"
+            )
+        return self

@@ -1,0 +1,10 @@
+"""One module a job, which wires the rooms together, and the Ray workers that it places.
+
+    prepare  train  tune  audit  evaluate  predict  score  demo    the jobs
+    cluster        which Ray, which devices
+    actor_pool     units through a pool of Ray actors     scoring_actor     such an actor
+    train_worker, trial_worker, cross_validation          what runs in Ray's processes
+    status_actors  where workers and driver meet
+
+Imports every room. The only room that imports Ray; a driver itself loads torch as late as it can.
+"""

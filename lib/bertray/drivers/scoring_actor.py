@@ -1,0 +1,95 @@
+"""A process that scores: it holds the model and takes one unit of work at a time from `drivers.actor_pool`.
+
+Whoever replaces one that died is told how many units that had in hand: the cause may be in them. These are read and
+scored in processes of their own, and the model is not loaded here before.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import torch
+
+from bertray.bundle.bundle import Bundle
+from bertray.bundle.info import BundleInfo
+from bertray.bundle.isolated import IsolatedBundle, ModelSpec
+from bertray.errors import BundleError
+from bertray.model.runtime import ModelThread
+from bertray.scoring.config import ScoreConfig
+from bertray.scoring.score_unit import UnitScorer
+from bertray.scoring.shard_reader import read_in_isolation
+from bertray.scoring.units import ENGINE_FOLDER, Outcome, Unit
+from bertray.storage.location import Location
+
+_log = logging.getLogger(__name__)
+
+
+class Actor:
+    """Scores units of a run.
+
+    Args:
+        bundle_fingerprint: of the bundle that the run began with.
+        arguments: of `UnitScorer`.
+        num_threads: of the processor, for the model.
+        num_suspect_units: of the first ones; see above.
+
+    Raises:
+        BundleError: the bundle is missing, altered, or another one by now.
+    """
+
+    def __init__(
+        self,
+        device: Literal["cpu", "cuda"],
+        bundle_fingerprint: str,
+        arguments: dict[str, Any],
+        num_threads: int,
+        num_suspect_units: int,
+    ) -> None:
+        self._config: ScoreConfig = arguments["config"]
+        self._step_bytes = arguments["step_bytes"]
+        # A GPU that has failed once fails every later shard: those are not at fault.
+        self._scorer = UnitScorer(**arguments, fatal=(torch.AcceleratorError,))
+        self._spec = ModelSpec(
+            bundle=self._config.bundle,
+            engine=self._config.engine,
+            precision=self._config.precision,
+            device=device,
+            cache=str(Location.of(self._config.output) / ENGINE_FOLDER),
+            num_threads=num_threads,
+        )
+        self._bundle_fingerprint = bundle_fingerprint
+        self._bundle: Bundle | None = None
+        self._thread = ModelThread()
+        self._num_suspect_units = num_suspect_units
+        if not num_suspect_units:
+            self._thread.run(self._load)
+
+    def score(self, unit: Unit) -> list[Outcome]:
+        """What has become of the unit's shards."""
+        return self._thread.run(self._score, unit)
+
+    def _load(self) -> Bundle:
+        if self._bundle is None:
+            self._bundle = self._spec.load()
+            self._check_bundle(self._bundle.info)
+        return self._bundle
+
+    def _check_bundle(self, info: BundleInfo) -> None:
+        if info.fingerprint() != self._bundle_fingerprint:
+            raise BundleError(f"the bundle {self._config.bundle} was replaced while the job ran. Run it again")
+
+    def _score(self, unit: Unit) -> list[Outcome]:
+        if not self._num_suspect_units:
+            return self._scorer.score(unit, self._load())
+        self._num_suspect_units -= 1
+        _log.warning("the actor died before; %d shards go through processes of their own", len(unit.shards))
+        isolated = IsolatedBundle(self._spec)
+        try:
+            self._check_bundle(isolated.info)
+            return self._scorer.score(unit, isolated, before_read=self._read_in_isolation)
+        finally:
+            isolated.close()
+
+    def _read_in_isolation(self, shard: Location) -> None:
+        read_in_isolation(shard, self._config.text_column, self._config.keep_columns, self._step_bytes)

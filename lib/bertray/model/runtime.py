@@ -1,0 +1,84 @@
+"""How a process that holds a model is set up: measured in benchmarks/README.md."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import torch
+
+from bertray.errors import RequestError
+from bertray.types import Device, Precision
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Of malloc.h in glibc; other C libraries have no mallopt.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# The most that every version of glibc takes, and above what a batch needs in one piece.
+_MAPPED_FROM_BYTES = 1 << 25
+_KEPT_BYTES = 1 << 30
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what a batch frees for the next one.
+
+    Outside a process's main thread glibc gives it back to the system at once, which then clears the same pages again.
+    """
+    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES):
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+class ModelThread:
+    """The one thread that a process's model is loaded and run in.
+
+    OpenMP keeps a team of threads for every thread that has called it. Ray builds an actor in one thread and calls it
+    in another: with two teams on the processors of one, GNU's OpenMP no longer spins at barriers but sleeps.
+
+    """
+
+    def __init__(self) -> None:
+        keep_freed_memory()
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the function in the thread; its result, or its exception."""
+        return self._executor.submit(function, *args, **kwargs).result()
+
+
+# Tokens of one forward pass. On CPUs activations of a larger batch leave the cache; a GPU wants enough work a launch.
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536}
+
+
+def resolve_device(device: Device) -> torch.device:
+    """What `auto` means here: the GPU if torch sees one.
+
+    Raises:
+        RequestError: cuda was asked for and torch sees none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RequestError(
+            f"--device cuda: torch {torch.__version__} sees no GPU here; check nvidia-smi and torch's build"
+        )
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What `auto` means on this device.
+
+    Raises:
+        RequestError: bf16 was asked for on a GPU without it. (A CPU without it emulates it, slowly but rightly.)
+    """
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if precision == "bf16" and not has_bf16:
+            name = torch.cuda.get_device_name(device)
+            raise RequestError(f"--precision bf16: {name} has no bf16 arithmetic; use --precision fp32 or auto")
+    else:
+        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if precision == "auto":
+        return "bf16" if has_bf16 else "fp32"
+    return precision

@@ -1,0 +1,4 @@
+"""What people read: tables in the terminal.
+
+Imports every room but drivers. No torch, no Ray.
+"""

@@ -1,0 +1,9 @@
+"""A column of texts becomes token ids, and these become batches.
+
+    columns    text as it stands in files -> valid strings and their bytes
+    wordpiece  each distinct word tokenised once          windows    a long text in overlapping windows
+    tokenizer  a column of texts -> token ids             batching   token ids -> batches, packed or padded
+    ragged     pieces of unequal length end to end in one array, which all of these are
+
+Imports storage and formats at most. No torch, no Ray.
+"""

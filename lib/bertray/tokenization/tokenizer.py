@@ -1,0 +1,144 @@
+"""An Arrow text column becomes flat token ids, offsets, and a reason for every row that has no text to score.
+
+    ["B.Sc. Physics", null, "Python"]
+      -> ids_T       [101, 1038, …, 102, 101, 18750, 102]     int32, all sequences end to end
+         offsets_S1  [0, 7, 10]                               int64, sequence s is ids_T[offsets_S1[s]:offsets_S1[s+1]]
+         documents_S [0, 2]                                   the document of each sequence
+         truncated_N [False, False, False]
+         errors      [null, "text is null", null]             a row with an error has no sequence
+
+A sequence is what the model reads at once, special tokens included: the beginning of a long document, or one of the
+overlapping windows that cover it. Then the document stands in documents_S once for every window.
+
+Legend: N documents, S sequences, S1 = S + 1, T tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tokenizers import Tokenizer
+
+from bertray.tokenization.columns import as_text
+from bertray.tokenization.ragged import offsets, positions
+from bertray.tokenization.windows import cut
+from bertray.tokenization.wordpiece import ColumnWordPiece, Tokens, plain_copy
+
+# Texts handed to the reference tokenizer at a time: bounds the Python strings and encodings that live at once.
+_CALL_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What a model reads: token ids end to end, and the document of every sequence."""
+
+    ids_T: np.ndarray
+    offsets_S1: np.ndarray
+    documents_S: np.ndarray
+
+    @property
+    def lengths_S(self) -> np.ndarray:
+        return np.diff(self.offsets_S1)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.offsets_S1[-1])
+
+
+@dataclass(frozen=True)
+class TokenColumn(Sequences):
+    """Token ids of N documents; see the module's example."""
+
+    truncated_N: np.ndarray
+    errors: pa.StringArray
+
+    @property
+    def num_tokens_N(self) -> np.ndarray:
+        """Tokens that the model reads of each document, in all its windows (int64)."""
+        return np.bincount(self.documents_S, self.lengths_S, minlength=len(self.errors)).astype(np.int64)
+
+
+class ColumnTokenizer:
+    """A bundle's tokenizer applied to whole columns: WordPiece by kernels, other tokenizers text by text.
+
+    Args:
+        tokenizer: the reference tokenizer; it is copied, so that its own padding and truncation stay as they are.
+        max_length: tokens of a sequence, special tokens included.
+        stride: tokens that neighbouring windows of a longer document share at least; None: it is truncated.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int, stride: int | None = None) -> None:
+        self._reference = plain_copy(tokenizer)
+        self._columnar = ColumnWordPiece(tokenizer) if ColumnWordPiece.supports(tokenizer) else None
+        self._prefix, self._suffix = _special_tokens(self._reference)
+        self._window = max_length - len(self._prefix) - len(self._suffix)
+        self._stride = stride
+        if stride is None:
+            self._reference.enable_truncation(self._window + 1)  # one more tells that the text is longer
+        else:
+            assert 0 <= stride < self._window, f"{self._window} tokens fit into a window, its overlap is {stride}"
+
+    def encode(self, texts: pa.Array | pa.ChunkedArray) -> TokenColumn:
+        """Tokenise a column.
+
+        Args:
+            texts: string, large_string, string_view, binary (UTF-8), or a dictionary of one of these.
+
+        Raises:
+            ShardError: the column is of another type.
+        """
+        strings, errors = as_text(texts)
+        contents = self._encode_contents(strings)
+        num_tokens_N = np.diff(contents.offsets_N1)
+        if not self._prefix and not self._suffix:  # a text of control characters alone leaves nothing to read
+            errors = pc.if_else(pc.and_(pa.array(num_tokens_N == 0), errors.is_null()), "text has no tokens", errors)
+        documents_S = np.flatnonzero(errors.is_null().to_numpy(zero_copy_only=False))
+        starts_S = contents.offsets_N1[:-1][documents_S]
+        lengths_S = num_tokens_N[documents_S]
+        if self._stride is None:
+            lengths_S = np.minimum(lengths_S, self._window)
+            truncated_N = num_tokens_N > self._window
+        else:
+            windows = cut(lengths_S, self._window, self._stride)
+            documents_S = documents_S[windows.documents_S]
+            starts_S = starts_S[windows.documents_S] + windows.starts_S
+            lengths_S = windows.lengths_S
+            truncated_N = np.zeros(len(errors), dtype=bool)
+        ids_T, offsets_S1 = self._add_special_tokens(contents.ids_T, starts_S, lengths_S)
+        return TokenColumn(ids_T, offsets_S1, documents_S, truncated_N, errors)
+
+    def _encode_contents(self, strings: pa.LargeStringArray) -> Tokens:
+        """Ids without special tokens; where long texts are truncated, at least one more than fits into the window."""
+        if self._columnar:
+            return self._columnar.encode(strings, limit=self._window if self._stride is None else None)
+        pieces, lengths = [np.zeros(0, dtype=np.int32)], []
+        for start in range(0, len(strings), _CALL_ROWS):
+            texts = [text or "" for text in strings[start : start + _CALL_ROWS].to_pylist()]
+            for encoding in self._reference.encode_batch_fast(texts, add_special_tokens=False):
+                pieces.append(np.array(encoding.ids, dtype=np.int32))
+                lengths.append(len(pieces[-1]))
+        return Tokens(np.concatenate(pieces), offsets(lengths))
+
+    def _add_special_tokens(
+        self, ids: np.ndarray, starts_S: np.ndarray, lengths_S: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Lay the pieces of `ids` end to end, each between the special tokens; returns ids_T and offsets_S1."""
+        num_before, num_after = len(self._prefix), len(self._suffix)
+        offsets_S1 = offsets(lengths_S + num_before + num_after)
+        ids_T = np.empty(offsets_S1[-1], dtype=np.int32)
+        for at, special in enumerate(self._prefix):
+            ids_T[offsets_S1[:-1] + at] = special
+        for at, special in enumerate(self._suffix):
+            ids_T[offsets_S1[1:] - num_after + at] = special
+        ids_T[positions(offsets_S1[:-1] + num_before, lengths_S)] = ids[positions(starts_S, lengths_S)]
+        return ids_T, offsets_S1
+
+
+def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """What the tokenizer sets before and after a text."""
+    encoding = tokenizer.encode("a")
+    content = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
+    return encoding.ids[: content[0]], encoding.ids[content[-1] + 1 :]

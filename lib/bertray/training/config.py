@@ -1,0 +1,236 @@
+"""What the jobs that train can be told; how it is read, `bertray.config` says."""
+
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from bertray.config import DEVICE_HELP, PRECISION_HELP, Bounds, JobConfig, Numbers, Place, Workers, bounds
+from bertray.types import ClassWeights, Device, Keep, LongDocuments, Precision, Sampling
+
+
+class TrainingOptions(JobConfig):
+    """What a fine-tuning is told, by whichever job it is done."""
+
+    data: Place = Field(description="data set folder that jobs.prepare wrote")
+    output: Place = Field(description="folder of what is made; each job says of what")
+    encoder: Place = Field(
+        "bert-base-uncased",
+        description="Hub id, folder that every node can read, or minilm: the small encoder of the extra 'demo'",
+    )
+    epochs: int = Field(3, ge=1, le=1000, description="passes over the training rows; BERT's authors used 2 to 4")
+    learning_rate: float = Field(5e-5, gt=0, lt=1, description="peak of the schedule; BERT's authors used 2e-5 to 5e-5")
+    batch_size: int = Field(32, ge=1, description="texts (or windows) a step, over all workers; BERT's used 16, 32")
+    max_length: int = Field(128, ge=8, description="tokens the model reads at once; the time of a step grows with it")
+    long_documents: LongDocuments = Field(
+        "truncate",
+        description="of a text over --max-length: truncate reads the beginning; mean and max read all, in overlapping "
+        "windows, and take the mean, or of each label the largest, of the windows' logits; kept in the bundle",
+    )
+    stride: int | None = Field(
+        None,
+        ge=0,
+        description="with mean and max: tokens that neighbouring windows share at least, as transformers means it; "
+        "default: a quarter of --max-length, so that most sentences stand whole in a window, at 4/3 of the tokens",
+    )
+    weight_decay: float = Field(0.01, ge=0, lt=1, description="of AdamW, but of biases and norms; as BERT's")
+    warmup_fraction: float = Field(
+        0.1, ge=0, le=1, description="share of steps in which the learning rate rises; as BERT's"
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm; as BERT's")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="a layer's learning rate is this share of that of the layer above it; 1: all alike"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the probability spread over all classes")
+    class_weights: ClassWeights = Field(
+        "none", description="balanced: in the loss a row counts the more the fewer rows its class has"
+    )
+    sampling: Sampling = Field("natural", description="balanced: every class is drawn alike, with repeats")
+    average_decay: float | None = Field(
+        None, gt=0, lt=1, description="keep a running mean of the weights with this decay, as 0.99; default: none"
+    )
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="a step's rows are run in parts of so many tokens a worker, whose gradients add up: less memory, "
+        "the same step but for dropout; default: 2048 on CPUs, 65536 on GPUs",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute states again instead of keeping them: less memory, a third more time"
+    )
+    device: Device = Field("auto", description=DEVICE_HELP)
+    precision: Precision = Field("auto", description=PRECISION_HELP)
+    seed: int = Field(0, ge=0, lt=2**32, description="of the head's weights, dropout and the order of the rows")
+
+    @model_validator(mode="after")
+    def _stride_belongs_to_windows(self) -> Self:
+        if self.long_documents == "truncate" and self.stride is not None:
+            raise ValueError(
+                f"stride {self.stride} has no meaning with long_documents truncate: leave it out, or say mean or max"
+            )
+        return self
+
+    @property
+    def overlap(self) -> int | None:
+        """Tokens that neighbouring windows share at least: --stride or its default; None: no windows."""
+        if self.long_documents == "truncate":
+            return None
+        return self.max_length // 4 if self.stride is None else self.stride
+
+
+class TrainConfig(TrainingOptions):
+    """jobs.train: a data set in, a fine-tuned model bundle out."""
+
+    model_config = SettingsConfigDict(env_prefix="BERTRAY_TRAIN_")
+
+    output: Place = Field(description="folder of the model bundle")
+    overwrite: bool = Field(False, description="replace a bundle that stands at --output")
+    keep: Keep = Field("best", description="of the epochs: the best by macro-F1 on validation, or the last")
+    target_precision: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="as 0.95: rows below the score from which so many are right, on validation, are marked for review",
+    )
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many epochs without a better one; default: take all epochs"
+    )
+    checkpoint_minutes: float = Field(10.0, gt=0, description="between checkpoints, which a run goes on from")
+    checkpoint_steps: int | None = Field(None, ge=1, description="between checkpoints, instead of --checkpoint-minutes")
+    restart: bool = Field(False, description="begin anew where a run that has not ended would be gone on with")
+    max_failures: int = Field(
+        3, ge=0, description="a lost worker or node is answered so often by going on from the latest checkpoint"
+    )
+    keep_checkpoints: int = Field(1, ge=1, description="so many of the latest checkpoints stay, beside the best epoch")
+    num_workers: Workers = Field(
+        "1",
+        description="data-parallel workers, as 4; or as 2:8, so many as the cluster has at any time; one a GPU, "
+        "on CPUs one a machine",
+    )
+    mlflow_uri: Place | None = Field(
+        None,
+        description="MLflow tracking server, as http://mlflow.example.org:5000, that gets the run's parameters and "
+        "metrics; needs the extra 'mlflow'",
+    )
+    mlflow_experiment: str = Field("bertray", min_length=1, description="of the MLflow run; made where it is missing")
+
+    @model_validator(mode="after")
+    def _mlflow_uri_holds_no_secret(self) -> Self:
+        if self.mlflow_uri and "@" in urlsplit(self.mlflow_uri).netloc:
+            # A check over several fields, for the message of one field's check repeats its value.
+            raise ValueError(
+                "mlflow_uri holds a user or a password, and would be written into the bundle: leave them out and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return self
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most workers."""
+        lowest, _, highest = self.num_workers.partition(":")
+        return int(lowest), int(highest or lowest)
+
+
+class AuditConfig(TrainingOptions):
+    """jobs.audit: a data set in, the training rows whose labels are probably wrong out."""
+
+    model_config = SettingsConfigDict(env_prefix="BERTRAY_AUDIT_")
+
+    output: Place = Field(description="folder for suspects.parquet and label_quality.json")
+    folds: int = Field(
+        5, ge=2, le=100, description="models, each of which judges the rows that it was not trained on; 5 see 80 % each"
+    )
+    num_workers: int | None = Field(
+        None, ge=1, description="folds at a time; default: one a GPU, without GPUs one for every 4 CPUs"
+    )
+    max_failures: int = Field(3, ge=0, description="a fold whose worker or node is lost is begun again so often")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="of the folds, the head's weights, dropout and the order of the rows"
+    )
+
+
+class TuneConfig(TrainConfig):
+    """jobs.tune: a data set in, the bundle of the best of many trials out.
+
+    The options of jobs.train hold for every trial; those that are searched are the first trial's.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="BERTRAY_TUNE_")
+
+    num_trials: int = Field(16, ge=1, description="trials, the first of which has the options of jobs.train")
+    num_concurrent: int | None = Field(
+        None, ge=1, description="trials at a time; default: one a GPU, without GPUs one for every 4 CPUs"
+    )
+    learning_rates: Bounds = Field(
+        "2e-5:5e-4", description="lowest and highest learning rate, drawn by their logarithm"
+    )
+    batch_sizes: Numbers = Field("16,32,64", description="batch sizes to draw from")
+    only_seeds: bool = Field(
+        False, description="draw nothing: trials differ in their seed alone, which is --seed plus the trial's number"
+    )
+    min_epochs: int = Field(2, ge=1, description="fewest epochs of a trial that is not pruned")
+    max_epochs: int = Field(5, ge=1, description="most epochs of a trial")
+    warmup_fractions: Bounds = Field("0:0.2", description="lowest and highest warm-up fraction")
+    label_smoothings: Bounds = Field("0:0.1", description="lowest and highest label smoothing")
+    layer_decays: Bounds = Field("0.8:1", description="lowest and highest layer decay")
+    grace_epochs: int = Field(
+        1, ge=1, description="no trial is pruned before so many; then after 3 times, 9 times as many, as ASHA does"
+    )
+    # Options of jobs.train that have no meaning here, and that --help does not show.
+    num_workers: Workers = Field("1", description="must be 1", json_schema_extra={"hidden": True})
+    mlflow_uri: Place | None = Field(None, description="must be left out", json_schema_extra={"hidden": True})
+    mlflow_experiment: str = Field("bertray", description="of no run", json_schema_extra={"hidden": True})
+
+    @model_validator(mode="after")
+    def _a_trial_is_one_process(self) -> Self:
+        if self.num_workers != "1":
+            raise ValueError(
+                f"num_workers {self.num_workers} has no meaning in a search, where a trial is one process: leave it "
+                "out, and say with num_concurrent how many trials run at a time"
+            )
+        if self.mlflow_uri is not None:
+            raise ValueError("mlflow_uri has no meaning in a search, whose trials are not sent to MLflow: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_drawn_beside_seeds(self) -> Self:
+        drawn = {f"{name}s" for name in self.searched_bounds} | {"batch_sizes", "min_epochs"}
+        if self.only_seeds and (given := sorted(drawn & self.model_fields_set)):
+            raise ValueError(f"{', '.join(given)} has no meaning with only_seeds, which draws nothing: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_are_within_what_can_be_trained(self) -> Self:
+        for name, text in self.searched_bounds.items():
+            # The limits are those of the option itself.
+            option = TypeAdapter(Annotated[float, TrainConfig.model_fields[name]])
+            for bound in bounds(text):
+                try:
+                    option.validate_python(bound)
+                except ValidationError as error:
+                    raise ValueError(f"{name}s {text}: {bound:g} is not allowed. {error.errors()[0]['msg']}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _epochs_fit(self) -> Self:
+        if not self.min_epochs <= self.max_epochs:
+            raise ValueError(f"min_epochs {self.min_epochs} is above max_epochs {self.max_epochs}")
+        if self.epochs > self.max_epochs:
+            raise ValueError(
+                f"epochs {self.epochs}, of the first trial, is above max_epochs {self.max_epochs}: raise --max-epochs, "
+                f"or say --epochs {self.max_epochs}"
+            )
+        if self.grace_epochs > self.max_epochs:
+            raise ValueError(f"grace_epochs {self.grace_epochs} is above max_epochs {self.max_epochs}")
+        return self
+
+    @property
+    def searched_bounds(self) -> dict[str, str]:
+        """The `Bounds` of every option that is drawn from an interval of real numbers."""
+        return {
+            "learning_rate": self.learning_rates,
+            "warmup_fraction": self.warmup_fractions,
+            "label_smoothing": self.label_smoothings,
+            "layer_decay": self.layer_decays,
+        }

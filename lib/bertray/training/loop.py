@@ -1,0 +1,405 @@
+"""The loop of fine-tuning, of one worker or of each of several; knows torch.distributed, but not Ray.
+
+1. A step reads a global batch, which follows from (seed, step); each rank takes its share, in parts that fit into
+   memory. The loss is the mean over the global batch, so that any number of ranks takes the same steps, but
+   for dropout, which each draws for its share.
+2. After each epoch every rank evaluates its share of the validation rows; all ranks see the metrics of all rows.
+3. Rank 0 writes checkpoints; every rank begins with the latest.
+
+A sequence is a text, or a window of a long one with the text's labels; metrics are of texts.
+
+Legend: N rows, S sequences, C classes, B sequences of a rank's share of a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed
+
+from bertray.errors import DivergedError, RequestError
+from bertray.metrics.classification import multi_label_metrics, summary_metrics
+from bertray.model.head import begin_with_logits
+from bertray.model.runtime import TOKEN_BUDGET
+from bertray.tokenization.windows import aggregate
+from bertray.training.batches import TrainingBatches, micro_batches, share
+from bertray.training.checkpoints import Best, Checkpoints, Progress
+from bertray.training.config import TrainConfig
+from bertray.training.learner import Learner
+from bertray.training.loss import Objective, sampling_probabilities
+from bertray.training.optimizer import Optimizer, check_memory, learning_rate_factor
+from bertray.training.ranks import least_of_ranks, memory_of_ranks, rank_and_world_size
+from bertray.training.token_files import TrainingRows
+from bertray.training.tracking import StepRecord
+from bertray.types import ProblemType
+
+_log = logging.getLogger(__name__)
+
+# Losses stay on the device until someone looks: a GPU must not wait for the host at each step.
+_LOOK_INTERVAL_S = 0.5
+_MAX_STEPS_LOOKED_AT = 1000
+# So many steps make a curve; of a longer run every second one is left out, however often it takes.
+_MAX_RECORDS = 2000
+
+
+class Watcher(Protocol):
+    """Who is told how a run goes."""
+
+    def steps(self, records: list[StepRecord], num_steps: int) -> bool:
+        """New steps, maybe none, of so many in all. Returns whether the run shall write a checkpoint and end."""
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        """Metrics of an epoch."""
+
+
+class _StopError(Exception):
+    """The watcher wants the run to end, amid an evaluation."""
+
+
+class FineTuning:
+    """One rank of a run.
+
+    Args:
+        config: of the job; what it says of places and workers is the caller's.
+        model: a transformers sequence classifier, fp32, on the CPU; the same on every rank.
+        splits: "train" and "validation".
+        vocabulary_V: the encoder's ids of the splits' vocabulary.
+        checkpoints: where the run goes on from, and rank 0 writes to; None: nowhere.
+
+    Raises:
+        RequestError: the device or the model cannot do what the configuration says, or a CPU's memory is too small.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: Any,
+        splits: dict[str, TrainingRows],
+        vocabulary_V: np.ndarray,
+        problem_type: ProblemType,
+        *,
+        device: torch.device,
+        watcher: Watcher,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        self.rank, self.world_size = rank_and_world_size()
+        self.config, self.device = config, device
+        self._watcher, self._checkpoints = watcher, checkpoints
+        self._train, self._validation = splits["train"], splits["validation"]
+        self._problem_type, self._num_classes = problem_type, model.config.num_labels
+        self._lengths_S = self._train.tokens.lengths_S
+        self._objective = Objective(
+            self._train,
+            self._num_classes,
+            problem_type,
+            device,
+            label_smoothing=config.label_smoothing,
+            class_weights=config.class_weights,
+            is_sampled=config.sampling == "balanced",
+        )
+        if problem_type == "multi_label_classification":
+            begin_with_logits(model, self._objective.logits_of_any_text_C())
+        memory = memory_of_ranks(device)
+        self.learner = Learner(
+            model,
+            vocabulary_V,
+            device,
+            config.precision,
+            exchange=memory.world_size == 1,
+            gradient_checkpointing=config.gradient_checkpointing,
+        )
+        if device.type == "cpu":
+            check_memory(model, memory, keeps_average=config.average_decay is not None)
+        self.optimizer = Optimizer(
+            model,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            layer_decay=config.layer_decay,
+            average_decay=config.average_decay,
+            exact=self.learner.take_exact_weights(),
+            memory=memory,
+        )
+        probabilities_S = None
+        if config.sampling == "balanced":
+            probabilities_S = sampling_probabilities(self._train, self._num_classes)
+        self.batches = TrainingBatches(self._lengths_S, config.batch_size, config.seed, probabilities_S)
+        self.num_steps = self.batches.steps_per_epoch * config.epochs
+        self._token_budget = config.micro_batch_tokens or TOKEN_BUDGET[device.type]
+        self._step_budget = self._token_budget
+        self._validation_budget = self._token_budget  # tokens; `run` has the ranks agree
+        self._progress = Progress()
+        self._best: Best | None = None  # until a checkpoint holds it
+        self._unseen: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # step, loss, norm of the gradient
+        self._looked_s = self._saved_s = self._epoch_began_s = 0.0
+        self._num_tokens = 0  # since the last look
+        self._records: list[StepRecord] = []
+        self._record_every = 1
+
+    def run(self) -> bool:
+        """Take the steps that are left; returns whether the run is done, rather than told to end.
+
+        Raises:
+            DivergedError: the loss is not a number. The latest checkpoint is from before.
+        """
+        self._fit_into_memory()
+        # What fits with gradients fits without.
+        self._validation_budget = least_of_ranks(min(self._token_budget, TOKEN_BUDGET[self.device.type]), self.device)
+        self._resume()
+        now_s = time.monotonic()
+        self._looked_s = self._saved_s = now_s
+        self._epoch_began_s = now_s - self._progress.epoch_wall_s
+        loss_sum = torch.tensor(self._progress.epoch_loss_sum, dtype=torch.float64, device=self.device)
+        step = self._progress.step
+        while not self._progress.is_done:
+            last_of_epoch = self.batches.steps_per_epoch * (len(self._progress.history) + 1)
+            shall_end = False
+            if step < last_of_epoch:  # else the run was told to end before the epoch's evaluation was done
+                step += 1
+                loss_sum += self._step(step)
+                shall_end = self._look(step, step == last_of_epoch)
+            if step == last_of_epoch and not shall_end:
+                try:
+                    self._end_epoch(step, loss_sum.item())
+                    loss_sum.zero_()
+                except _StopError:
+                    shall_end = True
+                self._looked_s = time.monotonic()  # what lies between epochs does not count
+            if self._is_checkpoint_due(step, shall_end):
+                self._save(step, loss_sum.item())
+            if shall_end and not self._progress.is_done:
+                break
+        if self._checkpoints:
+            self._checkpoints.wait()
+        return self._progress.is_done
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is, as of the last epoch or checkpoint."""
+        return self._progress
+
+    @property
+    def best(self) -> Best:
+        """The best epoch, where there are no checkpoints to hold it."""
+        assert self._best is not None, "no epoch has ended, or a checkpoint holds the best one"
+        return self._best
+
+    def _fit_into_memory(self) -> None:
+        """Find out, before time is spent, how large the parts of a step on a GPU may be.
+
+        Raises:
+            RequestError: not even one sequence fits.
+        """
+        if self.device.type == "cpu":
+            return
+        steps = range(1, min(self.batches.steps_per_epoch, _MAX_STEPS_LOOKED_AT) + 1)
+        heaviest = self.batches.at(max(steps, key=lambda step: self._lengths_S[self.batches.at(step)].sum()))
+        rows = share(heaviest, self.rank, self.world_size)
+        while len(rows):
+            part, *others = micro_batches(rows, self._lengths_S, self._token_budget)
+            try:
+                self.learner.rehearse(
+                    self._train.tokens,
+                    part,
+                    lambda logits_BC, part=part: self._objective.loss_sum(logits_BC, part),
+                    is_whole=not others,
+                )
+                # A later step may be heavier, and is run in parts then.
+                self._step_budget = min(self._token_budget, int(self._lengths_S[part].sum()))
+                return
+            except torch.OutOfMemoryError as error:
+                if len(part) == 1:
+                    raise RequestError(
+                        f"a step of one sequence of {self._lengths_S[part[0]]} tokens does not fit into the GPU's "
+                        "memory: lower --max-length, or say --gradient-checkpointing"
+                    ) from error
+            # Here, where the exception no longer holds what was computed.
+            torch.cuda.empty_cache()
+            self._token_budget = int(self._lengths_S[part].sum()) // 2
+            _log.info("out of memory: steps are run in parts of %d tokens", self._token_budget)
+
+    def _step(self, step: int) -> torch.Tensor:
+        """Take one step; returns the sum of its sequences' losses (float64), on the device."""
+        self.learner.model.train()
+        self.learner.seed(self.config.seed, step, self.rank)  # dropout differs between ranks
+        batch = self.batches.at(step)
+        rows = share(batch, self.rank, self.world_size)
+        # A batch of fewer rows than ranks: the others join the exchange of gradients with a loss of zero.
+        weight = 1.0 if len(rows) else 0.0
+        parts = micro_batches(rows if len(rows) else batch[:1], self._lengths_S, self._step_budget)
+        # Scaled so, what becomes of the ranks' gradients, a sum or an average, is that of the global batch's mean.
+        scale = weight * self.learner.num_averaged / len(batch)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        for number, part in enumerate(parts, start=1):
+            loss_sum += self.learner.add_gradients(
+                self._train.tokens,
+                part,
+                lambda logits_BC, part=part: self._objective.loss_sum(logits_BC, part) * scale,
+                is_last=number == len(parts),
+            )
+        loss_sum *= len(batch) / self.learner.num_averaged
+        if self.world_size > 1:
+            torch.distributed.all_reduce(loss_sum)
+        norm = self.optimizer.step(self._learning_rate_factor(step))
+        self._unseen.append((step, loss_sum / len(batch), norm))
+        self._num_tokens += int(self._lengths_S[batch].sum())
+        return loss_sum
+
+    def _learning_rate_factor(self, step: int) -> float:
+        return learning_rate_factor(step, self.num_steps, round(self.num_steps * self.config.warmup_fraction))
+
+    def _look(self, step: int, is_due: bool) -> bool:
+        """Now and then, look whether losses are numbers and tell the watcher; returns whether the run shall end."""
+        now_s = time.monotonic()
+        if not is_due and step > 1 and now_s - self._looked_s < _LOOK_INTERVAL_S:
+            return False
+        steps, losses, norms = zip(*self._unseen, strict=True)
+        self._unseen.clear()
+        found = torch.stack([torch.stack(losses).double(), torch.stack(norms).double()]).cpu().numpy()
+        rate = self._num_tokens / max(now_s - self._looked_s, 1e-9)
+        self._looked_s, self._num_tokens = now_s, 0
+        records = []
+        for at, loss, norm in zip(steps, *found.tolist(), strict=True):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self._raise_diverged(at, loss, norm)
+            learning_rate = self.config.learning_rate * self._learning_rate_factor(at)
+            records.append(StepRecord(at, at / self.batches.steps_per_epoch, loss, learning_rate, norm, rate))
+        if self.rank:
+            return False
+        self._records += [record for record in records if record.step % self._record_every == 0]
+        # A function of the step: a run that goes on thins its curve out as an undisturbed one does.
+        while step // self._record_every > _MAX_RECORDS:
+            self._record_every *= 2
+            self._records = [record for record in self._records if record.step % self._record_every == 0]
+        return self._watcher.steps(records, self.num_steps)
+
+    def _is_told_to_end(self) -> bool:
+        """Now and then, where no steps are taken, ask the watcher; an evaluation may last longer than a stop waits."""
+        now_s = time.monotonic()
+        if self.rank or now_s - self._looked_s < _LOOK_INTERVAL_S:
+            return False
+        self._looked_s = now_s
+        return self._watcher.steps([], self.num_steps)
+
+    def _raise_diverged(self, step: int, loss: float, norm: float) -> None:
+        rows = np.unique(self._train.tokens.documents_S[self.batches.at(step)]).tolist()
+        epoch = self.batches.epoch(step)
+        which = f"the loss is {loss:g}" if not math.isfinite(loss) else f"the norm of the gradients is {norm:g}"
+        precision = " or use --precision fp32" if self.learner.precision == "bf16" else ""
+        raise DivergedError(
+            f"{which} at epoch {epoch}, step {step}: lower --learning-rate (now {self.config.learning_rate:g})"
+            f"{precision}",
+            step,
+            rows,
+        )
+
+    def _end_epoch(self, step: int, loss_sum: float) -> None:
+        """Evaluate, and keep the weights if no epoch before was better.
+
+        Raises:
+            _StopError: nothing has changed; on other ranks nothing is raised, and they wait.
+        """
+        epoch = self.batches.epoch(step)
+        with self.optimizer.averaged():
+            logits_NC = self._validation_logits()
+        metrics = {"epoch": epoch, "train_loss": loss_sum / len(self._lengths_S), **self._metrics(logits_NC)}
+        metrics |= {"step": step, "num_workers": self.world_size}
+        metrics["num_train_tokens"] = self._train.tokens.num_tokens
+        metrics["wall_s"] = time.monotonic() - self._epoch_began_s
+        self._epoch_began_s = time.monotonic()
+        history = [*self._progress.history, metrics]
+        best_epoch = epoch if self.config.keep == "last" else best_of(history)
+        if best_epoch == epoch and self.rank == 0:
+            self._best = Best(self.learner.complete(self.optimizer.weights()), logits_NC)
+        patience = self.config.patience
+        is_done = step == self.num_steps or (patience is not None and epoch - best_of(history) >= patience)
+        self._progress = Progress(
+            step=step, history=history, records=list(self._records), best_epoch=best_epoch, is_done=is_done
+        )
+        if self.rank == 0:
+            self._watcher.epoch(metrics)
+
+    @torch.inference_mode()
+    def _validation_logits(self) -> np.ndarray:
+        """logits_NC of all validation rows; each rank runs every world_size-th batch."""
+        self.learner.model.eval()
+        tokens = self._validation.tokens
+        # A sequence is run by one rank, and is zero on the others: the sum over ranks is the whole.
+        logits_SC = torch.zeros(len(tokens.documents_S), self._num_classes, device=self.device)
+        batches = self.learner.batches(tokens.lengths_S, self._validation_budget)
+        for rows in batches[self.rank :: self.world_size]:
+            if self._is_told_to_end():
+                raise _StopError
+            logits_SC[torch.from_numpy(rows)] = self.learner.logits(tokens, rows)
+        if self.world_size > 1:
+            torch.distributed.all_reduce(logits_SC)
+        num_rows = int(tokens.documents_S[-1]) + 1
+        return aggregate(logits_SC.cpu().numpy(), tokens.documents_S, num_rows, self.config.long_documents)
+
+    def _metrics(self, logits_NC: np.ndarray) -> dict[str, float]:
+        """Loss and metrics of the validation rows that have tokens; the loss without weights and smoothing.
+
+        Of several labels a row: those whose probability reaches 0.5.
+        """
+        firsts = self._validation.firsts
+        logits = torch.from_numpy(logits_NC[self._validation.tokens.documents_S[firsts]]).double()
+        if self._problem_type == "multi_label_classification":
+            true_NC = self._validation.multi_hot(firsts, self._num_classes)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(true_NC).double())
+            labels = tuple(self.learner.model.config.id2label[index] for index in range(self._num_classes))
+            found = multi_label_metrics(true_NC, (logits.numpy() >= 0).astype(np.float32), labels)
+            return {"loss": loss.item(), **{name: found[name] for name in ("subset_accuracy", "f1_micro", "f1_macro")}}
+        labels_N = self._validation.label_ids(firsts)
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels_N))
+        return {"loss": loss.item(), **summary_metrics(labels_N, logits.numpy().argmax(axis=1), self._num_classes)}
+
+    def _is_checkpoint_due(self, step: int, shall_end: bool) -> bool:
+        if self.rank or self._checkpoints is None:
+            return False
+        if shall_end or self._progress.is_done:
+            return True
+        every = self.config.checkpoint_steps
+        is_due = step % every == 0 if every else time.monotonic() - self._saved_s >= 60 * self.config.checkpoint_minutes
+        # Only what is not waited for: a store that is slower than the interval must not hold the steps up.
+        return is_due and (bool(every) or not self._checkpoints.is_busy())
+
+    def _save(self, step: int, epoch_loss_sum: float) -> None:
+        """Hand a checkpoint over to be written."""
+        assert self._checkpoints is not None
+        if self._unseen:
+            self._look(step, True)  # what is written is known to be sound
+        is_done = self._progress.is_done
+        self._progress = self._progress.model_copy(
+            update={
+                "step": step,
+                "epoch_loss_sum": epoch_loss_sum,
+                "epoch_wall_s": time.monotonic() - self._epoch_began_s,
+                "records": list(self._records),
+            }
+        )
+        self._checkpoints.save(self._progress, None if is_done else self.optimizer.state(), self._best)
+        self._best, self._saved_s = None, time.monotonic()
+
+    def _resume(self) -> None:
+        """Go on from the latest checkpoint, the same on every rank."""
+        if self._checkpoints is None:
+            return
+        found = [self._checkpoints.latest() if self.rank == 0 else None]
+        if self.world_size > 1:
+            torch.distributed.broadcast_object_list(found, device=self.device)
+        if found[0] is None:
+            return
+        self._progress = found[0]
+        self._records = list(self._progress.records)
+        if not self._progress.is_done:
+            self.optimizer.load_state(self._checkpoints.load(self._progress), self._progress.step)
+
+
+def best_of(history: list[dict[str, float]]) -> int:
+    """The epoch with the best macro-F1 on validation, the first of equals."""
+    return int(max(history, key=lambda epoch: epoch["f1_macro"])["epoch"])

@@ -1,0 +1,97 @@
+"""What training minimises: cross-entropy of one label, or of each of several labels.
+
+A row's loss is its sequences' weighted mean; a class's weight, where classes are weighted, is inverse to its rows.
+
+Legend: S sequences, B sequences of a batch, C classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from bertray.model.adapter import put
+from bertray.training.token_files import TrainingRows
+from bertray.types import ClassWeights, ProblemType
+
+# A class of one row among ten thousand would weigh as much as ten thousand rows, and training would follow that row.
+_MAX_POSITIVE_WEIGHT = 10.0
+
+
+class Objective:
+    """The loss of a split's sequences.
+
+    Args:
+        rows: the training split.
+        label_smoothing: share of the probability that is spread over all classes (of each label: over yes and no);
+            Szegedy et al. 2016, https://arxiv.org/abs/1512.00567.
+        class_weights: balanced: rows of a class count N / (C * rows of it), scikit-learn's rule; of several labels, a
+            label's yes counts as its noes do together, but 10 times at most.
+        is_sampled: sequences are drawn with `sampling_probabilities`, in which a document of several counts once.
+    """
+
+    def __init__(
+        self,
+        rows: TrainingRows,
+        num_classes: int,
+        problem_type: ProblemType,
+        device: torch.device,
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: ClassWeights = "none",
+        is_sampled: bool = False,
+    ) -> None:
+        self._rows, self._num_classes, self._device = rows, num_classes, device
+        self._is_multi_label = problem_type == "multi_label_classification"
+        self._smoothing = label_smoothing
+        weights_S = rows.document_weights_S()
+        self._weights_S = np.ones_like(weights_S) if is_sampled else weights_S
+        self._positive_weights_C: torch.Tensor | None = None
+        if class_weights == "balanced":
+            counts_C = np.maximum(rows.class_counts_C(num_classes), 1)
+            num_rows = len(rows.firsts)
+            if self._is_multi_label:
+                ratios_C = np.clip((num_rows - counts_C) / counts_C, 1.0, _MAX_POSITIVE_WEIGHT)
+                self._positive_weights_C = torch.from_numpy(ratios_C.astype(np.float32)).to(device)
+            else:
+                every = np.arange(len(self._weights_S))
+                self._weights_S = self._weights_S * (num_rows / (num_classes * counts_C))[rows.label_ids(every)]
+                self._weights_S = (self._weights_S / self._weights_S.mean()).astype(np.float32)
+
+    def logits_of_any_text_C(self) -> torch.Tensor:
+        """Of several labels a row, the logits that lose least where all texts get the same (float32, on the CPU).
+
+        Training that begins there (Lin et al. 2017, https://arxiv.org/abs/1708.02002, 3.3) need not push all logits
+        down at first, by which the states of all texts become alike: with rare labels it hardly recovers from that.
+        """
+        shares_C = (self._rows.class_counts_C(self._num_classes) + 0.5) / (len(self._rows.firsts) + 1)
+        shares_C = shares_C * (1 - self._smoothing) + self._smoothing / 2
+        logits_C = torch.from_numpy(np.log(shares_C / (1 - shares_C)).astype(np.float32))
+        return logits_C if self._positive_weights_C is None else logits_C + self._positive_weights_C.cpu().log()
+
+    def loss_sum(self, logits_BC: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+        """The weighted sum of some sequences' losses; its mean over the split counts every row once."""
+        weights_B = put(self._weights_S[rows], self._device)
+        if self._is_multi_label:
+            targets_BC = put(self._rows.multi_hot(rows, self._num_classes), self._device)
+            targets_BC = targets_BC * (1 - self._smoothing) + self._smoothing / 2
+            losses_B = binary_cross_entropy_with_logits(
+                logits_BC, targets_BC, pos_weight=self._positive_weights_C, reduction="none"
+            ).mean(dim=1)
+        else:
+            targets_B = put(self._rows.label_ids(rows), self._device)
+            losses_B = cross_entropy(logits_BC, targets_B, reduction="none", label_smoothing=self._smoothing)
+        return (weights_B * losses_B).sum()
+
+
+def sampling_probabilities(rows: TrainingRows, num_classes: int) -> np.ndarray:
+    """Probabilities_S with which every class is drawn alike; for data sets of one label a row.
+
+    A class that no row has is drawn never; a document of several windows as often as another of its class.
+    """
+    label_ids_S = rows.label_ids(np.arange(len(rows.tokens.documents_S)))
+    counts_C = np.maximum(rows.class_counts_C(num_classes), 1)
+    probabilities_S = rows.document_weights_S().astype(np.float64) / counts_C[label_ids_S]
+    normalised: np.ndarray = probabilities_S / probabilities_S.sum()
+    return normalised

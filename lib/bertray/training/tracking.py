@@ -1,0 +1,246 @@
+"""How a training goes, step by step, for TensorBoard and MLflow; the driver writes it while workers train.
+
+    with Tracker(folder, mlflow_uri, "bertray", "bundle", config) as tracker:
+        tracker.steps([StepRecord(step=1, epoch=0.01, loss=1.39, learning_rate=2e-6, grad_norm=5.1, tokens_per_s=9e3)])
+        tracker.epoch(100, {"loss": 0.41, "accuracy": 0.87, "f1_macro": 0.85})
+        tracker.finish({"loss": 0.41, "accuracy": 0.87, "f1_macro": 0.85}, bundle="s3://bucket/bundle")
+
+1. steps    train/loss, train/learning_rate, train/grad_norm, train/tokens_per_s
+2. epoch    validation/loss, validation/accuracy, validation/f1_macro, …
+3. finish   best/…: the kept epoch's scores, for MLflow's table of runs, which shows every metric's last value;
+            the event files are whole
+4. leaving  the run's status on MLflow: FINISHED, KILLED (Ctrl-C, SIGTERM) or FAILED (any other exception)
+
+Event files are always written, MLflow's part (`training.mlflow_client`) where there is a server. Neither ends a
+training: what a full disk or a lost server prevents is said once, in a warning.
+
+After a restart the steps since the last checkpoint are done again. TensorBoard then shows the new ones: the event
+SessionLog.START tells it to forget what stands at that step or later. MLflow forgets nothing and keeps the old ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from bertray.errors import RequestError
+from bertray.training.mlflow_client import MlflowRun, RunStatus
+from bertray.versions import versions
+
+_log = logging.getLogger(__name__)
+
+# Of an epoch's entry in the history, what is no score; and none on validation.
+NOT_SCORES = ("step", "num_workers", "num_train_tokens", "wall_s")
+_NOT_VALIDATION = ("epoch", "train_loss", *NOT_SCORES)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One optimizer step, over all workers."""
+
+    step: int  # from 1, over all epochs
+    epoch: float  # passes over the training rows, this step included: 1.5 in the middle of the second
+    loss: float  # mean over the global batch
+    learning_rate: float
+    grad_norm: float  # L2 norm over all weights, before clipping
+    tokens_per_s: float
+
+
+class Tracker:
+    """Writes down one training run; a context manager.
+
+    Args:
+        folder: of the event files, local. What earlier attempts of the run have left there stays, and is continued.
+        mlflow_uri: tracking server; None: event files only.
+        experiment: on the MLflow server.
+        run_name: what both call the run; need not be unique.
+        config: the options of the run, shown as text and logged as MLflow's parameters.
+        mlflow_run_id: of an earlier attempt, to continue its MLflow run.
+
+    Raises:
+        RequestError: the folder cannot be written, or see `bertray.training.mlflow_client`; on entering the block.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        mlflow_uri: str | None,
+        experiment: str,
+        run_name: str,
+        config: Mapping[str, Any],
+        *,
+        mlflow_run_id: str | None = None,
+    ) -> None:
+        self._folder, self._config = folder, config
+        self._mlflow_uri, self._experiment, self._run_name = mlflow_uri, experiment, run_name
+        self._mlflow_run_id = mlflow_run_id
+        self._mlflow: MlflowRun | None = None
+        self._last_step = 0
+
+    @property
+    def mlflow_run_id(self) -> str | None:
+        """Of the MLflow run, to be kept for a later attempt; None without a server."""
+        return self._mlflow.run_id if self._mlflow else self._mlflow_run_id
+
+    def __enter__(self) -> Self:
+        self._events = _EventFile(self._folder)
+        self._events.put_text("hparams/config", _as_table({"run_name": self._run_name, **self._config}))
+        if self._mlflow_uri:
+            tags = {f"version.{name}": version for name, version in versions().items()}
+            try:
+                self._mlflow = MlflowRun(
+                    self._mlflow_uri, self._experiment, self._run_name, self._config, tags, self._mlflow_run_id
+                )
+            except BaseException:
+                self._events.close()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._events.close()
+        if self._mlflow:
+            self._mlflow.end(_status(kind))
+
+    def steps(self, records: Sequence[StepRecord]) -> None:
+        """Write down steps, in increasing order; call it about every second, with what has been done since."""
+        rows = [
+            (
+                record.step,
+                {
+                    "train/loss": record.loss,
+                    "train/learning_rate": record.learning_rate,
+                    "train/grad_norm": record.grad_norm,
+                    "train/tokens_per_s": record.tokens_per_s,
+                },
+            )
+            for record in records
+        ]
+        self._write(rows)
+
+    def epoch(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write down what was measured on validation after a step.
+
+        Args:
+            metrics: scores by name; of an entry of the history what is none of validation is passed over.
+        """
+        self._write([(step, _named("validation", metrics))])
+
+    def finish(self, metrics: Mapping[str, float], bundle: str) -> None:
+        """Tell MLflow what has come of it, and close the event files, which may then be copied.
+
+        Args:
+            metrics: of the epoch that is kept; as of `epoch`.
+            bundle: its path or URI.
+        """
+        if self._mlflow:
+            self._mlflow.tag({"bundle": bundle})
+            self._mlflow.log([(self._last_step, _named("best", metrics))])
+        self._events.close()
+
+    def _write(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        self._last_step = max([self._last_step, *(step for step, _ in rows)])
+        self._events.put(rows)
+        if self._mlflow:
+            self._mlflow.log(rows)
+
+
+class _EventFile:
+    """One attempt's event file, in TensorBoard's format.
+
+    tensorboardX's SummaryWriter writes through a queue of 10 events and a thread: on a full disk the thread ends and
+    the caller waits for ever. Its RecordWriter, below, raises.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        # Here, not above: tensorboardX imports torch where there is one.
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.record_writer import RecordWriter
+
+        self._event, self._session_log, self._summary = Event, SessionLog, Summary
+        self._folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            num_attempts = sum(1 for _ in folder.glob("events.out.tfevents.*"))
+            # Readers go by the first words of the name, and take files in its order.
+            name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{num_attempts:04}"
+            self._writer: Any = RecordWriter(str(folder / name))
+        except OSError as error:
+            raise RequestError(f"cannot write event files to {folder}: {error}. Check its mode and owner") from error
+        # By metric. At first the others' is later than anything, so that every file begins with a START: readers pass
+        # over the first one of a run, and heed all after it.
+        self._last_steps: dict[str, float] = {}
+        self._last_step_of_others = math.inf
+        self._append([Event(wall_time=time.time(), file_version="brain.Event:2")])
+
+    def put_text(self, tag: str, markdown: str) -> None:
+        """Show a text, every attempt's own."""
+        from tensorboardX.summary import text
+
+        self._append([self._event(wall_time=time.time(), step=0, summary=text(tag, markdown))])
+
+    def put(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Append scalars by tag at some steps; a step that was there before replaces it and all later ones."""
+        events = []
+        for step, scalars in rows:
+            if any(step <= self._last_steps.get(tag, self._last_step_of_others) for tag in scalars):
+                restart = self._session_log(status=self._session_log.START)
+                events.append(self._event(wall_time=time.time(), step=step, session_log=restart))
+                self._last_step_of_others = -math.inf
+                self._last_steps = {tag: last for tag, last in self._last_steps.items() if last < step}
+            values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+            events.append(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
+            self._last_steps |= dict.fromkeys(scalars, step)
+        self._append(events)
+
+    def close(self) -> None:
+        """Close the file; what is put later is passed over."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            try:
+                writer.close()
+            except OSError as error:
+                self._warn(error)
+
+    def _append(self, events: Sequence[Any]) -> None:
+        if self._writer is None:
+            return
+        try:
+            for event in events:
+                self._writer.write(event.SerializeToString())
+            self._writer.flush()
+        except OSError as error:
+            self._warn(error)
+            with suppress(OSError):  # has been said
+                self._writer.close()
+            self._writer = None
+
+    def _warn(self, error: OSError) -> None:
+        _log.warning("warning: event files in %s end here, training goes on: %s", self._folder, error)
+
+
+def _named(group: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{group}/{name}": value for name, value in metrics.items() if name not in _NOT_VALIDATION}
+
+
+def _as_table(config: Mapping[str, Any]) -> str:
+    """In Markdown, as TensorBoard shows it."""
+    rows = [f"| {name} | {str(value).replace('|', '&#124;')} |" for name, value in config.items()]
+    return "\n".join(["| option | value |", "|---|---|", *rows])
+
+
+def _status(error: type[BaseException] | None) -> RunStatus:
+    if error is None:
+        return "FINISHED"
+    # bertray.cli turns SIGTERM into SystemExit; both are stopped from outside.
+    return "KILLED" if issubclass(error, KeyboardInterrupt | SystemExit) else "FAILED"

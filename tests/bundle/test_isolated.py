@@ -1,0 +1,138 @@
+"""Texts that end the process which reads them."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bertray import Bundle
+from bertray.bundle.isolated import IsolatedBundle, ModelSpec
+from bertray.errors import BundleError, ShardError
+from bertray.scoring.shard_reader import read_in_isolation
+from bertray.storage.location import Location
+from tests.conftest import ROOT, run_job_process, write_shard
+
+FAULTS = ROOT / "tests" / "faults"
+DEADLY = "before, this text ends the process, behind"
+
+
+def spec_of(bundle: Path) -> ModelSpec:
+    return ModelSpec(str(bundle), "torch", "fp32", "cpu", "", 1)
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FAULTS), os.environ.get("PYTHONPATH", "")]))
+
+
+@pytest.fixture
+def isolated(tiny_bundle: Path) -> Iterator[IsolatedBundle]:
+    isolated = IsolatedBundle(spec_of(tiny_bundle))
+    yield isolated
+    isolated.close()
+
+
+def column(texts: list[str | None]) -> pa.Array:
+    return pa.array([None if text is None else text.encode() for text in texts], pa.large_binary())
+
+
+def test_it_predicts_what_the_bundle_does(isolated: IsolatedBundle, tiny_bundle: Path) -> None:
+    texts = column([f"text {row} " * (row % 9) for row in range(200)] + [None])
+    expected = Bundle.load(str(tiny_bundle), "fp32").predict_column(texts)
+    for _ in range(2):
+        assert isolated.predict_column(texts).equals(expected)
+    assert isolated.precision == "fp32"
+    assert isolated.predict_column(texts[:0]).num_rows == 0
+
+
+def test_a_process_that_is_killed_from_outside_costs_no_row(isolated: IsolatedBundle) -> None:
+    texts = column([f"text {row}" for row in range(50)])
+    expected = isolated.predict_column(texts)
+    assert isolated._child is not None
+    os.kill(isolated._child.pid, signal.SIGKILL)
+    found = isolated.predict_column(texts)
+    assert found["error"].null_count == 50
+    assert found["label"].to_pylist() == expected["label"].to_pylist()
+
+
+def test_deadly_texts_are_found_and_to_be_reviewed(faults: None, make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle(problem_type="multi_label_classification", review_below=0.0)
+    isolated = IsolatedBundle(spec_of(bundle))
+    texts: list[str | None] = [f"text {row}" for row in range(20)]
+    texts[13] = DEADLY
+    found = isolated.predict_column(column(texts))
+    isolated.close()
+    assert found.schema.equals(isolated.schema)
+    reason = "the model's process was ended by SIGSEGV on this text"
+    is_deadly = [row == 13 for row in range(20)]
+    assert found["error"].to_pylist() == [reason if deadly else None for deadly in is_deadly]
+    assert found["review"].to_pylist() == is_deadly
+    assert [labels is None for labels in found["labels"].to_pylist()] == is_deadly
+
+
+def test_too_many_deaths_are_no_matter_of_texts(
+    faults: None, isolated: IsolatedBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bertray.bundle.isolated._MAX_DEATHS", 2)
+    with pytest.raises(ShardError, match="the model's process died 3 times, last: it was ended by SIGSEGV"):
+        isolated.predict_column(column([DEADLY] * 4))
+
+
+def test_an_error_of_the_model_is_no_matter_of_texts(faults: None, isolated: IsolatedBundle) -> None:
+    with pytest.raises(ShardError, match=r"^in a process of its own: MemoryError: out of memory$"):
+        isolated.predict_column(column(["a text", "this text breaks the model"]))
+    assert isolated.predict_column(column(["a text"]))["error"].to_pylist() == [None]
+
+
+def test_a_model_that_cannot_be_loaded(isolated: IsolatedBundle, tmp_path: Path) -> None:
+    gone = IsolatedBundle.__new__(IsolatedBundle)
+    gone._spec, gone._child = spec_of(tmp_path / "gone"), None
+    with pytest.raises(
+        BundleError, match=r"a process that was to load .*gone exited with code 1; see the worker's log"
+    ):
+        gone.predict_column(column(["text"]))
+
+
+def test_deadly_files_are_found(faults: None, tmp_path: Path) -> None:
+    fine, deadly = write_shard(tmp_path / "fine.parquet", ["a text"]), deadly_shard(tmp_path / "deadly.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"not Parquet")
+    for path in (fine, tmp_path / "broken.parquet"):  # the latter is said by who reads it next
+        read_in_isolation(Location.of(str(path)), "text", [], 1 << 20)
+    with pytest.raises(ShardError, match="the process that read it was ended by SIGSEGV"):
+        read_in_isolation(Location.of(str(deadly)), "text", [], 1 << 20)
+
+
+def deadly_shard(path: Path) -> Path:
+    table = pq.read_table(write_shard(path, ["a text"]))
+    pq.write_table(table.replace_schema_metadata({"this file ends the process": ""}), path)
+    return path
+
+
+def test_a_run_goes_on_over_deadly_texts_and_files(faults: None, tiny_bundle: Path, tmp_path: Path) -> None:
+    archive, output = tmp_path / "archive", tmp_path / "scored"
+    deadly_shard(archive / "7.parquet")
+    for part in range(2):
+        texts: list[str | None] = [f"part {part} text {row}" for row in range(3)]
+        if part == 1:
+            texts[1] = DEADLY
+        write_shard(archive / f"{part}.parquet", texts)
+    places = ("--bundle", tiny_bundle, "--input", archive, "--output", output)
+    # A Ray of its own: the workers of the tests' cluster were started without the fault.
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = run_job_process("score", *places, "--num-actors", 1, "--precision", "fp32", env=environment)
+    assert done.returncode == 3, done.stderr
+    assert "the actor died before" in done.stderr and "was ended by SIGSEGV over" in done.stderr
+    (failure,) = json.loads(next(output.glob("runs/*/summary.json")).read_text())["failures"]
+    assert failure == {"path": "7.parquet", "reason": "the process that read it was ended by SIGSEGV"}
+    bundle = Bundle.load(str(tiny_bundle), "fp32")
+    for part in range(2):
+        found = pq.read_table(output / "predictions" / f"{part}.parquet")
+        source = pq.read_table(archive / f"{part}.parquet")["text"].to_pylist()
+        assert [error is not None for error in found["error"].to_pylist()] == [text == DEADLY for text in source]
+        labels = [None if text == DEADLY else bundle.predict([text])[0].label for text in source]
+        assert found["label"].to_pylist() == labels

@@ -1,0 +1,218 @@
+"""The demo's corpus: the same for a seed, as dirty as promised, neither trivial nor hopeless to classify."""
+
+import hashlib
+import os
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+
+from bertray.data.synthetic import _HEADINGS, LABELS, archive_shards, labelled_chunks
+from bertray.errors import RequestError
+
+Row = dict[str, str | None]
+
+
+@pytest.fixture(scope="module")
+def labelled() -> pa.Table:
+    return labelled_chunks()
+
+
+@pytest.fixture(scope="module")
+def rows(labelled: pa.Table) -> list[Row]:
+    return labelled.to_pylist()
+
+
+@pytest.fixture(scope="module")
+def archive() -> list[tuple[str, pa.Table]]:
+    return list(archive_shards())
+
+
+@pytest.fixture(scope="module")
+def archive_texts(archive: list[tuple[str, pa.Table]]) -> list[str | None]:
+    return [text for _, table in archive for text in table["text"].to_pylist()]
+
+
+def is_blank(text: str | None) -> bool:
+    return text is None or not text.strip()
+
+
+def labels_by_text(rows: list[Row]) -> dict[str, list[str | None]]:
+    labels: dict[str, list[str | None]] = {}
+    for row in rows:
+        if not is_blank(row["text"]):
+            labels.setdefault(row["text"], []).append(row["label"])
+    return labels
+
+
+# ---- labelled chunks
+
+
+def test_labelled_rows_columns_and_labels(labelled):
+    assert labelled.num_rows == 1839
+    assert labelled.schema == pa.schema([("text", pa.string()), ("label", pa.string())])
+    assert set(labelled["label"].to_pylist()) == {*LABELS, None}
+    assert set(LABELS) == {
+        "Contact Information",
+        "Education",
+        "Work Experience",
+        "Skills",
+        "Projects",
+        "Summary",
+    }
+
+
+def test_labels_are_imbalanced(rows):
+    counts = Counter(row["label"] for row in rows if row["label"])
+    ranked = [label for label, _ in counts.most_common()]
+    assert ranked[0] == "Work Experience"
+    assert set(ranked[-2:]) == {"Contact Information", "Summary"}
+    assert counts[ranked[0]] >= 4 * counts[ranked[-1]]
+
+
+def test_labelled_rows_are_dirty(rows):
+    texts = labels_by_text(rows)
+    assert 2 <= sum(row["label"] is None for row in rows) <= 3
+    assert 2 <= sum(len(set(labels)) > 1 for labels in texts.values()) <= 3
+    num_duplicates = sum(len(labels) - len(set(labels)) for labels in texts.values())
+    assert 0.007 <= num_duplicates / len(rows) <= 0.015
+
+    blanks = [row["text"] for row in rows if is_blank(row["text"])]
+    assert 0.003 <= len(blanks) / len(rows) <= 0.008
+    assert None in blanks
+    assert "" in blanks
+    assert any(text and text.isspace() for text in blanks)
+
+
+def test_chunks_are_short_and_mostly_without_heading(rows):
+    texts = [row["text"] for row in rows if not is_blank(row["text"])]
+    lengths = sorted(len(text.split()) for text in texts)
+    assert 20 <= lengths[len(lengths) // 2] <= 30
+    assert sum(lengths) / len(lengths) <= 40
+    assert lengths[-1] <= 95
+
+    headings = {heading.lower() for choices in _HEADINGS.values() for heading in choices}
+    num_headed = sum(re.split(r"[\n.;:]|  ", text.lower().lstrip("•-*·> "))[0] in headings for text in texts)
+    assert 0.05 <= num_headed / len(texts) <= 0.3
+
+
+def test_baseline_is_neither_perfect_nor_lost(rows):
+    agreed = {text: labels for text, labels in labels_by_text(rows).items() if len(set(labels)) == 1}
+    texts, labels = zip(*((text, label) for text, (label, *_) in agreed.items() if label), strict=True)
+    texts_train, texts_test, labels_train, labels_test = train_test_split(
+        texts, labels, test_size=0.2, stratify=labels, random_state=0
+    )
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    model = make_pipeline(words, LogisticRegression(C=10.0, tol=1e-3, max_iter=1000))
+    accuracy = model.fit(texts_train, labels_train).score(texts_test, labels_test)
+    assert 0.75 <= accuracy <= 0.97
+
+
+# ---- archive
+
+
+def test_archive_paths_columns_and_totals(archive):
+    assert [path for path, _ in archive] == [
+        f"date=2026-01-{day:02d}/part-{part:04d}.parquet" for day in (5, 6, 7, 8) for part in (0, 1)
+    ]
+    assert all(len(PurePosixPath(path).parts) == 2 for path, _ in archive)
+    columns = {"document_id": pa.string(), "section_number": pa.int32(), "text": pa.string()}
+    assert all(table.schema == pa.schema(columns) for _, table in archive)
+    sizes = [table.num_rows for _, table in archive]
+    assert sum(sizes) == 4000
+    assert max(sizes) >= 2 * min(sizes) > 0
+
+
+def test_documents_are_numbered_and_stay_in_one_shard(archive):
+    shard_of: dict[str, str] = {}
+    sections: dict[str, list[int]] = {}
+    for path, table in archive:
+        for row in table.to_pylist():
+            assert re.fullmatch(r"resume-\d{6}", row["document_id"])
+            assert shard_of.setdefault(row["document_id"], path) == path
+            sections.setdefault(row["document_id"], []).append(row["section_number"])
+    assert all(numbers == list(range(len(numbers))) for numbers in sections.values())
+
+
+def test_archive_texts_are_dirty(archive_texts):
+    assert 3 <= sum(is_blank(text) for text in archive_texts) <= 4
+    assert None in archive_texts
+    assert 1 <= sum(len(text.split()) >= 400 for text in archive_texts if text) <= 2
+
+
+@pytest.mark.parametrize(("num_rows", "num_shards"), [(10, 1), (30, 3), (101, 5), (600, 60)])
+def test_archive_of_any_size_has_all_rows_and_no_empty_shard(num_rows, num_shards):
+    shards = list(archive_shards(num_rows, num_shards, seed=3))
+    sizes = [table.num_rows for _, table in shards]
+    assert (len({path for path, _ in shards}), sum(sizes)) == (num_shards, num_rows)
+    assert min(sizes) >= 1
+
+
+# ---- both
+
+
+def test_addresses_and_phone_numbers_belong_to_nobody(rows, archive_texts):
+    texts = "\n".join(text for text in [*(row["text"] for row in rows), *archive_texts] if text).lower()
+    domains = Counter(re.findall(r"@(\S*\w)", texts))
+    hosts = Counter(re.findall(r"://([^/\s]+)", texts))
+    assert min(domains.total(), hosts.total()) > 100
+    assert set(domains) <= {"example.com", "example.org", "example.net"}
+    assert set(hosts) <= {"www.example.com", "www.example.org", "www.example.net"}
+    # Every "@" and "://" was looked at, and each full phone number is of the range kept for fiction.
+    assert (texts.count("@"), texts.count("://")) == (domains.total(), hosts.total())
+    assert all(number.startswith("555-01") for number in re.findall(r"\b\d{3}-\d{4}\b", texts))
+
+
+def test_a_seed_gives_the_same_rows_and_leaves_the_global_generator_alone():
+    state = random.getstate()
+    assert labelled_chunks(200, seed=5).equals(labelled_chunks(200, seed=5))
+    assert not labelled_chunks(200, seed=5).equals(labelled_chunks(200, seed=6))
+    assert list(archive_shards(200, 2, seed=5)) == list(archive_shards(200, 2, seed=5))
+    assert list(archive_shards(200, 2, seed=5)) != list(archive_shards(200, 2, seed=6))
+    assert random.getstate() == state
+
+
+def test_rows_do_not_depend_on_hash_randomisation():
+    source = "from bertray.data.synthetic import *; print(labelled_chunks(99).to_pylist(), *archive_shards(80, 2))"
+    digests = set()
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONIOENCODING": "utf-8"}
+        command = [sys.executable, "-c", source]
+        output = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+        assert len(output) > 10_000
+        digests.add(hashlib.sha256(output).hexdigest())
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("num_rows", [-1, 0, 49])
+def test_too_few_labelled_rows_are_refused(num_rows):
+    with pytest.raises(RequestError, match=f"num_rows is {num_rows}: ask for at least 50"):
+        labelled_chunks(num_rows)
+
+
+def test_the_smallest_corpus_has_every_label():
+    table = labelled_chunks(50)
+    assert table.num_rows == 50
+    assert set(table["label"].to_pylist()) >= set(LABELS)
+
+
+@pytest.mark.parametrize(("num_rows", "num_shards"), [(4000, 0), (79, 8), (0, 1)])
+def test_an_archive_that_cannot_be_cut_is_refused_at_once(num_rows, num_shards):
+    with pytest.raises(RequestError, match=f"{num_rows} rows in {num_shards} shards"):
+        archive_shards(num_rows, num_shards)
+
+
+@pytest.mark.parametrize("make", [labelled_chunks, archive_shards])
+def test_without_faker_the_error_names_the_command(monkeypatch, make):
+    monkeypatch.setitem(sys.modules, "faker", None)
+    with pytest.raises(RequestError, match=r"make install, or pip install '\.\[demo\]'"):
+        make()

@@ -1,0 +1,88 @@
+"""What workers log is seen where the job was started, though their stderr is not."""
+
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from bertray.drivers import cluster
+from bertray.drivers.status_actors import Board, show_logged
+from bertray.drivers.train import _run
+from bertray.drivers.train_worker import _BoardWatcher, set_up_process
+from tests.kills import wait_for
+
+
+class Hangs(Future[None]):
+    """Ray Train, while ranks wait for one that has ended; and a person who stops the job."""
+
+    def result(self, timeout: float | None = None) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.fixture
+def hanging_board(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Of a run that never ends by itself, and whose driver would wait for ever."""
+    monkeypatch.setattr(cluster, "in_background", lambda _: Hangs())
+    monkeypatch.setattr("bertray.drivers.train.STOP_S", 1e9)
+    return cluster.start_board(Board)
+
+
+def test_a_stop_waits_for_no_worker_that_has_not_begun(hanging_board: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _run(SimpleNamespace(fit=None), hanging_board)
+
+
+def test_a_stop_waits_for_the_checkpoint_and_for_no_rank_that_hangs(hanging_board: Any) -> None:
+    board = hanging_board
+    ray.get(board.post.remote([], 1))
+
+    def save_when_told() -> None:
+        wait_for(lambda: ray.get(board.post.remote([], 1)), "the stop")
+        time.sleep(0.5)
+        ray.get(board.stopped.remote())
+
+    with ThreadPoolExecutor(1) as rank_0:
+        rank_0.submit(save_when_told)
+        with pytest.raises(KeyboardInterrupt):
+            _run(SimpleNamespace(fit=None), board)
+        assert not ray.get(board.is_at_work.remote())
+
+
+def test_a_worker_stops_at_the_first_step_after_the_signal(ray_cluster: str) -> None:
+    board = cluster.start_board(Board)
+    watcher = _BoardWatcher(board)
+    assert not watcher.steps([], 1)
+    ray.get(board.stop.remote())
+    wait_for(lambda: watcher.steps([], 1), "the board's answer, which may be late once", timeout_s=1)
+
+
+def test_what_workers_log_is_logged_once_by_the_driver(ray_cluster: str, caplog: pytest.LogCaptureFixture) -> None:
+    def work(board: object, rank: int) -> None:
+        set_up_process(torch.device("cpu"), 1, board)
+        log = logging.getLogger("bertray.model.attention")
+        log.debug("of no interest")
+        log.warning("batches will be padded: torch %s", "2.13")
+        log.info("rank %d", rank)
+
+    board = cluster.start_board(Board)
+    task = ray.remote(max_calls=1)(work)
+    caplog.set_level(logging.INFO, "bertray")
+
+    def is_logged(message: str) -> bool:
+        show_logged(board)
+        return message in caplog.text
+
+    for rank in range(2):
+        ray.get(task.remote(board, rank))
+        wait_for(partial(is_logged, f"rank {rank}"), "what a worker logs")
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "batches will be padded: torch 2.13"),
+        ("INFO", "rank 0"),
+        ("INFO", "rank 1"),
+    ]

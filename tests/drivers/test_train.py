@@ -1,0 +1,248 @@
+"""Training on a two-node cluster: it learns, the bundle holds what was measured, workers do not change the batches."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from bertray import Bundle
+from bertray.data.config import PrepareConfig
+from bertray.data.dataset import Dataset
+from bertray.data.prepare import prepare
+from bertray.drivers.train import train
+from bertray.errors import BertrayError, RequestError
+from bertray.metrics.calibration import threshold_for_precision
+from bertray.model.encoder import Encoder
+from bertray.model.pretrained import load_classifier, load_tokenizer
+from bertray.storage import s3
+from bertray.storage.location import Location
+from bertray.tokenization.tokenizer import ColumnTokenizer
+from bertray.training.checkpoints import Best, Progress
+from bertray.training.config import TrainConfig
+from bertray.training.export import write_bundle
+from tests.conftest import WHAT_A_DIVERGING_WORKER_LOGS
+
+WORDS = {"fruit": "apple banana cherry mango", "car": "wheel engine motor brake", "sea": "wave shore tide fish"}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three labels that a word tells apart; 130 training rows, so a last batch of 2 is left over."""
+    folder = tmp_path_factory.mktemp("dataset")
+    rows = []
+    for number in range(163):
+        label = sorted(WORDS)[number % 3]
+        word = WORDS[label].split()[number % 4]
+        rows.append({"text": f"the {word} of day {number} " + "and so on " * (number % 6), "label": label})
+    (folder / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    report = prepare(PrepareConfig(input=[str(folder / "in.jsonl")], output=str(folder / "data")))
+    assert report["splits"]["train"] == 129
+    return str(folder / "data")
+
+
+def run(dataset: str, output: Path | str, encoder: str, **options: Any) -> tuple[dict[str, Any], Bundle]:
+    settings = {"epochs": 6, "learning_rate": 3e-3, "batch_size": 32, "max_length": 32, "precision": "fp32", **options}
+    summary = train(TrainConfig(data=dataset, output=str(output), encoder=encoder, **settings))
+    return summary, Bundle.load(str(output), "fp32")
+
+
+@pytest.fixture(scope="module")
+def one_worker(
+    ray_cluster: str, dataset: str, calm_encoder: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Bundle, Path]:
+    output = tmp_path_factory.mktemp("trained") / "bundle"
+    return (*run(dataset, output, calm_encoder), output)
+
+
+def test_it_learns_and_the_best_epoch_is_kept(one_worker: tuple[dict[str, Any], Bundle, Path], dataset: str) -> None:
+    summary, bundle, _ = one_worker
+    history = bundle.info.history
+    assert [epoch["epoch"] for epoch in history] == [1, 2, 3, 4, 5, 6]
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    best = max(history, key=lambda epoch: epoch["f1_macro"])
+    assert best["f1_macro"] > 0.9
+    assert history[summary["best_epoch"] - 1]["f1_macro"] == best["f1_macro"]
+    # the kept weights give the metrics that were measured during training
+    rows = Dataset.open(dataset).split("validation")
+    predicted = [prediction.label for prediction in bundle.predict(rows["text"].to_pylist())]
+    accuracy = sum(a == b for a, b in zip(predicted, rows["label"].to_pylist(), strict=True)) / rows.num_rows
+    assert accuracy == pytest.approx(bundle.info.metrics["accuracy"])
+    assert bundle.info.metrics["f1_macro"] == best["f1_macro"]
+
+
+def test_the_bundle_says_where_it_comes_from(one_worker: tuple[dict[str, Any], Bundle, Path], dataset: str) -> None:
+    summary, bundle, output = one_worker
+    info = bundle.info
+    assert info.labels == ("car", "fruit", "sea")
+    assert info.data_fingerprint == Dataset.open(dataset).fingerprint()
+    assert info.training["learning_rate"] == 3e-3
+    assert set(info.versions) >= {"python", "torch", "transformers", "ray", "bertray"}
+    assert info.max_length == 32
+    assert summary["fingerprint"] == info.fingerprint()
+    card = (output / "README.md").read_text()
+    assert "3-way text classifier" in card
+    assert f"{info.metrics['f1_macro']:.4f}" in card
+    # how it went: curves, event files; how sure it is
+    assert (output / "learning_curves.svg").read_text().startswith("<?xml")
+    assert list((output / "tensorboard").iterdir())
+    assert info.temperature != 1
+    assert info.calibration["nll_after"] <= info.calibration["nll_before"]
+    # nothing but the bundle is left: the run's checkpoints are gone
+    assert [path.name for path in output.parent.iterdir()] == ["bundle"]
+
+
+def test_two_workers_take_the_same_steps(
+    one_worker: tuple[dict[str, Any], Bundle, Path], dataset: str, calm_encoder: str, tmp_path: Path
+) -> None:
+    _, bundle = run(dataset, tmp_path / "bundle", calm_encoder, num_workers=2)
+    for one, two in zip(one_worker[1].info.history, bundle.info.history, strict=True):
+        assert two["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
+        assert two["accuracy"] == one["accuracy"]
+
+
+def test_bf16_to_s3(
+    ray_cluster: str, dataset: str, tiny_encoder: Path, s3_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = s3.upload
+
+    def fail_on_the_model(fs: Any, path: str, file: Path) -> None:
+        if path.endswith("/bundle/model.safetensors"):
+            raise OSError("the network is gone")
+        upload(fs, path, file)
+
+    options = {"precision": "bf16", "epochs": 1}
+    with monkeypatch.context() as patch, pytest.raises(RequestError, match="the network is gone"):
+        patch.setattr("bertray.storage.s3.upload", fail_on_the_model)
+        run(dataset, f"{s3_folder}/bundle", str(tiny_encoder), **options)
+    # Half a bundle lies there, and the same command goes on.
+    summary, bundle = run(dataset, f"{s3_folder}/bundle", str(tiny_encoder), **options)
+    assert summary["resumed_from_step"] > 0
+    assert 0 < bundle.info.metrics["loss"] < 3  # guessing costs ln 3 = 1.1; a NaN fails both
+    import s3fs
+
+    assert s3fs.S3FileSystem().ls(s3_folder) == [f"{s3_folder.removeprefix('s3://')}/bundle"]
+
+
+def test_a_diverging_run_says_so(
+    ray_cluster: str, dataset: str, diverging_encoder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "bertray")
+    with pytest.raises(BertrayError, match=r"the loss is nan at epoch 1, step 1: lower --learning-rate \(now 0\.003\)"):
+        run(dataset, tmp_path / "bundle", diverging_encoder)
+    assert list(tmp_path.iterdir()) == []  # no bundle, no checkpoints
+    assert WHAT_A_DIVERGING_WORKER_LOGS in caplog.text
+
+
+def test_a_data_set_that_was_written_anew_makes_no_bundle(dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    opened, output = Dataset.open(dataset), Location.of(str(tmp_path / "bundle"))
+    config = TrainConfig(data=dataset, output=str(output), encoder=str(tiny_encoder))
+    best = Best({}, np.empty((0, len(opened.labels)), dtype=np.float32))
+    with pytest.raises(RequestError, match=r"was written anew while the model was trained.*--restart"):
+        write_bundle(config, opened, "fingerprint of another", output, Progress(), best)
+    assert not output.exists()
+
+
+def test_texts_out_of_scope_count_where_a_precision_is_wanted(tiny_encoder: Path, tmp_path: Path) -> None:
+    """A model that knows nothing: a third of the rows in scope is right, and of the others none."""
+    for name, num_rows, labels in (("in", 60, ["a", "b", "c"]), ("validation", 800, ["a", "b", "c", "oos"])):
+        lines = [{"text": f"{name} {row} of {row * 7}", "label": labels[row % len(labels)]} for row in range(num_rows)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    prepare(
+        PrepareConfig(
+            input=[str(tmp_path / "in.jsonl")],
+            validation=str(tmp_path / "validation.jsonl"),
+            oos_label="oos",
+            output=str(tmp_path / "data"),
+        )
+    )
+    dataset = Dataset.open(str(tmp_path / "data"))
+    config = TrainConfig(data="unused", output="unused", encoder=str(tiny_encoder), max_length=32, target_precision=0.2)
+    model = load_classifier(str(tiny_encoder), dataset.labels, dataset.problem_type, 0)
+    weights = {name: held.clone() for name, held in model.state_dict().items()}
+    tokenizer = ColumnTokenizer(load_tokenizer(str(tiny_encoder), 32)[0].backend_tokenizer, 32)
+    rows = dataset.split("validation")
+    logits_NC = Encoder(model, "fp32").logits(tokenizer.encode(dataset.in_scope(rows)["text"]))
+    progress = Progress(
+        history=[dict.fromkeys(("epoch", "train_loss", "loss", "accuracy", "f1_macro", "wall_s"), 1.0)],
+        best_epoch=1,
+        is_done=True,
+    )
+    output = Location.of(str(tmp_path / "bundle"))
+    info = write_bundle(config, dataset, dataset.fingerprint(), output, progress, Best(weights, logits_NC))
+
+    predicted = Bundle.load(str(output), "fp32").predict_column(rows["text"])
+    scores_N, is_right_N = predicted["score"].to_numpy(), pc.equal(predicted["label"], rows["label"]).to_numpy()
+    is_in_scope_N = pc.not_equal(rows["label"], "oos").to_numpy()
+    assert 0 < is_in_scope_N.sum() < len(rows)
+    expected = threshold_for_precision(scores_N, is_right_N, 0.2)
+    without = threshold_for_precision(scores_N[is_in_scope_N], is_right_N[is_in_scope_N], 0.2)
+    assert info.review_below == pytest.approx(expected, rel=1e-5)
+    assert info.review_below != pytest.approx(without, rel=1e-5)
+
+
+def test_what_cannot_be_trained_is_refused_before_ray_starts(dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"no finished data set"):
+        run(str(tmp_path), tmp_path / "bundle", str(tiny_encoder))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "file").write_text("")
+    with pytest.raises(RequestError, match=r"--output .* exists.*--overwrite"):
+        run(dataset, tmp_path / "sub", str(tiny_encoder))
+    (tmp_path / "notes.txt").write_text("precious")
+    with pytest.raises(RequestError, match=r"exists and is no bundle .*it is not replaced"):
+        run(dataset, tmp_path, str(tiny_encoder), overwrite=True)
+    with pytest.raises(RequestError, match=r"--output .* holds --data"):
+        run(dataset, Path(dataset).parent, str(tiny_encoder), overwrite=True)
+    with pytest.raises(RequestError, match=r"--max-length 500: .* reads at most 128 tokens"):
+        run(dataset, tmp_path / "bundle", str(tiny_encoder), max_length=500)
+
+
+def test_a_folder_of_hidden_files_is_not_replaced(dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "models" / ".other.training").mkdir(parents=True)
+    (tmp_path / "models" / ".other.training" / "run.json").write_text("{}")
+    with pytest.raises(RequestError, match=r"--output .*models exists\."):
+        run(dataset, tmp_path / "models", str(tiny_encoder))
+
+
+def test_several_labels_a_row(ray_cluster: str, calm_encoder: str, tmp_path: Path) -> None:
+    """From prepare to predictions: texts that name one or two of three things."""
+    rows = []
+    for number in range(240):
+        named = sorted({sorted(WORDS)[number % 3], sorted(WORDS)[number // 3 % 3]})
+        words = " and ".join(WORDS[label].split()[number % 4] for label in named)
+        rows.append({"text": f"{words}, day {number}", "label": ";".join(named)})
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = str(tmp_path / "data")
+    prepare(PrepareConfig(input=[str(tmp_path / "in.jsonl")], output=data, multi_label=True))
+    summary, bundle = run(data, tmp_path / "bundle", calm_encoder, epochs=10, target_precision=0.5)
+    assert bundle.info.problem_type == "multi_label_classification"
+    assert summary["validation"]["f1_macro"] == bundle.info.metrics["f1_macro"] > 0.8
+    assert len(bundle.info.thresholds) == 3
+    assert bundle.info.review_below is not None
+    table = bundle.predict_column(Dataset.open(data).split("test")["text"])
+    true = Dataset.open(data).split("test")["labels"].to_pylist()
+    right = [sorted(found) == sorted(given) for found, given in zip(table["labels"].to_pylist(), true, strict=True)]
+    assert sum(right) / len(right) > 0.7
+    with pytest.raises(RequestError, match=r"--sampling balanced: .* use --class-weights balanced"):
+        run(data, tmp_path / "other", calm_encoder, sampling="balanced")
+
+
+def test_texts_that_tell_nothing_are_refused(tiny_encoder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    rows = [{"text": f"text {number}", "label": f"label {number % 5}"} for number in range(60)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    prepare(PrepareConfig(input=[str(tmp_path / "in.jsonl")], output=str(data)))
+    table = pq.read_table(data / "train.parquet")
+    pq.write_table(table.set_column(0, "text", pa.array(["same"] * table.num_rows)), data / "train.parquet")
+    with pytest.raises(RequestError, match=r"all 48 training texts in .* are the same.*--text-column"):
+        run(str(data), tmp_path / "bundle", str(tiny_encoder))
+    pq.write_table(table.slice(0, 4), data / "train.parquet")
+    with pytest.raises(RequestError, match=r"has 5 labels and 4 training rows; .*--label-column"):
+        run(str(data), tmp_path / "bundle", str(tiny_encoder))
+    assert not (tmp_path / "bundle").exists()

@@ -1,0 +1,156 @@
+"""A run goes on after whatever happened to it, to the same weights, bit for bit; and it grows with the cluster."""
+
+import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from test_training import dataset as dataset  # the fixture
+
+from bertray import Bundle
+from bertray.drivers.train import train
+from bertray.errors import LockedError, RequestError
+from bertray.storage.location import Location
+from bertray.training.config import TrainConfig
+from bertray.training.run_folder import TrainingRun
+from tests.conftest import ROOT
+from tests.kills import end_driver, job, killing, wait_for
+
+# 33 steps an epoch, of some ten milliseconds.
+OPTIONS: dict[str, Any] = {
+    "epochs": 24,
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "max_length": 32,
+    "precision": "fp32",
+    "checkpoint_steps": 40,
+}
+
+
+def step_kept(output: Path) -> int:
+    commits = (output.parent / f".{output.name}.training" / "checkpoints").glob("step-*.json")
+    return max((int(path.stem.removeprefix("step-")) for path in commits), default=0)
+
+
+def test_it_goes_on_after_sigterm_and_kills_bit_for_bit(
+    ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    undisturbed = train(TrainConfig(data=dataset, output=str(tmp_path / "whole"), encoder=str(tiny_encoder), **OPTIONS))
+    output = tmp_path / "broken"
+    command = job("train", data=dataset, output=output, encoder=tiny_encoder, **OPTIONS)
+    log = tmp_path / "stderr.log"
+    exit_code, stderr = end_driver(command, log, signal.SIGTERM, lambda _: step_kept(output) > 0)
+    assert exit_code == 143, stderr
+    assert f"step {step_kept(output)} is kept in" in stderr
+    assert step_kept(output) % 40 != 0  # written because of the signal, not because it was due
+    assert not output.exists()
+
+    before = step_kept(output)
+    exit_code, stderr = end_driver(command, log, signal.SIGKILL, lambda _: step_kept(output) > before)
+    assert exit_code == -signal.SIGKILL
+    assert "going on with the run at" in stderr
+
+    config = TrainConfig(data=dataset, output=str(output), encoder=str(tiny_encoder), **OPTIONS)
+    with pytest.raises(RequestError, match=r"with other options: learning_rate 0\.001 -> 0\.002.*--restart"):
+        train(config.model_copy(update={"learning_rate": 2e-3}))
+    before = step_kept(output)
+    with killing("RayTrainWorker", lambda: step_kept(output) > before) as killed:
+        summary = train(config)
+    assert killed
+    assert summary["resumed_from_step"] >= 40
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []  # nothing is left of the run
+    expected, actual = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
+    assert all((expected[name] == actual[name]).all() for name in expected)
+    histories = [
+        [{**epoch, "wall_s": 0} for epoch in Bundle.load(str(tmp_path / name)).info.history]
+        for name in ("whole", "broken")
+    ]
+    assert histories[0] == histories[1]
+    assert summary["fingerprint"] == undisturbed["fingerprint"]
+
+
+def history_of(output: Path, dataset: str, encoder: str, num_workers: str, epochs: int = 40) -> list[dict[str, float]]:
+    """Of epochs of 17 steps, with some workers."""
+    options = {**OPTIONS, "epochs": epochs, "batch_size": 8, "num_workers": num_workers}
+    train(TrainConfig(data=dataset, output=str(output), encoder=encoder, **options))
+    return Bundle.load(str(output)).info.history
+
+
+def assert_same_losses(one: list[dict[str, float]], other: list[dict[str, float]]) -> None:
+    for epoch, expected in zip(one, other, strict=True):
+        assert epoch["train_loss"] == pytest.approx(expected["train_loss"], abs=1e-4)
+        assert epoch["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+
+
+@pytest.mark.chaos
+def test_a_run_grows_with_the_cluster_and_takes_the_same_steps(
+    ray_nodes: Any, dataset: str, calm_encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bertray.drivers.train._RESIZE_INTERVAL_S", 1.0)
+    output, epochs = tmp_path / "elastic", 120  # longer than a node takes to start, and Ray to see it
+    # Nodes can be added from the main thread alone.
+    with ThreadPoolExecutor(1) as driver:
+        growing = driver.submit(history_of, output, dataset, calm_encoder, "2:3", epochs)
+        wait_for(lambda: step_kept(output) > 0 or growing.done(), "a checkpoint")
+        node = ray_nodes.add_node(num_cpus=4, object_store_memory=150_000_000)
+        history = growing.result(timeout=200)
+    ray_nodes.remove_node(node)
+    assert {epoch["num_workers"] for epoch in history} == {2, 3}
+    assert_same_losses(history, history_of(tmp_path / "alone", dataset, calm_encoder, "1", epochs))
+
+
+@pytest.mark.chaos
+def test_a_run_goes_on_after_the_loss_of_a_node(
+    ray_nodes: Any, dataset: str, calm_encoder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = ray_nodes.add_node(num_cpus=4, object_store_memory=150_000_000)
+    output = tmp_path / "bereft"
+    with ThreadPoolExecutor(1) as driver:
+        running = driver.submit(history_of, output, dataset, calm_encoder, "3")  # one on each node
+        wait_for(lambda: step_kept(output) > 0 or running.done(), "a checkpoint")
+        assert not running.done()
+        ray_nodes.remove_node(lost, allow_graceful=False)
+        new = ray_nodes.add_node(num_cpus=4, object_store_memory=150_000_000)
+        history = running.result(timeout=300)
+    ray_nodes.remove_node(new)
+    assert "workers were lost" in caplog.text
+    assert_same_losses(history, history_of(tmp_path / "alone", dataset, calm_encoder, "1"))
+
+
+def test_a_run_without_a_checkpoint_gives_way_to_other_options(tmp_path: Path) -> None:
+    run = TrainingRun(Location.of(str(tmp_path / "bundle")))
+    config = TrainConfig(data="data", output=str(tmp_path / "bundle"))
+    other = config.model_copy(update={"learning_rate": 1e-4})
+    run.begin(config, "data's fingerprint")
+    (run.rows / "train.arrow").put(b"")
+    assert run.can_go_on(config, "data's fingerprint")
+    assert not run.can_go_on(other, "data's fingerprint")
+    assert list((tmp_path / ".bundle.training").iterdir()) == []
+    run.begin(config, "data's fingerprint")
+    (run.checkpoints / "step-40.json").put(b"{}")
+    with pytest.raises(RequestError, match=r"learning_rate 5e-05 -> 0\.0001"):
+        run.can_go_on(other, "data's fingerprint")
+
+
+def test_two_runs_do_not_make_one_bundle(ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    endless = job("train", data=dataset, output=output, encoder=tiny_encoder, **{**OPTIONS, "epochs": 1000})
+    first = subprocess.Popen(endless, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    try:
+        run = tmp_path / ".bundle.training"
+        wait_for(lambda: (run / "run.json").exists() or first.poll() is not None, "the first run")
+        config = TrainConfig(data=dataset, output=str(output), encoder=str(tiny_encoder), **OPTIONS)
+        with pytest.raises(LockedError, match=r"run .* holds .*\.bundle\.training since"):
+            train(config)
+        assert {path.name for path in run.iterdir()} >= {"lock", "rows", "run.json"}  # the first one's, not removed
+        assert first.poll() is None
+    finally:
+        first.send_signal(signal.SIGINT)
+        _, stderr = first.communicate(timeout=60)
+    assert first.returncode == 130, stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        ".bundle.training"
+    }  # where a checkpoint was written, it is kept

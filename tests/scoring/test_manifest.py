@@ -1,0 +1,119 @@
+"""What counts as done, and what makes it pending again."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from bertray.bundle.info import read_info
+from bertray.schema import MANIFEST_SCHEMA
+from bertray.scoring.config import ScoreConfig
+from bertray.scoring.manifest import Committed, Manifest, fingerprint
+from bertray.scoring.plan import plan
+from bertray.storage.location import FileInfo, Location
+from bertray.storage.lock import new_run_id
+
+SHARDS = [FileInfo("a.parquet", 10, "v1"), FileInfo("b.parquet", 20, "v1")]
+
+
+def record(shard: FileInfo, request: str, minute: int = 0) -> Committed:
+    committed_at = datetime(2026, 1, 5, tzinfo=UTC) + timedelta(minutes=minute)
+    return Committed(shard.path, shard.size_bytes, shard.version, request, 5, 1, 99, "run", committed_at)
+
+
+@pytest.fixture(params=["local", "s3"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    return Location.of(str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_folder"))
+
+
+def pending(output: Location, shards: list[FileInfo], request: str = "f") -> list[FileInfo]:
+    return plan(shards, Manifest(output).latest(), request).pending
+
+
+def test_an_empty_output_has_nothing_done(output: Location) -> None:
+    assert Manifest(output).latest().equals(MANIFEST_SCHEMA.empty_table())
+    assert pending(output, SHARDS) == SHARDS
+
+
+def test_records_outlive_the_run_and_content_decides(output: Location) -> None:
+    manifest = Manifest(output)
+    manifest.append("run", [record(SHARDS[0], "f")])
+    manifest.append("run", [record(SHARDS[1], "f")])
+    assert pending(output, SHARDS) == []
+    rewritten, grown = FileInfo("a.parquet", 10, "v2"), FileInfo("b.parquet", 21, "v1")
+    assert pending(output, [rewritten, grown]) == [rewritten, grown]
+
+
+def test_a_finished_run_leaves_one_file(output: Location) -> None:
+    manifest = Manifest(output)
+    for shard in SHARDS:
+        manifest.append("run", [record(shard, "f")])
+    assert len((output / "manifest").files()) == 2
+    manifest.finish("run")
+    assert [info.path for info in (output / "manifest").files()] == ["run.parquet"]
+    assert pending(output, SHARDS) == []
+    Manifest(output).append("empty", [])
+    Manifest(output).finish("empty")
+    assert len((output / "manifest").files()) == 1
+
+
+def test_many_runs_become_one_file(output: Location) -> None:
+    for night in range(20):
+        manifest = Manifest(output)
+        manifest.append(f"run{night:02d}", [record(SHARDS[0], f"f{night}", minute=night)])
+        manifest.finish(f"run{night:02d}")
+    assert [info.path for info in (output / "manifest").files()] == [
+        "run16.parquet",
+        *(f"run{night}.parquet" for night in range(17, 20)),
+    ]
+    assert Manifest(output).latest()["fingerprint"].to_pylist() == ["f19"]
+
+
+def test_another_request_makes_everything_pending_also_on_the_way_back(output: Location) -> None:
+    Manifest(output).append("run1", [record(SHARDS[0], "old", minute=0)])
+    assert pending(output, SHARDS[:1], "new") == SHARDS[:1]
+    Manifest(output).append("run2", [record(SHARDS[0], "new", minute=1)])
+    assert pending(output, SHARDS[:1], "new") == []
+    # the predictions file now holds the new request's rows
+    assert pending(output, SHARDS[:1], "old") == SHARDS[:1]
+
+
+def test_what_is_forgotten_is_not_done(output: Location) -> None:
+    manifest = Manifest(output)
+    manifest.append("run", [record(shard, "f") for shard in SHARDS])
+    manifest.finish("run")
+    Manifest(output).forget("later", ["a.parquet", "never.parquet"])
+    assert Manifest(output).latest()["path"].to_pylist() == ["b.parquet"]
+    assert pending(output, SHARDS) == SHARDS[:1]
+
+
+def test_what_is_forgotten_before_a_run_leaves_the_others_when_it_ends(output: Location) -> None:
+    Manifest(output).append("run1", [record(shard, "f") for shard in SHARDS])
+    Manifest(output).finish("run1")
+    manifest = Manifest(output)
+    manifest.forget("run2", ["a.parquet"])
+    assert pending(output, SHARDS) == SHARDS[:1]
+    manifest.append("run2", [record(SHARDS[0], "f", minute=1)])
+    manifest.finish("run2")
+    assert pending(output, SHARDS) == []
+    assert [info.path for info in (output / "manifest").files()] == ["run2.parquet"]
+
+
+def test_the_fingerprint_follows_the_request(tiny_bundle: Path) -> None:
+    info = read_info(Location.of(str(tiny_bundle)))
+
+    def of(**options: object) -> str:
+        return fingerprint(info, ScoreConfig(**{"bundle": "b", "input": "i", "output": "o", **options}))
+
+    assert of() == of(input="elsewhere", output="elsewhere", num_actors=7, bundle="copied", device="cpu")
+    assert of() == of(engine="torch")
+    different = [
+        *(of(), of(text_column="body"), of(keep_columns=["x"]), of(precision="fp32")),
+        *(of(engine="openvino"), of(engine="openvino", precision="int8")),
+    ]
+    assert len(set(different)) == 6
+
+
+def test_run_ids_sort_by_time() -> None:
+    first, second = new_run_id(), new_run_id()
+    assert first < second

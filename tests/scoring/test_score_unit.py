@@ -1,0 +1,154 @@
+"""What is done with units of work, and with a shard that does not stay as it was listed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bertray import Bundle
+from bertray.scoring.config import ScoreConfig
+from bertray.scoring.score_unit import UnitScorer
+from bertray.scoring.units import Outcome, Unit
+from bertray.storage.location import FileInfo, Location
+from bertray.storage.lock import RunLock
+from tests.conftest import write_shard
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return Bundle.load(str(tiny_bundle), "fp32")
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    for name in ("a", "b"):
+        write_shard(tmp_path / "archive" / f"{name}.parquet", [f"{name} {row}" for row in range(20)])
+    return tmp_path / "archive"
+
+
+@pytest.fixture
+def scorer(archive: Path, tiny_bundle: Path) -> UnitScorer:
+    config = ScoreConfig(bundle=str(tiny_bundle), input=str(archive), output=str(archive.parent / "scored"))
+    return UnitScorer(config, str(archive), "request", 0, 1 << 20, fatal=(KeyError,))
+
+
+def listed(archive: Path, name: str = "a.parquet") -> FileInfo:
+    return Location.of(str(archive / name)).info()
+
+
+class Meanwhile:
+    """Predicts as a bundle does, and does something first."""
+
+    def __init__(self, bundle: Bundle, action: Any) -> None:
+        self._bundle, self._action = bundle, action
+        self.precision, self.schema = bundle.precision, bundle.schema
+
+    def predict_column(self, texts: pa.Array) -> pa.Table:
+        self._action()
+        return self._bundle.predict_column(texts)
+
+
+def score(scorer: UnitScorer, archive: Path, bundle: Any) -> Outcome:
+    (outcome,) = scorer.score(Unit(shards=(listed(archive),)), bundle)
+    if outcome.failure:
+        assert not (archive.parent / "scored" / "predictions" / "a.parquet").exists()
+    return outcome
+
+
+def test_a_shard_that_fails_does_not_stop_the_next(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
+    missing = FileInfo("gone.parquet", 3, "v")
+    outcomes = scorer.score(Unit(shards=(missing, listed(archive), listed(archive, "b.parquet"))), bundle)
+    assert [outcome.shard.path for outcome in outcomes] == ["gone.parquet", "a.parquet", "b.parquet"]
+    assert [bool(outcome.failure) for outcome in outcomes] == [True, False, False]
+    assert outcomes[1].counts.profile.num_rows == 20
+    assert (outcomes[1].precision, outcomes[1].part) == ("fp32", None)
+
+
+def test_parts_are_staged_and_merged(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
+    shard = listed(archive)
+    for part in range(3):
+        (outcome,) = scorer.score(Unit(shards=(shard,), part=part, num_parts=3), bundle)
+        assert (outcome.part, outcome.failure) == (part, "")
+    scored = archive.parent / "scored"
+    assert len(list((scored / "staging" / "a.parquet").iterdir())) == 3
+    assert not (scored / "predictions").exists()
+    merged = scorer.merge(shard, 3)
+    assert (merged.part, merged.failure, merged.counts.profile.num_rows, merged.precision) == (None, "", 20, "fp32")
+    table = pq.read_table(scored / "predictions" / "a.parquet")
+    assert table["row"].to_pylist() == list(range(20))
+    origin = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
+    assert (origin["bertray.shard"], origin["bertray.request_fingerprint"]) == ("a.parquet", "request")
+    assert json.loads(origin["bertray.versions"])["python"]
+    assert len(list((scored / "staging" / "a.parquet").iterdir())) == 3  # until the manifest knows
+
+
+def test_what_a_process_that_died_has_half_written_is_removed(
+    scorer: UnitScorer, archive: Path, bundle: Bundle
+) -> None:
+    folder = archive.parent / "scored" / "predictions"
+    folder.mkdir(parents=True)
+    half, others = folder / ".a.parquet.0123456789ab.tmp", folder / ".ab.parquet.0123456789ab.tmp"
+    looked_at = []
+    for path in (half, others):
+        path.write_bytes(b"half")
+    scorer.score(Unit(shards=(listed(archive),)), bundle)  # another actor may be at work on what it is
+    assert half.exists()
+    scorer.score(Unit(shards=(listed(archive),)), bundle, before_read=looked_at.append)
+    assert [place.name for place in looked_at] == ["a.parquet"]
+    assert not half.exists()
+    assert others.exists()
+
+
+def test_a_merge_of_what_is_not_all_there(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
+    scorer.score(Unit(shards=(listed(archive),), part=0, num_parts=3), bundle)
+    assert "not found" in scorer.merge(listed(archive), 3).failure
+
+
+def test_a_shard_that_is_rewritten(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
+    rewrite = Meanwhile(bundle, lambda: write_shard(archive / "a.parquet", ["quite", "another", "shard"]))
+    outcome = score(scorer, archive, rewrite)
+    assert outcome.has_changed
+    assert outcome.failure.startswith("it was rewritten while it was read: ")
+
+
+def test_a_shard_that_is_rewritten_so_that_it_cannot_be_read(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
+    listed_before = listed(archive)
+    (archive / "a.parquet").write_bytes(b"half of anoth")
+    (outcome,) = scorer.score(Unit(shards=(listed_before,)), bundle)
+    assert outcome.has_changed
+    assert "not a readable Parquet file" in outcome.failure
+
+
+def test_a_shard_that_is_rewritten_before_its_parts_are_merged(
+    scorer: UnitScorer, archive: Path, bundle: Bundle
+) -> None:
+    shard = listed(archive)
+    for part in range(3):
+        scorer.score(Unit(shards=(shard,), part=part, num_parts=3), bundle)
+    write_shard(archive / "a.parquet", [f"other {row}" for row in range(20)])
+    assert scorer.merge(shard, 3).has_changed
+    assert not (archive.parent / "scored" / "predictions" / "a.parquet").exists()
+
+
+def test_a_shard_that_goes_away(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
+    outcome = score(scorer, archive, Meanwhile(bundle, (archive / "a.parquet").unlink))
+    assert "it went away while it was read" in outcome.failure
+    assert not outcome.has_changed
+
+
+def test_nothing_is_put_after_the_lock_was_lost(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
+    with RunLock(Location.of(str(archive.parent / "scored")), "another").held():
+        assert "run another took" in score(scorer, archive, bundle).failure
+
+
+def fail(error: type[Exception]) -> None:
+    raise error("broken")
+
+
+def test_whose_fault_an_error_is(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
+    assert score(scorer, archive, Meanwhile(bundle, lambda: fail(ValueError))).failure == "ValueError: broken"
+    with pytest.raises(KeyError):
+        score(scorer, archive, Meanwhile(bundle, lambda: fail(KeyError)))

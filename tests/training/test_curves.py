@@ -1,0 +1,112 @@
+"""Learning curves: what is drawn, that all of it is in the file, and that the same run gives the same bytes."""
+
+import math
+import re
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+
+from bertray.training.curves import _moving_mean, learning_curves
+from bertray.training.tracking import StepRecord
+from tests.conftest import ROOT
+
+NAN, INF = float("nan"), float("inf")
+
+
+def records(num_steps: int, num_epochs: int) -> list[StepRecord]:
+    return [
+        StepRecord(step, step * num_epochs / num_steps, 2 / math.sqrt(step) + 0.1 * (step % 3), 1e-5, 1.0, 1000.0)
+        for step in range(1, num_steps + 1)
+    ]
+
+
+def history(num_epochs: int) -> list[dict[str, float]]:
+    return [
+        {"epoch": epoch, "loss": 1 / epoch, "accuracy": 1 - 0.4 / epoch, "f1_macro": 1 - 0.5 / epoch}
+        for epoch in range(1, num_epochs + 1)
+    ]
+
+
+def texts(svg: str) -> list[str]:
+    """What is written in it: matplotlib draws letters as paths, with the text as a comment before them."""
+    return re.findall(r"<!-- (.*?) -->", svg)
+
+
+@pytest.mark.parametrize("num_epochs", [1, 3, 20, 100])
+@pytest.mark.parametrize("num_steps", [10, 10_000])
+def test_a_run(num_epochs: int, num_steps: int) -> None:
+    svg = learning_curves(records(num_steps, num_epochs), history(num_epochs), num_epochs)
+    assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+    assert len(svg) < 200_000  # whatever the number of steps
+    for words in ("loss", "score on validation", "epoch", "train, every step", "validation", "accuracy", "macro-F1"):
+        assert words in texts(svg)
+    assert texts(svg).count(f"kept: epoch {num_epochs}") == 2
+    assert ("train, mean of 333 steps" in texts(svg)) == (num_steps == 10_000)
+    links = re.findall(r'(?:href|src)="([^"]*)"|url\(([^)]*)\)', svg)
+    assert links
+    assert all((link or place).startswith("#") for link, place in links)
+
+
+def test_the_scores_of_several_labels() -> None:
+    scores = [{"epoch": 1, "loss": 0.5, "subset_accuracy": 0.3, "f1_micro": 0.5, "f1_macro": 0.4}]
+    found = texts(learning_curves([], scores, None))
+    assert {"subset accuracy", "micro-F1", "macro-F1"} <= set(found)
+    assert "accuracy" not in found
+    assert not [text for text in found if text.startswith(("train", "kept"))]
+
+
+def test_of_a_step_that_was_done_twice_the_later_counts() -> None:
+    once = records(50, 1)
+    wild = [StepRecord(step, step / 50, 99.0, 1e-5, 1.0, 1000.0) for step in range(20, 31)]
+    assert learning_curves([*once[:19], *wild, *once[19:]], history(1), 1) == learning_curves(once, history(1), 1)
+
+
+def test_what_is_not_finite_is_left_out_and_counted() -> None:
+    some = [StepRecord(step, step / 10, NAN if step == 4 else INF if step == 5 else 1.0, 0, 0, 0) for step in range(11)]
+    svg = learning_curves(some, [{"epoch": 1, "loss": NAN, "accuracy": 0.5, "f1_macro": -INF}], 1)
+    assert "epoch (3 values are not finite, and left out)" in texts(svg)
+    assert "epoch (1 values are not finite, and left out)" in texts(svg)
+    paths = [path for element in ElementTree.fromstring(svg).iter() if (path := element.get("d"))]
+    assert paths
+    assert not [path for path in paths if "nan" in path or "inf" in path]
+
+
+def test_a_run_of_which_nothing_is_known() -> None:
+    assert texts(learning_curves([], [], None)).count("nothing recorded") == 2
+    nothing = [StepRecord(1, 1.0, NAN, 0, 0, 0)]
+    svg = learning_curves(nothing, [{"epoch": 1, "loss": NAN, "accuracy": NAN, "f1_macro": NAN}], 1)
+    assert texts(svg).count("nothing recorded") == 2
+
+
+def test_the_same_run_gives_the_same_bytes() -> None:
+    code = """
+import hashlib
+from bertray.curves import learning_curves
+from bertray.tracking import StepRecord
+records = [StepRecord(step, step / 200, 1 / step, 1e-5, 1.0, 1000.0) for step in range(1, 601)]
+history = [{"epoch": epoch, "loss": 1 / epoch, "accuracy": 0.5, "f1_macro": 0.4} for epoch in (1, 2, 3)]
+digest = hashlib.sha256(learning_curves(records, history, 2).encode()).hexdigest()
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", code + "print(digest)"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    here: dict[str, str] = {}
+    with matplotlib.rc_context({"axes.facecolor": "black", "lines.linewidth": 9}):
+        exec(code, here)
+    assert finished.stdout.strip() == here["digest"]
+
+
+def test_drawing_leaves_other_figures_alone() -> None:
+    before = dict(matplotlib.rcParams)
+    learning_curves(records(10, 1), history(1), 1)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_the_moving_mean() -> None:
+    assert _moving_mean(np.array([1.0, 2.0, 6.0, 7.0]), 1).tolist() == [1, 2, 6, 7]
+    assert _moving_mean(np.array([1.0, 2.0, 6.0, 7.0]), 3).tolist() == [1.5, 3, 5, 6.5]
+    assert _moving_mean(np.array([1.0, 3.0]), 100).tolist() == [2, 2]
