@@ -4,21 +4,29 @@
 PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$python && break; done)
 PY := .venv/bin/python
+PIP := $(PY) -m pip --quiet
 
-.PHONY: install demo check test notebooks bench chaos clean
+.PHONY: install demo check test test-fast notebooks bench chaos clean
 
-install: .venv/.installed
+install: .venv/.wheel
 
 # torch goes first: once it is there at the constrained version, no other package asks for a build of its own.
 .venv/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "bertray needs Python 3.11 or 3.12: install one, or say make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --constraint constraints.txt torch
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install --constraint constraints.txt torch setuptools
+	$(PIP) install --constraint constraints.txt '.[dev]'
+	touch $@
+
+# What runs is the package as users get it, made again when the library has changed.
+.venv/.wheel: .venv/.installed $(shell find lib/bertray -name '*.py')
+	rm -rf build
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir build .
+	$(PIP) install --no-deps --force-reinstall build/*.whl
 	touch $@
 
 demo: install
-	$(PY) -m jobs.demo
+	.venv/bin/bertray demo
 
 check: install
 	$(PY) -m ruff format --check .
@@ -28,6 +36,10 @@ check: install
 # Two processes, each with a Ray cluster of its own: most of the time a test waits for a process to start or to end.
 test: install
 	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# Without what starts Ray or a server.
+test-fast: install
+	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not chaos and not services'
 
 notebooks: install demo/scored/runs/latest.json
 	$(PY) -m nbconvert --to html --execute notebooks/explore.ipynb --output-dir demo

@@ -74,7 +74,7 @@ class Subject:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--bundle", type=Path, help="a bundle of jobs.train, for the CPU")
+    parser.add_argument("--bundle", type=Path, help="a bundle of bertray train, for the CPU")
     parser.add_argument("--texts", type=Path, help="a Parquet file with a column text, for the CPU")
     parser.add_argument("--num-texts", type=int)
     parser.add_argument("--join", type=int, default=1, help="so many consecutive texts make one")
@@ -224,7 +224,7 @@ class _SortedPadded:
 
 
 def _minilm(options: argparse.Namespace) -> Subject:
-    from bertray.model.pretrained import encoder_folder
+    from bertray.model.sources import encoder_folder
 
     path = options.texts or SHARED_DATA / "csabstruct" / "train.parquet"
     if not path.exists() and not options.texts:

@@ -1,13 +1,13 @@
-"""How many wrong labels does jobs.audit find, beside TF-IDF + logistic regression? Labels are made wrong on purpose.
+"""How many wrong labels does bertray audit find, beside TF-IDF + logistic regression? Labels are made wrong on purpose.
 
     python -m benchmarks.label_quality                              banking77, MiniLM, 5 folds of 5 epochs
     python -m benchmarks.label_quality --rows 1500 --epochs 1
 
 Of the training rows a share (5 %) gets another label, drawn at random among all others, with a seed. Both methods rank
-all rows by the quality of their labels, which cleanlab takes from out-of-fold probabilities: those of jobs.audit, and
-those of a logistic regression by scikit-learn's cross_val_predict. Whoever looks at the first 5 % of a ranking finds
-this share of the wrong labels (recall), and that many of the rows looked at are wrong (precision). What was wrong in
-the data set before counts as right, so that no method reaches 1.
+all rows by the quality of their labels, which cleanlab takes from out-of-fold probabilities: those of bertray audit,
+and those of a logistic regression by scikit-learn's cross_val_predict. Whoever looks at the first 5 % of a ranking
+finds this share of the wrong labels (recall), and that many of the rows looked at are wrong (precision). What was wrong
+in the data set before counts as right, so that no method reaches 1.
 """
 
 from __future__ import annotations

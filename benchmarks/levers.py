@@ -23,7 +23,7 @@ from benchmarks.results import SHARED_DATA, write_result
 from benchmarks.training import Run, Subject, prepared
 from bertray.training.loop import best_of
 
-# Epochs and learning rate for MiniLM on each; the rest is jobs.train's.
+# Epochs and learning rate for MiniLM on each; the rest is bertray train's.
 BASE: dict[str, dict[str, Any]] = {
     "banking77": {"epochs": 5, "learning_rate": 2e-4},
     "csabstruct": {"epochs": 3, "learning_rate": 5e-5},

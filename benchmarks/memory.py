@@ -1,4 +1,4 @@
-"""Memory of `jobs.score`: the driver and a model actor over 10,000 and over 1,000,000 rows.
+"""Memory of `bertray score`: the driver and a model actor over 10,000 and over 1,000,000 rows.
 
     python -m benchmarks.memory
     python -m benchmarks.memory --rows 10000 100000

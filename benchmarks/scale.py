@@ -4,7 +4,7 @@
     python -m benchmarks.scale --only nothing planning
     python -m benchmarks.scale --share 0.01             a try with less of everything; nothing is written
 
-    fixed        jobs.score over 8 small shards, beside the bare engine on the same texts, and where the rest goes
+    fixed        bertray score over 8 small shards, beside the bare engine on the same texts, and where the rest goes
     nothing      a run over shards that are all done
     planning     listing and plan of many real shards, and what is asked of the file system for it
     manifest     a manifest of a million records; planning and dividing as many shards; what the gate reads
@@ -108,11 +108,11 @@ def fixed(bench: Bench) -> Measured:
     run, engine = runs[middle], engines[middle]
     assert run.summary["num_tokens"] == engine["num_tokens"]
     lines = [
-        Line("fixed: jobs.score over 8 small shards, its whole process", run.wall_s, "s"),
+        Line("fixed: bertray score over 8 small shards, its whole process", run.wall_s, "s"),
         Line("fixed: the bare engine on the same texts, its whole process", engine["wall_s"], "s"),
-        Line("fixed: Ray's start and end, in jobs.score", _session_s(run), "s"),
-        Line("fixed: what jobs.score takes more than both", more_s[middle], "s", at_most=4),
-        *(Line(f"fixed, of jobs.score: {what}", wall_s, "s") for what, wall_s in _phases(run).items()),
+        Line("fixed: Ray's start and end, in bertray score", _session_s(run), "s"),
+        Line("fixed: what bertray score takes more than both", more_s[middle], "s", at_most=4),
+        *(Line(f"fixed, of bertray score: {what}", wall_s, "s") for what, wall_s in _phases(run).items()),
         *(Line(f"fixed, of the bare engine: {name.removesuffix('_s')}", engine[name], "s") for name in _ENGINE_PARTS),
         Line(
             "fixed, of the bare engine: the interpreter's start and end",

@@ -22,10 +22,10 @@ def units(bench: Bench) -> Measured:
         run = score(bench, archive, bench.folder / "scored", *on_gpus(NUM_GPUS), environment=alone)
     found = run.spans["UnitScorer.score"]
     window_s = found[-1].end_s - found[0].start_s
-    taken = run.spans["Bookkeeper._take"]
+    taken = run.spans["Recorder._take"]
     cpu_s = taken[-1].cpu_s - taken[0].cpu_s
-    before_s = found[0].start_s - run.first("Pool.divide").end_s
-    dataset_s = run.first("Pool._dataset").wall_s
+    before_s = found[0].start_s - run.first("ActorPool._dataset").start_s
+    dataset_s = run.first("ActorPool._dataset").wall_s
     lines = [
         Line(
             f"units: {len(found):,} units of a tiny shard over {NUM_GPUS} actors, for a unit",

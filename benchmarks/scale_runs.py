@@ -55,7 +55,7 @@ class Span(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """A run of jobs.score: its summary, its process's times, its trace by what was called, in the order of time."""
+    """A run of bertray score: its summary, its process's times, its trace by what was called, in the order of time."""
 
     summary: dict[str, Any]
     start_s: float

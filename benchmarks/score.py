@@ -1,13 +1,13 @@
-"""`jobs.score` end to end, Parquet to Parquet, beside the bare engine on the same texts and transformers.pipeline.
+"""`bertray score` end to end, Parquet to Parquet, beside the bare engine on the same texts and transformers.pipeline.
 
     python -m benchmarks.score
     python -m benchmarks.score --archive archive --bundle bundle --sample 300 --copies 1 --num-actors 2
 
 Without options: the bundle of `make demo` on the pages of ../shared/data/bulk_cpp_docs, or on the demo's own archive.
-`jobs.score` gets every shard several times, under names of their own, so that start-up is a small part of the run;
+`bertray score` gets every shard several times, under names of their own, so that start-up is a small part of the run;
 texts are compared within a step only, so that no copy is saved. The bare engine is the bundle in this process, on texts
 that are in memory, with as many threads as the actor has. It and the pipeline are measured before and after
-`jobs.score`, since a machine's speed drifts; the ratios are what counts.
+`bertray score`, since a machine's speed drifts; the ratios are what counts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=ROOT / "demo" / "bundle")
     parser.add_argument("--sample", type=int, default=200, help="texts that the pipeline gets, each time")
     parser.add_argument("--share", type=float, default=0.3, help="of the archive that the bare engine gets, each time")
-    parser.add_argument("--copies", type=int, default=2, help="of each shard that jobs.score gets")
+    parser.add_argument("--copies", type=int, default=2, help="of each shard that bertray score gets")
     parser.add_argument("--num-actors", type=int, default=None)
     options = parser.parse_args()
     for path in (options.archive, options.bundle):

@@ -1,4 +1,4 @@
-"""Data sets with published figures through jobs.prepare, jobs.train and jobs.evaluate, as a user would: what comes out.
+"""Data sets with published figures through bertray prepare, train and evaluate, as a user would: what comes out.
 
     python -m benchmarks.tasks                                  all of them, MiniLM
     python -m benchmarks.tasks --only clinc150 --epochs 1

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 from transformers.utils import logging as transformers_logging
 
 from bertray.bundle.bundle import seal
-from bertray.model.pretrained import encoder_folder
+from bertray.data.config import PrepareConfig
+from bertray.data.prepare import prepare
+from bertray.model.sources import encoder_folder
 
 WORDS_A_TEXT = 60
 
@@ -46,6 +49,27 @@ def tiny_bundle(folder: Path) -> Path:
         metrics=figures,
         history=[figures],
     )
+    return folder
+
+
+def tiny_encoder(folder: Path) -> Path:
+    """What can be fine-tuned: two tiny layers with random weights."""
+    transformers_logging.disable_progress_bar()
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=30522, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    BertModel(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoder_folder("minilm")).save_pretrained(folder)
+    return folder
+
+
+def tiny_dataset(folder: Path) -> Path:
+    """Some hundred texts of two labels."""
+    rows = [{"text": f"the {word} of day {day}", "label": word} for day in range(60) for word in ("apple", "wave")]
+    source = folder.with_suffix(".jsonl")
+    source.write_text("\n".join(map(json.dumps, rows)))
+    prepare(PrepareConfig(input=[str(source)], output=str(folder)))
     return folder
 
 

@@ -101,7 +101,7 @@ class _Stopwatch(TrainerCallback):
 
 
 def by_bertray(subject: Subject, seed: int, epochs: int, turns: Turns) -> Trained:
-    """The loop of jobs.train; the last epoch is kept, as the Trainer does."""
+    """The loop of bertray train; the last epoch is kept, as the Trainer does."""
     settings = {"learning_rate": LEARNING_RATE, "batch_size": BATCH_SIZE, "keep": "last"}
     run = subject.run(on_epoch=turns.hand_over, seed=seed, epochs=epochs, **settings)
     return Trained(run.tokens_per_s, run.accuracy)
@@ -241,7 +241,7 @@ def compare_workers(subject: Subject, epochs: int) -> None:
                         num_workers=str(num_workers),
                     )
                 )
-            found.append(summary["train_tokens_per_s"])
+            found.append(summary.train_tokens_per_s)
             print(f"turn {turn}, {num_workers} workers: {found[-1]:.0f} tokens/s", file=sys.stderr)
     one, two = (statistics.median(found) for found in rates.values())
     lines = ["| workers | tokens/s, validation included | of one worker's |", "|---|---|---|"]

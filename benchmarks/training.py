@@ -97,12 +97,20 @@ class Subject:
         return load_classifier(self.encoder, self.dataset.labels, SINGLE_LABEL, seed)
 
     def run(self, *, on_epoch: Callable[[], None] = lambda: None, **options: Any) -> Run:
-        """Fine-tune with the loop of jobs.train, and test."""
+        """Fine-tune with the loop of bertray train, and test."""
         config, watcher = self.config(**options), Quiet(on_epoch)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with token_files.opened(self._rows) as (splits, vocabulary_V):
             tuning = FineTuning(
-                config, self.classifier(config.seed), splits, vocabulary_V, SINGLE_LABEL, device=device, watcher=watcher
+                config,
+                self.classifier(config.seed),
+                splits,
+                vocabulary_V,
+                SINGLE_LABEL,
+                device=device,
+                watcher=watcher,
+                keep=config.keep,
+                patience=config.patience,
             )
             started_s = time.perf_counter()
             tuning.run()

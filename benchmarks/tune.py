@@ -1,9 +1,9 @@
-"""What a search of jobs.tune brings: the defaults beside the best trial, on the test rows.
+"""What a search of bertray tune brings: the defaults beside the best trial, on the test rows.
 
     python -m benchmarks.tune                         banking77, MiniLM, 16 trials of at most 5 epochs
     python -m benchmarks.tune --num-trials 4 --max-epochs 3
 
-The first trial of the search has the defaults of jobs.train; the best one is chosen on validation. Both are trained
+The first trial of the search has the defaults of bertray train; the best one is chosen on validation. Both are trained
 again with further seeds, which no choice was made on: a search takes the best of many draws, and part of what it finds
 is luck. Tested are the epochs that are kept, in fp32.
 """

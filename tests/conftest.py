@@ -41,7 +41,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
 from bertray.bundle.bundle import seal
-from bertray.model.pretrained import encoder_folder
+from bertray.model.sources import encoder_folder
 
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -60,8 +60,15 @@ _LONGEST = (
 )
 
 
+# Fixtures that start Ray or a server; a test that does so by itself is marked.
+_SERVICES = {"ray_nodes", "s3_server", "mlflow_server", "small_demo"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))
+    for item in items:
+        if _SERVICES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("services")
 
 
 TINY_LABELS = ("a", "b", "c")
@@ -243,14 +250,13 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def small_demo() -> Iterator[Path]:
-    """`python -m jobs.demo` at a fifth of its size, on a Ray of its own, as a user runs it: the output folder."""
+def small_demo(tiny_encoder: Path) -> Iterator[Path]:
+    """`bertray demo` at a tenth of its size, on a Ray of its own, as a user runs it: the output folder."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with tempfile.TemporaryDirectory(prefix="bertray-demo-") as folder:
         output = Path(folder) / "demo"
-        finished = run_job_process(
-            "demo", "--output", output, "--num-labelled", 360, "--num-archive", 240, "--epochs", 1, env=environment
-        )
+        size = ("--num-labelled", 180, "--num-archive", 160, "--epochs", 1)
+        finished = run_job_process("demo", "--output", output, "--encoder", tiny_encoder, *size, env=environment)
         assert finished.returncode == 0, finished.stderr
         (output / "stdout.txt").write_text(finished.stdout)
         (output / "stderr.txt").write_text(finished.stderr)

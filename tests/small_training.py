@@ -45,6 +45,12 @@ def config(**options: Any) -> TrainConfig:
     return TrainConfig(data="unused", output="unused", **{**settings, **options})
 
 
+def checkpoints_in(folder: Path, settings: TrainConfig) -> Checkpoints:
+    """As often as the settings have it."""
+    minutes, steps = settings.checkpoint_minutes, settings.checkpoint_steps
+    return Checkpoints(Location.of(str(folder)), every_minutes=minutes, every_steps=steps)
+
+
 @dataclass
 class Recorder:
     """A watcher that remembers, and lets the run end at a step."""
@@ -81,9 +87,10 @@ def opened_run(
     problem_type: ProblemType = "single_label_classification",
 ) -> Iterator[FineTuning]:
     """A run that has not begun."""
+    settings = settings or config()
     with token_files.opened(Location.of(str(rows))) as (splits, vocabulary_V):
         yield FineTuning(
-            settings or config(),
+            settings,
             model or small_model(),
             splits,
             vocabulary_V,
@@ -91,6 +98,8 @@ def opened_run(
             device=torch.device("cpu"),
             watcher=watcher or Recorder(),
             checkpoints=checkpoints,
+            keep=settings.keep,
+            patience=settings.patience,
         )
 
 
@@ -128,7 +137,7 @@ def run_rank(folder: Path, name: str, rank: int, world_size: int, port: int) -> 
     # Of machines of which one has bf16.
     torch.cpu._is_amx_tile_supported = lambda: False
     torch.cpu._is_avx512_bf16_supported = lambda: rank == 0
-    watcher, checkpoints = Recorder(), Checkpoints(Location.of(str(folder / name)))
+    watcher, checkpoints = Recorder(), checkpoints_in(folder / name, settings)
     run = fine_tune(folder / "rows", settings, watcher, checkpoints, small_model(dropout=0.0))
     assert run.learner.num_averaged == (world_size if name in ("apart", "alone") else 1)
     assert torch.get_num_threads() == 1

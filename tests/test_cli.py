@@ -24,7 +24,7 @@ def test_each_source_overrides_the_one_before(tmp_path: Path, monkeypatch: pytes
     file.write_text("epochs: 4\nbatch_size: 8\nlearning_rate: 1.0e-5\n")
     monkeypatch.setenv("BERTRAY_TRAIN_BATCH_SIZE", "16")
     monkeypatch.setenv("BERTRAY_TRAIN_LEARNING_RATE", "2e-5")
-    config = load_config(TrainConfig, [*REQUIRED, "--config", str(file), "--learning-rate", "3e-5"])
+    config = load_config("train", TrainConfig, [*REQUIRED, "--config", str(file), "--learning-rate", "3e-5"])
     assert config.max_length == 128  # default
     assert config.epochs == 4  # YAML over default
     assert config.batch_size == 16  # environment over YAML
@@ -34,23 +34,26 @@ def test_each_source_overrides_the_one_before(tmp_path: Path, monkeypatch: pytes
 def test_yaml_is_read_as_flags_are(tmp_path: Path) -> None:
     file = tmp_path / "tune.yaml"
     file.write_text("num_workers: 1:8\nencoder: 007\noverwrite: yes\npatience:\nlearning_rate: 3e-5\n")
-    config = load_config(TrainConfig, [*REQUIRED, "--config", str(file)])
+    config = load_config("train", TrainConfig, [*REQUIRED, "--config", str(file)])
     assert (config.worker_range, config.encoder, config.overwrite, config.patience) == ((1, 8), "007", True, None)
     assert config.learning_rate == 3e-5
     file.write_text("warmup_fractions: 0:0.2\nbatch_sizes: 16,32\nlayer_decays: 0.8:1\n")
-    search = load_config(TuneConfig, [*REQUIRED, "--config", str(file)])
+    search = load_config("tune", TuneConfig, [*REQUIRED, "--config", str(file)])
     assert (search.warmup_fractions, search.batch_sizes, search.layer_decays) == ("0:0.2", "16,32", "0.8:1")
 
 
 def test_lists_from_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--bundle", "b", "--input", "i", "--output", "o"]
-    assert load_config(ScoreConfig, [*flags, "--keep-columns", "a, b"]).keep_columns == ["a", "b"]
+    assert load_config("score", ScoreConfig, [*flags, "--keep-columns", "a, b"]).keep_columns == ["a", "b"]
     file = tmp_path / "score.yaml"
     file.write_text("keep_columns: [c, d]\n")
-    assert load_config(ScoreConfig, [*flags, "--config", str(file)]).keep_columns == ["c", "d"]
+    assert load_config("score", ScoreConfig, [*flags, "--config", str(file)]).keep_columns == ["c", "d"]
     monkeypatch.setenv("BERTRAY_SCORE_KEEP_COLUMNS", "e,f")
-    assert load_config(ScoreConfig, flags).keep_columns == ["e", "f"]
-    assert load_config(PrepareConfig, ["--input", "x.csv", "y.csv", "--output", "o"]).input == ["x.csv", "y.csv"]
+    assert load_config("score", ScoreConfig, flags).keep_columns == ["e", "f"]
+    assert load_config("prepare", PrepareConfig, ["--input", "x.csv", "y.csv", "--output", "o"]).input == [
+        "x.csv",
+        "y.csv",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ def test_lists_from_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 )
 def test_a_bad_value_is_named_with_what_is_allowed(arguments: list[str], messages: list[str]) -> None:
     with pytest.raises(RequestError) as caught:
-        load_config(TrainConfig, arguments)
+        load_config("train", TrainConfig, arguments)
     for message in messages:
         assert message in str(caught.value)
 
@@ -82,7 +85,7 @@ def test_a_bad_yaml_file_is_named(tmp_path: Path, content: str, messages: list[s
     file = tmp_path / "bad.yaml"
     file.write_text(content)
     with pytest.raises(RequestError) as caught:
-        load_config(TrainConfig, [*REQUIRED, "--config", str(file)])
+        load_config("train", TrainConfig, [*REQUIRED, "--config", str(file)])
     for message in [str(file), *messages]:
         assert message in str(caught.value)
 
@@ -90,12 +93,12 @@ def test_a_bad_yaml_file_is_named(tmp_path: Path, content: str, messages: list[s
 def test_an_unknown_environment_option_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BERTRAY_TRAIN_EPOCH", "3")
     with pytest.raises(RequestError, match=r"environment.*BERTRAY_TRAIN_.*Did you mean 'epochs'"):
-        load_config(TrainConfig, REQUIRED)
+        load_config("train", TrainConfig, REQUIRED)
 
 
 def test_an_unknown_flag_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        load_config(TrainConfig, [*REQUIRED, "--epoch", "3"])
+        load_config("train", TrainConfig, [*REQUIRED, "--epoch", "3"])
     assert caught.value.code == 2
     assert "--epoch" in capsys.readouterr().err
 
@@ -105,35 +108,39 @@ def test_messages_name_where_a_value_was_given(tmp_path: Path, monkeypatch: pyte
     file.write_text("epochs: 0\n")
     monkeypatch.setenv("BERTRAY_TRAIN_BATCH_SIZE", "-1")
     with pytest.raises(RequestError) as caught:
-        load_config(TrainConfig, [*REQUIRED, "--config", str(file), "--precision", "fp8"])
+        load_config("train", TrainConfig, [*REQUIRED, "--config", str(file), "--precision", "fp8"])
     for words in (f"{file}: epochs: '0' is", "BERTRAY_TRAIN_BATCH_SIZE: '-1' is", "--precision: 'fp8' is"):
         assert words in str(caught.value)
 
 
 def test_an_unset_shell_variable_is_no_place() -> None:
     with pytest.raises(RequestError, match=r"--output: '' is not allowed.*at least 1 character"):
-        load_config(TrainConfig, ["--data", "d", "--output", ""])
+        load_config("train", TrainConfig, ["--data", "d", "--output", ""])
 
 
 def test_checks_over_several_fields() -> None:
     with pytest.raises(RequestError, match=r"validation_fraction \+ test_fraction is 1.2.*below 1"):
         load_config(
+            "prepare",
             PrepareConfig,
             ["--input", "x", "--output", "o", "--validation-fraction", "0.6", "--test-fraction", "0.6"],
         )
     flags = ["--bundle", "b", "--input", "i", "--output", "o", "--keep-columns"]
     with pytest.raises(RequestError, match="'label' is a column of the predictions themselves"):
-        load_config(ScoreConfig, [*flags, "document_id,label"])
+        load_config("score", ScoreConfig, [*flags, "document_id,label"])
     with pytest.raises(RequestError, match="names a column twice"):
-        load_config(ScoreConfig, [*flags, "x,x"])
+        load_config("score", ScoreConfig, [*flags, "x,x"])
 
 
 def test_a_password_in_a_uri_is_refused_and_not_repeated() -> None:
-    assert load_config(TrainConfig, [*REQUIRED, "--mlflow-uri", "http://host:5000"]).mlflow_experiment == "bertray"
+    assert (
+        load_config("train", TrainConfig, [*REQUIRED, "--mlflow-uri", "http://host:5000"]).mlflow_experiment
+        == "bertray"
+    )
     with pytest.raises(
         RequestError, match=r"mlflow_uri holds a user or a password.*MLFLOW_TRACKING_PASSWORD"
     ) as caught:
-        load_config(TrainConfig, [*REQUIRED, "--mlflow-uri", "http://me:secret@host:5000"])
+        load_config("train", TrainConfig, [*REQUIRED, "--mlflow-uri", "http://me:secret@host:5000"])
     assert "secret" not in str(caught.value)
 
 
@@ -141,10 +148,10 @@ def test_a_relative_output_is_refused_in_a_submitted_job(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert run_job(TrainConfig, lambda config: Outcome({}), REQUIRED, "Train.") == 2
+    assert run_job("train", TrainConfig, lambda config: Outcome({}), REQUIRED) == 2
     assert "--output o is relative" in capsys.readouterr().err
     for place in ("/absolute", "s3://bucket/o"):
-        assert run_job(TrainConfig, lambda config: Outcome({}), ["--data", "d", "--output", place], "Train.") == 0
+        assert run_job("train", TrainConfig, lambda config: Outcome({}), ["--data", "d", "--output", place]) == 0
 
 
 def test_the_summary_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +159,7 @@ def test_the_summary_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[st
         print("chatter of a library")
         return Outcome({"epochs": config.epochs}, 3)
 
-    assert run_job(TrainConfig, run, REQUIRED, "Train.") == 3
+    assert run_job("train", TrainConfig, run, REQUIRED) == 3
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"epochs": 3}
     assert "chatter" in captured.err
@@ -162,7 +169,7 @@ def test_a_request_error_ends_with_code_2_and_no_traceback(capsys: pytest.Captur
     def run(config: TrainConfig) -> Outcome:
         raise RequestError("the path /x is wrong")
 
-    assert run_job(TrainConfig, run, REQUIRED, "Train.") == 2
+    assert run_job("train", TrainConfig, run, REQUIRED) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "error: the path /x is wrong\n"
@@ -189,7 +196,7 @@ def test_signals_end_a_job_in_order(number: int, code: int, capsys: pytest.Captu
         return Outcome({})
 
     before = signal.getsignal(signal.SIGTERM)
-    assert run_job(TrainConfig, run, REQUIRED, "Train.") == code
+    assert run_job("train", TrainConfig, run, REQUIRED) == code
     assert closed == [True]
     assert signal.getsignal(signal.SIGTERM) == before
     assert "stopped; what was finished is kept" in capsys.readouterr().err
@@ -206,11 +213,11 @@ def test_signals_end_a_job_in_order(number: int, code: int, capsys: pytest.Captu
 )
 def test_options_of_labels_that_do_not_go_together(arguments: list[str], message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        load_config(PrepareConfig, ["--input", "x.csv", "--output", "o", *arguments])
+        load_config("prepare", PrepareConfig, ["--input", "x.csv", "--output", "o", *arguments])
 
 
 def test_the_separator_belongs_to_several_labels() -> None:
     given = ["--input", "x.csv", "--output", "o"]
-    assert load_config(PrepareConfig, given).separator is None
-    assert load_config(PrepareConfig, [*given, "--multi-label"]).separator == ";"
-    assert load_config(PrepareConfig, [*given, "--multi-label", "--label-separator", ", "]).separator == ", "
+    assert load_config("prepare", PrepareConfig, given).separator is None
+    assert load_config("prepare", PrepareConfig, [*given, "--multi-label"]).separator == ";"
+    assert load_config("prepare", PrepareConfig, [*given, "--multi-label", "--label-separator", ", "]).separator == ", "

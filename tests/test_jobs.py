@@ -1,5 +1,6 @@
 """The jobs as a person types them: help, answers, mistakes."""
 
+import ast
 import json
 import re
 import subprocess
@@ -8,24 +9,16 @@ from pathlib import Path
 
 import pytest
 
+import bertray
+from bertray.__main__ import COMMANDS, command, main
 from bertray.config import JobConfig
 from bertray.data.config import PrepareConfig
 from bertray.drivers.config import EvaluateConfig, PredictConfig
 from bertray.scoring.config import ScoreConfig
 from bertray.training.config import AuditConfig, TrainConfig, TuneConfig
-from jobs import audit, demo, evaluate, predict, prepare, score, train, tune
 from tests.conftest import ROOT, run_job_process, write_shard
 
-JOBS = {
-    "audit": audit,
-    "demo": demo,
-    "evaluate": evaluate,
-    "predict": predict,
-    "prepare": prepare,
-    "score": score,
-    "train": train,
-    "tune": tune,
-}
+JOBS = {name: command(name) for name in COMMANDS}
 CONTRACT: list[tuple[type[JobConfig], str]] = [
     (
         PrepareConfig,
@@ -58,10 +51,11 @@ def test_options_and_defaults_are_a_contract(config: type[JobConfig], options: s
 @pytest.mark.parametrize("name", JOBS)
 def test_help_shows_commands_and_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        JOBS[name].main(["--help"])
+        JOBS[name](["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert f"python -m jobs.{name}" in text
+    assert f"usage: bertray {name}" in text
+    assert f"\n    bertray {name}" in text
     assert "exit codes: 0 done" in text
     assert "(required)" in text or name == "demo"
     assert ("--num-workers" in text) == (name in ("train", "audit"))
@@ -92,7 +86,7 @@ def test_predict_takes_bytes_that_are_no_text_as_an_error_of_their_line(tiny_bun
 
 
 def test_predict_ends_quietly_when_its_reader_does(tiny_bundle: Path) -> None:
-    command = f"yes text | head -2000 | {sys.executable} -m jobs.predict --bundle {tiny_bundle} | head -1"
+    command = f"yes text | head -2000 | {sys.executable} -m bertray predict --bundle {tiny_bundle} | head -1"
     finished = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(finished.stdout)["text"] == "text"
     assert finished.stderr == ""
@@ -102,14 +96,14 @@ def test_a_missing_bundle(tmp_path: Path) -> None:
     finished = run_job_process("predict", "--bundle", tmp_path / "no-such-bundle", "x")
     assert finished.returncode == 2
     assert finished.stdout == ""
-    assert re.fullmatch(r"error: .*no-such-bundle is no model bundle: .*jobs\.train.*\n", finished.stderr)
+    assert re.fullmatch(r"error: .*no-such-bundle is no model bundle: .*bertray train.*\n", finished.stderr)
 
 
-def test_score_from_the_command_line(ray_cluster: str, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_score_from_the_command_line(tiny_bundle: Path, tmp_path: Path) -> None:
     write_shard(tmp_path / "archive" / "good.parquet", ["one", "two", None])
     (tmp_path / "archive" / "bad.parquet").write_bytes(b"")
     options = ("--bundle", tiny_bundle, "--input", tmp_path / "archive", "--output", tmp_path / "scored")
-    finished = run_job_process("score", *options, "--num-actors", 1)
+    finished = run_job_process("score", *options, "--num-actors", 0)
     assert finished.returncode == 3, finished.stderr
     summary = json.loads(finished.stdout.splitlines()[-1])
     assert summary["num_shards_committed"] == summary["num_shards_failed"] == 1
@@ -126,7 +120,7 @@ def test_score_from_the_command_line(ray_cluster: str, tiny_bundle: Path, tmp_pa
     ("job", "arguments", "message"),
     [
         ("prepare", ["--input", "/nowhere.csv", "--output", "/tmp/unused"], "no labelled files at /nowhere.csv"),
-        ("train", ["--data", "/nowhere", "--output", "/tmp/unused"], "jobs.prepare"),
+        ("train", ["--data", "/nowhere", "--output", "/tmp/unused"], "bertray prepare"),
         ("audit", ["--data", "/nowhere", "--output", "/tmp/unused"], "no finished data set"),
         ("audit", ["--data", "/nowhere", "--output", "/tmp/unused", "--folds", "1"], "--folds: '1' is not allowed"),
         (
@@ -140,7 +134,7 @@ def test_score_from_the_command_line(ray_cluster: str, tiny_bundle: Path, tmp_pa
     ],
 )
 def test_likely_mistakes(job: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert JOBS[job].main(arguments) == 2
+    assert JOBS[job](arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")
@@ -163,9 +157,45 @@ def test_no_job_writes_into_a_bundle(
     job: str, options: list[str], inside: list[str], tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for place in inside:
-        assert JOBS[job].main([*options, "--output", f"{tiny_bundle}{place}"]) == 2
+        assert JOBS[job]([*options, "--output", f"{tiny_bundle}{place}"]) == 2
         assert f"lies in the bundle {tiny_bundle}, which no other file may enter" in capsys.readouterr().err
 
 
-def test_jobs_run_from_the_root_alone() -> None:
-    assert {path.stem for path in (ROOT / "jobs").glob("[a-z]*.py")} == set(JOBS)
+def test_a_checkout_has_a_line_for_every_command() -> None:
+    """`ray job submit --working-dir .` carries these; an installed package has `bertray`."""
+    assert {path.stem for path in (ROOT / "jobs").glob("[a-z]*.py")} == set(COMMANDS)
+    for name in COMMANDS:
+        body = ast.parse((ROOT / "jobs" / f"{name}.py").read_text()).body[1:]
+        assert [ast.unparse(line) for line in body] == [
+            "from bertray.__main__ import command",
+            f"main = command('{name}', __name__)",
+        ]
+
+
+def test_the_command_lists_jobs_and_refuses_what_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"\n  {name} " in listed for name in COMMANDS)
+    assert max(map(len, listed.splitlines())) <= 120
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"bertray {bertray.__version__}\n"
+    assert main(["scroe", "--bundle", "b"]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err[:56]) == ("", "error: no command 'scroe'. Did you mean 'score'? There a")
+
+
+def test_the_installed_command_is_the_job(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Same help, same answers, same exit codes; from any folder."""
+    installed = Path(sys.executable).with_name("bertray")
+
+    def both(name: str, *arguments: object) -> list[subprocess.CompletedProcess[str]]:
+        words = list(map(str, arguments))
+        return [
+            subprocess.run([*command, *words], cwd=folder, capture_output=True, text=True, check=False)
+            for command, folder in (([installed, name], tmp_path), ([sys.executable, "-m", f"jobs.{name}"], ROOT))
+        ]
+
+    for arguments in (["--help"], ["--bundle", tiny_bundle, "one text"], ["--bundle", "/nowhere", "x"], ["--bundel"]):
+        one, other = both("predict", *arguments)
+        assert (one.returncode, one.stdout, one.stderr) == (other.returncode, other.stdout, other.stderr)
+        assert one.stdout or one.returncode == 2

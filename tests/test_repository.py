@@ -1,7 +1,6 @@
 """Rules of the repository: rooms, what is documented, what is shown."""
 
 import ast
-import importlib
 import re
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 import yaml
 
 import bertray
-from bertray.config import JobConfig
+from bertray.__main__ import COMMANDS, config_class
 from tests.conftest import ROOT
 
 LIBRARY = ROOT / "lib" / "bertray"
@@ -36,8 +35,9 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 }
 # Of rooms that need torch, what does without: it is imported before a request is checked, or where no model runs.
 LIGHT = {
-    "bundle": {"info", "card"},
-    "training": {"config", "preflight", "trials", "run_folder", "tracking", "mlflow_client", "curves"},
+    "model": {"sources"},
+    "bundle": {"info", "card", "isolated"},
+    "training": {"config", "preflight", "trials", "run_folder", "tracking", "watcher", "mlflow_client", "curves"},
 }
 
 
@@ -115,6 +115,11 @@ def test_the_driver_of_a_run_loads_no_torch() -> None:
     assert loaded("bertray.drivers.score", "bertray.drivers.actor_pool") == {"ray"}
 
 
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_a_request_is_checked_before_torch_and_ray_are_loaded(name: str) -> None:
+    assert loaded(COMMANDS[name][1].partition(":")[0]) == set()
+
+
 def test_the_bare_engine_needs_few_packages() -> None:
     """It is measured on GPU machines that have torch, transformers and pyarrow alone."""
     needed, todo, seen = set(), ["model.encoder", "tokenization.tokenizer"], set()
@@ -141,7 +146,7 @@ def test_jobs_do_not_import_each_other() -> None:
 
 
 def test_help_and_bad_options_load_neither_torch_nor_ray() -> None:
-    assert loaded(*(f"jobs.{path.stem}" for path in (ROOT / "jobs").glob("[a-z]*.py"))) == set()
+    assert loaded(*(f"jobs.{name}" for name in COMMANDS)) == set()
 
 
 def test_public_things_are_documented() -> None:
@@ -155,39 +160,29 @@ def test_public_things_are_documented() -> None:
                 assert ast.get_docstring(node), f"{path.name}: {node.name}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("[a-z]*.py")), ids=lambda path: path.stem)
-def test_a_job_opens_with_commands_that_its_options_allow(path: Path) -> None:
-    doc = ast.get_docstring(ast.parse(path.read_text())) or ""
-    assert f"python -m jobs.{path.stem}" in doc
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_job_shows_commands_that_its_options_allow(name: str) -> None:
+    doc = config_class(name).__doc__ or ""
+    assert f"    bertray {name}" in doc
     check_commands(doc)
 
 
-def test_the_readme_shows_only_options_that_exist() -> None:
-    check_commands((ROOT / "README.md").read_text())
-
-
-_ALL_CONFIGS = (
-    importlib.import_module(f"bertray.{room}.config") for room in ("data", "training", "scoring", "drivers")
-)
-OPTIONS = [one for module in _ALL_CONFIGS for one in vars(module).values()]
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_a_page_shows_only_options_that_exist(page: str) -> None:
+    check_commands((ROOT / page).read_text())
 
 
 def check_commands(text: str) -> None:
-    """Every flag of every `python -m jobs.NAME …` in a text is an option of that job."""
-    configs = {one.__doc__.split(":")[0]: one for one in OPTIONS if is_job(one)}
-    for job, rest in re.findall(r"python -m (jobs\.[a-z]+)((?:[^\n\\]|\\\n)*)", text):
-        allowed = {f"--{name.replace('_', '-')}" for name in configs[job].model_fields} | {"--config", "--help"}
-        assert set(re.findall(r"--[a-z][a-z-]+", rest)) <= allowed, (job, rest)
-
-
-def is_job(one: object) -> bool:
-    return isinstance(one, type) and issubclass(one, JobConfig) and bool(re.match(r"jobs\.[a-z]+:", one.__doc__ or ""))
+    """Every flag of every `bertray NAME …` and `python -m jobs.NAME …` in a text is an option of that job."""
+    for name, rest in re.findall(rf"(?:bertray |python -m jobs\.)({'|'.join(COMMANDS)})\b((?:[^\n\\`]|\\\n)*)", text):
+        allowed = {f"--{option.replace('_', '-')}" for option in config_class(name).model_fields}
+        assert set(re.findall(r"--[a-z][a-z-]+", rest)) <= allowed | {"--config", "--help"}, (name, rest)
 
 
 def test_every_option_says_what_it_is() -> None:
-    for one in filter(is_job, OPTIONS):
-        for name, field in one.model_fields.items():
-            assert field.description, f"{one.__name__}.{name}"
+    for name in COMMANDS:
+        for option, field in config_class(name).model_fields.items():
+            assert field.description, f"{name}.{option}"
 
 
 def test_the_readme_names_every_room_and_target() -> None:

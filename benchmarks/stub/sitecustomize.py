@@ -30,12 +30,12 @@ TRACED = {
     "bertray.scoring.plan": ("plan",),
     "bertray.scoring.runs": ("Runs.unannounced",),
     "bertray.scoring.units": (),
-    "bertray.scoring.recorder": ("Bookkeeper._take",),
+    "bertray.scoring.recorder": ("Recorder._take",),
     "bertray.drivers.cluster": (),
     "bertray.bundle.bundle": ("Bundle.load", "Bundle.predict_column"),
     "bertray.scoring.score_unit": ("UnitScorer.score",),
     "bertray.drivers.scoring_actor": ("Actor.__init__",),
-    "bertray.drivers.actor_pool": ("ScoringActor.__init__", "Pool.divide", "Pool._dataset"),
+    "bertray.drivers.actor_pool": ("ScoringActor.__init__", "ActorPool._dataset"),
 }
 
 

@@ -1,21 +1,22 @@
 """From a command line to a finished job: options, logging, the summary line, the exit code.
 
-1. Options are merged from YAML, environment and flags and checked by the job's class in `bertray.config`.
+1. Options are merged from YAML, environment and flags and checked by the job's configuration class.
 2. The job runs. Logs, progress and tables go to stderr; anything printed to stdout meanwhile goes there too.
-3. The last line of stdout is the summary, one JSON object, so `python -m jobs.train … | tail -1 | jq .` works.
+3. The last line of stdout is the summary, one JSON object, so `bertray train … | tail -1 | jq .` works.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import json
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar, get_origin
@@ -23,7 +24,6 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, get_origin
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import EnvSettingsSource
 
 from bertray.config import JobConfig
 from bertray.errors import BertrayError, LockedError, RequestError
@@ -33,10 +33,10 @@ EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 _EXIT_CODES = """\
 exit codes: 0 done; 1 failed on the way; 2 bad request, the message says what to change;
-            3 some shards failed (jobs.score); 4 another run is at work on the output;
-            5 scored, but held back for a person to look at (jobs.score);
+            3 some shards failed (bertray score); 4 another run is at work on the output;
+            5 scored, but held back for a person to look at (bertray score);
             130, 143 stopped by SIGINT or SIGTERM"""
-_STOPPED = "stopped; what was finished is kept: run jobs.train, jobs.tune or jobs.score again, and it goes on"
+_STOPPED = "stopped; what was finished is kept: say the same command again, and it goes on"
 
 Config = TypeVar("Config", bound=JobConfig)
 
@@ -48,13 +48,17 @@ class Outcome(NamedTuple):
     exit_code: int = EXIT_OK
 
 
-def run_job(config_class: type[Config], run: Callable[[Config], Outcome], argv: Sequence[str] | None, doc: str) -> int:
+def run_job(name: str, config_class: type[Config], run: Callable[[Config], Outcome], argv: Sequence[str] | None) -> int:
     """Carry out one job and return its exit code.
 
-    `doc` is the job's docstring: its first paragraph is the description in --help, the whole of it follows the options.
+    Args:
+        name: of the job, as in `bertray NAME`.
+        config_class: of its options. Its docstring is shown by --help: the first paragraph above the options, the rest
+            below them.
+        argv: None: those of this process.
     """
     try:
-        config = load_config(config_class, sys.argv[1:] if argv is None else argv, doc)
+        config = load_config(name, config_class, sys.argv[1:] if argv is None else argv)
         _log_to_stderr()
         _refuse_relative_output(config)
         _keep_local_ray_on_loopback()
@@ -109,40 +113,45 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def load_config(config_class: type[Config], argv: Sequence[str], doc: str = "") -> Config:
-    """Merge defaults < YAML (`--config`) < environment < flags into a checked configuration.
+def load_config(name: str, config_class: type[Config], argv: Sequence[str]) -> Config:
+    """Merge defaults < YAML (`--config`) < environment < flags into a checked configuration of the job `name`.
 
     Raises:
         RequestError: an unknown key or a bad value; the message names key, value and what is allowed.
         SystemExit: `--help` (code 0), or an unknown flag (code 2, from argparse).
     """
-    flags = vars(_parser(config_class, doc).parse_args(argv))
+    flags = vars(_parser(name, config_class).parse_args(argv))
     config_path = flags.pop("config", None)
-    prefix = config_class.model_config["env_prefix"]
+    prefix = f"BERTRAY_{name.upper()}_"
     values: dict[str, Any] = {}
     given_as: dict[str, str] = {}  # how each option was given, for messages
-    for source, name in (
+    for source, shown in (
         (_read_yaml(config_class, Path(config_path)) if config_path else {}, f"{config_path}: {{key}}"),
-        (_read_environment(config_class), "{PREFIXED}"),
+        (_read_environment(config_class, prefix), "{PREFIXED}"),
         (flags, "{flag}"),
     ):
         values |= source
         for key in source:
-            given_as[key] = name.format(key=key, PREFIXED=f"{prefix}{key.upper()}", flag=_flag(key))
+            given_as[key] = shown.format(key=key, PREFIXED=f"{prefix}{key.upper()}", flag=_flag(key))
     try:
         return config_class(**values)
     except ValidationError as error:
         raise RequestError(
-            "\n       ".join(_explain(config_class, item, given_as) for item in error.errors())
+            "\n       ".join(_explain(config_class, prefix, item, given_as) for item in error.errors())
         ) from error
 
 
-def _parser(config_class: type[JobConfig], doc: str) -> argparse.ArgumentParser:
-    job = config_class.__doc__.partition(":")[0] if config_class.__doc__ else "job"
+def describe(config_class: type[JobConfig]) -> str:
+    """What a job does, in one line."""
+    return inspect.cleandoc(config_class.__doc__ or "").partition("\n")[0]
+
+
+def _parser(name: str, config_class: type[JobConfig]) -> argparse.ArgumentParser:
+    doc = inspect.cleandoc(config_class.__doc__ or "")
     parser = argparse.ArgumentParser(
-        prog=f"python -m {job}",
-        description=doc.strip().partition("\n")[0],
-        epilog=doc.strip().partition("\n")[2].strip("\n") + f"\n\n{_EXIT_CODES}",
+        prog=f"bertray {name}",
+        description=describe(config_class),
+        epilog=doc.partition("\n")[2].strip("\n") + f"\n\n{_EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -150,8 +159,8 @@ def _parser(config_class: type[JobConfig], doc: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file with any of the options below, as text_column: body"
     )
-    for name, field in config_class.model_fields.items():
-        _add_option(parser, name, field)
+    for option, field in config_class.model_fields.items():
+        _add_option(parser, option, field)
     return parser
 
 
@@ -195,37 +204,45 @@ def _read_yaml(config_class: type[JobConfig], path: Path) -> dict[str, Any]:
         raise RequestError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise RequestError(f"--config {path} holds a {type(values).__name__}; write one 'option: value' a line")
-    _refuse_unknown(config_class, [str(key) for key in values], f"--config {path}: unknown key ")
+    _refuse_unknown(config_class, {str(key): repr(str(key)) for key in values}, f"--config {path}: unknown key ")
     return values
 
 
-def _read_environment(config_class: type[JobConfig]) -> dict[str, Any]:
-    prefix = config_class.model_config["env_prefix"]
-    names = [name[len(prefix) :].lower() for name in os.environ if name.upper().startswith(prefix)]
-    _refuse_unknown(config_class, names, f"environment: unknown option {prefix}")
-    return EnvSettingsSource(config_class)()
+def _read_environment(config_class: type[JobConfig], prefix: str) -> dict[str, Any]:
+    given = {name: text for name, text in os.environ.items() if name.upper().startswith(prefix)}
+    values = {name[len(prefix) :].lower(): text for name, text in given.items()}
+    _refuse_unknown(config_class, dict(zip(values, given, strict=True)), "environment: unknown option ")
+    return values
 
 
-def _refuse_unknown(config_class: type[JobConfig], names: list[str], what: str) -> None:
+def _refuse_unknown(config_class: type[JobConfig], shown: dict[str, str], what: str) -> None:
+    """Refuse names of options that there are not.
+
+    Args:
+        shown: how each name was written.
+    """
     allowed = sorted(config_class.model_fields)
-    for name in names:
+    for name, written in shown.items():
         if name not in allowed:
-            close = difflib.get_close_matches(name, allowed, n=1)
-            meant = f" Did you mean {close[0]!r}?" if close else ""
-            raise RequestError(f"{what}{name!r}.{meant} Allowed: {', '.join(allowed)}")
+            raise RequestError(f"{what}{written}.{did_you_mean(name, allowed)} Allowed: {', '.join(allowed)}")
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """A sentence that names what is close to a name, if anything is."""
+    close = difflib.get_close_matches(name, list(allowed), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _explain(config_class: type[JobConfig], item: Any, given_as: dict[str, str]) -> str:
+def _explain(config_class: type[JobConfig], prefix: str, item: Any, given_as: dict[str, str]) -> str:
     """One line for one of pydantic's complaints: key, value, what is allowed."""
     if not item["loc"]:  # a check over several fields, which names them itself
         return str(item["msg"]).removeprefix("Value error, ")
     name = str(item["loc"][0])
     if item["type"] == "missing":
-        prefix = config_class.model_config["env_prefix"]
         return f"{_flag(name)} is required (or {prefix}{name.upper()}, or '{name}:' in the --config file)"
     message = str(item["msg"]).removeprefix("Value error, ")
     is_range = f"{name}s" in config_class.model_fields and any(mark in str(item["input"]) for mark in ",:")

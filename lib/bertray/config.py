@@ -12,8 +12,7 @@ so that a configuration reads in bundle.json as it was typed. The classes themse
 import math
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, StringConstraints
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
 
 # A path or URI; an empty one, as from an unset shell variable, would be the working folder.
 Place = Annotated[str, StringConstraints(min_length=1)]
@@ -29,18 +28,18 @@ def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-# NoDecode: the environment holds plain text, not JSON.
-Paths = Annotated[list[Place], NoDecode, BeforeValidator(_one_or_many)]
-Texts = Annotated[list[str], NoDecode, BeforeValidator(_one_or_many)]
-Columns = Annotated[list[str], NoDecode, BeforeValidator(_comma_separated)]
+Paths = Annotated[list[Place], BeforeValidator(_one_or_many)]
+Texts = Annotated[list[str], BeforeValidator(_one_or_many)]
+Columns = Annotated[list[str], BeforeValidator(_comma_separated)]
 
 
 def _as_range(value: Any) -> Any:
     """4 -> "4", " 1:8" -> "1:8"."""
     text = str(value).strip()
     lowest, _, highest = text.partition(":")
-    if not (lowest.isdecimal() and (highest or lowest).isdecimal() and 1 <= int(lowest) <= int(highest or lowest)):
-        raise ValueError("give a number of workers from 1, as 4, or the fewest and the most, as 1:8")
+    is_range = lowest.isdecimal() and (highest or lowest).isdecimal() and 1 <= int(lowest) <= int(highest or lowest)
+    if not is_range and text != "0":
+        raise ValueError("give a number of workers, as 4, the fewest and the most, as 1:8, or 0: no Ray")
     return text
 
 
@@ -98,7 +97,7 @@ def check_engine(config: Any) -> Any:
     return config
 
 
-class JobConfig(BaseSettings):
+class JobConfig(BaseModel):
     """What all jobs share: unknown keys are refused, and a configuration does not change after it was read."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)

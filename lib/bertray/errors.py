@@ -56,3 +56,17 @@ class DivergedError(BertrayError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def missing_extra(what: str, extra: str, otherwise: str = "") -> RequestError:
+    """The error of something that a package is needed for which the default install lacks.
+
+    Args:
+        what: that needs it, as the user asked for it.
+        otherwise: what to do without it, as "leave --mlflow-uri out".
+    """
+    instead = f", or {otherwise}" if otherwise else ""
+    return RequestError(
+        f"{what} needs the extra {extra!r}: pip install 'bertray[{extra}]' on every node (in a checkout: "
+        f"pip install -c constraints.txt '.[{extra}]'){instead}"
+    )

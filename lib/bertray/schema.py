@@ -1,6 +1,6 @@
 """The names and Arrow schemas of everything that is written to storage. Read this first.
 
-1. A *data set* (jobs.prepare): train.parquet, validation.parquet, test.parquet and labels.json
+1. A *data set* (bertray prepare): train.parquet, validation.parquet, test.parquet and labels.json
 
        text="B.Sc. in Physics, 2014"  label="Education"  label_id=1  source="cv/a.csv"  source_row=7
 
@@ -12,7 +12,7 @@
 
        text="thanks, that is lovely"  labels=["gratitude", "love"]  label_ids=[15, 18]  source=…  source_row=…
 
-2. *Predictions* (jobs.score): one file per shard of the archive, the shard's rows in the shard's order
+2. *Predictions* (bertray score): one file per shard of the archive, the shard's rows in the shard's order
 
        row=0  document_id="resume-000123"  label="Education"  score=0.97  review=False  num_tokens=9  …  error=None
        row=1  document_id="resume-000124"  label=None  score=None  review=True  num_tokens=0  …  error="text is null"
@@ -21,16 +21,16 @@
 
        row=0  label="joy"  score=0.81  labels=["joy", "love"]  review=False  num_tokens=12  truncated=False  error=None
 
-3. The *manifest* (jobs.score): one record for every shard whose predictions are committed.
+3. The *manifest* (bertray score): one record for every shard whose predictions are committed.
 
-4. The *shard report* of a run (jobs.score): what became of every shard, failures too.
+4. The *shard report* of a run (bertray score): what became of every shard, failures too.
 
-5. *Suspects* (jobs.audit): training rows whose label is probably wrong, the worst first
+5. *Suspects* (bertray audit): training rows whose label is probably wrong, the worst first
 
        row=17  text="where is my new card"  label="top_up"  suggested_label="card"  given_probability=0.04
        suggested_probability=0.91  quality=0.04  source="train.csv"  source_row=21
 
-6. The *trials* of a search (jobs.tune), beside the bundle of the best one.
+6. The *trials* of a search (bertray tune), beside the bundle of the best one.
 """
 
 import pyarrow as pa
@@ -169,7 +169,7 @@ def suspect_schema(problem_type: ProblemType) -> pa.Schema:
 
 TRIAL_SCHEMA = pa.schema(
     [
-        pa.field("trial", pa.int32(), nullable=False),  # 0 has the options of jobs.train
+        pa.field("trial", pa.int32(), nullable=False),  # 0 has the options of bertray train
         pa.field("learning_rate", pa.float64(), nullable=False),
         pa.field("batch_size", pa.int32(), nullable=False),
         pa.field("epochs", pa.int32(), nullable=False),

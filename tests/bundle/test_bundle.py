@@ -142,9 +142,9 @@ def test_a_model_that_gives_no_number_gives_no_label(tiny_bundle: Path) -> None:
 def test_predict_takes_strings_only(tiny_bundle: Path) -> None:
     bundle = Bundle.load(str(tiny_bundle))
     for texts in ([1, 2], ["lone surrogate \ud800"]):
-        with pytest.raises(RequestError, match="predict takes a sequence of strings"):
+        with pytest.raises(RequestError, match="give a sequence of strings"):
             bundle.predict(texts)  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match=r"not one string: predict\(\[text\]\)"):
+    with pytest.raises(RequestError, match=r"not one string: \[text\]"):
         bundle.predict("a text")
 
 
@@ -280,9 +280,9 @@ def test_a_bundle_json_that_does_not_fit_is_refused(copy: Path, change: object, 
 
 
 def test_a_folder_that_is_no_bundle_names_jobs_train(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"no model bundle: it has no bundle\.json.*jobs\.train .* BUNDLE$"):
+    with pytest.raises(BundleError, match=r"no model bundle: it has no bundle\.json.*bertray train .* BUNDLE$"):
         Bundle.load(str(tmp_path))  # which is there: nothing is to be written to it
-    with pytest.raises(BundleError, match=r"jobs\.train .*/nowhere$"):
+    with pytest.raises(BundleError, match=r"bertray train .*/nowhere$"):
         Bundle.load(str(tmp_path / "nowhere"))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from bertray import Bundle
 from bertray.bundle.isolated import IsolatedBundle, ModelSpec
-from bertray.errors import BundleError, ShardError
+from bertray.errors import BundleError, RequestError, ShardError
 from bertray.scoring.shard_reader import read_in_isolation
 from bertray.storage.location import Location
 from tests.conftest import ROOT, run_job_process, write_shard
@@ -53,8 +54,7 @@ def test_it_predicts_what_the_bundle_does(isolated: IsolatedBundle, tiny_bundle:
 def test_a_process_that_is_killed_from_outside_costs_no_row(isolated: IsolatedBundle) -> None:
     texts = column([f"text {row}" for row in range(50)])
     expected = isolated.predict_column(texts)
-    assert isolated._child is not None
-    os.kill(isolated._child.pid, signal.SIGKILL)
+    os.kill(isolated.ready().pid, signal.SIGKILL)
     found = isolated.predict_column(texts)
     assert found["error"].null_count == 50
     assert found["label"].to_pylist() == expected["label"].to_pylist()
@@ -89,13 +89,17 @@ def test_an_error_of_the_model_is_no_matter_of_texts(faults: None, isolated: Iso
     assert isolated.predict_column(column(["a text"]))["error"].to_pylist() == [None]
 
 
-def test_a_model_that_cannot_be_loaded(isolated: IsolatedBundle, tmp_path: Path) -> None:
-    gone = IsolatedBundle.__new__(IsolatedBundle)
-    gone._spec, gone._child = spec_of(tmp_path / "gone"), None
-    with pytest.raises(
-        BundleError, match=r"a process that was to load .*gone exited with code 1; see the worker's log"
-    ):
-        gone.predict_column(column(["text"]))
+def test_a_model_that_cannot_be_loaded(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with IsolatedBundle(spec_of(shutil.copytree(tiny_bundle, tmp_path / "gone"))) as gone:
+        (tmp_path / "gone" / "bundle.json").unlink()
+        with pytest.raises(RequestError, match=r"gone is no model bundle: it has no bundle\.json"):
+            gone.predict_column(column(["text"]))
+    with IsolatedBundle(spec_of(tiny_bundle)) as dies:
+        monkeypatch.setenv("PYTHONHOME", "/nowhere")  # of the child: it finds no library of Python's
+        with pytest.raises(
+            BundleError, match=r"a process that was to load .* exited with code 1; see the worker's log"
+        ):
+            dies.predict_column(column(["text"]))
 
 
 def test_deadly_files_are_found(faults: None, tmp_path: Path) -> None:
@@ -113,21 +117,22 @@ def deadly_shard(path: Path) -> Path:
     return path
 
 
-def test_a_run_goes_on_over_deadly_texts_and_files(faults: None, tiny_bundle: Path, tmp_path: Path) -> None:
-    archive, output = tmp_path / "archive", tmp_path / "scored"
+@pytest.fixture
+def deadly_archive(tmp_path: Path) -> Path:
+    """A shard that ends its reader, the last one, one with a text that ends the model's process, and a good one."""
+    archive = tmp_path / "archive"
     deadly_shard(archive / "7.parquet")
     for part in range(2):
         texts: list[str | None] = [f"part {part} text {row}" for row in range(3)]
         if part == 1:
             texts[1] = DEADLY
         write_shard(archive / f"{part}.parquet", texts)
-    places = ("--bundle", tiny_bundle, "--input", archive, "--output", output)
-    # A Ray of its own: the workers of the tests' cluster were started without the fault.
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = run_job_process("score", *places, "--num-actors", 1, "--precision", "fp32", env=environment)
-    assert done.returncode == 3, done.stderr
-    assert "the actor died before" in done.stderr and "was ended by SIGSEGV over" in done.stderr
-    (failure,) = json.loads(next(output.glob("runs/*/summary.json")).read_text())["failures"]
+    return archive
+
+
+def check_output(archive: Path, output: Path, tiny_bundle: Path) -> None:
+    """What died has an error; all else is scored."""
+    (failure,) = json.loads(max(output.glob("runs/*/summary.json")).read_text())["failures"]
     assert failure == {"path": "7.parquet", "reason": "the process that read it was ended by SIGSEGV"}
     bundle = Bundle.load(str(tiny_bundle), "fp32")
     for part in range(2):
@@ -136,3 +141,30 @@ def test_a_run_goes_on_over_deadly_texts_and_files(faults: None, tiny_bundle: Pa
         assert [error is not None for error in found["error"].to_pylist()] == [text == DEADLY for text in source]
         labels = [None if text == DEADLY else bundle.predict([text])[0].label for text in source]
         assert found["label"].to_pylist() == labels
+
+
+def test_a_run_goes_on_over_deadly_texts_and_files(
+    faults: None, tiny_bundle: Path, deadly_archive: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "scored"
+    places = ("--bundle", tiny_bundle, "--input", deadly_archive, "--output", output)
+    # A Ray of its own: the workers of the tests' cluster were started without the fault.
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = run_job_process("score", *places, "--num-actors", 1, "--precision", "fp32", env=environment)
+    assert done.returncode == 3, done.stderr
+    assert "the actor died before" in done.stderr and "was ended by SIGSEGV over" in done.stderr
+    check_output(deadly_archive, output, tiny_bundle)
+
+
+def test_without_ray_a_deadly_text_ends_nothing_and_a_deadly_file_one_run(
+    faults: None, tiny_bundle: Path, deadly_archive: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "scored"
+    places = ("--bundle", tiny_bundle, "--input", deadly_archive, "--output", output)
+    options = ("--num-actors", 0, "--precision", "fp32")
+    died = run_job_process("score", *places, *options)
+    assert died.returncode == -signal.SIGSEGV
+    assert "was ended by SIGSEGV over 3 texts" in died.stderr
+    done = run_job_process("score", *places, *options)
+    assert done.returncode == 3, done.stderr
+    check_output(deadly_archive, output, tiny_bundle)

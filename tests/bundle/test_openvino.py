@@ -220,18 +220,16 @@ def test_the_cache_may_be_in_s3(tiny_bundle: Path, s3_folder: str, monkeypatch: 
     assert load_prepared(str(tiny_bundle), "fp32", place).predict(["a text"])[0].label in set("abc")
 
 
-def test_scores_of_an_archive(
-    ray_cluster: str, int8_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_of_an_archive(int8_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive, output = tmp_path / "archive", tmp_path / "scored"
     for part in range(3):
         write_shard(archive / f"{part}.parquet", [None, *TEXTS[part * 30 : part * 30 + 30]])
 
     def run(**options: Any) -> dict[str, Any]:
-        config = ScoreConfig(bundle=int8_bundle, input=str(archive), output=str(output), num_actors=1, **options)
-        summary, failures = score(config)[:2]
-        assert failures == []
-        return summary
+        config = ScoreConfig(bundle=int8_bundle, input=str(archive), output=str(output), num_actors=0, **options)
+        scored = score(config)
+        assert scored.failures == []
+        return scored.summary
 
     def predictions() -> pa.Table:
         return pa.concat_tables(pq.ParquetFile(output / "predictions" / f"{part}.parquet").read() for part in range(3))
@@ -271,13 +269,13 @@ def test_evaluation_tells_the_engine(int8_bundle: str, cache: Location, tmp_path
     config = EvaluateConfig(bundle=int8_bundle, data=data, output=str(tmp_path / "evaluation"), engine="openvino")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-        metrics = evaluate(config)
+        metrics = evaluate(config).metrics
     assert (metrics["engine"], metrics["precision"], metrics["accuracy_fp32"]) == ("openvino", "int8", 0)
 
 
 def test_a_missing_package_is_named(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(RequestError, match=r"package openvino cannot be imported .*pip install 'bertray\[openvino\]'"):
+    with pytest.raises(RequestError, match=r"needs the extra 'openvino': pip install 'bertray\[openvino\]'"):
         open_bundle(str(tiny_bundle), "openvino", cache=Location.of(str(tmp_path)))
     assert open_bundle(str(tiny_bundle), "auto", "fp32")[1] == {"engine": "torch"}
 
@@ -305,11 +303,11 @@ def test_a_model_that_cannot_be_exported_is_refused(
 
 def test_options_that_do_not_go_together() -> None:
     with pytest.raises(RequestError, match=r"precision int8 needs engine openvino, and engine is auto"):
-        load_config(PredictConfig, ["--bundle", "b", "--precision", "int8"])
+        load_config("predict", PredictConfig, ["--bundle", "b", "--precision", "int8"])
     places = ["--bundle", "b", "--input", "i", "--output", "o", "--engine", "openvino"]
     with pytest.raises(RequestError, match=r"engine openvino runs on CPUs, and device is cuda"):
-        load_config(ScoreConfig, [*places, "--device", "cuda"])
-    assert load_config(ScoreConfig, [*places, "--precision", "int8"]).precision == "int8"
+        load_config("score", ScoreConfig, [*places, "--device", "cuda"])
+    assert load_config("score", ScoreConfig, [*places, "--precision", "int8"]).precision == "int8"
 
 
 def test_from_the_command_line(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -328,7 +326,7 @@ def test_nothing_is_reported_to_anyone(tmp_path: Path) -> None:
 import sys
 sockets = []
 sys.addaudithook(lambda event, _: sockets.append(event) if event in ("socket.connect", "socket.getaddrinfo") else None)
-from bertray import openvino_graph
+from bertray.model import openvino_export
 openvino_export.openvino_package(), openvino_export._nncf()
 import openvino.tools.ovc, threading
 for thread in threading.enumerate():

@@ -30,7 +30,7 @@ def write(path: Path, rows: Rows, **columns: list[Any]) -> str:
 
 def run(tmp_path: Path, **options: Any) -> tuple[dict[str, Any], Dataset]:
     output = str(tmp_path / "dataset")
-    report = prepare(PrepareConfig(output=output, **options))
+    report = prepare(PrepareConfig(output=output, **options)).report
     return report, Dataset.open(output)
 
 
@@ -161,13 +161,13 @@ def test_labels_sort_as_people_expect() -> None:
 
 
 def test_an_unfinished_folder_is_no_data_set(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"no finished data set: it has no report\.json.*jobs\.prepare"):
+    with pytest.raises(RequestError, match=r"no finished data set: it has no report\.json.*bertray prepare"):
         Dataset.open(str(tmp_path))
 
 
 def test_a_labelled_file_is_no_data_set_yet(tmp_path: Path) -> None:
     (tmp_path / "labelled.csv").write_text("text,label\n")
-    with pytest.raises(RequestError, match=r"is a file, .* jobs\.prepare --input .*labelled\.csv --output DATASET$"):
+    with pytest.raises(RequestError, match=r"is a file, .* bertray prepare --input .*labelled\.csv --output DATASET$"):
         Dataset.open(str(tmp_path / "labelled.csv"))
 
 

@@ -16,7 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 
-from bertray.data.synthetic import _HEADINGS, LABELS, archive_shards, labelled_chunks
+from bertray.data.resume_words import HEADINGS
+from bertray.data.synthetic import LABELS, archive_shards, labelled_chunks
 from bertray.errors import RequestError
 
 Row = dict[str, str | None]
@@ -100,7 +101,7 @@ def test_chunks_are_short_and_mostly_without_heading(rows):
     assert sum(lengths) / len(lengths) <= 40
     assert lengths[-1] <= 95
 
-    headings = {heading.lower() for choices in _HEADINGS.values() for heading in choices}
+    headings = {heading.lower() for choices in HEADINGS.values() for heading in choices}
     num_headed = sum(re.split(r"[\n.;:]|  ", text.lower().lstrip("•-*·> "))[0] in headings for text in texts)
     assert 0.05 <= num_headed / len(texts) <= 0.3
 
@@ -214,5 +215,8 @@ def test_an_archive_that_cannot_be_cut_is_refused_at_once(num_rows, num_shards):
 @pytest.mark.parametrize("make", [labelled_chunks, archive_shards])
 def test_without_faker_the_error_names_the_command(monkeypatch, make):
     monkeypatch.setitem(sys.modules, "faker", None)
-    with pytest.raises(RequestError, match=r"make install, or pip install '\.\[demo\]'"):
+    with pytest.raises(
+        RequestError,
+        match=r"pip install 'bertray\[demo\]'",
+    ):
         make()

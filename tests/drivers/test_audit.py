@@ -22,9 +22,9 @@ from bertray.storage.location import Location
 from bertray.storage.lock import RunLock
 from bertray.training.config import AuditConfig
 from tests.conftest import WHAT_A_DIVERGING_WORKER_LOGS, run_job_process
+from tests.drivers.conftest import WORDS
 from tests.kills import killing, titled
 
-WORDS = {"fruit": "apple banana cherry mango", "car": "wheel engine motor brake", "sea": "wave shore tide fish"}
 NUM_ROWS = 180
 # Rows of training whose label is another than their word says.
 WRONG_ROWS = {7: "sea", 40: "car", 71: "fruit", 110: "car", 150: "sea"}
@@ -169,7 +169,7 @@ def test_a_data_set_that_is_written_anew_meanwhile_is_not_reported_on(
         shutil.copy(data / "test.parquet", data / "train.parquet")
         return np.zeros((NUM_ROWS, 3), dtype=np.float32)
 
-    monkeypatch.setattr("bertray.drivers.audit.out_of_fold_logits", while_folds_are_trained)
+    monkeypatch.setattr("bertray.drivers.cross_validation.out_of_fold_logits", while_folds_are_trained)
     with pytest.raises(RequestError, match="was written anew while its labels were judged"):
         run(str(data), tmp_path / "label_check", tiny_encoder)
     assert not (tmp_path / "label_check" / "suspects.parquet").exists()

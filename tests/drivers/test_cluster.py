@@ -80,7 +80,7 @@ def test_a_standing_connection_is_left_standing(ray_cluster: str) -> None:
 def test_what_is_stopped_as_ray_starts_leaves_no_process() -> None:
     code = """
 import os, ray
-from bertray import cluster
+from bertray.drivers import cluster
 
 init = ray.init
 

@@ -35,7 +35,7 @@ def test_what_is_written(tiny_bundle: Path, tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "abc", "abc")
     output = tmp_path / "evaluation"
     config = EvaluateConfig(bundle=str(tiny_bundle), data=data, output=str(output), precision="fp32")
-    metrics = evaluate(config)
+    metrics = evaluate(config).metrics
     assert json.loads((output / "metrics.json").read_text()) == metrics
     assert set(metrics) >= {
         "accuracy",
@@ -98,7 +98,7 @@ def test_texts_out_of_scope_are_found_by_their_score(
     median = float(np.median([score for score in scores if score is not None]))
     bundle = str(make_bundle(review_below=median, target_precision=0.9))
     config = EvaluateConfig(bundle=bundle, data=data, output=str(output), precision="fp32")
-    metrics = evaluate(config)
+    metrics = evaluate(config).metrics
     found, rows = read(output)
     assert found == metrics
     true, predicted, reviewed = rows["label"], rows["predicted"], rows["review"]
@@ -126,10 +126,10 @@ def test_texts_out_of_scope_are_found_by_their_score(
     )
     assert (scope["num_rows_in_scope"], scope["num_rows_out_of_scope"]) == (60, 30)
 
-    higher = evaluate(config.model_copy(update={"oos_threshold": 1.0}))["out_of_scope"]
+    higher = evaluate(config.model_copy(update={"oos_threshold": 1.0})).metrics["out_of_scope"]
     assert (higher["threshold"], higher["oos_recall"], higher["in_scope_coverage"]) == (1.0, 1.0, 0.0)
     assert (higher["oos_precision"], higher["auroc"]) == (pytest.approx(1 / 3), scope["auroc"])
-    none = evaluate(config.model_copy(update={"bundle": str(make_bundle())}))
+    none = evaluate(config.model_copy(update={"bundle": str(make_bundle())})).metrics
     assert none["review"] is None
     assert none["out_of_scope"]["threshold"] is None
     assert (none["out_of_scope"]["oos_recall"], none["out_of_scope"]["in_scope_coverage"]) == (0.0, 1.0)
@@ -140,7 +140,7 @@ def test_texts_out_of_scope_are_found_by_their_class(
 ) -> None:
     data, output = scope_data("c"), tmp_path / "evaluation"
     config = EvaluateConfig(bundle=str(tiny_bundle), data=data, output=str(output), precision="fp32")
-    metrics = evaluate(config)
+    metrics = evaluate(config).metrics
     _, rows = read(output)
     pairs = list(zip(rows["label"], rows["predicted"], strict=True))
     scope = metrics["out_of_scope"]
@@ -170,7 +170,7 @@ def test_several_labels_a_row(
     several = {"problem_type": "multi_label_classification", "thresholds": thresholds, "review_below": 0.75}
     bundle, output = str(make_bundle(**several)), tmp_path / "evaluation"
     config = EvaluateConfig(bundle=bundle, data=str(tmp_path / "data"), output=str(output), precision="fp32")
-    metrics = evaluate(config)
+    metrics = evaluate(config).metrics
     found, table = read(output)
     assert found == metrics
     expected = Bundle.load(bundle, "fp32").predict(table["text"])
@@ -204,7 +204,8 @@ def test_a_text_without_a_prediction_counts_as_wrong(tiny_bundle: Path, tmp_path
     info = json.loads((broken / "bundle.json").read_text())
     info["files"]["model.safetensors"] = sha256_of(broken / "model.safetensors")
     (broken / "bundle.json").write_text(json.dumps(info))
-    metrics = evaluate(EvaluateConfig(bundle=str(broken), data=data, output=str(tmp_path / "out"), precision="fp32"))
+    settings = {"output": str(tmp_path / "out"), "precision": "fp32"}
+    metrics = evaluate(EvaluateConfig(bundle=str(broken), data=data, **settings)).metrics
     assert (metrics["accuracy"], metrics["f1_macro"], metrics["ece"], metrics["nll"]) == (0, 0, None, None)
 
 

@@ -7,19 +7,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from bertray.drivers import actor_pool
-from bertray.drivers.score import Scored, score
+from bertray.drivers.score import OpenPool, ScoreResult, score
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest
-from bertray.storage.location import Location
+from bertray.scoring.pool import Pool
+from bertray.scoring.score_unit import Request
+from bertray.scoring.units import Outcome, Work
+from bertray.storage.location import FileInfo, Location
 from tests.conftest import ROOT, write_shard
+from tests.stub_pool import stub_pool
 
 PART_BYTES = 2000
 
@@ -52,22 +56,23 @@ def archive(original: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(
     ray_cluster: str, original: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Scored, Path]:
+) -> tuple[ScoreResult, Path]:
     """A run over it, and its output."""
     output = tmp_path_factory.mktemp("undisturbed") / "scored"
     return run(original, output, tiny_bundle), output
 
 
-def run(archive: Path, output: Path, bundle: Path) -> Scored:
+def run(archive: Path, output: Path, bundle: Path, open_pool: OpenPool | None = None) -> ScoreResult:
     places = {"bundle": str(bundle), "input": str(archive), "output": str(output)}
-    return score(ScoreConfig(**places, num_actors=2, precision="fp32", keep_columns=["document_id"]))
+    config = ScoreConfig(**places, num_actors=2, precision="fp32", keep_columns=["document_id"])
+    return score(config, open_pool=open_pool)
 
 
 def contents(output: Path) -> dict[str, bytes]:
     return {str(path.relative_to(output)): path.read_bytes() for path in (output / "predictions").rglob("*.parquet")}
 
 
-def test_a_large_shard_is_scored_in_parts(undisturbed: tuple[Scored, Path], original: Path) -> None:
+def test_a_large_shard_is_scored_in_parts(undisturbed: tuple[ScoreResult, Path], original: Path) -> None:
     scored, output = undisturbed
     assert (scored.summary["num_shards_committed"], scored.summary["num_rows"], scored.failures) == (2, 1003, [])
     found = pq.ParquetFile(output / "predictions" / "date=2026-01-05" / "large.parquet")
@@ -80,16 +85,15 @@ def test_a_large_shard_is_scored_in_parts(undisturbed: tuple[Scored, Path], orig
     assert sum(manifest["num_tokens"].to_pylist()) == scored.summary["num_tokens"]
 
 
-def test_a_large_shard_that_cannot_be_read_to_its_end(
-    ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path
-) -> None:
+def test_a_large_shard_that_cannot_be_read_to_its_end(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    open_pool = stub_pool(PART_BYTES)
     output, shard = tmp_path / "scored", archive / "date=2026-01-05" / "large.parquet"
     whole = shard.read_bytes()
     broken = bytearray(whole)
     start = pq.ParquetFile(shard).metadata.row_group(2).column(1).data_page_offset
     broken[start : start + 40] = bytes(40)
     shard.write_bytes(broken)
-    scored = run(archive, output, tiny_bundle)
+    scored = run(archive, output, tiny_bundle, open_pool)
     assert scored.summary["num_shards_committed"] == 1
     (failure,) = scored.failures
     assert failure["path"] == "date=2026-01-05/large.parquet"
@@ -98,19 +102,19 @@ def test_a_large_shard_that_cannot_be_read_to_its_end(
     info = shard.stat()
     shard.write_bytes(whole)
     os.utime(shard, ns=(info.st_atime_ns, info.st_mtime_ns))  # as if the disk had been at fault, not the file
-    scored = run(archive, output, tiny_bundle)
+    scored = run(archive, output, tiny_bundle, open_pool)
     assert (scored.summary["num_shards_committed"], scored.failures) == (1, [])
     assert scored.summary["num_parts_taken_up"] == num_staged
     assert not (output / "staging").exists()
 
 
 def test_parts_of_a_killed_run_are_taken_up(
-    undisturbed: tuple[Scored, Path], tiny_bundle: Path, original: Path, tmp_path: Path
+    undisturbed: tuple[ScoreResult, Path], tiny_bundle: Path, original: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "scored"
     driver = (
-        "import sys; from bertray import pool; from jobs import score; "
-        f"pool.STEP_BYTES = {{'cpu': {PART_BYTES}}}; sys.exit(score.main())"
+        "import sys; from bertray.drivers import actor_pool; from jobs import score; "
+        f"actor_pool.STEP_BYTES = {{'cpu': {PART_BYTES}}}; sys.exit(score.main())"
     )
     options = ["--num-actors", "1", "--precision", "fp32", "--keep-columns", "document_id"]
     places = ["--bundle", tiny_bundle, "--input", original, "--output", output]
@@ -138,26 +142,32 @@ def wait_for_the_actors_end(output: Path) -> None:
         time.sleep(1)
 
 
-def test_a_large_shard_that_is_rewritten_meanwhile(
-    ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_shard_that_is_rewritten_meanwhile(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     shard = archive / "date=2026-01-05" / "large.parquet"
-    outcomes = actor_pool.Pool.outcomes
     num_passes = []
 
-    def rewriting(actors: Any, work: Any) -> Any:
-        num_passes.append(work.num_pieces)
-        for index, outcome in enumerate(outcomes(actors, work)):
-            if len(num_passes) == 1 and index == 3:
-                write_shard(shard, [f"other text {row} says {row**3}" for row in range(300)])
-            yield outcome
+    class Rewriting:
+        """A pool, and somebody who writes a shard anew while it is read."""
 
-    monkeypatch.setattr(actor_pool.Pool, "outcomes", rewriting)
-    scored = run(archive, tmp_path / "scored", tiny_bundle)
+        def __init__(self, pool: Pool) -> None:
+            self._pool, self.num_processes, self.unit_bytes = pool, pool.num_processes, pool.unit_bytes
+
+        def run(self, work: Work) -> Iterator[Outcome]:
+            num_passes.append(work.num_pieces)
+            for index, outcome in enumerate(self._pool.run(work)):
+                if len(num_passes) == 1 and index == 3:
+                    write_shard(shard, [f"other text {row} says {row**3}" for row in range(300)])
+                yield outcome
+
+    @contextmanager
+    def rewriting(request: Request, pending: list[FileInfo]) -> Iterator[Pool]:
+        with stub_pool(PART_BYTES)(request, pending) as pool:
+            yield Rewriting(pool)
+
+    scored = run(archive, tmp_path / "scored", tiny_bundle, rewriting)
     assert scored.failures == []
     assert len(num_passes) == 2
     found = pq.ParquetFile(tmp_path / "scored/predictions/date=2026-01-05/large.parquet").read()
     assert found["document_id"].to_pylist() == [f"large-{row}" for row in range(300)]
     assert not (tmp_path / "scored" / "staging").exists()
-    monkeypatch.setattr(actor_pool.Pool, "outcomes", outcomes)
     assert run(archive, tmp_path / "scored", tiny_bundle).summary["num_shards_skipped"] == 2

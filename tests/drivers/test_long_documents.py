@@ -12,8 +12,8 @@ from bertray.bundle.info import read_info
 from bertray.storage.location import Location
 from jobs import evaluate, prepare, score, train
 from tests.conftest import write_shard
+from tests.drivers.conftest import WORDS
 
-WORDS = {"fruit": "apple banana cherry mango", "car": "wheel engine motor brake", "sea": "wave shore tide fish"}
 OPTIONS = [
     "--max-length=12",
     "--epochs=3",
@@ -39,13 +39,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def arguments(ray_cluster: str, dataset: Path, calm_encoder: str) -> list[str]:
-    return ["--data", str(dataset), "--encoder", calm_encoder, *OPTIONS]
+def arguments(dataset: Path, calm_encoder: str) -> list[str]:
+    return ["--data", str(dataset), "--encoder", calm_encoder, "--num-workers", "0", *OPTIONS]
 
 
 @pytest.fixture(scope="module")
 def bundle(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained by one worker on windows that overlap by the default: a quarter of 12."""
+    """Trained on windows that overlap by the default: a quarter of 12."""
     output = tmp_path_factory.mktemp("trained") / "bundle"
     assert train.main([*arguments, "--output", str(output), "--long-documents", "max"]) == 0
     return output
@@ -59,19 +59,10 @@ def test_windows_reach_what_truncation_leaves_out(bundle: Path) -> None:
     assert max(epoch["accuracy"] for epoch in history(bundle)) > 0.9  # truncated: a third
 
 
-def test_the_bundle_keeps_the_policy_and_two_workers_take_the_same_steps(
-    bundle: Path, arguments: list[str], tmp_path: Path
-) -> None:
+def test_the_bundle_keeps_the_policy(bundle: Path) -> None:
     info = read_info(Location.of(str(bundle)))
     assert (info.long_documents, info.stride, info.max_length) == ("max", 3, 12)
     assert info.training["long_documents"] == "max"
-    output = tmp_path / "bundle"
-    policy = ["--long-documents", "max", "--stride", "3", "--num-workers", "2"]
-    assert train.main([*arguments, "--output", str(output), *policy]) == 0
-    for one, two in zip(history(bundle), history(output), strict=True):
-        assert two["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
-        assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
-        assert two["accuracy"] == one["accuracy"]
 
 
 def test_evaluate_and_score_obey_the_bundle(
@@ -90,7 +81,7 @@ def test_evaluate_and_score_obey_the_bundle(
     texts = [text_of("car", 3), None, text_of("sea", 2), "wave shore tide fish", text_of("fruit", 0)]
     write_shard(tmp_path / "archive" / "a.parquet", texts)
     folders = ["--input", str(tmp_path / "archive"), "--output", str(tmp_path / "scored")]
-    assert score.main([*common, *folders, "--num-actors", "1"]) == 0
+    assert score.main([*common, *folders, "--num-actors", "0"]) == 0
     scored = pq.read_table(tmp_path / "scored" / "predictions" / "a.parquet")
     assert scored["label"].to_pylist() == ["car", None, "sea", "sea", "fruit"]
     assert scored["truncated"].to_pylist() == [False] * 5

@@ -1,7 +1,7 @@
 """What is announced, what is held back, and how a person lets it through."""
 
 import json
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bertray.cli import run_job
+from bertray.drivers.score import run as score_job
+from bertray.drivers.score import score
 from bertray.metrics.profile import Profile
+from bertray.scoring.config import ScoreConfig
 from bertray.scoring.runs import Runs
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE
-from jobs import score
 from tests.conftest import write_shard
-from tests.inprocess import Stub, without_ray
-
-
-@pytest.fixture(autouse=True)
-def no_ray() -> Iterator[None]:
-    with without_ray():
-        yield
+from tests.stub_pool import Stub, stub_pool
 
 
 @pytest.fixture
@@ -37,9 +34,14 @@ def night(tmp_path: Path, name: str, letters: str, num_rows: int = 400) -> None:
     write_shard(tmp_path / "archive" / f"{name}.parquet", texts)
 
 
+def job(arguments: list[str]) -> int:
+    """The command line, with a stub in the place of the model."""
+    return run_job("score", ScoreConfig, partial(score_job, open_pool=stub_pool()), arguments)
+
+
 def run(places: list[str], capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, Any], str]:
     capsys.readouterr()
-    code = score.main([*places, *options])
+    code = job([*places, *options])
     captured = capsys.readouterr()
     return code, json.loads(captured.out.splitlines()[-1]), captured.err
 
@@ -149,10 +151,7 @@ def test_runs_that_died_are_judged_too(
     night(tmp_path, "tuesday", "xxxx")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("bertray.drivers.score.judge", interrupt)
-        from bertray.drivers.score import score as score_archive
-        from bertray.scoring.config import ScoreConfig
-
-        score_archive(ScoreConfig(bundle=places[1], input=places[3], output=places[5]))
+        score(ScoreConfig(bundle=places[1], input=places[3], output=places[5]), open_pool=stub_pool())
     night(tmp_path, "wednesday", "aabc", num_rows=20)
     code, summary, _ = run(places, capsys)
     assert (code, summary["num_shards_committed"], summary["num_rows"]) == (5, 1, 20)
@@ -166,7 +165,7 @@ def test_a_clock_that_is_behind(places: list[str], tmp_path: Path, capsys: pytes
     latest = runs.latest()
     assert latest
     runs.announce(latest.model_copy(update={"run_id": "29990101T000000.000000Z"}))
-    assert score.main(places) == 2
+    assert job(places) == 2
     assert "29990101T000000.000000Z" in capsys.readouterr().err
 
 

@@ -23,7 +23,7 @@ def test_banking77_with_its_own_test_split(tmp_path: Path) -> None:
         PrepareConfig(
             input=[str(folder / "train.parquet")], test=str(folder / "test.parquet"), output=str(tmp_path / "data")
         )
-    )
+    ).report
     assert report["num_rows_in"] == 10003 + 3080 == report["num_rows_kept"] + sum(report["num_rows_out"].values())
     assert len(Dataset.open(str(tmp_path / "data")).labels) == 77
     assert all(min(counts.values()) >= 1 for counts in report["labels"].values())

@@ -2,12 +2,11 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,18 @@ from transformers import pipeline
 
 from bertray import Bundle
 from bertray.bundle.info import read_info
-from bertray.drivers.score import score
+from bertray.drivers.score import OpenPool, score
 from bertray.drivers.score_plan import preview
 from bertray.drivers.scoring_actor import Actor
 from bertray.errors import BundleError, LockedError, RequestError
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest
 from bertray.scoring.runs import Runs
+from bertray.scoring.score_unit import Request
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock
 from tests.conftest import ROOT, write_shard
-from tests.inprocess import without_ray
+from tests.stub_pool import stub_pool
 
 SUMMARY_KEYS = {
     "num_shards_committed",
@@ -60,18 +60,16 @@ def archive(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def no_ray() -> Iterator[None]:
-    """For what has nothing to do with actors: seconds a run."""
-    with without_ray():
-        yield
-
-
 def run(
-    archive: Path | str, output: Path | str, bundle: Path | str, **options: Any
+    archive: Path | str, output: Path | str, bundle: Path | str, open_pool: OpenPool | None = None, **options: Any
 ) -> tuple[dict[str, Any], list[Any]]:
     settings = {"keep_columns": ["document_id"], "num_actors": 2, "precision": "fp32", **options}
-    return score(ScoreConfig(bundle=str(bundle), input=str(archive), output=str(output), **settings))[:2]
+    config = ScoreConfig(bundle=str(bundle), input=str(archive), output=str(output), **settings)
+    scored = score(config, open_pool=open_pool)
+    return scored.summary, scored.failures
+
+
+run_stub = partial(run, open_pool=stub_pool())  # for what has nothing to do with the model: seconds a run
 
 
 def counts(summary: dict[str, Any]) -> tuple[int, int, int]:
@@ -114,21 +112,21 @@ def test_every_row_of_every_shard_in_order(ray_cluster: str, archive: Path, tiny
 
 
 def test_only_what_is_new_or_changed_is_scored(
-    no_ray: None, archive: Path, tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    archive: Path, tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "scored"
-    run(archive, output, tiny_bundle)
+    run_stub(archive, output, tiny_bundle)
     before = contents(output)
 
     with caplog.at_level("INFO", logger="bertray"):
-        summary, _ = run(archive, output, tiny_bundle)
+        summary, _ = run_stub(archive, output, tiny_bundle)
     assert counts(summary) == (0, 3, 0)
     assert "nothing to do" in caplog.text
     assert contents(output) == before
 
     write_shard(archive / "date=2026-01-07" / "part-0.parquet", texts_of("new", 4))
     write_shard(archive / "date=2026-01-05" / "part-1.parquet", ["rewritten", "and grown"])
-    summary, _ = run(archive, output, tiny_bundle)
+    summary, _ = run_stub(archive, output, tiny_bundle)
     assert counts(summary) == (2, 2, 0)
     assert summary["num_rows"] == 6
     table = pq.read_table(output / "predictions/date=2026-01-05/part-1.parquet", partitioning=None)
@@ -136,23 +134,23 @@ def test_only_what_is_new_or_changed_is_scored(
 
 
 def test_another_bundle_scores_all_again_under_the_same_names(
-    no_ray: None, archive: Path, tiny_bundle: Path, make_bundle: Any, tmp_path: Path
+    archive: Path, tiny_bundle: Path, make_bundle: Any, tmp_path: Path
 ) -> None:
     output = tmp_path / "scored"
-    run(archive, output, tiny_bundle)
+    run_stub(archive, output, tiny_bundle)
     before = contents(output / "predictions")
-    summary, _ = run(archive, output, make_bundle(seed=1))
+    summary, _ = run_stub(archive, output, make_bundle(seed=1))
     assert counts(summary) == (3, 0, 0)
     after = contents(output / "predictions")
     assert after.keys() == before.keys()
     assert after != before
 
 
-def test_bad_shards_are_listed_and_tried_again(no_ray: None, archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_bad_shards_are_listed_and_tried_again(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     (archive / "broken.parquet").write_bytes(b"not parquet")
     pq.write_table(pa.table({"text": ["a text without an identifier"]}), archive / "bare.parquet")
     output = tmp_path / "scored"
-    summary, failures = run(archive, output, tiny_bundle)
+    summary, failures = run_stub(archive, output, tiny_bundle)
     assert counts(summary) == (3, 0, 2)
     reasons = {failure["path"]: failure["reason"] for failure in failures}
     assert "not a readable Parquet file" in reasons["broken.parquet"]
@@ -161,23 +159,21 @@ def test_bad_shards_are_listed_and_tried_again(no_ray: None, archive: Path, tiny
 
     write_shard(archive / "broken.parquet", ["mended"])
     (archive / "bare.parquet").unlink()
-    summary, failures = run(archive, output, tiny_bundle)
+    summary, failures = run_stub(archive, output, tiny_bundle)
     assert counts(summary) == (1, 3, 0)
 
 
-def test_from_and_to_s3(
-    ray_cluster: str, archive: Path, tiny_bundle: Path, s3_folder: str, s3_server: str, tmp_path: Path
-) -> None:
+def test_from_and_to_s3(archive: Path, tiny_bundle: Path, s3_folder: str, s3_server: str, tmp_path: Path) -> None:
     import s3fs
 
     s3 = s3fs.S3FileSystem()
     s3.put(f"{archive}/", f"{s3_folder}/archive/", recursive=True)
     Location.of(f"{s3_folder}/bundle").put_folder(tiny_bundle, last="bundle.json")
     places = [f"{s3_folder}/{name}" for name in ("archive", "scored", "bundle")]
-    summary, _ = run(*places)
+    summary, _ = run(*places, num_actors=0)
     assert counts(summary) == (3, 0, 0)
     assert counts(run(*places)[0]) == (0, 3, 0)
-    run(archive, tmp_path / "scored", tiny_bundle)
+    run(archive, tmp_path / "scored", tiny_bundle, num_actors=0)
     for path in archive.rglob("*.parquet"):
         relative = path.relative_to(archive)
         with s3.open(f"{s3_folder}/scored/predictions/{relative}") as file:
@@ -188,29 +184,31 @@ def test_from_and_to_s3(
 
 
 def test_places_may_be_relative(
-    ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    monkeypatch.chdir(tmp_path)  # the actors' working folder is another
-    assert counts(run("archive", "scored", "bundle")[0]) == (3, 0, 0)
+    monkeypatch.chdir(tmp_path)
+    assert counts(run_stub("archive", "scored", os.path.relpath(tiny_bundle))[0]) == (3, 0, 0)
+    (written,) = Path("scored").glob("runs/*/config.json")
+    config = json.loads(written.read_text())["config"]
+    # What actors get, whose working folder is another.
+    assert (config["input"], config["output"], config["bundle"]) == (
+        str(archive),
+        f"{tmp_path}/scored",
+        str(tiny_bundle),
+    )
 
 
 def test_a_bundle_that_is_replaced_meanwhile_is_noticed(tiny_bundle: Path, make_bundle: Any) -> None:
     begun_with = read_info(Location.of(str(make_bundle(seed=2)))).fingerprint()
-    arguments = {
-        "config": ScoreConfig(bundle=str(tiny_bundle), input="archive", output="scored", precision="fp32"),
-        "archive": "archive",
-        "request_fingerprint": "request",
-        "lock_number": 1,
-        "step_bytes": 1,
-    }
+    config = ScoreConfig(bundle=str(tiny_bundle), input="archive", output="scored", precision="fp32")
+    request = Request(config, "archive", "request", begun_with, 1, 1)
     with pytest.raises(BundleError, match=r"was replaced while the job ran\. Run it again"):
-        Actor("cpu", begun_with, arguments, num_threads=1, num_suspect_units=0)
+        Actor("cpu", request, num_threads=1, num_suspect_units=0)
 
 
-def test_one_shard_alone(no_ray: None, archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_one_shard_alone(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "scored"
-    summary, _ = run(archive / "date=2026-01-06" / "part-0.parquet", output, tiny_bundle)
+    summary, _ = run_stub(archive / "date=2026-01-06" / "part-0.parquet", output, tiny_bundle)
     assert counts(summary) == (1, 0, 0)
     assert (output / "predictions" / "part-0.parquet").exists()
 
@@ -253,31 +251,31 @@ def test_a_second_run_is_refused(archive: Path, tiny_bundle: Path, tmp_path: Pat
 
 
 def test_predictions_of_shards_that_left_are_pruned(
-    no_ray: None, archive: Path, tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    archive: Path, tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "scored"
-    run(archive, output, tiny_bundle)
+    run_stub(archive, output, tiny_bundle)
     gone = "date=2026-01-05/part-1.parquet"
     kept = (archive / gone).rename(tmp_path / "kept.parquet")
     with caplog.at_level("INFO", logger="bertray"):
-        summary, _ = run(archive, output, tiny_bundle)
+        summary, _ = run_stub(archive, output, tiny_bundle)
     assert (summary["num_shards_gone"], summary["num_outputs_pruned"]) == (1, 0)
     assert "1 shards left the archive; their predictions stay" in caplog.text
     assert (output / "predictions" / gone).exists()
-    summary, _ = run(archive, output, tiny_bundle, prune=True)
+    summary, _ = run_stub(archive, output, tiny_bundle, prune=True)
     assert (summary["num_shards_gone"], summary["num_outputs_pruned"]) == (1, 1)
     assert not (output / "predictions" / gone).exists()
     assert len(contents(output / "predictions")) == 2
     kept.rename(archive / gone)  # it comes back as it was
-    summary, _ = run(archive, output, tiny_bundle, prune=True)
+    summary, _ = run_stub(archive, output, tiny_bundle, prune=True)
     assert (counts(summary), summary["num_outputs_pruned"]) == ((1, 2, 0), 0)
     with pytest.raises(RequestError, match="--prune needs the whole archive as --input"):
-        run(archive / gone, output, tiny_bundle, prune=True)
+        run_stub(archive / gone, output, tiny_bundle, prune=True)
 
 
-def test_a_predictions_file_names_its_origin(no_ray: None, archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_predictions_file_names_its_origin(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "scored"
-    run(archive, output, tiny_bundle)
+    run_stub(archive, output, tiny_bundle)
     shard = archive / "date=2026-01-06" / "part-0.parquet"
     metadata = pq.read_schema(output / "predictions" / "date=2026-01-06" / "part-0.parquet").metadata
     found = {name.decode(): value.decode() for name, value in metadata.items() if name.startswith(b"bertray.")}
@@ -316,7 +314,7 @@ def test_sigterm_keeps_what_is_finished(ray_cluster: str, tiny_bundle: Path, tmp
     assert Manifest(Location.of(str(output))).latest().num_rows == 300
 
 
-def test_a_plan_is_close_and_writes_nothing(ray_cluster: str, archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_plan_is_close_and_writes_nothing(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "scored"
     for part in range(30):
         write_shard(archive / f"more-{part}.parquet", texts_of(str(part), 40 + part))
@@ -325,7 +323,7 @@ def test_a_plan_is_close_and_writes_nothing(ray_cluster: str, archive: Path, tin
     assert not output.exists()
     assert (planned["num_shards_new"], planned["num_shards_pending"], planned["num_shards_sampled"]) == (33, 33, 16)
     assert "hours_estimated" not in planned
-    summary, _ = run(archive, output, tiny_bundle, keep_columns=[], precision="auto")
+    summary, _ = run(archive, output, tiny_bundle, keep_columns=[], precision="auto", num_actors=0)
     assert planned["num_rows_estimated"] == pytest.approx(summary["num_rows"], rel=0.3)
     assert planned["num_tokens_estimated"] == pytest.approx(summary["num_tokens"], rel=0.3)
     assert preview(ScoreConfig(**places))["num_shards_pending"] == 0

@@ -12,8 +12,8 @@ import ray
 import torch
 
 from bertray.drivers import cluster
-from bertray.drivers.status_actors import Board, show_logged
-from bertray.drivers.train import _run
+from bertray.drivers.status_actors import RunBoard, show_logged
+from bertray.drivers.train_on_ray import _run
 from bertray.drivers.train_worker import _BoardWatcher, set_up_process
 from tests.kills import wait_for
 
@@ -29,8 +29,8 @@ class Hangs(Future[None]):
 def hanging_board(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Of a run that never ends by itself, and whose driver would wait for ever."""
     monkeypatch.setattr(cluster, "in_background", lambda _: Hangs())
-    monkeypatch.setattr("bertray.drivers.train.STOP_S", 1e9)
-    return cluster.start_board(Board)
+    monkeypatch.setattr("bertray.drivers.train_on_ray.STOP_S", 1e9)
+    return cluster.start_board(RunBoard)
 
 
 def test_a_stop_waits_for_no_worker_that_has_not_begun(hanging_board: Any) -> None:
@@ -40,10 +40,10 @@ def test_a_stop_waits_for_no_worker_that_has_not_begun(hanging_board: Any) -> No
 
 def test_a_stop_waits_for_the_checkpoint_and_for_no_rank_that_hangs(hanging_board: Any) -> None:
     board = hanging_board
-    ray.get(board.post.remote([], 1))
+    ray.get(board.steps.remote([], 1))
 
     def save_when_told() -> None:
-        wait_for(lambda: ray.get(board.post.remote([], 1)), "the stop")
+        wait_for(lambda: ray.get(board.steps.remote([], 1)), "the stop")
         time.sleep(0.5)
         ray.get(board.stopped.remote())
 
@@ -55,7 +55,7 @@ def test_a_stop_waits_for_the_checkpoint_and_for_no_rank_that_hangs(hanging_boar
 
 
 def test_a_worker_stops_at_the_first_step_after_the_signal(ray_cluster: str) -> None:
-    board = cluster.start_board(Board)
+    board = cluster.start_board(RunBoard)
     watcher = _BoardWatcher(board)
     assert not watcher.steps([], 1)
     ray.get(board.stop.remote())
@@ -70,7 +70,7 @@ def test_what_workers_log_is_logged_once_by_the_driver(ray_cluster: str, caplog:
         log.warning("batches will be padded: torch %s", "2.13")
         log.info("rank %d", rank)
 
-    board = cluster.start_board(Board)
+    board = cluster.start_board(RunBoard)
     task = ray.remote(max_calls=1)(work)
     caplog.set_level(logging.INFO, "bertray")
 

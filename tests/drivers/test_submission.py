@@ -138,10 +138,14 @@ def job_api_status(port: int, token: str | None) -> int | None:
         connection.close()
 
 
-def submit(head: Head, *entrypoint: object) -> subprocess.CompletedProcess[str]:
-    command = ["ray", "job", "submit", "--working-dir", ".", "--runtime-env", "jobs/runtime_env.yaml", "--address"]
+UPLOADED = ("--working-dir", ".", "--runtime-env", "jobs/runtime_env.yaml")
+
+
+def submit(head: Head, *entrypoint: object, code: tuple[str, ...] = UPLOADED) -> subprocess.CompletedProcess[str]:
+    """Submit a job with the code of the checkout; or with none, to run what is installed."""
+    address = f"http://127.0.0.1:{head.port}"
     return subprocess.run(
-        [*command, f"http://127.0.0.1:{head.port}", "--", *map(str, entrypoint)],
+        ["ray", "job", "submit", *code, "--address", address, "--", *map(str, entrypoint)],
         cwd=ROOT,
         env=head.environment,
         stdout=subprocess.PIPE,
@@ -164,12 +168,13 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_submitted_job_scores_an_archive(head, tiny_bundle, archive, tmp_path):
+def test_the_installed_command_scores_an_archive_as_a_job(head, tiny_bundle, archive, tmp_path):
     output = tmp_path / "scored"
     done = submit(
         head,
-        *("python", "-m", "jobs.score", "--bundle", tiny_bundle, "--input", archive, "--output", output),
+        *("bertray", "score", "--bundle", tiny_bundle, "--input", archive, "--output", output),
         *("--num-actors", 1, "--keep-columns", "document_id"),
+        code=(),
     )
     assert done.returncode == 0, done.stdout
     (summary,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"output"'))

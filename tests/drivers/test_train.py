@@ -15,7 +15,7 @@ from bertray import Bundle
 from bertray.data.config import PrepareConfig
 from bertray.data.dataset import Dataset
 from bertray.data.prepare import prepare
-from bertray.drivers.train import train
+from bertray.drivers.train import TrainResult, train
 from bertray.errors import BertrayError, RequestError
 from bertray.metrics.calibration import threshold_for_precision
 from bertray.model.encoder import Encoder
@@ -27,47 +27,31 @@ from bertray.training.checkpoints import Best, Progress
 from bertray.training.config import TrainConfig
 from bertray.training.export import write_bundle
 from tests.conftest import WHAT_A_DIVERGING_WORKER_LOGS
-
-WORDS = {"fruit": "apple banana cherry mango", "car": "wheel engine motor brake", "sea": "wave shore tide fish"}
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Three labels that a word tells apart; 130 training rows, so a last batch of 2 is left over."""
-    folder = tmp_path_factory.mktemp("dataset")
-    rows = []
-    for number in range(163):
-        label = sorted(WORDS)[number % 3]
-        word = WORDS[label].split()[number % 4]
-        rows.append({"text": f"the {word} of day {number} " + "and so on " * (number % 6), "label": label})
-    (folder / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    report = prepare(PrepareConfig(input=[str(folder / "in.jsonl")], output=str(folder / "data")))
-    assert report["splits"]["train"] == 129
-    return str(folder / "data")
+from tests.drivers.conftest import WORDS
 
 
-def run(dataset: str, output: Path | str, encoder: str, **options: Any) -> tuple[dict[str, Any], Bundle]:
+def run(dataset: str, output: Path | str, encoder: str, **options: Any) -> tuple[TrainResult, Bundle]:
     settings = {"epochs": 6, "learning_rate": 3e-3, "batch_size": 32, "max_length": 32, "precision": "fp32", **options}
-    summary = train(TrainConfig(data=dataset, output=str(output), encoder=encoder, **settings))
-    return summary, Bundle.load(str(output), "fp32")
+    result = train(TrainConfig(data=dataset, output=str(output), encoder=encoder, **settings))
+    return result, Bundle.load(str(output), "fp32")
 
 
 @pytest.fixture(scope="module")
 def one_worker(
     ray_cluster: str, dataset: str, calm_encoder: str, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, Any], Bundle, Path]:
+) -> tuple[TrainResult, Bundle, Path]:
     output = tmp_path_factory.mktemp("trained") / "bundle"
     return (*run(dataset, output, calm_encoder), output)
 
 
-def test_it_learns_and_the_best_epoch_is_kept(one_worker: tuple[dict[str, Any], Bundle, Path], dataset: str) -> None:
-    summary, bundle, _ = one_worker
+def test_it_learns_and_the_best_epoch_is_kept(one_worker: tuple[TrainResult, Bundle, Path], dataset: str) -> None:
+    result, bundle, _ = one_worker
     history = bundle.info.history
     assert [epoch["epoch"] for epoch in history] == [1, 2, 3, 4, 5, 6]
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     best = max(history, key=lambda epoch: epoch["f1_macro"])
     assert best["f1_macro"] > 0.9
-    assert history[summary["best_epoch"] - 1]["f1_macro"] == best["f1_macro"]
+    assert history[result.best_epoch - 1]["f1_macro"] == best["f1_macro"]
     # the kept weights give the metrics that were measured during training
     rows = Dataset.open(dataset).split("validation")
     predicted = [prediction.label for prediction in bundle.predict(rows["text"].to_pylist())]
@@ -76,15 +60,15 @@ def test_it_learns_and_the_best_epoch_is_kept(one_worker: tuple[dict[str, Any], 
     assert bundle.info.metrics["f1_macro"] == best["f1_macro"]
 
 
-def test_the_bundle_says_where_it_comes_from(one_worker: tuple[dict[str, Any], Bundle, Path], dataset: str) -> None:
-    summary, bundle, output = one_worker
+def test_the_bundle_says_where_it_comes_from(one_worker: tuple[TrainResult, Bundle, Path], dataset: str) -> None:
+    result, bundle, output = one_worker
     info = bundle.info
     assert info.labels == ("car", "fruit", "sea")
     assert info.data_fingerprint == Dataset.open(dataset).fingerprint()
     assert info.training["learning_rate"] == 3e-3
     assert set(info.versions) >= {"python", "torch", "transformers", "ray", "bertray"}
     assert info.max_length == 32
-    assert summary["fingerprint"] == info.fingerprint()
+    assert result.fingerprint == info.fingerprint()
     card = (output / "README.md").read_text()
     assert "3-way text classifier" in card
     assert f"{info.metrics['f1_macro']:.4f}" in card
@@ -98,7 +82,7 @@ def test_the_bundle_says_where_it_comes_from(one_worker: tuple[dict[str, Any], B
 
 
 def test_two_workers_take_the_same_steps(
-    one_worker: tuple[dict[str, Any], Bundle, Path], dataset: str, calm_encoder: str, tmp_path: Path
+    one_worker: tuple[TrainResult, Bundle, Path], dataset: str, calm_encoder: str, tmp_path: Path
 ) -> None:
     _, bundle = run(dataset, tmp_path / "bundle", calm_encoder, num_workers=2)
     for one, two in zip(one_worker[1].info.history, bundle.info.history, strict=True):
@@ -107,9 +91,7 @@ def test_two_workers_take_the_same_steps(
         assert two["accuracy"] == one["accuracy"]
 
 
-def test_bf16_to_s3(
-    ray_cluster: str, dataset: str, tiny_encoder: Path, s3_folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bf16_to_s3(dataset: str, tiny_encoder: Path, s3_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     upload = s3.upload
 
     def fail_on_the_model(fs: Any, path: str, file: Path) -> None:
@@ -117,13 +99,13 @@ def test_bf16_to_s3(
             raise OSError("the network is gone")
         upload(fs, path, file)
 
-    options = {"precision": "bf16", "epochs": 1}
+    options = {"precision": "bf16", "epochs": 1, "num_workers": 0}
     with monkeypatch.context() as patch, pytest.raises(RequestError, match="the network is gone"):
         patch.setattr("bertray.storage.s3.upload", fail_on_the_model)
         run(dataset, f"{s3_folder}/bundle", str(tiny_encoder), **options)
     # Half a bundle lies there, and the same command goes on.
-    summary, bundle = run(dataset, f"{s3_folder}/bundle", str(tiny_encoder), **options)
-    assert summary["resumed_from_step"] > 0
+    result, bundle = run(dataset, f"{s3_folder}/bundle", str(tiny_encoder), **options)
+    assert result.resumed_from_step > 0
     assert 0 < bundle.info.metrics["loss"] < 3  # guessing costs ln 3 = 1.1; a NaN fails both
     import s3fs
 
@@ -210,7 +192,7 @@ def test_a_folder_of_hidden_files_is_not_replaced(dataset: str, tiny_encoder: Pa
         run(dataset, tmp_path / "models", str(tiny_encoder))
 
 
-def test_several_labels_a_row(ray_cluster: str, calm_encoder: str, tmp_path: Path) -> None:
+def test_several_labels_a_row(calm_encoder: str, tmp_path: Path) -> None:
     """From prepare to predictions: texts that name one or two of three things."""
     rows = []
     for number in range(240):
@@ -220,9 +202,9 @@ def test_several_labels_a_row(ray_cluster: str, calm_encoder: str, tmp_path: Pat
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = str(tmp_path / "data")
     prepare(PrepareConfig(input=[str(tmp_path / "in.jsonl")], output=data, multi_label=True))
-    summary, bundle = run(data, tmp_path / "bundle", calm_encoder, epochs=10, target_precision=0.5)
+    result, bundle = run(data, tmp_path / "bundle", calm_encoder, epochs=10, target_precision=0.5, num_workers=0)
     assert bundle.info.problem_type == "multi_label_classification"
-    assert summary["validation"]["f1_macro"] == bundle.info.metrics["f1_macro"] > 0.8
+    assert result.validation["f1_macro"] == bundle.info.metrics["f1_macro"] > 0.8
     assert len(bundle.info.thresholds) == 3
     assert bundle.info.review_below is not None
     table = bundle.predict_column(Dataset.open(data).split("test")["text"])

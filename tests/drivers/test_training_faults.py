@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from test_training import dataset as dataset  # the fixture
 
 from bertray import Bundle
 from bertray.drivers.train import train
@@ -17,30 +16,18 @@ from bertray.storage.location import Location
 from bertray.training.config import TrainConfig
 from bertray.training.run_folder import TrainingRun
 from tests.conftest import ROOT
+from tests.drivers.conftest import LONG_RUN, step_kept
 from tests.kills import end_driver, job, killing, wait_for
-
-# 33 steps an epoch, of some ten milliseconds.
-OPTIONS: dict[str, Any] = {
-    "epochs": 24,
-    "batch_size": 4,
-    "learning_rate": 1e-3,
-    "max_length": 32,
-    "precision": "fp32",
-    "checkpoint_steps": 40,
-}
-
-
-def step_kept(output: Path) -> int:
-    commits = (output.parent / f".{output.name}.training" / "checkpoints").glob("step-*.json")
-    return max((int(path.stem.removeprefix("step-")) for path in commits), default=0)
 
 
 def test_it_goes_on_after_sigterm_and_kills_bit_for_bit(
     ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path
 ) -> None:
-    undisturbed = train(TrainConfig(data=dataset, output=str(tmp_path / "whole"), encoder=str(tiny_encoder), **OPTIONS))
+    undisturbed = train(
+        TrainConfig(data=dataset, output=str(tmp_path / "whole"), encoder=str(tiny_encoder), **LONG_RUN)
+    )
     output = tmp_path / "broken"
-    command = job("train", data=dataset, output=output, encoder=tiny_encoder, **OPTIONS)
+    command = job("train", data=dataset, output=output, encoder=tiny_encoder, **LONG_RUN)
     log = tmp_path / "stderr.log"
     exit_code, stderr = end_driver(command, log, signal.SIGTERM, lambda _: step_kept(output) > 0)
     assert exit_code == 143, stderr
@@ -53,14 +40,14 @@ def test_it_goes_on_after_sigterm_and_kills_bit_for_bit(
     assert exit_code == -signal.SIGKILL
     assert "going on with the run at" in stderr
 
-    config = TrainConfig(data=dataset, output=str(output), encoder=str(tiny_encoder), **OPTIONS)
+    config = TrainConfig(data=dataset, output=str(output), encoder=str(tiny_encoder), **LONG_RUN)
     with pytest.raises(RequestError, match=r"with other options: learning_rate 0\.001 -> 0\.002.*--restart"):
         train(config.model_copy(update={"learning_rate": 2e-3}))
     before = step_kept(output)
     with killing("RayTrainWorker", lambda: step_kept(output) > before) as killed:
         summary = train(config)
     assert killed
-    assert summary["resumed_from_step"] >= 40
+    assert summary.resumed_from_step >= 40
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []  # nothing is left of the run
     expected, actual = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
     assert all((expected[name] == actual[name]).all() for name in expected)
@@ -69,12 +56,12 @@ def test_it_goes_on_after_sigterm_and_kills_bit_for_bit(
         for name in ("whole", "broken")
     ]
     assert histories[0] == histories[1]
-    assert summary["fingerprint"] == undisturbed["fingerprint"]
+    assert summary.fingerprint == undisturbed.fingerprint
 
 
 def history_of(output: Path, dataset: str, encoder: str, num_workers: str, epochs: int = 40) -> list[dict[str, float]]:
     """Of epochs of 17 steps, with some workers."""
-    options = {**OPTIONS, "epochs": epochs, "batch_size": 8, "num_workers": num_workers}
+    options = {**LONG_RUN, "epochs": epochs, "batch_size": 8, "num_workers": num_workers}
     train(TrainConfig(data=dataset, output=str(output), encoder=encoder, **options))
     return Bundle.load(str(output)).info.history
 
@@ -89,7 +76,7 @@ def assert_same_losses(one: list[dict[str, float]], other: list[dict[str, float]
 def test_a_run_grows_with_the_cluster_and_takes_the_same_steps(
     ray_nodes: Any, dataset: str, calm_encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bertray.drivers.train._RESIZE_INTERVAL_S", 1.0)
+    monkeypatch.setattr("bertray.drivers.train_on_ray._RESIZE_INTERVAL_S", 1.0)
     output, epochs = tmp_path / "elastic", 120  # longer than a node takes to start, and Ray to see it
     # Nodes can be added from the main thread alone.
     with ThreadPoolExecutor(1) as driver:
@@ -137,12 +124,12 @@ def test_a_run_without_a_checkpoint_gives_way_to_other_options(tmp_path: Path) -
 
 def test_two_runs_do_not_make_one_bundle(ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
-    endless = job("train", data=dataset, output=output, encoder=tiny_encoder, **{**OPTIONS, "epochs": 1000})
+    endless = job("train", data=dataset, output=output, encoder=tiny_encoder, **{**LONG_RUN, "epochs": 1000})
     first = subprocess.Popen(endless, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     try:
         run = tmp_path / ".bundle.training"
         wait_for(lambda: (run / "run.json").exists() or first.poll() is not None, "the first run")
-        config = TrainConfig(data=dataset, output=str(output), encoder=str(tiny_encoder), **OPTIONS)
+        config = TrainConfig(data=dataset, output=str(output), encoder=str(tiny_encoder), **LONG_RUN)
         with pytest.raises(LockedError, match=r"run .* holds .*\.bundle\.training since"):
             train(config)
         assert {path.name for path in run.iterdir()} >= {"lock", "rows", "run.json"}  # the first one's, not removed

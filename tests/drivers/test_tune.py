@@ -1,4 +1,4 @@
-"""A search on a two-node cluster: the best trial's bundle is jobs.train's, and it goes on after kills."""
+"""A search on a two-node cluster: the best trial's bundle is bertray train's, and it goes on after kills."""
 
 import json
 import logging
@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from ray.tune.schedulers import TrialScheduler
-from test_training import dataset as dataset  # the fixture
 
 from bertray import Bundle
 from bertray.drivers.train import train
-from bertray.drivers.trial_worker import run_trial, trial_checkpoints
-from bertray.drivers.tune import Rungs, _Records, search
+from bertray.drivers.trial_worker import run_trial
+from bertray.drivers.tune import Records, search
+from bertray.drivers.tune_on_ray import Rungs
 from bertray.errors import BertrayError, LockedError, RequestError, UnavailableError
 from bertray.schema import TRIAL_SCHEMA
 from bertray.storage.location import Location
@@ -67,9 +67,9 @@ def test_the_best_trial_is_the_bundle_of_jobs_train(
     assert [len(trial["history"]) for trial in found["trials"]] == [trial["num_epochs_run"] for trial in trials]
     assert "macro-F1" in capsys.readouterr().err
 
-    # jobs.train with the same options, and as many threads: the same weights
+    # bertray train with the same options, and as many threads: the same weights
     again = train_config(config, best["trial"]).model_copy(update={"output": str(tmp_path / "again")})
-    assert train(again)["fingerprint"] == summary["fingerprint"]
+    assert train(again).fingerprint == summary["fingerprint"]
     info = Bundle.load(str(tmp_path / "bundle")).info
     assert info.training == {**again.model_dump(), "output": str(tmp_path / "bundle")}
     assert set(info.files) == set(Bundle.load(str(tmp_path / "again")).info.files)
@@ -150,7 +150,7 @@ def test_trials_that_have_ended_are_not_run_again(
     run = TrainingRun(Location.of(config.output), "tuning")
     # A search that ends between its trials and its bundle.
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RequestError, match="later"):
-        patch.setattr("bertray.drivers.tune.write_bundle", raise_request_error)
+        patch.setattr("bertray.training.export.write_bundle", raise_request_error)
         search(config)
     assert {path.name for path in Path(run.checkpoints.path).glob("*.json")} == {"0000.json", "0001.json"}
     summary = search(config.model_copy(update={"num_trials": 3}))
@@ -179,7 +179,7 @@ def test_what_another_attempt_may_reach_does_not_end_the_search(monkeypatch: pyt
         raise UnavailableError("cannot reach s3://bucket/.bundle.tuning/rows")
 
     monkeypatch.setattr("bertray.drivers.trial_worker.set_up_process", lambda *_: None)
-    monkeypatch.setattr("bertray.drivers.trial_worker.fine_tuning", unreachable)
+    monkeypatch.setattr("bertray.drivers.trial_worker.opened", unreachable)
     options = TrainConfig(data="d", output="/nowhere/bundle").model_dump()
     settings = {"configs": {0: options}, "labels": [], "problem_type": "single_label_classification"}
     with pytest.raises(UnavailableError, match="cannot reach"):
@@ -220,16 +220,16 @@ def test_a_second_search_leaves_the_first_ones_folder(dataset: str, tiny_encoder
 
 def test_the_best_of_more_trials_than_are_asked_for_now_stays_the_best(tmp_path: Path) -> None:
     run = TrainingRun(Location.of(str(tmp_path / "bundle")), "tuning")
-    records = _Records(run, config_of("data", tmp_path / "bundle", "minilm", num_trials=4))
+    records = Records(run, config_of("data", tmp_path / "bundle", "minilm", num_trials=4))
     for number in range(4):
         history = [{"epoch": 1.0, "f1_macro": number / 10}]
-        (trial_checkpoints(run, number) / "weights").put(b"weights")
+        (run.trial_checkpoints(number) / "weights").put(b"weights")
         records.add(TrialRecord(number=number, options={}, status="done", history=history, best_epoch=1))
-    fewer = _Records(run, config_of("data", tmp_path / "bundle", "minilm", num_trials=3))
+    fewer = Records(run, config_of("data", tmp_path / "bundle", "minilm", num_trials=3))
     fewer.read()
     assert [record.number for record in fewer.ended] == [0, 1, 2, 3]
     assert fewer.missing() == []
-    assert (trial_checkpoints(run, best_of_all(fewer.ended).number) / "weights").exists()
+    assert (run.trial_checkpoints(best_of_all(fewer.ended).number) / "weights").exists()
 
 
 class TestRungs:

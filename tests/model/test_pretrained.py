@@ -11,22 +11,25 @@ from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
 from bertray.bundle.info import read_info
 from bertray.errors import RequestError
-from bertray.model import pretrained
-from bertray.model.pretrained import encoder_folder, load_classifier, load_tokenizer
+from bertray.model import sources
+from bertray.model.pretrained import load_classifier, load_tokenizer
+from bertray.model.sources import encoder_folder
 from bertray.storage.location import Location
 from bertray.training.preflight import check_origin
 
 
 def test_minilm_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (encoder_folder("minilm") / "config.json").is_file()
-    monkeypatch.setattr(pretrained, "_MINILM_SHA256", "0" * 64)
+    encoder_folder.cache_clear()
+    monkeypatch.setattr(sources, "_MINILM_SHA256", "0" * 64)
     with pytest.raises(RequestError, match=r"model\.safetensors has sha256 53aa51172d14.*published is 0000"):
         encoder_folder("minilm")
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "_MINILM_PACKAGE", "no_such_package")
-    with pytest.raises(RequestError, match=r"make install, or pip install '\.\[demo\]'"):
+    encoder_folder.cache_clear()
+    monkeypatch.setattr(sources, "_MINILM_PACKAGE", "no_such_package")
+    with pytest.raises(RequestError, match=r"--encoder minilm needs the extra 'demo': pip install 'bertray\[demo\]'"):
         encoder_folder("minilm")
 
 

@@ -1,7 +1,6 @@
 """An output belongs to one archive, of which a part may be scored by itself."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bertray.drivers.score import Scored, score
+from bertray.drivers.score import ScoreResult, score
 from bertray.drivers.score_plan import preview
 from bertray.errors import LockedError, RequestError
 from bertray.scoring.archive import list_shards, probe, remember
@@ -17,13 +16,7 @@ from bertray.scoring.config import ScoreConfig
 from bertray.scoring.runs import Rate, Runs
 from bertray.storage.location import Location
 from tests.conftest import write_shard
-from tests.inprocess import without_ray
-
-
-@pytest.fixture(autouse=True)
-def no_ray() -> Iterator[None]:
-    with without_ray():
-        yield
+from tests.stub_pool import stub_pool
 
 
 @pytest.fixture
@@ -36,8 +29,9 @@ def config(tiny_bundle: Path, tmp_path: Path) -> ScoreConfig:
     return ScoreConfig(**{name: str(place) for name, place in places.items()})
 
 
-def run(config: ScoreConfig, source: Path | str = "", **options: Any) -> Scored:
-    return score(config.model_copy(update={**({"input": str(source)} if source else {}), **options}))
+def run(config: ScoreConfig, source: Path | str = "", **options: Any) -> ScoreResult:
+    changed = config.model_copy(update={**({"input": str(source)} if source else {}), **options})
+    return score(changed, open_pool=stub_pool())
 
 
 def predicted(config: ScoreConfig) -> list[str]:

@@ -1,6 +1,6 @@
 """Any sequence of changes to an archive, of runs, and of crashes at any commit: manifest, outputs and inputs agree.
 
-Hypothesis looks for a sequence that breaks this; everything is real but Ray and the model (tests/inprocess.py).
+Hypothesis looks for a sequence that breaks this; everything is real but Ray and the model (tests/stub_pool.py).
 """
 
 import os
@@ -14,17 +14,24 @@ import hypothesis.strategies as st
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from bertray.bundle.info import read_info
-from bertray.drivers.score import Scored, score
+from bertray.drivers.score import ScoreResult, score
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest, fingerprint
 from bertray.scoring.runs import Runs
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock
 from tests.conftest import write_shard
-from tests.inprocess import without_ray
+from tests.stub_pool import stub_pool
 
 NAMES = ("a.parquet", "b.parquet", "2026/c.parquet", "2026/d.parquet")
 BROKEN = b"not Parquet"
@@ -202,9 +209,9 @@ class Nights(RuleBasedStateMachine):
             max_mean_change=2,
         )
 
-    def score(self, prune: bool, keep_columns: list[str]) -> Scored:
+    def score(self, prune: bool, keep_columns: list[str]) -> ScoreResult:
         self.keep_columns = keep_columns
-        return score(self.config(prune))
+        return score(self.config(prune), open_pool=stub_pool(UNIT_BYTES))
 
     def outputs(self) -> dict[str, Path]:
         folder = self.output / "predictions"
@@ -263,12 +270,9 @@ class Nights(RuleBasedStateMachine):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_any_sequence_of_nights(tiny_bundle: Path) -> None:
     Nights.bundle = tiny_bundle
-    with without_ray(UNIT_BYTES):
-        from hypothesis.stateful import run_state_machine_as_test
-
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
-            Nights, settings=settings(max_examples=40, stateful_step_count=15, deadline=None)
-        )
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Nights, settings=settings(max_examples=40, stateful_step_count=15, deadline=None)
+    )
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -277,16 +281,15 @@ def test_a_crash_after_any_change_leaves_nothing_staged(during: bool, tiny_bundl
     """Of one shard in parts: also where its record was written last, and the next run finds nothing to do."""
     Nights.bundle = tiny_bundle
     num_changes, has_crashed = 0, True
-    with without_ray(UNIT_BYTES):
-        while has_crashed:
-            nights = Nights()
-            nights.start()
-            nights.delete("a.parquet")
-            nights.crash(num_changes, during, prune=False, keep_columns=["document_id"])
-            num_changes, has_crashed = num_changes + 1, not nights.is_settled
-            nights.run(prune=False, keep_columns=["document_id"])
-            assert not [path for path in (nights.output / "staging").rglob("*") if path.is_file()]
-            nights.teardown()
+    while has_crashed:
+        nights = Nights()
+        nights.start()
+        nights.delete("a.parquet")
+        nights.crash(num_changes, during, prune=False, keep_columns=["document_id"])
+        num_changes, has_crashed = num_changes + 1, not nights.is_settled
+        nights.run(prune=False, keep_columns=["document_id"])
+        assert not [path for path in (nights.output / "staging").rglob("*") if path.is_file()]
+        nights.teardown()
     assert num_changes > 10
 
 
@@ -298,21 +301,20 @@ def test_a_crash_amid_another_request_or_version_leaves_no_file_that_counts_as_d
     """After any change of the second run the first request is asked for again, or the first version is put back."""
     Nights.bundle = tiny_bundle
     num_changes, has_crashed = 0, True
-    with without_ray(UNIT_BYTES):
-        while has_crashed:
-            nights = Nights()
-            nights.start()
-            nights.run(prune=False, keep_columns=["document_id"])
-            before = {name: (path.read_bytes(), path.stat().st_mtime_ns) for name, path in nights.paths().items()}
-            if is_restored:
-                for name in before:
-                    nights.write(name, ["other words", "x"], 2)
-            nights.crash(num_changes, True, prune=False, keep_columns=["document_id"] if is_restored else [])
-            num_changes, has_crashed = num_changes + 1, not nights.is_settled
-            for name, (content, mtime_ns) in before.items():
-                (nights.archive / name).write_bytes(content)
-                os.utime(nights.archive / name, ns=(mtime_ns, mtime_ns))
-            nights.run(prune=False, keep_columns=["document_id"])
-            nights.what_is_done_is_what_the_archive_has()
-            nights.teardown()
+    while has_crashed:
+        nights = Nights()
+        nights.start()
+        nights.run(prune=False, keep_columns=["document_id"])
+        before = {name: (path.read_bytes(), path.stat().st_mtime_ns) for name, path in nights.paths().items()}
+        if is_restored:
+            for name in before:
+                nights.write(name, ["other words", "x"], 2)
+        nights.crash(num_changes, True, prune=False, keep_columns=["document_id"] if is_restored else [])
+        num_changes, has_crashed = num_changes + 1, not nights.is_settled
+        for name, (content, mtime_ns) in before.items():
+            (nights.archive / name).write_bytes(content)
+            os.utime(nights.archive / name, ns=(mtime_ns, mtime_ns))
+        nights.run(prune=False, keep_columns=["document_id"])
+        nights.what_is_done_is_what_the_archive_has()
+        nights.teardown()
     assert num_changes > 5

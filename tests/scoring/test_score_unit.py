@@ -10,7 +10,7 @@ import pytest
 
 from bertray import Bundle
 from bertray.scoring.config import ScoreConfig
-from bertray.scoring.score_unit import UnitScorer
+from bertray.scoring.score_unit import Request, UnitScorer
 from bertray.scoring.units import Outcome, Unit
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock
@@ -32,7 +32,7 @@ def archive(tmp_path: Path) -> Path:
 @pytest.fixture
 def scorer(archive: Path, tiny_bundle: Path) -> UnitScorer:
     config = ScoreConfig(bundle=str(tiny_bundle), input=str(archive), output=str(archive.parent / "scored"))
-    return UnitScorer(config, str(archive), "request", 0, 1 << 20, fatal=(KeyError,))
+    return UnitScorer(Request(config, str(archive), "request", "bundle", 0, 1 << 20), fatal=(KeyError,))
 
 
 def listed(archive: Path, name: str = "a.parquet") -> FileInfo:

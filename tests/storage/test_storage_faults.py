@@ -405,7 +405,7 @@ def run_restricted(restriction: str, folder: Path, code: str) -> None:
     script = f"""
 import os, pathlib, resource, sys
 from bertray.errors import RequestError
-from bertray.storage import Location
+from bertray.storage.location import Location
 
 folder = pathlib.Path(sys.argv[1])
 place = Location.of(str(folder))

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from bertray.errors import ShardError
-from bertray.model.pretrained import encoder_folder
+from bertray.model.sources import encoder_folder
 from bertray.tokenization.columns import as_text
 from bertray.tokenization.tokenizer import ColumnTokenizer, TokenColumn
 

@@ -85,8 +85,8 @@ def test_a_run_of_which_nothing_is_known() -> None:
 def test_the_same_run_gives_the_same_bytes() -> None:
     code = """
 import hashlib
-from bertray.curves import learning_curves
-from bertray.tracking import StepRecord
+from bertray.training.curves import learning_curves
+from bertray.training.tracking import StepRecord
 records = [StepRecord(step, step / 200, 1 / step, 1e-5, 1.0, 1000.0) for step in range(1, 601)]
 history = [{"epoch": epoch, "loss": 1 / epoch, "accuracy": 0.5, "f1_macro": 0.4} for epoch in (1, 2, 3)]
 digest = hashlib.sha256(learning_curves(records, history, 2).encode()).hexdigest()

@@ -13,18 +13,6 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
-from small_training import (
-    NUM_LABELS,
-    NUM_ROWS,
-    OF_SEVERAL_RANKS,
-    Recorder,
-    config,
-    fine_tune,
-    opened_run,
-    run_rank,
-    small_model,
-    write_rows,
-)
 
 from bertray.errors import DivergedError, RequestError
 from bertray.model.pretrained import load_tokenizer
@@ -35,6 +23,19 @@ from bertray.training.checkpoints import Checkpoints
 from bertray.training.learner import Learner
 from bertray.training.loss import Objective, sampling_probabilities
 from bertray.training.tracking import StepRecord
+from tests.small_training import (
+    NUM_LABELS,
+    NUM_ROWS,
+    OF_SEVERAL_RANKS,
+    Recorder,
+    checkpoints_in,
+    config,
+    fine_tune,
+    opened_run,
+    run_rank,
+    small_model,
+    write_rows,
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +62,16 @@ def weights_of(checkpoints: Checkpoints) -> dict[str, torch.Tensor]:
 def test_a_run_goes_on_bit_for_bit(precision: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bertray.training.loop._MAX_RECORDS", 8)  # of 30
     settings = config(precision=precision, checkpoint_steps=7, average_decay=0.9)
-    whole = Checkpoints(Location.of(str(tmp_path / "whole")))
+    whole = checkpoints_in(tmp_path / "whole", settings)
     watcher = Recorder()
     undisturbed = fine_tune(rows, settings, watcher, whole)
-    parts = Checkpoints(Location.of(str(tmp_path / "parts")))
+    parts = checkpoints_in(tmp_path / "parts", settings)
     seen = []
     # In mid-epoch, between checkpoints and upon one, at an epoch's end, amid its evaluation; an epoch has 10 steps.
     for part in (Recorder(4), Recorder(10), Recorder(13), Recorder(14), Recorder(20, amid_evaluation=True), Recorder()):
-        interrupted = fine_tune(rows, settings, part, Checkpoints(parts._folder))
+        interrupted = fine_tune(rows, settings, part, checkpoints_in(tmp_path / "parts", settings))
         seen += part.records
-        latest = Checkpoints(parts._folder).latest()
+        latest = parts.latest()
         assert latest is not None and latest.step == (part.stop_at or 30)
         assert len(latest.history) == {10: 0, 20: 1}.get(latest.step, latest.step // 10)
     assert [(one.step, one.loss) for one in seen] == [(one.step, one.loss) for one in watcher.records]
@@ -96,9 +97,10 @@ def test_a_checkpoint_is_written_every_so_many_minutes(rows: Path, tmp_path: Pat
             return super().steps(records, num_steps)
 
     for minutes, expected in ((1e-9, range(1, 5)), (10.0, [])):
-        checkpoints = Checkpoints(Location.of(str(tmp_path / f"{minutes}")))
+        settings = config(checkpoint_minutes=minutes)
+        checkpoints = checkpoints_in(tmp_path / f"{minutes}", settings)
         with pytest.raises(OSError, match="gone"):
-            fine_tune(rows, config(checkpoint_minutes=minutes), Crash(), checkpoints)
+            fine_tune(rows, settings, Crash(), checkpoints)
         latest = checkpoints.latest()
         assert (latest.step in expected) if latest else not expected
 
@@ -111,13 +113,13 @@ def test_a_crash_costs_the_steps_since_the_checkpoint_alone(rows: Path, tmp_path
                 raise OSError("the machine is gone")
 
     settings = config(checkpoint_steps=6)
-    whole, broken = (Checkpoints(Location.of(str(tmp_path / name))) for name in ("whole", "broken"))
+    whole, broken = (checkpoints_in(tmp_path / name, settings) for name in ("whole", "broken"))
     fine_tune(rows, settings, Recorder(), whole)
     with pytest.raises(OSError, match="gone"):
         fine_tune(rows, settings, Crash(), broken)
     broken.wait()
     watcher = Recorder()
-    fine_tune(rows, settings, watcher, Checkpoints(broken._folder))
+    fine_tune(rows, settings, watcher, checkpoints_in(tmp_path / "broken", settings))
     assert watcher.records[0].step == 19  # after the checkpoint of step 18
     for name, tensor in weights_of(whole).items():
         assert torch.equal(tensor, weights_of(broken)[name])
@@ -171,13 +173,13 @@ def test_ranks_take_the_same_steps(
 def single(rows: Path) -> tuple[Any, ...]:
     """Records, history, first and last state of one rank; the checkpoint of step 11 is in the folder "begun"."""
     settings, watcher = config(**OF_SEVERAL_RANKS), Recorder(stop_at=11)
-    checkpoints = Checkpoints(Location.of(str(rows.parent / "begun")))
+    checkpoints = checkpoints_in(rows.parent / "begun", settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bertray.training.loop._LOOK_INTERVAL_S", 0.0)
         begun = fine_tune(rows, settings, watcher, checkpoints, small_model(dropout=0.0)).optimizer.state()
     shutil.copytree(rows.parent / "begun", rows.parent / "1")
     watcher = Recorder()
-    run = fine_tune(rows, settings, watcher, Checkpoints(Location.of(str(rows.parent / "1"))), small_model(dropout=0.0))
+    run = fine_tune(rows, settings, watcher, checkpoints_in(rows.parent / "1", settings), small_model(dropout=0.0))
     return watcher.records, run.progress.history, begun, run.optimizer.state()
 
 
@@ -237,8 +239,8 @@ def test_the_best_or_the_last_epoch_is_kept(rows: Path) -> None:
 
 
 def test_divergence_names_the_rows_and_leaves_a_sound_checkpoint(rows: Path, tmp_path: Path) -> None:
-    checkpoints = Checkpoints(Location.of(str(tmp_path)))
     settings = config(checkpoint_steps=2)
+    checkpoints = checkpoints_in(tmp_path, settings)
     fine_tune(rows, settings, Recorder(stop_at=5), checkpoints)
     before = checkpoints.latest()
     assert before is not None
@@ -247,7 +249,7 @@ def test_divergence_names_the_rows_and_leaves_a_sound_checkpoint(rows: Path, tmp
     checkpoints.save(before, state, None)
     checkpoints.wait()
     with pytest.raises(DivergedError, match=r"the loss is nan at epoch 1, step 6: lower --learning-rate") as caught:
-        fine_tune(rows, settings, Recorder(), Checkpoints(checkpoints._folder))
+        fine_tune(rows, settings, Recorder(), checkpoints_in(tmp_path, settings))
     assert caught.value.step == 6
     assert len(caught.value.rows) == 16
     assert checkpoints.latest() == before  # not one of step 6

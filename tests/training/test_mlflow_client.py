@@ -197,7 +197,7 @@ def test_what_is_deleted_or_unknown_is_refused(mlflow_server: str, tmp_path: Pat
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(RequestError, match=r"mlflow cannot be imported .*pip install 'bertray\[mlflow\]'"):
+    with pytest.raises(RequestError, match=r"needs the extra 'mlflow': pip install 'bertray\[mlflow\]'.*leave it out"):
         check("http://127.0.0.1:9")
 
 
@@ -213,7 +213,7 @@ def note(event, arguments):
     if event == "socket.getaddrinfo":
         places.add(arguments[:2])
 sys.addaudithook(note)
-from bertray.tracking import Tracker
+from bertray.training.tracking import Tracker
 with Tracker(Path({str(tmp_path)!r}), {mlflow_server!r}, "quiet", "a run", {{}}) as run:
     run.epoch(1, {{"loss": 1.0}})
 import mlflow.telemetry.client, mlflow.telemetry.utils

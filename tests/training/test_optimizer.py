@@ -11,7 +11,6 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import tiny_config
 from transformers import BertForSequenceClassification
 
 from bertray.errors import RequestError
@@ -19,6 +18,7 @@ from bertray.training.adamw import CompiledAdamW, TorchAdamW
 from bertray.training.adamw_kernel import _compiled
 from bertray.training.optimizer import Optimizer, _depths, check_memory, learning_rate_factor
 from bertray.training.ranks import OwnMemory
+from tests.conftest import tiny_config
 
 
 def build() -> BertForSequenceClassification:
@@ -110,7 +110,7 @@ def test_what_numba_kept_may_be_damaged(
 )
 def test_what_makes_the_optimizer_slower_is_told(name: str, value: str, message: str) -> None:
     program = (
-        "import torch; torch.set_num_threads(2); from bertray import adamw_kernel; "
+        "import torch; torch.set_num_threads(2); from bertray.training import adamw_kernel; "
         "[adamw_kernel.use_torchs_threads() for _ in range(2)]"
     )
     environment = {**os.environ, name: value}

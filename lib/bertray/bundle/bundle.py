@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from bertray.bundle.card import model_card
 from bertray.bundle.info import CARD_FILE, BundleInfo, hash_files, opened
 from bertray.bundle.predictions import predictions
 from bertray.errors import RequestError
+from bertray.metrics.calibration import probabilities
 from bertray.model.encoder import Encoder
 from bertray.schema import (
     prediction_schema,
@@ -33,6 +34,9 @@ from bertray.tokenization.tokenizer import ColumnTokenizer, TokenColumn
 from bertray.tokenization.windows import aggregate
 from bertray.types import Device, Precision
 from bertray.versions import versions
+
+# A list, an array or a series of strings; null where there is no text.
+Texts: TypeAlias = Sequence[str | None] | pa.Array | pa.ChunkedArray
 
 
 class Prediction(NamedTuple):
@@ -75,6 +79,9 @@ class Bundle:
             BundleError: the folder is missing, incomplete or altered.
             RequestError: the device is not there, or lacks the precision.
         """
+        for name, value, allowed in (("precision", precision, Precision), ("device", device, Device)):
+            if value not in get_args(allowed):
+                raise RequestError(f"{name} {value!r} is not allowed: use one of {', '.join(get_args(allowed))}")
         with opened(uri) as (folder, info):
             model, tokenizer = load_model(folder), load_tokenizer(folder, info)
         return cls(info, Encoder(model, precision, device), tokenizer)
@@ -85,19 +92,33 @@ class Bundle:
         return self.encoder.precision
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """By id: the order of `predict_proba`'s columns."""
+        return self.info.labels
+
+    @property
     def schema(self) -> pa.Schema:
         """Of what `predict_column` gives."""
         return prediction_schema(self.info.problem_type)
 
-    def predict(self, texts: Sequence[str | None]) -> list[Prediction]:
-        """Classify texts, in order. A null or empty text gets an `error` instead of a label."""
-        if isinstance(texts, str):
-            raise RequestError("predict takes a sequence of strings, not one string: predict([text])")
-        try:
-            column = pa.array(texts, pa.large_string())
-        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
-            raise RequestError(f"predict takes a sequence of strings: {error}") from error
-        return [Prediction(**row) for row in self.predict_column(column).to_pylist()]
+    def predict(self, texts: Texts) -> list[Prediction]:
+        """Classify texts, in order. A null or empty text gets an `error` instead of a label.
+
+        Raises:
+            RequestError: these are no texts.
+        """
+        return [Prediction(**row) for row in self.predict_column(_as_column(texts)).to_pylist()]
+
+    def predict_proba(self, texts: Texts) -> np.ndarray:
+        """The probability of every label, float32 [N, C], in the order of `labels`; NaN of a text with an error.
+
+        With one label a row they add up to 1; with several, each stands for itself.
+
+        Raises:
+            RequestError: these are no texts.
+        """
+        _, logits_NC = self.logits(_as_column(texts))
+        return probabilities(logits_NC, self.info.problem_type)
 
     def predict_column(self, texts: pa.Array | pa.ChunkedArray) -> pa.Table:
         """Classify an Arrow column: N texts in, a table of N rows in `schema` out.
@@ -129,6 +150,22 @@ class Bundle:
             thresholds=info.thresholds,
             review_below=info.review_below,
         )
+
+
+def _as_column(texts: Texts) -> pa.Array | pa.ChunkedArray:
+    """Texts of any kind that Python has as an Arrow column.
+
+    Raises:
+        RequestError: these are no texts.
+    """
+    if isinstance(texts, str):
+        raise RequestError("give a sequence of strings, not one string: [text]")
+    if isinstance(texts, pa.Array | pa.ChunkedArray):
+        return texts
+    try:
+        return pa.array(texts, pa.large_string())
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
+        raise RequestError(f"give a sequence of strings: {error}") from error
 
 
 def load_model(folder: Path) -> Any:

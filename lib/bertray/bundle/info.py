@@ -5,7 +5,7 @@
       tokenizer.json, …                    its tokenizer
       README.md                            the model card
       learning_curves.svg, tensorboard/    how training went; not hashed, for no prediction depends on it
-      trials.json, trials.parquet          the search that found its options (jobs.tune); not hashed
+      trials.json, trials.parquet          the search that found its options (bertray tune); not hashed
       bundle.json                          what is here: sha256 of every file, labels, length, origin, metrics; last
 
 `bertray.bundle.bundle` makes a classifier of it. Here nothing is loaded that takes time to import.
@@ -130,13 +130,13 @@ def read_info(location: Location) -> BundleInfo:
     """Read bundle.json without loading the model.
 
     Raises:
-        BundleError: it is missing or not what jobs.train writes.
+        BundleError: it is missing or not what bertray train writes.
     """
     file = location / BUNDLE_FILE
     if not file.exists():
         raise BundleError(
             f"{location} is no model bundle: it has no {BUNDLE_FILE}. Make one with "
-            f"python -m jobs.train --data DATASET --output {'BUNDLE' if location.exists() else location}"
+            f"bertray train --data DATASET --output {'BUNDLE' if location.exists() else location}"
         )
     try:
         info = BundleInfo.model_validate_json(file.read_bytes())

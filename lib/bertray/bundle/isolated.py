@@ -18,18 +18,18 @@ import struct
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
-import torch
 
-from bertray.bundle.bundle import Bundle
 from bertray.bundle.info import BundleInfo, read_info
-from bertray.errors import BundleError, ShardError
-from bertray.model.runtime import keep_freed_memory
+from bertray.errors import BundleError, RequestError, ShardError
 from bertray.schema import ERROR, NUM_TOKENS, REVIEW, TRUNCATED, prediction_schema
 from bertray.storage.location import Location
-from bertray.types import Engine, InferencePrecision
+from bertray.types import Device, Engine, InferencePrecision
+
+if TYPE_CHECKING:
+    from bertray.bundle.bundle import Bundle
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class ModelSpec:
     bundle: str
     engine: Engine
     precision: InferencePrecision
-    device: Literal["cpu", "cuda"]
+    device: Device
     cache: str
     num_threads: int
 
@@ -64,13 +64,17 @@ class ModelSpec:
         Raises:
             BundleError: it is missing, incomplete or altered.
         """
-        if self.device == "cpu":
+        import torch  # here and below: the process that starts the child does without
+
+        from bertray.bundle.bundle import Bundle
+
+        if self.device != "cuda":
             torch.set_num_threads(self.num_threads)
         if self.engine == "openvino":
             from bertray.bundle.openvino import load_prepared  # half a second, and much else
 
             return load_prepared(self.bundle, self.precision, Location.of(self.cache), self.num_threads)
-        assert self.precision != "int8"  # bertray.config has checked it
+        assert self.precision != "int8"  # the configuration has checked it
         return Bundle.load(self.bundle, self.precision, self.device)
 
 
@@ -79,18 +83,26 @@ class _ProcessDiedError(Exception):
 
 
 class IsolatedBundle:
-    """Predicts as a `Bundle` does, in a child process; close it after use.
+    """Predicts as a `Bundle` does, in a child process; a context manager, or close it after use.
 
     Attributes:
         info: of the bundle.
-        precision: what the model is really run in; known after the first prediction.
+        precision: what the model is really run in; known when the child is ready.
+        device: what it runs on, likewise.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self._child: subprocess.Popen[bytes] | None = None
         self.info: BundleInfo = read_info(Location.of(spec.bundle))
-        self.precision = ""
+        self.precision = self.device = ""
+        self._is_ready = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def schema(self) -> pa.Schema:
@@ -143,7 +155,7 @@ class IsolatedBundle:
         return pa.Table.from_pylist([row], schema=self.schema)
 
     def _ask(self, texts: pa.Array) -> pa.Table:
-        child = self._child or self._start()
+        child = self.ready()
         assert child.stdin is not None and child.stdout is not None
         try:
             _write(child.stdin, pa.table({"text": texts}))
@@ -154,17 +166,34 @@ class IsolatedBundle:
             raise ShardError(f"in a process of its own: {answer[_FAILURE][0].as_py()}")
         return answer
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "bertray.bundle.isolated", json.dumps(asdict(self._spec))]
-        child = self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert child.stdout is not None
-        try:
-            ready = _read(child.stdout)
-        except EOFError as error:
-            raise BundleError(
-                f"a process that was to load {self._spec.bundle} {self._how_it_died()}; see the worker's log"
-            ) from error
-        self.precision = ready["precision"][0].as_py()
+    def start(self) -> None:
+        """Begin to load the model, which takes seconds; whoever asks next waits for it."""
+        if self._child is None:
+            command = [sys.executable, "-m", "bertray.bundle.isolated", json.dumps(asdict(self._spec))]
+            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self._is_ready = False
+
+    def ready(self) -> subprocess.Popen[bytes]:
+        """The child, when it has loaded the model.
+
+        Raises:
+            RequestError: it cannot; the message is its own.
+            BundleError: it ended instead.
+        """
+        self.start()
+        child = self._child
+        assert child is not None and child.stdout is not None
+        if not self._is_ready:
+            try:
+                facts = _read(child.stdout).to_pylist()[0]
+            except EOFError as error:
+                raise BundleError(
+                    f"a process that was to load {self._spec.bundle} {self._how_it_died()}; see the worker's log"
+                ) from error
+            if _FAILURE in facts:
+                self.close()
+                raise RequestError(facts[_FAILURE])
+            self.precision, self.device, self._is_ready = facts["precision"], facts["device"], True
         return child
 
     def _how_it_died(self) -> str:
@@ -205,9 +234,18 @@ def main() -> None:
     """The child: load the model, say so, answer until standard input ends."""
     answers: Any = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not stand between the answers
+    import torch
+
+    from bertray.model.runtime import keep_freed_memory
+
     keep_freed_memory()
-    bundle = ModelSpec(**json.loads(sys.argv[1])).load()
-    _write(answers, pa.table({"precision": [bundle.encoder.precision]}))
+    try:
+        bundle = ModelSpec(**json.loads(sys.argv[1])).load()
+    except RequestError as error:
+        _write(answers, pa.table({_FAILURE: [str(error)]}))
+        return
+    device = getattr(bundle.encoder, "device", None)  # an engine's own encoder is for CPUs
+    _write(answers, pa.table({"precision": [bundle.encoder.precision], "device": [device.type if device else "cpu"]}))
     while True:
         try:
             texts = _read(sys.stdin.buffer)["text"]
@@ -215,6 +253,8 @@ def main() -> None:
             return
         try:
             answer = bundle.predict_column(texts)
+        except torch.AcceleratorError:  # a GPU that has failed once fails in this process for ever
+            raise
         except Exception as error:  # as in an actor: no text is to blame for it
             answer = pa.table({_FAILURE: [f"{type(error).__name__}: {error}"]})
         _write(answers, answer)

@@ -1,7 +1,7 @@
 """Labelled files become a data set: train, validation and test rows, whose labels are numbered.
 
     readers    files of any format -> one table           cleaning   which rows stay, and why
-    splits     rows held out                              prepare    all of it, for jobs.prepare
+    splits     rows held out                              prepare    all of it, for bertray prepare
     dataset    the folder that results, opened            synthetic  the demo's corpus; resume_words, what it is made of
 
 Imports storage, formats, tokenization and metrics. No torch, no Ray.

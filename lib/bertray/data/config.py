@@ -1,9 +1,8 @@
-"""What jobs.prepare can be told; how it is read, `bertray.config` says."""
+"""The options of bertray prepare; how they are read, `bertray.config` says."""
 
 from typing import Self
 
 from pydantic import Field, model_validator
-from pydantic_settings import SettingsConfigDict
 
 from bertray.config import JobConfig, LabelName, Paths, Place
 
@@ -12,38 +11,52 @@ DEFAULT_LABEL_SEPARATOR = ";"
 
 
 class PrepareConfig(JobConfig):
-    """jobs.prepare: labelled files in, a clean, encoded and split data set out."""
+    """Clean labelled files, encode their labels and split them into train, validation and test.
 
-    model_config = SettingsConfigDict(env_prefix="BERTRAY_PREPARE_")
+        bertray prepare --input labelled.csv --output dataset
+        bertray prepare --input 'chunks/*.jsonl.gz' --text-column body --label-column section --output dataset
+        bertray prepare --input train.parquet --validation dev.parquet --test test.parquet --output s3://bucket/dataset
+        bertray prepare --input emotions.csv --multi-label --label-separator '|' --output dataset
+        bertray prepare --input intents.csv --test with_others.csv --oos-label oos --output dataset
+
+    Reads CSV, JSON Lines (also .gz and .zst) and Parquet. Writes train.parquet, validation.parquet, test.parquet,
+    labels.json and report.json, which counts every row: read = kept + taken out, by reason.
+    """
 
     input: Paths = Field(
         min_length=1, description="labelled files, folders or globs (CSV, JSON Lines, Parquet; .gz, .zst)"
     )
     output: Place = Field(description="folder of the data set; written whole, over an earlier data set")
-    text_column: str = Field("text", description="column that holds the text")
-    label_column: str = Field("label", description="column that holds the label")
+    text_column: str = Field(default="text", description="column that holds the text")
+    label_column: str = Field(default="label", description="column that holds the label")
     multi_label: bool = Field(
-        False, description="a row may have several labels: a list of strings, or one string with separators"
+        default=False, description="a row may have several labels: a list of strings, or one string with separators"
     )
     label_separator: str | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="with --multi-label: what stands between the labels of a row, where they are one string; "
         f"default: {DEFAULT_LABEL_SEPARATOR}",
     )
     oos_label: LabelName | None = Field(
-        None,
+        default=None,
         description="label of texts that fit no class (out of scope); --validation and --test may have such rows "
         "where training has none",
     )
-    validation: Place | None = Field(None, description="file, folder or glob of a validation split of your own")
-    test: Place | None = Field(None, description="file, folder or glob of a test split of your own")
+    validation: Place | None = Field(default=None, description="file, folder or glob of a validation split of your own")
+    test: Place | None = Field(default=None, description="file, folder or glob of a test split of your own")
     validation_fraction: float = Field(
-        0.1, gt=0, lt=1, description="share of the kept rows, where --validation is not given"
+        default=0.1, gt=0, lt=1, description="share of the kept rows, where --validation is not given"
     )
-    test_fraction: float = Field(0.1, gt=0, lt=1, description="share of the kept rows, where --test is not given")
-    group_column: str | None = Field(None, description="rows that share its value stay on one side of every split")
-    seed: int = Field(0, ge=0, lt=2**32, description="of the splits: the same seed and rows give the same splits")
+    test_fraction: float = Field(
+        default=0.1, gt=0, lt=1, description="share of the kept rows, where --test is not given"
+    )
+    group_column: str | None = Field(
+        default=None, description="rows that share its value stay on one side of every split"
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="of the splits: the same seed and rows give the same splits"
+    )
 
     @property
     def separator(self) -> str | None:

@@ -1,4 +1,4 @@
-"""A labelled data set: made once by jobs.prepare, read by training and evaluation.
+"""A labelled data set: made once by bertray prepare, read by training and evaluation.
 
     dataset/
       train.parquet, validation.parquet, test.parquet   rows, in `schema.DATASET_SCHEMA` or `MULTI_LABEL_SCHEMA`
@@ -42,7 +42,7 @@ class Dataset:
 
     @classmethod
     def open(cls, uri: str) -> Dataset:
-        """Open the folder that jobs.prepare wrote.
+        """Open the folder that bertray prepare wrote.
 
         Raises:
             RequestError: it is not one, or was not finished.
@@ -52,11 +52,11 @@ class Dataset:
             if location.is_file():
                 raise RequestError(
                     f"{location} is a file, and no data set. Make one of it with "
-                    f"python -m jobs.prepare --input {uri} --output DATASET"
+                    f"bertray prepare --input {uri} --output DATASET"
                 )
             raise RequestError(
                 f"{location} is no finished data set: it has no {REPORT_FILE}. Make one with "
-                f"python -m jobs.prepare --input FILES --output {uri}"
+                f"bertray prepare --input FILES --output {uri}"
             )
         report = json.loads((location / REPORT_FILE).read_bytes())
         return cls(

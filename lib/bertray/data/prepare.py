@@ -1,4 +1,4 @@
-"""Labelled files become a data set: what jobs.prepare does.
+"""Labelled files become a data set: what bertray prepare does.
 
 1. read     labelled files -> text, label, source, source_row             bertray.data.readers
 2. clean    empty, duplicate and contradictory rows go out, counted       bertray.data.cleaning
@@ -17,6 +17,7 @@ import json
 import logging
 import re
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -47,8 +48,27 @@ from bertray.versions import versions
 _log = logging.getLogger(__name__)
 
 
-def prepare(config: PrepareConfig) -> dict[str, Any]:
-    """Read, clean, split and write a data set; returns the report that is also written as report.json.
+@dataclass(frozen=True)
+class PrepareResult:
+    """What became of labelled files.
+
+    Attributes:
+        output: the data set's place.
+        labels: by id.
+        num_rows: of every split.
+        warnings: what a person should look at.
+        report: what report.json holds: every row that was read, by what became of it.
+    """
+
+    output: str
+    labels: tuple[str, ...]
+    num_rows: dict[str, int]
+    warnings: list[str]
+    report: dict[str, Any]
+
+
+def prepare(config: PrepareConfig) -> PrepareResult:
+    """Read, clean, split and write a data set.
 
     Raises:
         RequestError: unreadable input, no row that can be used, unseen labels in a held-out split, an out-of-scope
@@ -88,7 +108,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     for warning in warnings:
         _log.warning("warning: %s", warning)
     _write(output, splits, labels, report)
-    return report
+    return PrepareResult(str(output), tuple(labels), report["splits"], warnings, report)
 
 
 def _refuse_own_input(output: Location, sources: dict[str, list[str]]) -> None:

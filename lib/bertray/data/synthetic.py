@@ -29,7 +29,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from bertray.data.resume_words import FIELDS, HEADINGS, OWN, PAGE_HEADERS, SHARED, WORDS
-from bertray.errors import RequestError
+from bertray.errors import RequestError, missing_extra
 
 # Shares of a labelled corpus: the longest sections of a résumé are cut into the most chunks.
 _SHARES = {
@@ -64,10 +64,7 @@ class _Writer:
         try:
             from faker import Faker
         except ImportError as error:
-            raise RequestError(
-                "the synthetic corpus needs the package Faker, which cannot be imported: "
-                "make install, or pip install '.[demo]'"
-            ) from error
+            raise missing_extra("the synthetic corpus", "demo") from error
         self.rng = Random(seed)
         self.fake = Faker("en_US")
         self.fake.seed_instance(seed)

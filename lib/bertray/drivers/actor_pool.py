@@ -21,15 +21,15 @@ import ray
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
-from bertray.bundle.info import BundleInfo
 from bertray.drivers import cluster
 from bertray.drivers.status_actors import LogBook, log_to, show
 from bertray.scoring import score_unit
 from bertray.scoring.config import ScoreConfig
-from bertray.scoring.manifest import fingerprint
+from bertray.scoring.pool import Parts
 from bertray.scoring.score_shard import STEP_BYTES
-from bertray.scoring.units import ENGINE_FOLDER, Outcome, Unit, Work, divide, num_pieces
-from bertray.storage.location import FileInfo, Location
+from bertray.scoring.score_unit import Request
+from bertray.scoring.units import Outcome, Unit, Work, num_pieces
+from bertray.storage.location import FileInfo
 
 _log = logging.getLogger(__name__)
 
@@ -38,20 +38,6 @@ _MAX_UNITS_IN_FLIGHT = 2
 # What a restarted actor suspects it reads and scores in processes of their own: a unit dies with its actor only where
 # something else ends that.
 _MAX_ACTOR_RESTARTS, _MAX_RETRIES = 100, 10
-
-
-def prepare_engine(config: ScoreConfig, output: Location) -> dict[str, Any]:
-    """Do once what every actor would do, and say what the summary should of the engine.
-
-    Raises:
-        RequestError: the engine is not installed, or cannot run the model.
-    """
-    if config.engine != "openvino":
-        return {"engine": "torch"}
-    from bertray.bundle.openvino import prepare  # torch
-
-    # Beside the predictions, where actors on other nodes find it, and the next run.
-    return prepare(config.bundle, config.precision, output / ENGINE_FOLDER).summary()
 
 
 def place(config: ScoreConfig, pending: list[FileInfo]) -> cluster.Placement:
@@ -69,38 +55,23 @@ def place(config: ScoreConfig, pending: list[FileInfo]) -> cluster.Placement:
     return placement
 
 
-class Pool:
-    """The actors of a run, ready to be given work.
+class ActorPool:
+    """A `scoring.pool.Pool` of Ray actors.
 
     Args:
-        config: of the run, its places absolute.
-        archive: what the shards' paths are relative to.
-        lock_number: of the run's lock, see `lock.check_held`.
+        request: of the run; its `step_bytes` are set here.
     """
 
-    def __init__(
-        self, config: ScoreConfig, info: BundleInfo, archive: Location, placement: cluster.Placement, lock_number: int
-    ) -> None:
+    def __init__(self, request: Request, placement: cluster.Placement) -> None:
         self._placement = placement
         self._device: Literal["cpu", "cuda"] = "cuda" if placement.use_gpu else "cpu"
-        self._config, self._bundle_fingerprint = config, info.fingerprint()
-        self._request_fingerprint = fingerprint(info, config)
-        self._arguments: dict[str, Any] = {
-            "config": config,
-            "archive": str(archive),
-            "request_fingerprint": self._request_fingerprint,
-            "lock_number": lock_number,
-            "step_bytes": STEP_BYTES[self._device],
-        }
+        self.num_processes = placement.num_processes
+        self.unit_bytes = STEP_BYTES[self._device]
+        self._request = replace(request, step_bytes=self.unit_bytes)
 
-    def divide(self, shards: list[FileInfo], staged: set[str]) -> Work:
-        """Cut shards into units that fit the actors; see `units.divide`."""
-        unit_bytes, num_actors = STEP_BYTES[self._device], self._placement.num_processes
-        return divide(shards, unit_bytes, num_actors, self._request_fingerprint, staged)
-
-    def outcomes(self, work: Work) -> Iterator[Outcome]:
-        """Run the units; yields outcomes of shards and parts as they finish, and of shards when they are merged."""
-        merges = _Merges(work, self._arguments)
+    def run(self, work: Work) -> Iterator[Outcome]:
+        """See `scoring.pool.Pool.run`."""
+        merges = _Merges(work, self._request)
         book = LogBook()
         if work.units:
             for row in self._dataset(work.units).iter_rows():
@@ -122,11 +93,7 @@ class Pool:
             # One row is one unit and one block: Ray neither mixes nor splits units, and a retry repeats one alone.
             return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 ScoringActor,
-                fn_constructor_kwargs={
-                    "device": self._device,
-                    "bundle_fingerprint": self._bundle_fingerprint,
-                    "arguments": self._arguments,
-                },
+                fn_constructor_kwargs={"device": self._device, "request": self._request},
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(
@@ -143,26 +110,22 @@ class Pool:
 class _Merges:
     """Shards of which all parts are staged, on their way to a predictions file, each in a task of its own."""
 
-    def __init__(self, work: Work, arguments: dict[str, Any]) -> None:
-        self._num_parts, self._arguments = work.num_parts, arguments
+    def __init__(self, work: Work, request: Request) -> None:
+        self._num_parts, self._request, self._parts = work.num_parts, request, Parts(work)
         # Actors may hold every CPU, and a merge mostly waits for the storage.
         options = {"num_cpus": 0, "max_retries": _MAX_RETRIES, "scheduling_strategy": "SPREAD"}
         self._merge = ray.remote(score_unit.merge).options(**options)
-        self._missing = {shard: set(parts) for shard, parts in work.missing_parts.items()}
         self._running: dict[Any, FileInfo] = {}
-        for shard in [shard for shard, parts in self._missing.items() if not parts]:
+        for shard in self._parts.complete:
             self._start(shard)
 
     def take(self, outcome: Outcome) -> None:
         """Take in what has become of a part."""
-        if outcome.part is None or outcome.failure:
-            return
-        self._missing[outcome.shard].discard(outcome.part)
-        if not self._missing[outcome.shard]:
-            self._start(outcome.shard)
+        if (shard := self._parts.take(outcome)) is not None:
+            self._start(shard)
 
     def _start(self, shard: FileInfo) -> None:
-        merged = self._merge.remote(shard, self._num_parts[shard], **self._arguments)
+        merged = self._merge.remote(self._request, shard, self._num_parts[shard])
         self._running[merged] = shard
 
     def finished(self, wait: bool) -> Iterator[Outcome]:

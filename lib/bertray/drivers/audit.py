@@ -1,4 +1,4 @@
-"""Training rows whose labels are probably wrong: the driver of jobs.audit.
+"""Training rows whose labels are probably wrong: the driver of bertray audit.
 
 1. check   data set, encoder, output and cluster, before any time is spent
 2. divide  training rows into folds: every label in each, equal texts in the same            [data.splits]
@@ -15,22 +15,22 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cleanlab
 import numpy as np
 import pyarrow as pa
 
+from bertray.cli import Outcome
 from bertray.data.cleaning import comparison_keys
 from bertray.data.dataset import Dataset
 from bertray.data.splits import folds
-from bertray.drivers import cluster
-from bertray.drivers.cross_validation import out_of_fold_logits
-from bertray.errors import DivergedError, RequestError
+from bertray.errors import DivergedError, RequestError, missing_extra
 from bertray.metrics.calibration import probabilities
 from bertray.metrics.classification import multi_label_metrics, summary_metrics
-from bertray.metrics.label_issues import LabelIssues, find_issues, find_multi_label_issues, ranked
-from bertray.model.pretrained import load_tokenizer
+from bertray.reports.terminal import print_audit
 from bertray.schema import (
     GIVEN_PROBABILITY,
     LABEL,
@@ -46,15 +46,19 @@ from bertray.storage.location import Location
 from bertray.storage.lock import RunLock, new_run_id
 from bertray.storage.outputs import refuse_in_bundle
 from bertray.storage.records import put_records
-from bertray.tokenization.tokenizer import ColumnTokenizer
 from bertray.training.config import AuditConfig
-from bertray.training.preflight import check_data, check_origin, with_absolute_places, with_rows
+from bertray.training.preflight import check_data, check_encoder, check_origin, with_absolute_places, with_rows
 from bertray.versions import versions
+
+if TYPE_CHECKING:
+    from bertray.metrics.label_issues import LabelIssues
 
 _log = logging.getLogger(__name__)
 
 # Models that agree with fewer labels than this have learnt too little to doubt any.
 _FEWEST_AGREED = 0.5
+
+_SUMMARY = ("num_rows", "num_rows_without_tokens", "num_suspects", "noise", "out_of_fold", "warnings", "wall_s")
 
 SUSPECTS_FILE, REPORT_FILE = "suspects.parquet", "label_quality.json"
 
@@ -73,6 +77,13 @@ class Audit(NamedTuple):
     quality_N: np.ndarray
 
 
+def run(config: AuditConfig) -> Outcome:
+    """The job of the command line."""
+    found = audit(config)
+    print_audit(found.report, found.suspects)
+    return Outcome({"output": config.output, **{key: found.report[key] for key in _SUMMARY}})
+
+
 def audit(config: AuditConfig) -> Audit:
     """Find the labels that are probably wrong, and write both files.
 
@@ -89,6 +100,14 @@ def audit(config: AuditConfig) -> Audit:
     if output.contains(dataset.location):
         raise RequestError(f"--output {output} holds --data {dataset.location}: choose a folder of its own")
     check_data(dataset, config)
+    check_encoder(config.encoder)
+    label_issues = _label_issues()
+    # From here on torch and Ray, which take seconds to import.
+    from bertray.drivers import cluster
+    from bertray.drivers.cross_validation import out_of_fold_logits
+    from bertray.model.pretrained import load_tokenizer
+    from bertray.tokenization.tokenizer import ColumnTokenizer
+
     tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
     config = with_absolute_places(config, dataset, output)
     data_fingerprint = dataset.fingerprint()
@@ -112,9 +131,9 @@ def audit(config: AuditConfig) -> Audit:
         judged = np.flatnonzero(np.isfinite(logits_NC).all(axis=1))
         probabilities_MC = probabilities(logits_NC[judged], dataset.problem_type)
         targets = dataset.targets(rows.take(pa.array(judged)))
-        find = find_multi_label_issues if is_multi_label else find_issues
+        find = label_issues.find_multi_label_issues if is_multi_label else label_issues.find_issues
         issues = find(targets, probabilities_MC)
-        suspects = _suspects(dataset, rows, judged, issues)
+        suspects = _suspects(dataset, rows, judged, issues, label_issues.ranked(issues))
         metrics = _metrics(dataset, targets, probabilities_MC)
         warnings = _warnings(metrics)
         for warning in warnings:
@@ -134,7 +153,7 @@ def audit(config: AuditConfig) -> Audit:
             "problem_type": dataset.problem_type,
             "data_fingerprint": data_fingerprint,
             "config": config.model_dump(),
-            "versions": {**versions(), "cleanlab": cleanlab.__version__},
+            "versions": {**versions(), "cleanlab": version("cleanlab")},
             "wall_s": round(time.monotonic() - started_s, 1),
         }
         lock.check()
@@ -146,9 +165,16 @@ def audit(config: AuditConfig) -> Audit:
     return Audit(report, suspects, quality_N)
 
 
-def _suspects(dataset: Dataset, rows: pa.Table, judged: np.ndarray, issues: LabelIssues) -> pa.Table:
-    """The suspect rows as they are written."""
-    order = ranked(issues)
+def _label_issues() -> ModuleType:
+    """The module that finds them, whose package the default install lacks."""
+    try:
+        return import_module("bertray.metrics.label_issues")
+    except ImportError as error:
+        raise missing_extra(f"bertray audit ({error})", "audit") from error
+
+
+def _suspects(dataset: Dataset, rows: pa.Table, judged: np.ndarray, issues: LabelIssues, order: np.ndarray) -> pa.Table:
+    """The suspect rows as they are written, in the order of `label_issues.ranked`."""
     found = rows.take(pa.array(judged[order]))
     names = np.array(dataset.labels, dtype=object)
     suggested: Sequence[Any]
@@ -182,7 +208,7 @@ def _warnings(metrics: dict[str, float]) -> list[str]:
         return []
     return [
         f"the models' {name} on rows that they have not seen is {metrics[name]:.2f}: so far below 1, suspects say more "
-        "of the models than of the labels. Raise --epochs or --learning-rate until it is as good as jobs.evaluate's"
+        "of the models than of the labels. Raise --epochs or --learning-rate until it is as good as bertray evaluate's"
     ]
 
 

@@ -1,61 +1,77 @@
-"""What jobs.evaluate, jobs.predict and jobs.demo can be told; how it is read, `bertray.config` says."""
+"""The options of bertray evaluate, predict and demo; how they are read, `bertray.config` says."""
 
 from typing import Literal
 
 from pydantic import Field, model_validator
-from pydantic_settings import SettingsConfigDict
 
 from bertray.config import ENGINE_HELP, INFERENCE_PRECISION_HELP, JobConfig, Place, Texts, check_engine
 from bertray.types import Engine, InferencePrecision
 
 
 class EvaluateConfig(JobConfig):
-    """jobs.evaluate: a bundle and a split of a data set in, metrics and predictions out."""
+    """Measure a bundle on a split of a data set, beside TF-IDF + logistic regression on the same rows.
 
-    model_config = SettingsConfigDict(env_prefix="BERTRAY_EVALUATE_")
+        bertray evaluate --bundle bundle --data dataset --output evaluation
+        bertray evaluate --bundle s3://bucket/bundle --data s3://bucket/dataset --split validation --output eval
+        bertray evaluate --bundle bundle --data dataset --output evaluation --oos-threshold 0.5
 
-    bundle: Place = Field(description="model bundle that jobs.train wrote")
-    data: Place = Field(description="data set folder that jobs.prepare wrote")
-    split: Literal["train", "validation", "test"] = Field("test", description="rows to evaluate on")
+    Writes metrics.json and predictions.parquet.
+    """
+
+    bundle: Place = Field(description="model bundle that bertray train wrote")
+    data: Place = Field(description="data set folder that bertray prepare wrote")
+    split: Literal["train", "validation", "test"] = Field(default="test", description="rows to evaluate on")
     output: Place = Field(description="folder for metrics.json and predictions.parquet")
     oos_threshold: float | None = Field(
-        None,
+        default=None,
         ge=0,
         le=1,
         description="score below which a text counts as out of scope, with a data set of --oos-label that has no such "
         "training rows; default: the bundle's review_below",
     )
-    engine: Engine = Field("auto", description=ENGINE_HELP)
-    precision: InferencePrecision = Field("auto", description=INFERENCE_PRECISION_HELP)
+    engine: Engine = Field(default="auto", description=ENGINE_HELP)
+    precision: InferencePrecision = Field(default="auto", description=INFERENCE_PRECISION_HELP)
 
     _engine_fits = model_validator(mode="after")(check_engine)
 
 
 class PredictConfig(JobConfig):
-    """jobs.predict: texts in, one JSON object a text out."""
+    """Classify a few texts with a bundle: one JSON object a text on stdout.
 
-    model_config = SettingsConfigDict(env_prefix="BERTRAY_PREDICT_")
+        bertray predict --bundle bundle "B.Sc. in Physics, 2014" "Python, SQL, Spark"
+        bertray predict --bundle bundle < texts.txt | jq -r .label
 
-    bundle: Place = Field(description="model bundle that jobs.train wrote")
+    Without texts it reads standard input, one text a line. Each text is a row of the predictions that bertray score
+    writes.
+    """
+
+    bundle: Place = Field(description="model bundle that bertray train wrote")
     texts: Texts = Field(
         default_factory=list,
         description="texts; without any, one text a line from standard input",
         json_schema_extra={"positional": True},
     )
-    engine: Engine = Field("auto", description=ENGINE_HELP)
-    precision: InferencePrecision = Field("auto", description=INFERENCE_PRECISION_HELP)
+    engine: Engine = Field(default="auto", description=ENGINE_HELP)
+    precision: InferencePrecision = Field(default="auto", description=INFERENCE_PRECISION_HELP)
 
     _engine_fits = model_validator(mode="after")(check_engine)
 
 
 class DemoConfig(JobConfig):
-    """jobs.demo: a generated corpus through every job."""
+    """See the whole of it work: a generated résumé corpus through prepare, train, evaluate and score.
 
-    model_config = SettingsConfigDict(env_prefix="BERTRAY_DEMO_")
+        bertray demo
+        bertray demo --output /tmp/demo --num-labelled 400 --num-archive 400 --epochs 1
 
-    output: Place = Field("demo", description="local folder; files of an earlier demo are replaced")
-    num_labelled: int = Field(1839, ge=60, description="labelled chunks, as many as the reference tutorial has")
-    num_archive: int = Field(4000, ge=80, description="unlabelled chunks in 8 shards")
-    encoder: str = Field("minilm", description="as in jobs.train")
-    epochs: int = Field(3, ge=1, description="as in jobs.train")
-    learning_rate: float = Field(2e-4, gt=0, lt=1, description="above jobs.train's: a small encoder, few rows")
+    The corpus is synthetic: its accuracy says nothing about your data. Every step is a command that you can type
+    yourself; it is printed before it runs.
+    """
+
+    output: Place = Field(default="demo", description="local folder; files of an earlier demo are replaced")
+    num_labelled: int = Field(default=1839, ge=60, description="labelled chunks, as many as the reference tutorial has")
+    num_archive: int = Field(default=4000, ge=80, description="unlabelled chunks in 8 shards")
+    encoder: str = Field(default="minilm", description="as in bertray train")
+    epochs: int = Field(default=3, ge=1, description="as in bertray train")
+    learning_rate: float = Field(
+        default=2e-4, gt=0, lt=1, description="above bertray train's: a small encoder, few rows"
+    )

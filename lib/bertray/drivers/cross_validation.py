@@ -34,9 +34,10 @@ from bertray.model.pretrained import load_classifier, num_special_ids
 from bertray.progress import ProgressBar
 from bertray.schema import TEXT
 from bertray.tokenization.tokenizer import ColumnTokenizer, Sequences
-from bertray.training.config import AuditConfig, TrainConfig, TrainingOptions
-from bertray.training.loop import FineTuning, StepRecord
+from bertray.training.config import AuditConfig
+from bertray.training.loop import FineTuning
 from bertray.training.token_files import TrainingRows, compact_vocabulary, label_id_lists
+from bertray.training.tracking import StepRecord
 from bertray.types import ProblemType
 
 _log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ _LOOK_INTERVAL_S = 0.5
 class _Shared(NamedTuple):
     """What all folds need; lies in Ray's object store."""
 
-    config: TrainConfig
+    config: AuditConfig
     rows: TrainingRows
     vocabulary_V: np.ndarray
     fold_N: np.ndarray
@@ -95,8 +96,7 @@ def out_of_fold_logits(
     compact_V, vocabulary_V = compact_vocabulary([tokens], encoder_config.vocab_size, num_special_ids(encoder_config))
     labels = label_id_lists(rows, dataset.problem_type).take(pa.array(tokens.documents_S))
     shared = _Shared(
-        # Not by its constructor, which would read the environment of jobs.train.
-        TrainConfig.model_construct(**config.model_dump(include=set(TrainingOptions.model_fields)), keep="last"),
+        config,
         TrainingRows(
             Sequences(compact_V[tokens.ids_T], tokens.offsets_S1, tokens.documents_S),
             labels.values.to_numpy(),
@@ -183,6 +183,7 @@ def _judge(shared: _Shared, fold: int, board: Any) -> tuple[np.ndarray, dict[str
         shared.problem_type,
         device=device,
         watcher=_Watcher(board, fold),
+        keep="last",
     )
     tuning.run()
     history = tuning.progress.history

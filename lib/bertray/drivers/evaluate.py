@@ -15,16 +15,17 @@ import io
 import json
 import logging
 import time
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bertray.bundle.bundle import Bundle
-from bertray.bundle.openvino import open_bundle
+from bertray.bundle.info import BundleInfo, read_info
 from bertray.bundle.predictions import is_given, label_lists
+from bertray.cli import Outcome
 from bertray.data.dataset import Dataset
 from bertray.drivers.config import EvaluateConfig
 from bertray.errors import RequestError
@@ -42,19 +43,51 @@ from bertray.metrics.classification import (
     review_metrics,
     summary_metrics,
 )
+from bertray.reports.terminal import print_evaluation
 from bertray.schema import LABEL, NO_CLASS, NUM_TOKENS, REVIEW, SCORE, TEXT, TRUNCATED
 from bertray.storage.location import Location
 from bertray.storage.outputs import refuse_in_bundle
 from bertray.types import ProblemType
 from bertray.versions import versions
 
+if TYPE_CHECKING:
+    from bertray.bundle.bundle import Bundle
+
 _log = logging.getLogger(__name__)
+
+_OF_ONE_LABEL = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "f1_macro")
+_OF_SEVERAL_LABELS = ("f1_micro", "f1_macro", "subset_accuracy")
+_SUMMARY = ("num_rows", *_OF_ONE_LABEL, *_OF_SEVERAL_LABELS, "ece", "nll", "review", "out_of_scope", "baseline")
+_ENGINE = ("engine", "precision", "accuracy_fp32", "accuracy_int8", "accuracy_drop_points")
 
 PREDICTED, BASELINE_PREDICTED = "predicted", "baseline_predicted"
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate, write both files, and return what metrics.json holds.
+@dataclass(frozen=True)
+class EvaluateResult:
+    """How good a bundle is.
+
+    Attributes:
+        output: the place of metrics.json and predictions.parquet.
+        metrics: what metrics.json holds.
+        predictions: what predictions.parquet holds: the rows of the split beside what the bundle says.
+    """
+
+    output: str
+    metrics: dict[str, Any]
+    predictions: pa.Table
+
+
+def run(config: EvaluateConfig) -> Outcome:
+    """The job of the command line."""
+    metrics = evaluate(config).metrics
+    print_evaluation(metrics)
+    names = [key for key in dict.fromkeys((*_SUMMARY, *_ENGINE, "wall_s")) if key in metrics]
+    return Outcome({"output": config.output, **{key: metrics[key] for key in names}})
+
+
+def evaluate(config: EvaluateConfig) -> EvaluateResult:
+    """Evaluate, and write both files.
 
     Raises:
         RequestError: bundle or data set are missing, or do not have the same labels; a threshold for texts out of
@@ -65,8 +98,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     refuse_in_bundle(output)
     dataset = Dataset.open(config.data)
     _check_threshold(config, dataset)
+    _check_labels(read_info(Location.of(config.bundle)), dataset)
+    from bertray.bundle.openvino import open_bundle  # torch, which takes seconds, after the checks
+
     bundle, engine = open_bundle(config.bundle, config.engine, config.precision)
-    _check_labels(bundle, dataset)
     rows = dataset.split(config.split)
 
     _log.info("predicting %d rows in %s", rows.num_rows, bundle.encoder.precision)
@@ -104,7 +139,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     pq.write_table(table, buffer, compression="zstd")
     (output / "predictions.parquet").put(buffer.getvalue())
     (output / "metrics.json").put((json.dumps(metrics, indent=2, ensure_ascii=False) + "\n").encode())
-    return metrics
+    return EvaluateResult(str(output), metrics, table)
 
 
 def _check_threshold(config: EvaluateConfig, dataset: Dataset) -> None:
@@ -122,18 +157,18 @@ def _check_threshold(config: EvaluateConfig, dataset: Dataset) -> None:
         )
 
 
-def _check_labels(bundle: Bundle, dataset: Dataset) -> None:
-    if bundle.info.problem_type != dataset.problem_type:
+def _check_labels(info: BundleInfo, dataset: Dataset) -> None:
+    if info.problem_type != dataset.problem_type:
         raise RequestError(
-            f"the bundle is for {bundle.info.problem_type}, {dataset.location} for {dataset.problem_type}: evaluate "
+            f"the bundle is for {info.problem_type}, {dataset.location} for {dataset.problem_type}: evaluate "
             "the bundle on a data set prepared as its own was, with or without --multi-label"
         )
-    if bundle.info.labels == dataset.labels:
+    if info.labels == dataset.labels:
         return
-    missing = sorted(set(bundle.info.labels) ^ set(dataset.labels))
+    missing = sorted(set(info.labels) ^ set(dataset.labels))
     raise RequestError(
         f"bundle and data set have different labels ({', '.join(missing)} stand in one alone): evaluate the bundle on "
-        f"a data set prepared with its labels: {', '.join(bundle.info.labels)}"
+        f"a data set prepared with its labels: {', '.join(info.labels)}"
     )
 
 

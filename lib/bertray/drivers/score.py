@@ -15,19 +15,29 @@ nothing is imported that takes time: a run that has nothing to do starts neither
 from __future__ import annotations
 
 import logging
+import os
 import time
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 from bertray.bundle.info import BundleInfo, read_info
-from bertray.errors import RequestError
+from bertray.bundle.isolated import IsolatedBundle, ModelSpec
+from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, Outcome
+from bertray.errors import BundleError, RequestError
+from bertray.reports.terminal import print_scoring, print_verdict
 from bertray.scoring.archive import Archive, list_shards, probe, remember, resolved
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.gate import Verdict, judge
 from bertray.scoring.manifest import Manifest, fingerprint
 from bertray.scoring.plan import Plan, plan
-from bertray.scoring.recorder import Bookkeeper
+from bertray.scoring.pool import LocalPool, Pool
+from bertray.scoring.recorder import Recorder
 from bertray.scoring.runs import Announcement, Rate, Runs, Unannounced
-from bertray.scoring.units import Work
+from bertray.scoring.score_shard import STEP_BYTES
+from bertray.scoring.score_unit import Request
+from bertray.scoring.units import ENGINE_FOLDER, Work, divide
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock, new_run_id
 from bertray.versions import versions
@@ -40,17 +50,96 @@ _MAX_PASSES = 3
 _LAST, _VALIDATION = "what was announced last", "the bundle's validation rows"
 
 
-class Scored(NamedTuple):
-    """What a run comes to. A failure has the shard's path and the reason; no verdict: nothing is to be announced."""
+OpenPool = Callable[[Request, list[FileInfo]], AbstractContextManager[Pool]]
 
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """What a scoring run came to.
+
+    Attributes:
+        output: its place.
+        summary: the figures that the command line prints; docs say what each means.
+        failures: path and reason of every shard that failed; the next run tries it again.
+        verdict: what the gate says; None: nothing is to be announced.
+        shards_with_errors: those with most rows that have an error: path, num_rows_error, num_rows, failure.
+    """
+
+    output: str
     summary: dict[str, Any]
     failures: list[dict[str, str]]
     verdict: Verdict | None
     shards_with_errors: list[dict[str, Any]]
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the gate holds the run back: predictions are in place, and not announced."""
+        return self.verdict is not None and self.verdict.is_held
 
-def score(config: ScoreConfig) -> Scored:
+
+def run(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> Outcome:
+    """The job of the command line; see `score`."""
+    if config.plan:
+        from bertray.drivers.score_plan import preview
+
+        facts = preview(config)
+        print_scoring(facts, [], title="plan: nothing was scored")
+        return Outcome(facts)
+    scored = score(config, open_pool=open_pool)
+    print_scoring(scored.summary, scored.failures)
+    if scored.verdict and scored.verdict.reasons:
+        print_verdict(scored.verdict, scored.shards_with_errors)
+    if scored.is_held:
+        return Outcome(scored.summary, EXIT_HELD)
+    return Outcome(scored.summary, EXIT_SHARDS_FAILED if scored.failures else EXIT_OK)
+
+
+@contextmanager
+def pool_of(request: Request, pending: list[FileInfo]) -> Iterator[Pool]:
+    """The pool that the request's configuration asks for, inside the block.
+
+    Args:
+        pending: what is to be scored.
+
+    Raises:
+        RequestError: this machine or cluster cannot do what was asked.
+    """
+    if request.config.num_actors == 0:
+        with _local_pool(request) as pool:
+            yield pool
+        return
+    # Ray: seconds, which a run with nothing to do need not take.
+    from bertray.drivers import actor_pool, cluster
+
+    with cluster.session():
+        yield actor_pool.ActorPool(request, actor_pool.place(request.config, pending))
+
+
+@contextmanager
+def _local_pool(request: Request) -> Iterator[Pool]:
+    config = request.config
+    num_threads = len(os.sched_getaffinity(0))
+    spec = ModelSpec(
+        bundle=config.bundle,
+        engine=config.engine,
+        precision=config.precision,
+        device=config.device,
+        cache=str(Location.of(config.output) / ENGINE_FOLDER),
+        num_threads=num_threads,
+    )
+    with IsolatedBundle(spec) as bundle:
+        if bundle.info.fingerprint() != request.bundle_fingerprint:
+            raise BundleError(f"the bundle {config.bundle} was replaced while the job ran. Run it again")
+        bundle.ready()
+        _log.info("the model runs in a child process, on %s", bundle.device if bundle.device != "cpu" else num_threads)
+        yield LocalPool(replace(request, step_bytes=STEP_BYTES[bundle.device]), bundle)
+
+
+def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreResult:
     """Score what is pending, and announce it if the gate lets it pass.
+
+    Args:
+        open_pool: opens what units are scored by; None: what `config` asks for.
 
     Raises:
         RequestError: bundle, input, output or columns do not fit; nothing was started.
@@ -64,6 +153,7 @@ def score(config: ScoreConfig) -> Scored:
     if config.prune and not archive.is_whole:
         raise RequestError(f"--prune needs the whole archive as --input, and {source} is a part of it: leave it out")
     probe(archive, config)
+    request_fingerprint = fingerprint(info, config)
     with RunLock(output, run_id).held() as lock:
         if lock.was_left_behind:
             output.remove_unfinished()
@@ -74,9 +164,9 @@ def score(config: ScoreConfig) -> Scored:
                 f"run {announced.run_id} of {output} was later than now, {run_id}: set this machine's clock"
             )
         remember(archive, output, has_moved=config.input_moved)
-        todo = plan(archive.shards, manifest.latest(), fingerprint(info, config), is_whole=archive.is_whole)
+        todo = plan(archive.shards, manifest.latest(), request_fingerprint, is_whole=archive.is_whole)
         _log_plan(todo, config)
-        books = Bookkeeper(manifest, runs, run_id, output, fingerprint(info, config), lock)
+        recorder = Recorder(manifest, runs, run_id, output, request_fingerprint, lock)
         engine: dict[str, Any] = {"engine": "openvino" if config.engine == "openvino" else "torch"}
         if todo.pending:
             runs.begin(run_id, _request(config, info), {**todo.counts(), "pending_bytes": todo.pending_bytes})
@@ -85,13 +175,22 @@ def score(config: ScoreConfig) -> Scored:
                 # a record count as done, whatever is asked for next.
                 manifest.forget(run_id, todo.replaced)
             _log.info("scoring %.1f MB in run %s", todo.pending_bytes / 1e6, run_id)
-            engine = _stream(config, info, archive, todo.pending, books)
+            request = Request(
+                config=config,
+                archive=str(archive.root),
+                fingerprint=request_fingerprint,
+                bundle_fingerprint=info.fingerprint(),
+                lock_number=lock.number,
+                is_after_crash=lock.was_left_behind,
+            )
+            engine = _prepare_engine(config, output)
+            engine["num_actors"] = _stream(request, archive, todo.pending, recorder, open_pool or pool_of)
         else:
             _log.info("nothing to do: every shard is committed under this bundle and these columns")
             # Maybe by a run that had recorded its last shard, and not yet removed its parts.
             if lock.was_left_behind:
-                books.remove_stale(Work(), archive)
-                books.finish()
+                recorder.remove_stale(Work(), archive)
+                recorder.finish()
         num_pruned = 0
         if config.prune:
             lock.check()
@@ -106,43 +205,50 @@ def score(config: ScoreConfig) -> Scored:
             "run_id": run_id if todo.pending or verdict else None,
             **todo.counts(),
             "num_outputs_pruned": num_pruned,
-            **books.summary(time.monotonic() - started_s),
+            **recorder.summary(time.monotonic() - started_s),
             **engine,
             **(verdict.summary() if verdict else {"gate": None}),
         }
         if verdict:
             lock.check()
-            runs.finish(run_id, {**summary, "failures": books.failures, "movements": verdict.table()})
+            runs.finish(run_id, {**summary, "failures": recorder.failures, "movements": verdict.table()})
             if not verdict.is_held:
-                measured = books.rate(summary["num_actors"]) if todo.pending else None
+                measured = recorder.rate(summary["num_actors"]) if todo.pending else None
                 runs.announce(_announcement(run_id, news, announced, verdict, info, measured))
-    return Scored(summary, books.failures, verdict, news.shards_with_errors)
+    return ScoreResult(str(output), summary, recorder.failures, verdict, news.shards_with_errors)
+
+
+def _prepare_engine(config: ScoreConfig, output: Location) -> dict[str, Any]:
+    """Do once what every process would do, and say what the summary should of the engine.
+
+    Raises:
+        RequestError: the engine is not installed, or cannot run the model.
+    """
+    if config.engine != "openvino":
+        return {"engine": "torch"}
+    from bertray.bundle.openvino import prepare  # torch
+
+    # Beside the predictions, where actors on other nodes find it, and the next run.
+    return prepare(config.bundle, config.precision, output / ENGINE_FOLDER).summary()
 
 
 def _stream(
-    config: ScoreConfig, info: BundleInfo, archive: Archive, pending: list[FileInfo], books: Bookkeeper
-) -> dict[str, Any]:
-    """Score pending shards, those again that are rewritten meanwhile; what the summary should say of the engine."""
-    from bertray.drivers import (
-        actor_pool,  # Ray and torch: seconds, which a run with nothing to do need not take
-        cluster,
-    )
-
-    engine = actor_pool.prepare_engine(config, Location.of(config.output))
-    with cluster.session():
-        placement = actor_pool.place(config, pending)
-        actors = actor_pool.Pool(config, info, archive.root, placement, books.lock.number)
+    request: Request, archive: Archive, pending: list[FileInfo], recorder: Recorder, open_pool: OpenPool
+) -> int:
+    """Score pending shards, those again that are rewritten meanwhile; returns how many processes held the model."""
+    with open_pool(request, pending) as pool:
         for num_passes in range(1, _MAX_PASSES + 1):
-            work = actors.divide(pending, books.staged())
+            work = divide(pending, pool.unit_bytes, pool.num_processes, request.fingerprint, recorder.staged())
             if num_passes == 1:
-                books.remove_stale(work, archive)
-            changed = books.follow(actors.outcomes(work), work, is_last_pass=num_passes == _MAX_PASSES)
+                recorder.remove_stale(work, archive)
+            changed = recorder.follow(pool.run(work), work, is_last_pass=num_passes == _MAX_PASSES)
             if not changed:
                 break
             pending = [FileInfo(path, now.size_bytes, now.version) for path, now in _listed(archive.root, changed)]
             _log.warning("%d shards were rewritten while they were read; reading them again", len(pending))
-    books.finish()
-    return {**engine, "num_actors": placement.num_processes}
+        num_processes = pool.num_processes
+    recorder.finish()
+    return num_processes
 
 
 def _listed(archive: Location, paths: list[str]) -> list[tuple[str, FileInfo]]:

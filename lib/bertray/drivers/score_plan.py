@@ -55,7 +55,7 @@ def preview(config: ScoreConfig) -> dict[str, Any]:
     if rate is None:
         _log.info("no run on %s has measured a rate yet: hours are unknown", output)
         return facts
-    num_actors = config.num_actors or rate.num_actors
+    num_actors = rate.num_actors if config.num_actors is None else max(1, config.num_actors)
     tokens_per_s_an_actor = rate.tokens_per_s / rate.num_actors
     hours = facts["num_tokens_estimated"] / (tokens_per_s_an_actor * num_actors) / 3600
     facts |= {

@@ -7,7 +7,7 @@ scored in processes of their own, and the model is not loaded here before.
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -16,8 +16,7 @@ from bertray.bundle.info import BundleInfo
 from bertray.bundle.isolated import IsolatedBundle, ModelSpec
 from bertray.errors import BundleError
 from bertray.model.runtime import ModelThread
-from bertray.scoring.config import ScoreConfig
-from bertray.scoring.score_unit import UnitScorer
+from bertray.scoring.score_unit import Request, UnitScorer
 from bertray.scoring.shard_reader import read_in_isolation
 from bertray.scoring.units import ENGINE_FOLDER, Outcome, Unit
 from bertray.storage.location import Location
@@ -29,8 +28,7 @@ class Actor:
     """Scores units of a run.
 
     Args:
-        bundle_fingerprint: of the bundle that the run began with.
-        arguments: of `UnitScorer`.
+        request: of the run.
         num_threads: of the processor, for the model.
         num_suspect_units: of the first ones; see above.
 
@@ -41,24 +39,22 @@ class Actor:
     def __init__(
         self,
         device: Literal["cpu", "cuda"],
-        bundle_fingerprint: str,
-        arguments: dict[str, Any],
+        request: Request,
         num_threads: int,
         num_suspect_units: int,
     ) -> None:
-        self._config: ScoreConfig = arguments["config"]
-        self._step_bytes = arguments["step_bytes"]
+        self._request = request
+        config = request.config
         # A GPU that has failed once fails every later shard: those are not at fault.
-        self._scorer = UnitScorer(**arguments, fatal=(torch.AcceleratorError,))
+        self._scorer = UnitScorer(request, fatal=(torch.AcceleratorError,))
         self._spec = ModelSpec(
-            bundle=self._config.bundle,
-            engine=self._config.engine,
-            precision=self._config.precision,
+            bundle=config.bundle,
+            engine=config.engine,
+            precision=config.precision,
             device=device,
-            cache=str(Location.of(self._config.output) / ENGINE_FOLDER),
+            cache=str(Location.of(config.output) / ENGINE_FOLDER),
             num_threads=num_threads,
         )
-        self._bundle_fingerprint = bundle_fingerprint
         self._bundle: Bundle | None = None
         self._thread = ModelThread()
         self._num_suspect_units = num_suspect_units
@@ -76,8 +72,8 @@ class Actor:
         return self._bundle
 
     def _check_bundle(self, info: BundleInfo) -> None:
-        if info.fingerprint() != self._bundle_fingerprint:
-            raise BundleError(f"the bundle {self._config.bundle} was replaced while the job ran. Run it again")
+        if info.fingerprint() != self._request.bundle_fingerprint:
+            raise BundleError(f"the bundle {self._request.config.bundle} was replaced while the job ran. Run it again")
 
     def _score(self, unit: Unit) -> list[Outcome]:
         if not self._num_suspect_units:
@@ -92,4 +88,5 @@ class Actor:
             isolated.close()
 
     def _read_in_isolation(self, shard: Location) -> None:
-        read_in_isolation(shard, self._config.text_column, self._config.keep_columns, self._step_bytes)
+        config = self._request.config
+        read_in_isolation(shard, config.text_column, config.keep_columns, self._request.step_bytes)

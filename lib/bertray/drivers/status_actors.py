@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from bertray.training.tracking import StepRecord
+from bertray.training.watcher import Board
 
 _log = logging.getLogger(__name__)
 
@@ -75,27 +76,18 @@ def show_logged(board: Any) -> None:
     show(ray.get(board.logged.remote()))
 
 
-class Board(LogBook):
-    """Where rank 0 says how far it is and the driver looks; a Ray actor."""
+class RunBoard(Board, LogBook):
+    """A `Board` of a training run as a Ray actor, with what workers log."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._records: list[StepRecord] = []
-        self._epochs: list[dict[str, float]] = []
-        self._num_steps, self._shall_stop, self._is_at_work = 0, False, False
+        Board.__init__(self)
+        LogBook.__init__(self)
+        self._is_at_work = False
 
-    def post(self, records: list[StepRecord], num_steps: int) -> bool:
-        """New steps, of so many in all; returns whether the run shall end."""
-        self._records += records
-        self._num_steps, self._is_at_work = num_steps, True
-        return self._shall_stop
-
-    def post_epoch(self, metrics: dict[str, float]) -> None:
-        self._epochs.append(metrics)
-
-    def stop(self) -> None:
-        """Let the run write a checkpoint and end."""
-        self._shall_stop = True
+    def steps(self, records: list[StepRecord], num_steps: int) -> bool:
+        """See `Board`."""
+        self._is_at_work = True
+        return super().steps(records, num_steps)
 
     def stopped(self) -> None:
         """The checkpoint is in storage."""
@@ -104,12 +96,6 @@ class Board(LogBook):
     def is_at_work(self) -> bool:
         """Whether rank 0 has taken steps, and has not said that it stopped."""
         return self._is_at_work
-
-    def news(self) -> tuple[list[StepRecord], list[dict[str, float]], int]:
-        """Steps and epochs since the last call, and the number of steps of the run."""
-        news = self._records, self._epochs, self._num_steps
-        self._records, self._epochs = [], []
-        return news
 
 
 class StopBoard(LogBook):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import ray
@@ -13,17 +10,13 @@ import torch
 
 from bertray.drivers import cluster
 from bertray.drivers.status_actors import log_to
-from bertray.model.pretrained import load_classifier
 from bertray.model.runtime import keep_freed_memory
 from bertray.storage.location import Location
-from bertray.storage.lock import check_held
-from bertray.training import token_files
-from bertray.training.checkpoints import Checkpoints
+from bertray.training.checkpoints import checkpoints_of
 from bertray.training.config import TrainConfig
-from bertray.training.loop import FineTuning, Watcher
+from bertray.training.loop import opened
 from bertray.training.run_folder import TrainingRun
 from bertray.training.tracking import StepRecord
-from bertray.types import ProblemType
 
 # A board answers in a few milliseconds; a step may take longer than what stops the job waits.
 _ANSWER_S = 0.1
@@ -40,44 +33,17 @@ def run(settings: dict[str, Any]) -> None:
     place = TrainingRun(Location.of(config.output))
     device = ray.train.torch.get_device()
     set_up_process(device, cluster.assigned_cpus(), settings["board"])
-    with fine_tuning(
+    with opened(
         config,
         place.rows,
         settings["labels"],
         settings["problem_type"],
         device=device,
         watcher=_BoardWatcher(settings["board"]),
-        checkpoints=Checkpoints(
-            place.checkpoints, config.keep_checkpoints, partial(check_held, place.location, settings["lock_number"])
-        ),
+        checkpoints=checkpoints_of(config, place.checkpoints, place.location, settings["lock_number"]),
     ) as loop:
         if not loop.run():  # of several ranks the others wait for this one's next step, for ever
             ray.get(settings["board"].stopped.remote())
-
-
-@contextmanager
-def fine_tuning(
-    config: TrainConfig,
-    rows: Location,
-    labels: Sequence[str],
-    problem_type: ProblemType,
-    *,
-    device: torch.device,
-    watcher: Watcher,
-    checkpoints: Checkpoints,
-) -> Iterator[FineTuning]:
-    """The loop over the token files in a folder, ready to run in this process, which was set up."""
-    with token_files.opened(rows) as (splits, vocabulary_V):
-        yield FineTuning(
-            config,
-            load_classifier(config.encoder, labels, problem_type, config.seed),
-            splits,
-            vocabulary_V,
-            problem_type,
-            device=device,
-            watcher=watcher,
-            checkpoints=checkpoints,
-        )
 
 
 def set_up_process(device: torch.device, num_threads: int, board: Any) -> None:
@@ -114,7 +80,7 @@ class _BoardWatcher:
         self._board, self._answers = board, Answers()
 
     def steps(self, records: list[StepRecord], num_steps: int) -> bool:
-        return self._answers.shall_stop(self._board.post.remote(records, num_steps))
+        return self._answers.shall_stop(self._board.steps.remote(records, num_steps))
 
     def epoch(self, metrics: dict[str, float]) -> None:
-        self._board.post_epoch.remote(metrics)
+        self._board.epoch.remote(metrics)

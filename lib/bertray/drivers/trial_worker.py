@@ -9,27 +9,20 @@ A trial goes on from its own checkpoints, whoever starts it again: Tune after a 
 from __future__ import annotations
 
 import threading
-from functools import partial
 from typing import Any
 
 import ray
 import torch
 from ray import tune
 
-from bertray.drivers.train_worker import Answers, fine_tuning, set_up_process
+from bertray.drivers.train_worker import Answers, set_up_process
 from bertray.errors import DivergedError, RequestError, UnavailableError
 from bertray.storage.location import Location
-from bertray.storage.lock import check_held
-from bertray.training.checkpoints import Checkpoints, Progress
+from bertray.training.checkpoints import Progress, checkpoints_of
 from bertray.training.config import TrainConfig
-from bertray.training.loop import FineTuning
+from bertray.training.loop import FineTuning, opened
 from bertray.training.run_folder import TrainingRun
 from bertray.training.tracking import StepRecord
-
-
-def trial_checkpoints(run: TrainingRun, number: int) -> Location:
-    """The folder of a trial's checkpoints."""
-    return run.checkpoints / f"{number:04d}"
 
 
 def run_trial(space: dict[str, int], settings: dict[str, Any], board: Any) -> None:
@@ -44,16 +37,12 @@ def run_trial(space: dict[str, int], settings: dict[str, Any], board: Any) -> No
     number = space["number"]
     config = TrainConfig.model_construct(**settings["configs"][number])
     run = TrainingRun(Location.of(config.output), "tuning")
-    checkpoints = Checkpoints(
-        trial_checkpoints(run, number),
-        config.keep_checkpoints,
-        partial(check_held, run.location, settings["lock_number"]),
-    )
+    checkpoints = checkpoints_of(config, run.trial_checkpoints(number), run.location, settings["lock_number"])
     watcher = _TrialWatcher(number, board)
     device = torch.device("cuda" if settings["use_gpu"] else "cpu")
     set_up_process(device, settings["num_threads"], board)
     try:
-        with fine_tuning(
+        with opened(
             config,
             run.rows,
             settings["labels"],

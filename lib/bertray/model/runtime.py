@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
@@ -37,7 +37,6 @@ class ModelThread:
 
     OpenMP keeps a team of threads for every thread that has called it. Ray builds an actor in one thread and calls it
     in another: with two teams on the processors of one, GNU's OpenMP no longer spins at barriers but sleeps.
-
     """
 
     def __init__(self) -> None:
@@ -46,7 +45,11 @@ class ModelThread:
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function in the thread; its result, or its exception."""
-        return self._executor.submit(function, *args, **kwargs).result()
+        return self.start(function, *args, **kwargs).result()
+
+    def start(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Begin to call the function in the thread."""
+        return self._executor.submit(function, *args, **kwargs)
 
 
 # Tokens of one forward pass. On CPUs activations of a larger batch leave the cache; a GPU wants enough work a launch.

@@ -1,4 +1,4 @@
-"""What people read: tables in the terminal (stderr) and the model card in a bundle."""
+"""Tables in the terminal, on stderr."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """An archive becomes predictions: shards in, one predictions file a shard out, and a record of what is done.
 
-    config     what jobs.score can be told                archive       the shards, as the output names them
+    config     what bertray score can be told                archive       the shards, as the output names them
     manifest   which shards are done                      plan          what is to be done, and why
     units      shards -> units of work                    pool          units in, outcomes out
     shard_reader  a shard -> steps of text                score_unit    a unit, each shard failing by itself

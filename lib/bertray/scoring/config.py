@@ -1,9 +1,8 @@
-"""What jobs.score can be told; how it is read, `bertray.config` says."""
+"""The options of bertray score; how they are read, `bertray.config` says."""
 
 from typing import Self
 
 from pydantic import Field, model_validator
-from pydantic_settings import SettingsConfigDict
 
 from bertray.config import DEVICE_HELP, ENGINE_HELP, INFERENCE_PRECISION_HELP, Columns, JobConfig, Place, check_engine
 from bertray.schema import RESERVED_COLUMNS
@@ -11,46 +10,64 @@ from bertray.types import Device, Engine, InferencePrecision
 
 
 class ScoreConfig(JobConfig):
-    """jobs.score: a bundle and an archive of Parquet shards in, one predictions file a shard out."""
+    """Score an archive of Parquet shards with a bundle: one predictions file a shard, under the same path.
 
-    model_config = SettingsConfigDict(env_prefix="BERTRAY_SCORE_")
+        bertray score --bundle bundle --input archive --output scored
+        bertray score --bundle s3://b/bundle --input s3://b/archive --output s3://b/scored --keep-columns document_id
+        bertray score --bundle bundle --input archive --output scored --plan --price-per-hour 2.5
+        ray job submit --address http://127.0.0.1:8265 -- \\
+            bertray score --bundle s3://b/bundle --input s3://b/archive --output s3://b/scored --device cuda
 
-    bundle: Place = Field(description="model bundle that jobs.train wrote; every node must be able to read it")
+    Run it every night: only new and changed shards are scored. Run it again after a crash: that is the whole recovery.
+    Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this machine.
+    """
+
+    bundle: Place = Field(description="model bundle that bertray train wrote; every node must be able to read it")
     input: Place = Field(description="archive: a folder of .parquet shards at any depth, or one shard")
     output: Place = Field(description="folder for predictions/, manifest/ and runs/; not inside the input")
-    text_column: str = Field("text", description="column that holds the text")
+    text_column: str = Field(default="text", description="column that holds the text")
     keep_columns: Columns = Field(default_factory=list, description="columns copied into the output, comma-separated")
     num_actors: int | None = Field(
-        None, ge=1, description="model actors; default: one a GPU, without GPUs one for every 4 CPUs"
+        default=None,
+        ge=0,
+        description="model actors; default: one a GPU, without GPUs one for every 4 CPUs; 0: no Ray, the model runs in "
+        "a child process",
     )
-    device: Device = Field("auto", description=DEVICE_HELP)
-    engine: Engine = Field("auto", description=ENGINE_HELP)
-    precision: InferencePrecision = Field("auto", description=INFERENCE_PRECISION_HELP)
+    device: Device = Field(default="auto", description=DEVICE_HELP)
+    engine: Engine = Field(default="auto", description=ENGINE_HELP)
+    precision: InferencePrecision = Field(default="auto", description=INFERENCE_PRECISION_HELP)
 
-    plan: bool = Field(False, description="print what would be scored, why, and how long it would take; score nothing")
-    price_per_hour: float | None = Field(None, ge=0, description="of one actor; with --plan, adds the estimated cost")
-    prune: bool = Field(False, description="remove predictions of shards that the archive has no more")
+    plan: bool = Field(
+        default=False, description="print what would be scored, why, and how long it would take; score nothing"
+    )
+    price_per_hour: float | None = Field(
+        default=None, ge=0, description="of one actor; with --plan, adds the estimated cost"
+    )
+    prune: bool = Field(default=False, description="remove predictions of shards that the archive has no more")
     input_moved: bool = Field(
-        False, description="all of the archive that --output holds predictions of lies at --input now"
+        default=False, description="all of the archive that --output holds predictions of lies at --input now"
     )
 
     max_error_fraction: float = Field(
-        0.5, ge=0, le=1, description="of rows with an error, or of shards that failed; with more nothing is announced"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="of rows with an error, or of shards that failed; with more nothing is announced",
     )
     max_distance: float = Field(
-        0.3,
+        default=0.3,
         ge=0,
         le=1,
         description="Jensen-Shannon distance of labels, scores, lengths and truncation, from the bundle's validation "
         "rows and from what was announced last; beyond it nothing is announced",
     )
     max_mean_change: float = Field(
-        0.5,
+        default=0.5,
         ge=0,
         le=2,
         description="of the mean score and length, in standard deviations; beyond it nothing is announced",
     )
-    accept: bool = Field(False, description="announce what these three hold back")
+    accept: bool = Field(default=False, description="announce what these three hold back")
 
     _engine_fits = model_validator(mode="after")(check_engine)
 

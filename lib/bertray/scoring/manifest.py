@@ -66,7 +66,7 @@ class Manifest:
     """The records of an output folder.
 
     Args:
-        output: the folder of `jobs.score --output`.
+        output: the folder of `bertray score --output`.
     """
 
     def __init__(self, output: Location) -> None:

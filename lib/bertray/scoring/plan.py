@@ -10,6 +10,7 @@ gone      the manifest knows it, the archive has it no more
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -28,9 +29,9 @@ class Plan:
     num_done: int = 0
     gone: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def pending(self) -> list[FileInfo]:
-        """What is to be scored."""
+        """What is to be scored, sorted by path."""
         return sorted([*self.new, *self.changed, *self.anew], key=lambda shard: shard.path)
 
     @property

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 _RECORD_INTERVAL_S = 5.0
 
 
-class Bookkeeper:
+class Recorder:
     """What has become of the shards of one run so far.
 
     Attributes:

@@ -73,7 +73,7 @@ class Runs:
     """The runs of an output.
 
     Args:
-        output: the folder of `jobs.score --output`.
+        output: the folder of `bertray score --output`.
     """
 
     def __init__(self, output: Location) -> None:

@@ -1,6 +1,6 @@
 """What a worker does with a unit of work: score its shards, each failing by itself; with a shard's parts: merge.
 
-It knows no Ray, and no torch: who loads the model and moves units about is in `bertray.drivers.actor_pool`.
+It knows no Ray, and no torch: who loads the model and moves units about is in `scoring.pool`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from bertray.errors import RequestError, ShardChangedError, ShardError
 from bertray.scoring.config import ScoreConfig
-from bertray.scoring.score_shard import Predictor, merge_parts, score_shard
+from bertray.scoring.score_shard import STEP_BYTES, Predictor, merge_parts, score_shard
 from bertray.scoring.shard_reader import opened
 from bertray.scoring.units import STAGING_FOLDER, Counts, Outcome, Unit, staged_path
 from bertray.storage.location import FileInfo, Location
@@ -26,31 +27,42 @@ _log = logging.getLogger(__name__)
 _LOCK_CHECK_INTERVAL_S = 5.0
 
 
+@dataclass(frozen=True)
+class Request:
+    """What every process of a run must know.
+
+    Attributes:
+        config: of the run, its places absolute.
+        archive: URI that the shards' paths are relative to.
+        fingerprint: see `manifest.fingerprint`.
+        bundle_fingerprint: of the bundle that the run began with.
+        lock_number: of the run's lock, see `lock.check_held`.
+        step_bytes: see `score_shard.score_shard`.
+        is_after_crash: the run before this one died, maybe over a shard that is pending.
+    """
+
+    config: ScoreConfig
+    archive: str
+    fingerprint: str
+    bundle_fingerprint: str
+    lock_number: int
+    step_bytes: int = STEP_BYTES["cpu"]
+    is_after_crash: bool = False
+
+
 class UnitScorer:
     """Scores units of a run.
 
     Args:
-        config: of the run, its places absolute.
-        archive: what the shards' paths are relative to.
-        lock_number: of the run's lock, see `lock.check_held`.
-        step_bytes: see `score_shard.score_shard`.
         fatal: errors that are not a shard's own: they end the run.
     """
 
-    def __init__(
-        self,
-        config: ScoreConfig,
-        archive: str,
-        request_fingerprint: str,
-        lock_number: int,
-        step_bytes: int = 0,
-        fatal: tuple[type[Exception], ...] = (),
-    ) -> None:
-        self._config, self._step_bytes = config, step_bytes
-        self._archive, self._output = Location.of(archive), Location.of(config.output)
-        self._request_fingerprint = request_fingerprint
+    def __init__(self, request: Request, fatal: tuple[type[Exception], ...] = ()) -> None:
+        self._config, self._step_bytes = request.config, request.step_bytes
+        self._archive, self._output = Location.of(request.archive), Location.of(request.config.output)
+        self._request_fingerprint = request.fingerprint
         self._versions = json.dumps(versions())  # once: looking them up takes longer than a tiny shard
-        self._lock_number, self._held_s = lock_number, -float("inf")
+        self._lock_number, self._held_s = request.lock_number, -float("inf")
         self._fatal = fatal
 
     def score(
@@ -160,6 +172,6 @@ class UnitScorer:
             )
 
 
-def merge(shard: FileInfo, num_parts: int, **scorer: Any) -> Outcome:
+def merge(request: Request, shard: FileInfo, num_parts: int) -> Outcome:
     """`UnitScorer.merge`, as a function that another process can be given."""
-    return UnitScorer(**scorer).merge(shard, num_parts)
+    return UnitScorer(request).merge(shard, num_parts)

@@ -154,18 +154,6 @@ def _num_bytes(metadata: pq.FileMetaData, groups: list[int], text_column: str) -
     return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == text_column)
 
 
-def main() -> None:
-    """Read a shard to its end, for `isolated.read_in_isolation`."""
-    uri, text_column, keep_columns, step_bytes = json.loads(sys.argv[1])
-    with opened(Location.of(uri)) as file:
-        for _ in steps(file, text_column, keep_columns, step_bytes):
-            pass
-
-
-if __name__ == "__main__":
-    main()
-
-
 def read_in_isolation(shard: Location, text_column: str, keep_columns: list[str], step_bytes: int) -> None:
     """Read a shard through in a process of its own, for a file that may end the process that reads it.
 
@@ -176,7 +164,19 @@ def read_in_isolation(shard: Location, text_column: str, keep_columns: list[str]
     """
     arguments = json.dumps([shard.uri, text_column, list(keep_columns), step_bytes])
     for _ in range(2):  # whatever killed the first one from outside does not do it twice
-        code = subprocess.run([sys.executable, "-m", "bertray.shard_reader", arguments], check=False).returncode
+        code = subprocess.run([sys.executable, "-m", "bertray.scoring.shard_reader", arguments], check=False).returncode
         if code >= 0:
             return
     raise ShardError(f"the process that read it was ended by {signal.Signals(-code).name}")
+
+
+def main() -> None:
+    """Read a shard to its end, for `read_in_isolation`."""
+    uri, text_column, keep_columns, step_bytes = json.loads(sys.argv[1])
+    with opened(Location.of(uri)) as file:
+        for _ in steps(file, text_column, keep_columns, step_bytes):
+            pass
+
+
+if __name__ == "__main__":
+    main()

@@ -73,7 +73,7 @@ class RunLock:
     """The lock of an output, held inside `with lock.held():`.
 
     Args:
-        output: the folder of `jobs.score --output`.
+        output: the folder of `bertray score --output`.
 
     Attributes:
         number: of the lock file, for `check_held` in other processes.

@@ -15,8 +15,10 @@ A step's randomness follows from its number, so no state of a generator is kept,
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 
 from bertray.storage.location import Location
+from bertray.storage.lock import check_held
+from bertray.training.config import TrainConfig
 from bertray.training.tracking import StepRecord
 
 _COMMIT, _TENSORS = ".json", "tensors.safetensors"
@@ -64,10 +68,22 @@ class Checkpoints:
         folder: of this run alone.
         num_kept: so many of the latest stay.
         before_commit: called before a checkpoint is committed; raises where another process has taken the run over.
+        every_minutes: between two of them.
+        every_steps: instead of that.
     """
 
-    def __init__(self, folder: Location, num_kept: int = 1, before_commit: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Location,
+        num_kept: int = 1,
+        before_commit: Callable[[], None] | None = None,
+        *,
+        every_minutes: float = 10.0,
+        every_steps: int | None = None,
+    ) -> None:
         self._folder, self._num_kept, self._before_commit = folder, num_kept, before_commit
+        self._every_minutes, self._every_steps = every_minutes, every_steps
+        self._saved_s = time.monotonic()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -84,6 +100,17 @@ class Checkpoints:
         """What was given to `save` as the best."""
         weights = self._read(_best_name(progress.best_epoch))
         return Best(validation_logits_NC=weights.pop(_VALIDATION_LOGITS).numpy(), weights=weights)
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is time for one, after this step.
+
+        Raises:
+            RequestError: the one before could not be written.
+        """
+        if self._every_steps:
+            return step % self._every_steps == 0
+        # Only what is not waited for: a store that is slower than the interval must not hold the steps up.
+        return time.monotonic() - self._saved_s >= 60 * self._every_minutes and not self.is_busy()
 
     def is_busy(self) -> bool:
         """Whether a checkpoint is being written now.
@@ -105,6 +132,7 @@ class Checkpoints:
         """
         self.wait()
         self._writing = self._writer.submit(self._write, progress, tensors, best)
+        self._saved_s = time.monotonic()
 
     def wait(self) -> None:
         """Until what was handed over is in storage.
@@ -177,3 +205,19 @@ def _step_name(step: int) -> str:
 
 def _best_name(epoch: int) -> str:
     return f"best-{epoch:04d}"
+
+
+def checkpoints_of(config: TrainConfig, folder: Location, run_folder: Location, lock_number: int) -> Checkpoints:
+    """The checkpoints of a run, as its options have them; none is committed when the run's lock is lost.
+
+    Args:
+        folder: of the checkpoints.
+        run_folder: that the lock is on; its number.
+    """
+    return Checkpoints(
+        folder,
+        config.keep_checkpoints,
+        partial(check_held, run_folder, lock_number),
+        every_minutes=config.checkpoint_minutes,
+        every_steps=config.checkpoint_steps,
+    )

@@ -1,10 +1,9 @@
-"""What the jobs that train can be told; how it is read, `bertray.config` says."""
+"""The options of bertray train, tune and audit; how they are read, `bertray.config` says."""
 
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
-from pydantic_settings import SettingsConfigDict
 
 from bertray.config import DEVICE_HELP, PRECISION_HELP, Bounds, JobConfig, Numbers, Place, Workers, bounds
 from bertray.types import ClassWeights, Device, Keep, LongDocuments, Precision, Sampling
@@ -13,55 +12,71 @@ from bertray.types import ClassWeights, Device, Keep, LongDocuments, Precision, 
 class TrainingOptions(JobConfig):
     """What a fine-tuning is told, by whichever job it is done."""
 
-    data: Place = Field(description="data set folder that jobs.prepare wrote")
+    data: Place = Field(description="data set folder that bertray prepare wrote")
     output: Place = Field(description="folder of what is made; each job says of what")
     encoder: Place = Field(
-        "bert-base-uncased",
+        default="bert-base-uncased",
         description="Hub id, folder that every node can read, or minilm: the small encoder of the extra 'demo'",
     )
-    epochs: int = Field(3, ge=1, le=1000, description="passes over the training rows; BERT's authors used 2 to 4")
-    learning_rate: float = Field(5e-5, gt=0, lt=1, description="peak of the schedule; BERT's authors used 2e-5 to 5e-5")
-    batch_size: int = Field(32, ge=1, description="texts (or windows) a step, over all workers; BERT's used 16, 32")
-    max_length: int = Field(128, ge=8, description="tokens the model reads at once; the time of a step grows with it")
+    epochs: int = Field(
+        default=3, ge=1, le=1000, description="passes over the training rows; BERT's authors used 2 to 4"
+    )
+    learning_rate: float = Field(
+        default=5e-5, gt=0, lt=1, description="peak of the schedule; BERT's authors used 2e-5 to 5e-5"
+    )
+    batch_size: int = Field(
+        default=32, ge=1, description="texts (or windows) a step, over all workers; BERT's used 16, 32"
+    )
+    max_length: int = Field(
+        default=128, ge=8, description="tokens the model reads at once; the time of a step grows with it"
+    )
     long_documents: LongDocuments = Field(
-        "truncate",
+        default="truncate",
         description="of a text over --max-length: truncate reads the beginning; mean and max read all, in overlapping "
         "windows, and take the mean, or of each label the largest, of the windows' logits; kept in the bundle",
     )
     stride: int | None = Field(
-        None,
+        default=None,
         ge=0,
         description="with mean and max: tokens that neighbouring windows share at least, as transformers means it; "
         "default: a quarter of --max-length, so that most sentences stand whole in a window, at 4/3 of the tokens",
     )
-    weight_decay: float = Field(0.01, ge=0, lt=1, description="of AdamW, but of biases and norms; as BERT's")
+    weight_decay: float = Field(default=0.01, ge=0, lt=1, description="of AdamW, but of biases and norms; as BERT's")
     warmup_fraction: float = Field(
-        0.1, ge=0, le=1, description="share of steps in which the learning rate rises; as BERT's"
+        default=0.1, ge=0, le=1, description="share of steps in which the learning rate rises; as BERT's"
     )
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm; as BERT's")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are scaled down to this norm; as BERT's")
     layer_decay: float = Field(
-        1.0, gt=0, le=1, description="a layer's learning rate is this share of that of the layer above it; 1: all alike"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="a layer's learning rate is this share of that of the layer above it; 1: all alike",
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the probability spread over all classes")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the probability spread over all classes"
+    )
     class_weights: ClassWeights = Field(
-        "none", description="balanced: in the loss a row counts the more the fewer rows its class has"
+        default="none", description="balanced: in the loss a row counts the more the fewer rows its class has"
     )
-    sampling: Sampling = Field("natural", description="balanced: every class is drawn alike, with repeats")
+    sampling: Sampling = Field(default="natural", description="balanced: every class is drawn alike, with repeats")
     average_decay: float | None = Field(
-        None, gt=0, lt=1, description="keep a running mean of the weights with this decay, as 0.99; default: none"
+        default=None,
+        gt=0,
+        lt=1,
+        description="keep a running mean of the weights with this decay, as 0.99; default: none",
     )
     micro_batch_tokens: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="a step's rows are run in parts of so many tokens a worker, whose gradients add up: less memory, "
         "the same step but for dropout; default: 2048 on CPUs, 65536 on GPUs",
     )
     gradient_checkpointing: bool = Field(
-        False, description="compute states again instead of keeping them: less memory, a third more time"
+        default=False, description="compute states again instead of keeping them: less memory, a third more time"
     )
-    device: Device = Field("auto", description=DEVICE_HELP)
-    precision: Precision = Field("auto", description=PRECISION_HELP)
-    seed: int = Field(0, ge=0, lt=2**32, description="of the head's weights, dropout and the order of the rows")
+    device: Device = Field(default="auto", description=DEVICE_HELP)
+    precision: Precision = Field(default="auto", description=PRECISION_HELP)
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the head's weights, dropout and the order of the rows")
 
     @model_validator(mode="after")
     def _stride_belongs_to_windows(self) -> Self:
@@ -80,40 +95,54 @@ class TrainingOptions(JobConfig):
 
 
 class TrainConfig(TrainingOptions):
-    """jobs.train: a data set in, a fine-tuned model bundle out."""
+    """Fine-tune a BERT classifier on a prepared data set, data-parallel, and write the bundle.
 
-    model_config = SettingsConfigDict(env_prefix="BERTRAY_TRAIN_")
+        bertray train --data dataset --output bundle --encoder minilm
+        bertray train --data dataset --output bundle --encoder minilm --max-length 256 --long-documents mean
+        bertray train --data dataset --output bundle --encoder bert-base-uncased --epochs 3 --learning-rate 5e-5
+        ray job submit --address http://127.0.0.1:8265 -- \\
+            bertray train --data s3://bucket/dataset --output s3://bucket/bundle --num-workers 4 --device cuda
+
+    Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this machine. The epoch with the best
+    macro-F1 on validation is kept. The same command goes on with a run that was interrupted.
+    """
 
     output: Place = Field(description="folder of the model bundle")
-    overwrite: bool = Field(False, description="replace a bundle that stands at --output")
-    keep: Keep = Field("best", description="of the epochs: the best by macro-F1 on validation, or the last")
+    overwrite: bool = Field(default=False, description="replace a bundle that stands at --output")
+    keep: Keep = Field(default="best", description="of the epochs: the best by macro-F1 on validation, or the last")
     target_precision: float | None = Field(
-        None,
+        default=None,
         gt=0,
         lt=1,
         description="as 0.95: rows below the score from which so many are right, on validation, are marked for review",
     )
     patience: int | None = Field(
-        None, ge=1, description="stop after so many epochs without a better one; default: take all epochs"
+        default=None, ge=1, description="stop after so many epochs without a better one; default: take all epochs"
     )
-    checkpoint_minutes: float = Field(10.0, gt=0, description="between checkpoints, which a run goes on from")
-    checkpoint_steps: int | None = Field(None, ge=1, description="between checkpoints, instead of --checkpoint-minutes")
-    restart: bool = Field(False, description="begin anew where a run that has not ended would be gone on with")
+    checkpoint_minutes: float = Field(default=10.0, gt=0, description="between checkpoints, which a run goes on from")
+    checkpoint_steps: int | None = Field(
+        default=None, ge=1, description="between checkpoints, instead of --checkpoint-minutes"
+    )
+    restart: bool = Field(default=False, description="begin anew where a run that has not ended would be gone on with")
     max_failures: int = Field(
-        3, ge=0, description="a lost worker or node is answered so often by going on from the latest checkpoint"
+        default=3, ge=0, description="a lost worker or node is answered so often by going on from the latest checkpoint"
     )
-    keep_checkpoints: int = Field(1, ge=1, description="so many of the latest checkpoints stay, beside the best epoch")
+    keep_checkpoints: int = Field(
+        default=1, ge=1, description="so many of the latest checkpoints stay, beside the best epoch"
+    )
     num_workers: Workers = Field(
-        "1",
+        default="1",
         description="data-parallel workers, as 4; or as 2:8, so many as the cluster has at any time; one a GPU, "
-        "on CPUs one a machine",
+        "on CPUs one a machine; 0: in this process, without Ray",
     )
     mlflow_uri: Place | None = Field(
-        None,
+        default=None,
         description="MLflow tracking server, as http://mlflow.example.org:5000, that gets the run's parameters and "
         "metrics; needs the extra 'mlflow'",
     )
-    mlflow_experiment: str = Field("bertray", min_length=1, description="of the MLflow run; made where it is missing")
+    mlflow_experiment: str = Field(
+        default="bertray", min_length=1, description="of the MLflow run; made where it is missing"
+    )
 
     @model_validator(mode="after")
     def _mlflow_uri_holds_no_secret(self) -> Self:
@@ -133,54 +162,74 @@ class TrainConfig(TrainingOptions):
 
 
 class AuditConfig(TrainingOptions):
-    """jobs.audit: a data set in, the training rows whose labels are probably wrong out."""
+    """Find training rows whose labels are probably wrong: each is judged by a model that was fine-tuned without it.
 
-    model_config = SettingsConfigDict(env_prefix="BERTRAY_AUDIT_")
+        bertray audit --data dataset --output label_check --encoder minilm
+        bertray audit --data dataset --output label_check --encoder minilm --folds 10 --epochs 5 --learning-rate 2e-4
+        ray job submit --address http://127.0.0.1:8265 -- \\
+            bertray audit --data s3://bucket/dataset --output s3://bucket/label_check --num-workers 5 --device cuda
+
+    Writes suspects.parquet, the worst first, and label_quality.json. Nothing is changed in the data set: look at the
+    rows, mend the labelled files, and prepare them again. Takes as long as --folds trainings.
+    """
 
     output: Place = Field(description="folder for suspects.parquet and label_quality.json")
     folds: int = Field(
-        5, ge=2, le=100, description="models, each of which judges the rows that it was not trained on; 5 see 80 % each"
+        default=5,
+        ge=2,
+        le=100,
+        description="models, each of which judges the rows that it was not trained on; 5 see 80 % each",
     )
     num_workers: int | None = Field(
-        None, ge=1, description="folds at a time; default: one a GPU, without GPUs one for every 4 CPUs"
+        default=None, ge=1, description="folds at a time; default: one a GPU, without GPUs one for every 4 CPUs"
     )
-    max_failures: int = Field(3, ge=0, description="a fold whose worker or node is lost is begun again so often")
+    max_failures: int = Field(
+        default=3, ge=0, description="a fold whose worker or node is lost is begun again so often"
+    )
     seed: int = Field(
-        0, ge=0, lt=2**32, description="of the folds, the head's weights, dropout and the order of the rows"
+        default=0, ge=0, lt=2**32, description="of the folds, the head's weights, dropout and the order of the rows"
     )
 
 
 class TuneConfig(TrainConfig):
-    """jobs.tune: a data set in, the bundle of the best of many trials out.
+    """Search for the options of fine-tuning that do best on validation, and write the bundle of the best trial.
 
-    The options of jobs.train hold for every trial; those that are searched are the first trial's.
+        bertray tune --data dataset --output bundle --encoder minilm --num-trials 16
+        bertray tune --data dataset --output bundle --encoder minilm --learning-rates 1e-4:1e-3 --layer-decays 1
+        bertray tune --data dataset --output bundle --encoder minilm --num-trials 5 --only-seeds
+        ray job submit --address http://127.0.0.1:8265 -- \\
+            bertray tune --data s3://bucket/dataset --output s3://bucket/bundle --num-concurrent 4 --device cuda
+
+    Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this machine. The first trial has the options
+    of bertray train; ASHA ends trials that fall behind. After whatever ended it, the same command goes on.
     """
 
-    model_config = SettingsConfigDict(env_prefix="BERTRAY_TUNE_")
-
-    num_trials: int = Field(16, ge=1, description="trials, the first of which has the options of jobs.train")
+    num_trials: int = Field(default=16, ge=1, description="trials, the first of which has the options of bertray train")
     num_concurrent: int | None = Field(
-        None, ge=1, description="trials at a time; default: one a GPU, without GPUs one for every 4 CPUs"
+        default=None, ge=1, description="trials at a time; default: one a GPU, without GPUs one for every 4 CPUs"
     )
     learning_rates: Bounds = Field(
-        "2e-5:5e-4", description="lowest and highest learning rate, drawn by their logarithm"
+        default="2e-5:5e-4", description="lowest and highest learning rate, drawn by their logarithm"
     )
-    batch_sizes: Numbers = Field("16,32,64", description="batch sizes to draw from")
+    batch_sizes: Numbers = Field(default="16,32,64", description="batch sizes to draw from")
     only_seeds: bool = Field(
-        False, description="draw nothing: trials differ in their seed alone, which is --seed plus the trial's number"
+        default=False,
+        description="draw nothing: trials differ in their seed alone, which is --seed plus the trial's number",
     )
-    min_epochs: int = Field(2, ge=1, description="fewest epochs of a trial that is not pruned")
-    max_epochs: int = Field(5, ge=1, description="most epochs of a trial")
-    warmup_fractions: Bounds = Field("0:0.2", description="lowest and highest warm-up fraction")
-    label_smoothings: Bounds = Field("0:0.1", description="lowest and highest label smoothing")
-    layer_decays: Bounds = Field("0.8:1", description="lowest and highest layer decay")
+    min_epochs: int = Field(default=2, ge=1, description="fewest epochs of a trial that is not pruned")
+    max_epochs: int = Field(default=5, ge=1, description="most epochs of a trial")
+    warmup_fractions: Bounds = Field(default="0:0.2", description="lowest and highest warm-up fraction")
+    label_smoothings: Bounds = Field(default="0:0.1", description="lowest and highest label smoothing")
+    layer_decays: Bounds = Field(default="0.8:1", description="lowest and highest layer decay")
     grace_epochs: int = Field(
-        1, ge=1, description="no trial is pruned before so many; then after 3 times, 9 times as many, as ASHA does"
+        default=1,
+        ge=1,
+        description="no trial is pruned before so many; then after 3 times, 9 times as many, as ASHA does",
     )
-    # Options of jobs.train that have no meaning here, and that --help does not show.
-    num_workers: Workers = Field("1", description="must be 1", json_schema_extra={"hidden": True})
-    mlflow_uri: Place | None = Field(None, description="must be left out", json_schema_extra={"hidden": True})
-    mlflow_experiment: str = Field("bertray", description="of no run", json_schema_extra={"hidden": True})
+    # Options of bertray train that have no meaning here, and that --help does not show.
+    num_workers: Workers = Field(default="1", description="must be 1", json_schema_extra={"hidden": True})
+    mlflow_uri: Place | None = Field(default=None, description="must be left out", json_schema_extra={"hidden": True})
+    mlflow_experiment: str = Field(default="bertray", description="of no run", json_schema_extra={"hidden": True})
 
     @model_validator(mode="after")
     def _a_trial_is_one_process(self) -> Self:

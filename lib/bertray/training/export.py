@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -37,6 +38,8 @@ from bertray.training.checkpoints import Best, Progress
 from bertray.training.config import TrainConfig
 from bertray.training.curves import learning_curves
 from bertray.training.tracking import NOT_SCORES
+
+_log = logging.getLogger(__name__)
 
 # A score that no row reaches.
 _EVERY_ROW = 2.0
@@ -110,8 +113,11 @@ def write_bundle(
         folder = Path(temporary) / "bundle"
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        curves = learning_curves(progress.records, progress.history, progress.best_epoch)
-        (folder / CURVES_FILE).write_text(curves, encoding="utf-8")
+        try:
+            curves = learning_curves(progress.records, progress.history, progress.best_epoch)
+            (folder / CURVES_FILE).write_text(curves, encoding="utf-8")
+        except ImportError:
+            _log.info("the card has no learning curves: these need the extra 'plots', pip install 'bertray[plots]'")
         if event_files is not None and event_files.is_dir():
             shutil.copytree(event_files, folder / EVENTS_FOLDER)
         add_files(folder)

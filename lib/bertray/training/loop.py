@@ -16,27 +16,32 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 
 from bertray.errors import DivergedError, RequestError
-from bertray.metrics.classification import multi_label_metrics, summary_metrics
 from bertray.model.head import begin_with_logits
+from bertray.model.pretrained import load_classifier
 from bertray.model.runtime import TOKEN_BUDGET
+from bertray.storage.location import Location
 from bertray.tokenization.windows import aggregate
+from bertray.training import token_files
 from bertray.training.batches import TrainingBatches, micro_batches, share
 from bertray.training.checkpoints import Best, Checkpoints, Progress
-from bertray.training.config import TrainConfig
+from bertray.training.config import TrainConfig, TrainingOptions
 from bertray.training.learner import Learner
-from bertray.training.loss import Objective, sampling_probabilities
+from bertray.training.loss import Objective, sampling_probabilities, validation_metrics
 from bertray.training.optimizer import Optimizer, check_memory, learning_rate_factor
 from bertray.training.ranks import least_of_ranks, memory_of_ranks, rank_and_world_size
 from bertray.training.token_files import TrainingRows
 from bertray.training.tracking import StepRecord
-from bertray.types import ProblemType
+from bertray.training.watcher import Watcher
+from bertray.types import Keep, ProblemType
 
 _log = logging.getLogger(__name__)
 
@@ -47,16 +52,6 @@ _MAX_STEPS_LOOKED_AT = 1000
 _MAX_RECORDS = 2000
 
 
-class Watcher(Protocol):
-    """Who is told how a run goes."""
-
-    def steps(self, records: list[StepRecord], num_steps: int) -> bool:
-        """New steps, maybe none, of so many in all. Returns whether the run shall write a checkpoint and end."""
-
-    def epoch(self, metrics: dict[str, float]) -> None:
-        """Metrics of an epoch."""
-
-
 class _StopError(Exception):
     """The watcher wants the run to end, amid an evaluation."""
 
@@ -65,11 +60,13 @@ class FineTuning:
     """One rank of a run.
 
     Args:
-        config: of the job; what it says of places and workers is the caller's.
+        options: of the job; what they say of places is the caller's.
         model: a transformers sequence classifier, fp32, on the CPU; the same on every rank.
         splits: "train" and "validation".
         vocabulary_V: the encoder's ids of the splits' vocabulary.
         checkpoints: where the run goes on from, and rank 0 writes to; None: nowhere.
+        keep: which epoch's weights are kept.
+        patience: the run ends after so many epochs without a better one.
 
     Raises:
         RequestError: the device or the model cannot do what the configuration says, or a CPU's memory is too small.
@@ -77,7 +74,7 @@ class FineTuning:
 
     def __init__(
         self,
-        config: TrainConfig,
+        options: TrainingOptions,
         model: Any,
         splits: dict[str, TrainingRows],
         vocabulary_V: np.ndarray,
@@ -86,9 +83,12 @@ class FineTuning:
         device: torch.device,
         watcher: Watcher,
         checkpoints: Checkpoints | None = None,
+        keep: Keep = "best",
+        patience: int | None = None,
     ) -> None:
         self.rank, self.world_size = rank_and_world_size()
-        self.config, self.device = config, device
+        self.options, self.device = options, device
+        self._keep, self._patience = keep, patience
         self._watcher, self._checkpoints = watcher, checkpoints
         self._train, self._validation = splits["train"], splits["validation"]
         self._problem_type, self._num_classes = problem_type, model.config.num_labels
@@ -98,9 +98,9 @@ class FineTuning:
             self._num_classes,
             problem_type,
             device,
-            label_smoothing=config.label_smoothing,
-            class_weights=config.class_weights,
-            is_sampled=config.sampling == "balanced",
+            label_smoothing=options.label_smoothing,
+            class_weights=options.class_weights,
+            is_sampled=options.sampling == "balanced",
         )
         if problem_type == "multi_label_classification":
             begin_with_logits(model, self._objective.logits_of_any_text_C())
@@ -109,34 +109,34 @@ class FineTuning:
             model,
             vocabulary_V,
             device,
-            config.precision,
+            options.precision,
             exchange=memory.world_size == 1,
-            gradient_checkpointing=config.gradient_checkpointing,
+            gradient_checkpointing=options.gradient_checkpointing,
         )
         if device.type == "cpu":
-            check_memory(model, memory, keeps_average=config.average_decay is not None)
+            check_memory(model, memory, keeps_average=options.average_decay is not None)
         self.optimizer = Optimizer(
             model,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            layer_decay=config.layer_decay,
-            average_decay=config.average_decay,
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+            max_grad_norm=options.max_grad_norm,
+            layer_decay=options.layer_decay,
+            average_decay=options.average_decay,
             exact=self.learner.take_exact_weights(),
             memory=memory,
         )
         probabilities_S = None
-        if config.sampling == "balanced":
+        if options.sampling == "balanced":
             probabilities_S = sampling_probabilities(self._train, self._num_classes)
-        self.batches = TrainingBatches(self._lengths_S, config.batch_size, config.seed, probabilities_S)
-        self.num_steps = self.batches.steps_per_epoch * config.epochs
-        self._token_budget = config.micro_batch_tokens or TOKEN_BUDGET[device.type]
+        self.batches = TrainingBatches(self._lengths_S, options.batch_size, options.seed, probabilities_S)
+        self.num_steps = self.batches.steps_per_epoch * options.epochs
+        self._token_budget = options.micro_batch_tokens or TOKEN_BUDGET[device.type]
         self._step_budget = self._token_budget
         self._validation_budget = self._token_budget  # tokens; `run` has the ranks agree
         self._progress = Progress()
         self._best: Best | None = None  # until a checkpoint holds it
         self._unseen: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # step, loss, norm of the gradient
-        self._looked_s = self._saved_s = self._epoch_began_s = 0.0
+        self._looked_s = self._epoch_began_s = 0.0
         self._num_tokens = 0  # since the last look
         self._records: list[StepRecord] = []
         self._record_every = 1
@@ -151,8 +151,7 @@ class FineTuning:
         # What fits with gradients fits without.
         self._validation_budget = least_of_ranks(min(self._token_budget, TOKEN_BUDGET[self.device.type]), self.device)
         self._resume()
-        now_s = time.monotonic()
-        self._looked_s = self._saved_s = now_s
+        self._looked_s = now_s = time.monotonic()
         self._epoch_began_s = now_s - self._progress.epoch_wall_s
         loss_sum = torch.tensor(self._progress.epoch_loss_sum, dtype=torch.float64, device=self.device)
         step = self._progress.step
@@ -226,7 +225,7 @@ class FineTuning:
     def _step(self, step: int) -> torch.Tensor:
         """Take one step; returns the sum of its sequences' losses (float64), on the device."""
         self.learner.model.train()
-        self.learner.seed(self.config.seed, step, self.rank)  # dropout differs between ranks
+        self.learner.seed(self.options.seed, step, self.rank)  # dropout differs between ranks
         batch = self.batches.at(step)
         rows = share(batch, self.rank, self.world_size)
         # A batch of fewer rows than ranks: the others join the exchange of gradients with a loss of zero.
@@ -251,7 +250,7 @@ class FineTuning:
         return loss_sum
 
     def _learning_rate_factor(self, step: int) -> float:
-        return learning_rate_factor(step, self.num_steps, round(self.num_steps * self.config.warmup_fraction))
+        return learning_rate_factor(step, self.num_steps, round(self.num_steps * self.options.warmup_fraction))
 
     def _look(self, step: int, is_due: bool) -> bool:
         """Now and then, look whether losses are numbers and tell the watcher; returns whether the run shall end."""
@@ -267,7 +266,7 @@ class FineTuning:
         for at, loss, norm in zip(steps, *found.tolist(), strict=True):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self._raise_diverged(at, loss, norm)
-            learning_rate = self.config.learning_rate * self._learning_rate_factor(at)
+            learning_rate = self.options.learning_rate * self._learning_rate_factor(at)
             records.append(StepRecord(at, at / self.batches.steps_per_epoch, loss, learning_rate, norm, rate))
         if self.rank:
             return False
@@ -292,7 +291,7 @@ class FineTuning:
         which = f"the loss is {loss:g}" if not math.isfinite(loss) else f"the norm of the gradients is {norm:g}"
         precision = " or use --precision fp32" if self.learner.precision == "bf16" else ""
         raise DivergedError(
-            f"{which} at epoch {epoch}, step {step}: lower --learning-rate (now {self.config.learning_rate:g})"
+            f"{which} at epoch {epoch}, step {step}: lower --learning-rate (now {self.options.learning_rate:g})"
             f"{precision}",
             step,
             rows,
@@ -307,17 +306,21 @@ class FineTuning:
         epoch = self.batches.epoch(step)
         with self.optimizer.averaged():
             logits_NC = self._validation_logits()
-        metrics = {"epoch": epoch, "train_loss": loss_sum / len(self._lengths_S), **self._metrics(logits_NC)}
+        metrics = {
+            "epoch": epoch,
+            "train_loss": loss_sum / len(self._lengths_S),
+            **validation_metrics(logits_NC, self._validation, self._problem_type, self._num_classes),
+        }
         metrics |= {"step": step, "num_workers": self.world_size}
         metrics["num_train_tokens"] = self._train.tokens.num_tokens
         metrics["wall_s"] = time.monotonic() - self._epoch_began_s
         self._epoch_began_s = time.monotonic()
         history = [*self._progress.history, metrics]
-        best_epoch = epoch if self.config.keep == "last" else best_of(history)
+        best_epoch = epoch if self._keep == "last" else best_of(history)
         if best_epoch == epoch and self.rank == 0:
             self._best = Best(self.learner.complete(self.optimizer.weights()), logits_NC)
-        patience = self.config.patience
-        is_done = step == self.num_steps or (patience is not None and epoch - best_of(history) >= patience)
+        has_run_out = self._patience is not None and epoch - best_of(history) >= self._patience
+        is_done = step == self.num_steps or has_run_out
         self._progress = Progress(
             step=step, history=history, records=list(self._records), best_epoch=best_epoch, is_done=is_done
         )
@@ -339,34 +342,12 @@ class FineTuning:
         if self.world_size > 1:
             torch.distributed.all_reduce(logits_SC)
         num_rows = int(tokens.documents_S[-1]) + 1
-        return aggregate(logits_SC.cpu().numpy(), tokens.documents_S, num_rows, self.config.long_documents)
-
-    def _metrics(self, logits_NC: np.ndarray) -> dict[str, float]:
-        """Loss and metrics of the validation rows that have tokens; the loss without weights and smoothing.
-
-        Of several labels a row: those whose probability reaches 0.5.
-        """
-        firsts = self._validation.firsts
-        logits = torch.from_numpy(logits_NC[self._validation.tokens.documents_S[firsts]]).double()
-        if self._problem_type == "multi_label_classification":
-            true_NC = self._validation.multi_hot(firsts, self._num_classes)
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(true_NC).double())
-            labels = tuple(self.learner.model.config.id2label[index] for index in range(self._num_classes))
-            found = multi_label_metrics(true_NC, (logits.numpy() >= 0).astype(np.float32), labels)
-            return {"loss": loss.item(), **{name: found[name] for name in ("subset_accuracy", "f1_micro", "f1_macro")}}
-        labels_N = self._validation.label_ids(firsts)
-        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels_N))
-        return {"loss": loss.item(), **summary_metrics(labels_N, logits.numpy().argmax(axis=1), self._num_classes)}
+        return aggregate(logits_SC.cpu().numpy(), tokens.documents_S, num_rows, self.options.long_documents)
 
     def _is_checkpoint_due(self, step: int, shall_end: bool) -> bool:
         if self.rank or self._checkpoints is None:
             return False
-        if shall_end or self._progress.is_done:
-            return True
-        every = self.config.checkpoint_steps
-        is_due = step % every == 0 if every else time.monotonic() - self._saved_s >= 60 * self.config.checkpoint_minutes
-        # Only what is not waited for: a store that is slower than the interval must not hold the steps up.
-        return is_due and (bool(every) or not self._checkpoints.is_busy())
+        return shall_end or self._progress.is_done or self._checkpoints.is_due(step)
 
     def _save(self, step: int, epoch_loss_sum: float) -> None:
         """Hand a checkpoint over to be written."""
@@ -383,7 +364,7 @@ class FineTuning:
             }
         )
         self._checkpoints.save(self._progress, None if is_done else self.optimizer.state(), self._best)
-        self._best, self._saved_s = None, time.monotonic()
+        self._best = None
 
     def _resume(self) -> None:
         """Go on from the latest checkpoint, the same on every rank."""
@@ -403,3 +384,30 @@ class FineTuning:
 def best_of(history: list[dict[str, float]]) -> int:
     """The epoch with the best macro-F1 on validation, the first of equals."""
     return int(max(history, key=lambda epoch: epoch["f1_macro"])["epoch"])
+
+
+@contextmanager
+def opened(
+    config: TrainConfig,
+    rows: Location,
+    labels: Sequence[str],
+    problem_type: ProblemType,
+    *,
+    device: torch.device,
+    watcher: Watcher,
+    checkpoints: Checkpoints,
+) -> Iterator[FineTuning]:
+    """The loop over the token files in a folder, ready to run in this process, which was set up."""
+    with token_files.opened(rows) as (splits, vocabulary_V):
+        yield FineTuning(
+            config,
+            load_classifier(config.encoder, labels, problem_type, config.seed),
+            splits,
+            vocabulary_V,
+            problem_type,
+            device=device,
+            watcher=watcher,
+            checkpoints=checkpoints,
+            keep=config.keep,
+            patience=config.patience,
+        )

@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy of one label, or of each of several labels.
+"""What training minimises, and how well: cross-entropy of one label, or of each of several labels; metrics of both.
 
 A row's loss is its sequences' weighted mean; a class's weight, where classes are weighted, is inverse to its rows.
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from bertray.metrics.classification import multi_label_metrics, summary_metrics
 from bertray.model.adapter import put
 from bertray.training.token_files import TrainingRows
 from bertray.types import ClassWeights, ProblemType
@@ -95,3 +96,23 @@ def sampling_probabilities(rows: TrainingRows, num_classes: int) -> np.ndarray:
     probabilities_S = rows.document_weights_S().astype(np.float64) / counts_C[label_ids_S]
     normalised: np.ndarray = probabilities_S / probabilities_S.sum()
     return normalised
+
+
+def validation_metrics(
+    logits_NC: np.ndarray, rows: TrainingRows, problem_type: ProblemType, num_classes: int
+) -> dict[str, float]:
+    """Loss and metrics of the validation rows that have tokens; the loss without weights and smoothing.
+
+    Of several labels a row: those whose probability reaches 0.5.
+    """
+    firsts = rows.firsts
+    logits = torch.from_numpy(logits_NC[rows.tokens.documents_S[firsts]]).double()
+    if problem_type == "multi_label_classification":
+        true_NC = rows.multi_hot(firsts, num_classes)
+        loss = binary_cross_entropy_with_logits(logits, torch.from_numpy(true_NC).double())
+        names = tuple(map(str, range(num_classes)))
+        found = multi_label_metrics(true_NC, (logits.numpy() >= 0).astype(np.float32), names)
+        return {"loss": loss.item(), **{name: found[name] for name in ("subset_accuracy", "f1_micro", "f1_macro")}}
+    labels_N = rows.label_ids(firsts)
+    loss = cross_entropy(logits, torch.from_numpy(labels_N))
+    return {"loss": loss.item(), **summary_metrics(labels_N, logits.numpy().argmax(axis=1), num_classes)}

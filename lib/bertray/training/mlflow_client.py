@@ -28,7 +28,7 @@ from importlib import import_module
 from itertools import islice
 from typing import Any, Literal
 
-from bertray.errors import RequestError
+from bertray.errors import RequestError, missing_extra
 
 _log = logging.getLogger(__name__)
 
@@ -214,10 +214,7 @@ def _mlflow() -> Any:
     try:
         return import_module("mlflow")
     except ImportError as error:
-        raise RequestError(
-            f"--mlflow-uri: the package mlflow cannot be imported ({error}); pip install 'bertray[mlflow]' where the "
-            "driver runs, or leave --mlflow-uri out"
-        ) from error
+        raise missing_extra(f"--mlflow-uri ({error})", "mlflow", "leave it out") from error
 
 
 def _failures() -> tuple[type[Exception], ...]:

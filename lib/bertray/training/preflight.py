@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from bertray.bundle.info import read_info
 from bertray.data.dataset import Dataset
 from bertray.errors import BertrayError, DivergedError, RequestError
+from bertray.model.sources import encoder_folder
 from bertray.schema import SOURCE, SOURCE_ROW, TEXT
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE, refuse_in_bundle
@@ -45,12 +46,12 @@ def check_data(dataset: Dataset, config: TrainingOptions) -> None:
     if num_labels > num_rows:
         raise RequestError(
             f"{dataset.location} has {num_labels} labels and {num_rows} training rows; there must be more rows than "
-            "labels. Is --label-column of jobs.prepare the right one?"
+            "labels. Is --label-column of bertray prepare right?"
         )
     if pc.count_distinct(rows[TEXT]).as_py() < 2:
         raise RequestError(
-            f"all {num_rows} training texts in {dataset.location} are the same. Is --text-column of jobs.prepare the "
-            "right one?"
+            f"all {num_rows} training texts in {dataset.location} are the same. Is --text-column of bertray "
+            "prepare the right one?"
         )
     if config.sampling == "balanced" and dataset.problem_type == "multi_label_classification":
         raise RequestError(
@@ -77,6 +78,15 @@ def with_rows(error: DivergedError, dataset: Dataset) -> BertrayError:
     more = len(places) - _MAX_ROWS_NAMED
     listed = "; ".join(places[:_MAX_ROWS_NAMED]) + (f"; and {more} more" if more > 0 else "")
     return BertrayError(f"{error}. That step read {listed}")
+
+
+def check_encoder(encoder: str) -> None:
+    """See that there is such an encoder, before what reads it is imported.
+
+    Raises:
+        RequestError: there is none, or it cannot be reached.
+    """
+    encoder_folder(encoder)
 
 
 def check_origin(encoder: str, data_fingerprint: str, *, is_audit: bool = False) -> None:

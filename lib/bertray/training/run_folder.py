@@ -73,6 +73,10 @@ class TrainingRun:
         self.rows, self.checkpoints = self.location / "rows", self.location / "checkpoints"
         self._events = self.location / EVENTS_FOLDER
 
+    def trial_checkpoints(self, number: int) -> Location:
+        """The folder of a trial's checkpoints."""
+        return self.checkpoints / f"{number:04d}"
+
     def can_go_on(self, config: TrainConfig, data_fingerprint: str) -> bool:
         """Whether a run of these options is there to go on with; what is there of one that had not begun is removed.
 

@@ -5,7 +5,7 @@
     1       0.000213       16          4       0.0671           0.0241           0.887        1     pruned  0.652
 
 What trial n is told follows from the seed and n alone: more trials, or a search that goes on, draw the same again.
-Numbers are rounded to three digits, so that a row of the table can be typed as options of jobs.train.
+Numbers are rounded to three digits, so that a row of the table can be typed as options of bertray train.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bertray.errors import BertrayError
 from bertray.schema import TRIAL_SCHEMA
 from bertray.training.config import TrainConfig, TuneConfig
 
-# Options of jobs.train.
+# Options of bertray train.
 SEARCHED = ("learning_rate", "batch_size", "epochs", "warmup_fraction", "label_smoothing", "layer_decay", "seed")
 Status = Literal["done", "pruned", "failed"]  # failed: because of its options
 
@@ -80,7 +80,7 @@ def options_of(config: TuneConfig, number: int) -> dict[str, int | float]:
 
 
 def train_config(config: TuneConfig, number: int) -> TrainConfig:
-    """The configuration with which jobs.train does the same as a trial."""
+    """The configuration with which bertray train does the same as a trial."""
     common = {name: getattr(config, name) for name in TrainConfig.model_fields}
     return TrainConfig(**{**common, **options_of(config, number)})
 
@@ -88,7 +88,7 @@ def train_config(config: TuneConfig, number: int) -> TrainConfig:
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
     """The trial of the best macro-F1 among those that ran to their end, the first of equals; None: there is none.
 
-    A pruned trial is no candidate: jobs.train with its options would not stop where it was stopped.
+    A pruned trial is no candidate: bertray train with its options would not stop where it was stopped.
     """
     done = sorted((one for one in records if one.status == "done"), key=lambda one: one.number)
     return max(done, key=lambda one: one.f1_macro, default=None)

@@ -1,21 +1,45 @@
-"""`make demo` at a smaller size, on a Ray of its own: what a new user sees."""
+"""`make demo` at a smaller size, on a Ray of its own, and the notebook on what it wrote: what a new user sees."""
 
 import json
+import os
 from pathlib import Path
 
+import nbformat
 import pyarrow.parquet as pq
 import pytest
-from test_notebooks import execute
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from transformers import pipeline
 
 from bertray import Bundle
 from bertray.schema import SPLITS
+from tests.conftest import ROOT
+
+NOTEBOOK = ROOT / "notebooks" / "explore.ipynb"
+
+
+def execute(demo: Path, monkeypatch: pytest.MonkeyPatch) -> nbformat.NotebookNode:
+    """Run the notebook from its own folder, as Jupyter and `make notebooks` do; its kernel is gone afterwards."""
+    monkeypatch.setenv("BERTRAY_DEMO", str(demo))
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's own backend makes the pictures
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    kernels: list[tuple[str, int]] = []
+    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
+    client.on_notebook_start = lambda notebook: kernels.append((client.km.ip, client.km.provisioner.pid))
+    try:
+        client.execute()
+    finally:
+        [(address, process_id)] = kernels
+        assert address == "127.0.0.1"
+        with pytest.raises(ProcessLookupError):
+            os.kill(process_id, 0)
+    return notebook
 
 
 def test_every_step_is_shown_and_the_end_says_where_things_lie(small_demo: Path) -> None:
     text = (small_demo / "stderr.txt").read_text()
     for job in ("prepare", "train", "evaluate", "score"):
-        assert f"$ python -m jobs.{job} " in text
+        assert f"$ bertray {job} " in text
     assert "a look at" in text
     assert "where everything lies" in text
     places = json.loads((small_demo / "stdout.txt").read_text())  # one line: the summary
@@ -27,12 +51,12 @@ def test_every_step_is_shown_and_the_end_says_where_things_lie(small_demo: Path)
 
 def test_nothing_is_lost_on_the_way(small_demo: Path) -> None:
     report = json.loads((small_demo / "dataset" / "report.json").read_text())
-    assert report["num_rows_in"] == 360 == report["num_rows_kept"] + sum(report["num_rows_out"].values())
+    assert report["num_rows_in"] == 180 == report["num_rows_kept"] + sum(report["num_rows_out"].values())
     assert {"duplicate", "text_empty", "label_missing", "text_missing"} <= set(report["num_rows_out"])
     assert sum(report["splits"][split] for split in SPLITS) == report["num_rows_kept"]
     shards = sorted((small_demo / "archive").rglob("*.parquet"))
     assert len(shards) == 8
-    assert sum(pq.ParquetFile(shard).metadata.num_rows for shard in shards) == 240
+    assert sum(pq.ParquetFile(shard).metadata.num_rows for shard in shards) == 160
     for shard in shards:
         scored = small_demo / "scored" / "predictions" / shard.relative_to(small_demo / "archive")
         assert pq.ParquetFile(scored).read(["document_id"]).equals(pq.ParquetFile(shard).read(["document_id"]))
@@ -54,3 +78,20 @@ def test_the_notebook_runs_on_the_demo(small_demo: Path, monkeypatch: pytest.Mon
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 5
     warnings = [output["text"] for output in outputs if output.get("name") == "stderr"]
     assert warnings == []
+
+
+def test_without_outputs_the_notebook_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CellExecutionError, match="make demo") as caught:
+        execute(tmp_path / "nowhere", monkeypatch)
+    assert str(tmp_path / "nowhere") in str(caught.value)
+
+
+def test_the_notebook_is_committed_without_outputs() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [], f"cell {cell.id}: clear the outputs before committing"
+            assert cell.execution_count is None, f"cell {cell.id}: clear the outputs before committing"

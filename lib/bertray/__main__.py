@@ -1,0 +1,97 @@
+"""The command `bertray`: one table of jobs, which the shell, `python -m bertray` and jobs/ all go through.
+
+    bertray score --bundle bundle --input archive --output scored
+      1. find      ("bertray.scoring.config:ScoreConfig", "bertray.drivers.score:run")             COMMANDS
+      2. read      options from YAML, environment and flags, checked by the configuration's class  [bertray.cli]
+      3. run       the driver, which is imported only now; its summary is the last line of stdout
+
+The one file outside of `drivers` that knows drivers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+from bertray import __version__
+from bertray.cli import EXIT_BAD_REQUEST, EXIT_OK, describe, did_you_mean, leave, run_job
+from bertray.config import JobConfig
+
+# The configuration's class, and what carries it out; in the order in which people need them.
+COMMANDS = {
+    "demo": ("bertray.drivers.config:DemoConfig", "bertray.drivers.demo:run"),
+    "prepare": ("bertray.data.config:PrepareConfig", "bertray.drivers.prepare:run"),
+    "train": ("bertray.training.config:TrainConfig", "bertray.drivers.train:run"),
+    "evaluate": ("bertray.drivers.config:EvaluateConfig", "bertray.drivers.evaluate:run"),
+    "predict": ("bertray.drivers.config:PredictConfig", "bertray.drivers.predict:run"),
+    "score": ("bertray.scoring.config:ScoreConfig", "bertray.drivers.score:run"),
+    "tune": ("bertray.training.config:TuneConfig", "bertray.drivers.tune:run"),
+    "audit": ("bertray.training.config:AuditConfig", "bertray.drivers.audit:run"),
+}
+
+
+def config_class(name: str) -> type[JobConfig]:
+    """The class of a job's options."""
+    found: type[JobConfig] = _imported(COMMANDS[name][0])
+    return found
+
+
+def command(name: str, module_name: str = "") -> Callable[[Sequence[str] | None], int]:
+    """The main function of a job: takes command line arguments, returns the exit code.
+
+    Args:
+        module_name: `__name__` of the caller; as "__main__" the job is run, and the process ends with its exit code.
+    """
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run_job(name, config_class(name), lambda config: _imported(COMMANDS[name][1])(config), argv)
+
+    if module_name == "__main__":
+        leave(main())
+    return main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry out `bertray NAME …`; returns the exit code."""
+    name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or [""]
+    if name in COMMANDS:
+        return command(name)(arguments)
+    if name in ("", "-h", "--help", "help"):
+        print(_overview())
+        return EXIT_OK
+    if name in ("-V", "--version"):
+        print(f"bertray {__version__}")
+        return EXIT_OK
+    print(f"error: no command {name!r}.{did_you_mean(name, COMMANDS)} There are {', '.join(COMMANDS)}", file=sys.stderr)
+    return EXIT_BAD_REQUEST
+
+
+def run() -> NoReturn:
+    """What the shell's `bertray` calls."""
+    leave(main())
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10}{describe(config_class(name)).rstrip('.')}" for name in COMMANDS]
+    return "\n".join(
+        [
+            "usage: bertray COMMAND [OPTIONS]",
+            "",
+            "Fine-tune a BERT classifier on labelled texts, and label a large archive with it.",
+            "",
+            *lines,
+            "",
+            "bertray COMMAND --help shows examples and every option.",
+        ]
+    )
+
+
+def _imported(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+if __name__ == "__main__":
+    run()

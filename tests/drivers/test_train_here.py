@@ -1,0 +1,73 @@
+"""bertray train --num-workers 0: the loop in a thread of the driver, without Ray."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from bertray import BertrayError, TrainConfig, train
+from bertray.bundle.info import read_info
+from bertray.storage.location import Location
+from tests.drivers.conftest import LONG_RUN, step_kept
+from tests.kills import end_driver, job
+
+SETTINGS: dict[str, Any] = {"epochs": 3, "learning_rate": 3e-3, "max_length": 32, "precision": "fp32"}
+
+# As many threads as a worker of the tests' cluster has CPUs: sums of floats depend on it.
+AS_A_WORKER = """
+import os, sys
+os.sched_getaffinity = lambda _: range(4)
+from bertray.__main__ import main
+code = main(sys.argv[1:])
+print(*sorted({"ray"} & set(sys.modules)))
+sys.exit(code)
+"""
+
+
+def test_the_bundle_is_that_of_one_worker_of_ray(
+    ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    ours, rays = tmp_path / "ours", tmp_path / "rays"
+    train(TrainConfig(data=dataset, output=str(rays), encoder=str(tiny_encoder), **SETTINGS))
+    options = job("train", data=dataset, output=ours, encoder=tiny_encoder, **SETTINGS, num_workers=0)[3:]
+    command = [sys.executable, "-c", AS_A_WORKER, "train", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == ""  # Ray was not loaded
+    expected, actual = (load_file(folder / "model.safetensors") for folder in (rays, ours))
+    assert expected.keys() == actual.keys()
+    assert all((expected[name] == actual[name]).all() for name in expected)
+    one, other = (read_info(Location.of(str(folder))) for folder in (rays, ours))
+    assert one.fingerprint() == other.fingerprint()
+    walls = [[epoch.pop("wall_s") for epoch in info.history] for info in (one, other)]
+    assert len(walls[0]) == len(walls[1]) == 3
+    assert one.history == other.history
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_it_goes_on_after_a_signal(dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    options = {"data": dataset, "encoder": tiny_encoder, **LONG_RUN, "epochs": 8, "num_workers": 0}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    log = tmp_path / "stderr.log"
+    command = job("train", output=broken, **options)
+    code, stderr = end_driver(command, log, signal.SIGTERM, lambda _: step_kept(broken) > 0)
+    assert code == 143, stderr
+    assert f"step {step_kept(broken)} is kept in" in stderr
+    assert step_kept(broken) % 40 != 0  # written because of the signal, not because it was due
+    for output in (broken, whole):
+        subprocess.run(job("train", output=output, **options), check=True, capture_output=True)
+    expected, actual = (load_file(folder / "model.safetensors") for folder in (whole, broken))
+    assert all((expected[name] == actual[name]).all() for name in expected)
+
+
+def test_a_loss_that_is_no_number_names_the_rows(dataset: str, diverging_encoder: str, tmp_path: Path) -> None:
+    config = TrainConfig(
+        data=dataset, output=str(tmp_path / "bundle"), encoder=diverging_encoder, **SETTINGS, num_workers="0"
+    )
+    with pytest.raises(BertrayError, match=r"the loss is nan at epoch 1, step 1.*That step read .*in\.jsonl, row "):
+        train(config)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,66 @@
+"""The pool of one process, with a real model in its child, beside the bundle in this process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from bertray import Bundle, RequestError, ScoreConfig, score
+from bertray.scoring.pool import Parts
+from bertray.scoring.units import Counts, Outcome, divide
+from bertray.storage.location import FileInfo
+from tests.conftest import write_shard
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    for name in ("a", "b/c"):
+        write_shard(tmp_path / "archive" / f"{name}.parquet", [f"{name} {row}" for row in range(20)] + [None, ""])
+    return tmp_path / "archive"
+
+
+def test_it_scores_what_the_bundle_says(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    places = {"bundle": str(tiny_bundle), "input": str(archive), "output": str(tmp_path / "scored")}
+    config = ScoreConfig(**places, num_actors=0, precision="fp32", keep_columns=["document_id"])
+    scored = score(config)
+    assert (scored.failures, scored.is_held) == ([], False)
+    assert (scored.summary["num_rows"], scored.summary["num_rows_error"]) == (44, 4)
+    assert (scored.summary["precision"], scored.summary["num_actors"]) == ("fp32", 1)
+    bundle = Bundle.load(str(tiny_bundle), "fp32")
+    for name in ("a", "b/c"):
+        source, found = (
+            pq.read_table(tmp_path / place / f"{name}.parquet") for place in ("archive", "scored/predictions")
+        )
+        assert found.select(bundle.schema.names).equals(bundle.predict_column(source["text"]))
+        assert found["document_id"].equals(source["document_id"])
+    assert score(config).summary["num_shards_skipped"] == 2
+
+
+def test_the_driver_loads_neither_torch_nor_ray(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from bertray.__main__ import main; code = main(sys.argv[1:]); "
+        "print(code, *sorted({'torch', 'ray', 'transformers'} & set(sys.modules)))"
+    )
+    options = {"--bundle": tiny_bundle, "--input": archive, "--output": tmp_path / "scored", "--num-actors": 0}
+    words = [str(word) for option in options.items() for word in option]
+    done = subprocess.run([sys.executable, "-c", code, "score", *words], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0", done.stderr
+
+
+def test_what_the_child_cannot_do_is_its_message(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    places = {"bundle": str(tiny_bundle), "input": str(archive), "output": str(tmp_path / "scored")}
+    with pytest.raises(RequestError, match=r"--device cuda: torch .* sees no GPU here"):
+        score(ScoreConfig(**places, num_actors=0, device="cuda"))
+    assert not (tmp_path / "scored" / "predictions").exists()
+
+
+def test_a_shard_is_complete_with_its_last_part() -> None:
+    whole, cut = FileInfo("whole", 100, "v"), FileInfo("cut", 390, "v")
+    parts = Parts(divide([whole, cut], 100, 1, "request", set()))
+    assert parts.complete == []
+    assert parts.take(Outcome(shard=whole, counts=Counts())) is None
+    assert [parts.take(Outcome(shard=cut, part=part)) for part in (3, 0, 1)] == [None] * 3
+    assert parts.take(Outcome(shard=cut, part=2, failure="why")) is None
+    assert parts.take(Outcome(shard=cut, part=2)) == cut
