@@ -20,9 +20,10 @@ install: .venv/.wheel
 
 # What runs is the package as users get it, made again when the library has changed.
 .venv/.wheel: .venv/.installed $(shell find lib/bertray -name '*.py')
+	rm -rf build .venv/wheel
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir .venv/wheel .
+	$(PIP) install --no-deps --force-reinstall .venv/wheel/*.whl
 	rm -rf build
-	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir build .
-	$(PIP) install --no-deps --force-reinstall build/*.whl
 	touch $@
 
 demo: install

@@ -38,7 +38,8 @@ from bertray.metrics.calibration import (
     tune_thresholds,
 )
 from bertray.metrics.classification import multi_label_metrics
-from bertray.model.sources import encoder_folder, load_tokenizer
+from bertray.model.pretrained import load_tokenizer
+from bertray.model.sources import encoder_folder
 from bertray.tokenization.batching import pad, padded_batches
 from bertray.tokenization.tokenizer import ColumnTokenizer
 from bertray.types import ProblemType

@@ -57,6 +57,11 @@ def test_the_environment_changes_no_configuration_that_a_program_makes(monkeypat
     assert TrainConfig(data="d", output="o").epochs == 3
 
 
+def test_a_plan_is_for_the_command_line() -> None:
+    with pytest.raises(bertray.RequestError, match="plan is an option of the command line"):
+        bertray.score(bertray.ScoreConfig(bundle="b", input="i", output="o", plan=True))
+
+
 def test_probabilities_are_those_of_the_predictions(tiny_bundle: Path) -> None:
     bundle = Bundle.load(str(tiny_bundle), "fp32")
     texts = ["one", None, "two words", ""]

@@ -1,11 +1,9 @@
 """Options from defaults, YAML, environment and flags; errors that say what to change; the summary line."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -183,23 +181,30 @@ def test_a_stopped_job_ends_without_the_interpreters_end(code: int, ended_by_pyt
     assert finished.stdout == (b"said\nby Python\n" if ended_by_python else b"said\n")
 
 
+SIGNALLED = """
+import os, signal, sys, time
+from bertray.cli import run_job
+from bertray.training.config import TrainConfig
+
+def run(_):
+    try:
+        os.kill(os.getpid(), int(sys.argv[1]))
+        time.sleep(30)
+    finally:
+        print("closed", file=sys.stderr)
+
+before = signal.getsignal(signal.SIGTERM)
+code = run_job("train", TrainConfig, run, ["--data", "d", "--output", "o"])
+assert signal.getsignal(signal.SIGTERM) == before
+sys.exit(code)
+"""
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_end_a_job_in_order(number: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    closed = []
-
-    def run(_: TrainConfig) -> Outcome:
-        try:
-            os.kill(os.getpid(), number)
-            time.sleep(30)
-        finally:
-            closed.append(True)
-        return Outcome({})
-
-    before = signal.getsignal(signal.SIGTERM)
-    assert run_job("train", TrainConfig, run, REQUIRED) == code
-    assert closed == [True]
-    assert signal.getsignal(signal.SIGTERM) == before
-    assert "stopped; what was finished is kept" in capsys.readouterr().err
+def test_signals_end_a_job_in_order(number: int, code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, str(int(number))], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("closed\nstopped; what was finished is kept")
 
 
 @pytest.mark.parametrize(

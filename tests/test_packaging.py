@@ -75,9 +75,8 @@ def test_the_default_install_does_the_whole_way(
     run("prepare", "--input", "labelled.jsonl", "--output", "dataset")
     training = ("--data", "dataset", "--encoder", tiny_encoder, "--epochs", 1, "--max-length", 32)
     trained = run("train", *training, "--output", "bundle", "--num-workers", 0)
-    assert (
-        "the card has no learning curves: these need the extra 'plots', pip install 'bertray[plots]'" in trained.stderr
-    )
+    assert "the card has no learning curves" in trained.stderr
+    assert "pip install 'bertray[plots]'" in trained.stderr
     run("evaluate", "--bundle", "bundle", "--data", "dataset", "--output", "evaluation")
     assert json.loads(run("predict", "--bundle", "bundle", "the wave").stdout)["label"] in ("apple", "wave")
     write_shard(tmp_path / "archive" / "0.parquet", ["the apple", "the wave"])

@@ -36,7 +36,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 # Of rooms that need torch, what does without: it is imported before a request is checked, or where no model runs.
 LIGHT = {
     "model": {"sources"},
-    "bundle": {"info", "card", "isolated"},
+    "bundle": {"info", "card", "predictions", "isolated"},
     "training": {"config", "preflight", "trials", "run_folder", "tracking", "watcher", "mlflow_client", "curves"},
 }
 
@@ -95,6 +95,7 @@ def test_a_room_is_a_docstring_that_names_its_modules(room: str) -> None:
     assert len(tree.body) == 1
     doc = ast.get_docstring(tree)
     assert doc and "Imports" in doc
+    assert [path.stem for path in MODULES if room_of(path) == room and not re.search(rf"\b{path.stem}\b", doc)] == []
 
 
 def loaded(*modules: str) -> set[str]:

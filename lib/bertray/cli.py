@@ -36,7 +36,7 @@ exit codes: 0 done; 1 failed on the way; 2 bad request, the message says what to
             3 some shards failed (bertray score); 4 another run is at work on the output;
             5 scored, but held back for a person to look at (bertray score);
             130, 143 stopped by SIGINT or SIGTERM"""
-_STOPPED = "stopped; what was finished is kept: say the same command again, and it goes on"
+_STOPPED = "stopped; what was finished is kept: train, tune and score go on when the same command is said again"
 
 Config = TypeVar("Config", bound=JobConfig)
 
@@ -61,7 +61,7 @@ def run_job(name: str, config_class: type[Config], run: Callable[[Config], Outco
         config = load_config(name, config_class, sys.argv[1:] if argv is None else argv)
         _log_to_stderr()
         _refuse_relative_output(config)
-        _keep_local_ray_on_loopback()
+        keep_ray_on_loopback()
         with redirect_stdout(sys.stderr), _ended_by_sigterm():
             outcome = run(config)
     except KeyboardInterrupt:
@@ -265,8 +265,8 @@ def _refuse_relative_output(config: JobConfig) -> None:
         )
 
 
-def _keep_local_ray_on_loopback() -> None:
-    """Ray reads this when it is imported, which the jobs do after this; without it, it listens on every interface."""
+def keep_ray_on_loopback() -> None:
+    """Have a Ray of this machine's own listen on loopback alone; call before Ray is imported, which reads this then."""
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 

@@ -1,4 +1,4 @@
-"""What each job can be told: one class a job, one field an option, its unit and the reason of its default beside it.
+"""What the configurations of all jobs share. Each job has a class, each option a field with its unit and reason.
 
 Values come from, later over earlier: the defaults here, a YAML file (`--config`), the environment
 (`BERTRAY_TRAIN_LEARNING_RATE=3e-5`), flags (`--learning-rate 3e-5`). `bertray.cli` does the reading.

@@ -1,21 +1,21 @@
-"""Found by every Python process of a test that puts this folder on PYTHONPATH: some packages cannot be imported.
+"""Found by every Python process of a test that puts this folder on PYTHONPATH: some packages are not installed.
 
-BERTRAY_BLOCKED names a file with the top-level modules, one a line.
+BERTRAY_BLOCKED names a file with their top-level modules, one a line.
 """
 
 import os
 import sys
-from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
 _BLOCKED = frozenset(Path(os.environ["BERTRAY_BLOCKED"]).read_text().split())
 
 
-class _Blocking(MetaPathFinder):
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name.partition(".")[0] in _BLOCKED:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+class _Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return None if name.partition(".")[0] in _BLOCKED else super().find_spec(name, path, target)
 
 
-sys.meta_path.insert(0, _Blocking())
+sys.meta_path[sys.meta_path.index(PathFinder)] = _Finder

@@ -63,13 +63,13 @@ def test_a_process_that_is_killed_from_outside_costs_no_row(isolated: IsolatedBu
 def test_deadly_texts_are_found_and_to_be_reviewed(faults: None, make_bundle: Callable[..., Path]) -> None:
     bundle = make_bundle(problem_type="multi_label_classification", review_below=0.0)
     isolated = IsolatedBundle(spec_of(bundle))
-    texts: list[str | None] = [f"text {row}" for row in range(20)]
-    texts[13] = DEADLY
+    texts: list[str | None] = [f"text {row}" for row in range(5)]
+    texts[3] = DEADLY
     found = isolated.predict_column(column(texts))
     isolated.close()
     assert found.schema.equals(isolated.schema)
     reason = "the model's process was ended by SIGSEGV on this text"
-    is_deadly = [row == 13 for row in range(20)]
+    is_deadly = [row == 3 for row in range(5)]
     assert found["error"].to_pylist() == [reason if deadly else None for deadly in is_deadly]
     assert found["review"].to_pylist() == is_deadly
     assert [labels is None for labels in found["labels"].to_pylist()] == is_deadly
@@ -84,7 +84,7 @@ def test_too_many_deaths_are_no_matter_of_texts(
 
 
 def test_an_error_of_the_model_is_no_matter_of_texts(faults: None, isolated: IsolatedBundle) -> None:
-    with pytest.raises(ShardError, match=r"^in a process of its own: MemoryError: out of memory$"):
+    with pytest.raises(ShardError, match=r"^MemoryError: out of memory$"):
         isolated.predict_column(column(["a text", "this text breaks the model"]))
     assert isolated.predict_column(column(["a text"]))["error"].to_pylist() == [None]
 
@@ -97,9 +97,24 @@ def test_a_model_that_cannot_be_loaded(tiny_bundle: Path, tmp_path: Path, monkey
     with IsolatedBundle(spec_of(tiny_bundle)) as dies:
         monkeypatch.setenv("PYTHONHOME", "/nowhere")  # of the child: it finds no library of Python's
         with pytest.raises(
-            BundleError, match=r"a process that was to load .* exited with code 1; see the worker's log"
+            BundleError, match=r"the process that was to load .* exited with code 1; its stderr says why"
         ):
             dies.predict_column(column(["text"]))
+
+
+def test_another_bundle_in_its_place_is_noticed(
+    make_bundle: Callable[..., Path], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    place = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    with IsolatedBundle(spec_of(place)) as isolated:
+        os.kill(isolated.ready().pid, signal.SIGKILL)
+        shutil.rmtree(place)
+        shutil.copytree(make_bundle(seed=1), place)
+        with pytest.raises(BundleError, match="was replaced while the job ran"):
+            isolated.predict_column(column(["text"]))
+        shutil.rmtree(place)
+        with pytest.raises(BundleError, match="is no model bundle"):
+            isolated.predict_column(column(["text"]))
 
 
 def test_deadly_files_are_found(faults: None, tmp_path: Path) -> None:
@@ -143,6 +158,7 @@ def check_output(archive: Path, output: Path, tiny_bundle: Path) -> None:
         assert found["label"].to_pylist() == labels
 
 
+@pytest.mark.chaos  # without Ray: the next one
 def test_a_run_goes_on_over_deadly_texts_and_files(
     faults: None, tiny_bundle: Path, deadly_archive: Path, tmp_path: Path
 ) -> None:
@@ -161,10 +177,11 @@ def test_without_ray_a_deadly_text_ends_nothing_and_a_deadly_file_one_run(
 ) -> None:
     output = tmp_path / "scored"
     places = ("--bundle", tiny_bundle, "--input", deadly_archive, "--output", output)
-    options = ("--num-actors", 0, "--precision", "fp32")
+    options = ("--num-actors", 0, "--precision", "fp32", "--max-error-fraction", 1)
     died = run_job_process("score", *places, *options)
     assert died.returncode == -signal.SIGSEGV
     assert "was ended by SIGSEGV over 3 texts" in died.stderr
-    done = run_job_process("score", *places, *options)
-    assert done.returncode == 3, done.stderr
-    check_output(deadly_archive, output, tiny_bundle)
+    for _ in range(2):  # what failed is tried again, with the same care
+        done = run_job_process("score", *places, *options)
+        assert done.returncode == 3, done.stderr
+        check_output(deadly_archive, output, tiny_bundle)

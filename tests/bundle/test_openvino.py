@@ -81,7 +81,7 @@ def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("exported again")
 
-    monkeypatch.setattr(openvino, "_export", refuse)
+    monkeypatch.setattr(openvino, "export", refuse)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -206,7 +206,7 @@ def test_a_broken_cache_is_made_again(
         shutil.copytree(place, staging, dirs_exist_ok=True)
         return openvino.EngineRecord.model_validate_json((staging / "engine.json").read_bytes())
 
-    monkeypatch.setattr(openvino, "_export", export)
+    monkeypatch.setattr(openvino, "export", export)
     openvino.prepare(int8_bundle, "auto", broken)
     assert file.read_bytes() == before
     assert load_prepared(int8_bundle, "auto", broken, num_threads=1).encoder.precision == "int8"
@@ -215,7 +215,7 @@ def test_a_broken_cache_is_made_again(
 def test_the_cache_may_be_in_s3(tiny_bundle: Path, s3_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Location.of(f"{s3_folder}/engine")
     openvino.prepare(str(tiny_bundle), "fp32", place)
-    monkeypatch.setattr(openvino, "_export", None)
+    monkeypatch.setattr(openvino, "export", None)
     openvino.prepare(str(tiny_bundle), "fp32", place)
     assert load_prepared(str(tiny_bundle), "fp32", place).predict(["a text"])[0].label in set("abc")
 
@@ -283,19 +283,19 @@ def test_a_missing_package_is_named(tiny_bundle: Path, tmp_path: Path, monkeypat
 def test_a_model_that_cannot_be_exported_is_refused(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = openvino_export._LogitsOnly.forward
+    forward = openvino_export.LogitsOnly.forward
 
     def of_one_length(self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return forward(self, input_ids, attention_mask) * len(input_ids.numpy())  # a constant in a traced graph
 
-    monkeypatch.setattr(openvino_export._LogitsOnly, "forward", of_one_length)
+    monkeypatch.setattr(openvino_export.LogitsOnly, "forward", of_one_length)
     with pytest.raises(RequestError, match=r"gives other logits .*Use --engine torch"):
         open_bundle(str(tiny_bundle), "openvino", "fp32", cache=Location.of(str(tmp_path)))
 
     def fails(*_: object) -> torch.Tensor:
         raise NotImplementedError("no such operator")  # as torch says of an operator that a backend lacks
 
-    monkeypatch.setattr(openvino_export._LogitsOnly, "forward", fails)
+    monkeypatch.setattr(openvino_export.LogitsOnly, "forward", fails)
     with pytest.raises(RequestError, match=r"BertForSequenceClassification cannot be exported .*Use --engine torch"):
         open_bundle(str(tiny_bundle), "openvino", "fp32", cache=Location.of(str(tmp_path)))
     assert not list(tmp_path.rglob("engine.json"))
@@ -327,7 +327,7 @@ import sys
 sockets = []
 sys.addaudithook(lambda event, _: sockets.append(event) if event in ("socket.connect", "socket.getaddrinfo") else None)
 from bertray.model import openvino_export
-openvino_export.openvino_package(), openvino_export._nncf()
+openvino_export.openvino_package(), openvino_export.nncf_package()
 import openvino.tools.ovc, threading
 for thread in threading.enumerate():
     if thread is not threading.main_thread() and not thread.daemon:

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from bertray.drivers.scoring_actor import Actor
 from bertray.errors import BundleError, LockedError, RequestError
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest
+from bertray.scoring.pool import Pool
 from bertray.scoring.runs import Runs
 from bertray.scoring.score_unit import Request
 from bertray.storage.location import Location
@@ -144,6 +147,19 @@ def test_another_bundle_scores_all_again_under_the_same_names(
     after = contents(output / "predictions")
     assert after.keys() == before.keys()
     assert after != before
+
+
+def test_a_request_that_is_refused_on_the_way_forgets_nothing(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    @contextmanager
+    def no_pool(*_: object) -> Iterator[Pool]:
+        raise RequestError("this machine is too small")
+        yield
+
+    output = tmp_path / "scored"
+    run_stub(archive, output, tiny_bundle)
+    with pytest.raises(RequestError, match="too small"):
+        run(archive, output, tiny_bundle, open_pool=no_pool, keep_columns=[])
+    assert counts(run_stub(archive, output, tiny_bundle)[0]) == (0, 3, 0)
 
 
 def test_bad_shards_are_listed_and_tried_again(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:

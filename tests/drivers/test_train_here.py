@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from bertray import BertrayError, TrainConfig, train
+from bertray import BertrayError, RequestError, TrainConfig, train
 from bertray.bundle.info import read_info
 from bertray.storage.location import Location
 from tests.drivers.conftest import LONG_RUN, step_kept
@@ -49,19 +49,28 @@ def test_the_bundle_is_that_of_one_worker_of_ray(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_it_goes_on_after_a_signal(dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
-    options = {"data": dataset, "encoder": tiny_encoder, **LONG_RUN, "epochs": 8, "num_workers": 0}
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    log = tmp_path / "stderr.log"
-    command = job("train", output=broken, **options)
+def test_it_goes_on_after_sigterm_and_a_kill_bit_for_bit(dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data": dataset, "encoder": str(tiny_encoder), **LONG_RUN, "epochs": 12}
+    whole, broken, log = tmp_path / "whole", tmp_path / "broken", tmp_path / "stderr.log"
+    command = job("train", output=broken, **options, num_workers=0)
     code, stderr = end_driver(command, log, signal.SIGTERM, lambda _: step_kept(broken) > 0)
     assert code == 143, stderr
     assert f"step {step_kept(broken)} is kept in" in stderr
     assert step_kept(broken) % 40 != 0  # written because of the signal, not because it was due
-    for output in (broken, whole):
-        subprocess.run(job("train", output=output, **options), check=True, capture_output=True)
+    assert not broken.exists()
+    before = step_kept(broken)
+    code, stderr = end_driver(command, log, signal.SIGKILL, lambda _: step_kept(broken) > before)
+    assert code == -signal.SIGKILL
+    assert "going on with the run at" in stderr
+
+    config = TrainConfig(**options, output=str(broken), num_workers="0")
+    with pytest.raises(RequestError, match=r"with other options: learning_rate 0\.001 -> 0\.002.*--restart"):
+        train(config.model_copy(update={"learning_rate": 2e-3}))
+    assert train(config).resumed_from_step >= 40
+    train(config.model_copy(update={"output": str(whole)}))
     expected, actual = (load_file(folder / "model.safetensors") for folder in (whole, broken))
     assert all((expected[name] == actual[name]).all() for name in expected)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []  # nothing is left of the run
 
 
 def test_a_loss_that_is_no_number_names_the_rows(dataset: str, diverging_encoder: str, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tests.drivers.conftest import LONG_RUN, step_kept
 from tests.kills import end_driver, job, killing, wait_for
 
 
+@pytest.mark.chaos  # without Ray: test_train_here
 def test_it_goes_on_after_sigterm_and_kills_bit_for_bit(
     ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path
 ) -> None:

@@ -133,7 +133,7 @@ def test_documents_see_themselves_alone(
             assert window_size == ((2, 2) if sliding_window else (-1, -1))
             return whole_attention(*(one.transpose(0, 1) for one in (query, key, value)), is_seen_TT).transpose(0, 1)
 
-        monkeypatch.setattr("bertray.model.attention.varlen_attn", varlen_attn)
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
     states_1THD, weights = packed_attention(
         torch.nn.Module(), query_1HTD, key_1HTD, value_1HTD, None, 0.3, packing=packing, sliding_window=sliding_window
     )

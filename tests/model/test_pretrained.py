@@ -20,14 +20,14 @@ from bertray.training.preflight import check_origin
 
 def test_minilm_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (encoder_folder("minilm") / "config.json").is_file()
-    encoder_folder.cache_clear()
+    sources._minilm_folder.cache_clear()
     monkeypatch.setattr(sources, "_MINILM_SHA256", "0" * 64)
     with pytest.raises(RequestError, match=r"model\.safetensors has sha256 53aa51172d14.*published is 0000"):
         encoder_folder("minilm")
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder_folder.cache_clear()
+    sources._minilm_folder.cache_clear()
     monkeypatch.setattr(sources, "_MINILM_PACKAGE", "no_such_package")
     with pytest.raises(RequestError, match=r"--encoder minilm needs the extra 'demo': pip install 'bertray\[demo\]'"):
         encoder_folder("minilm")

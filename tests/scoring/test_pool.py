@@ -1,17 +1,24 @@
 """The pool of one process, with a real model in its child, beside the bundle in this process."""
 
+import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bertray import Bundle, RequestError, ScoreConfig, score
-from bertray.scoring.pool import Parts
+from bertray import Bundle, BundleError, RequestError, ScoreConfig, score
+from bertray.scoring.pool import LocalPool, Parts
+from bertray.scoring.score_unit import Request
 from bertray.scoring.units import Counts, Outcome, divide
 from bertray.storage.location import FileInfo
 from tests.conftest import write_shard
+from tests.stub_pool import Stub
 
 
 @pytest.fixture
@@ -54,6 +61,50 @@ def test_what_the_child_cannot_do_is_its_message(archive: Path, tiny_bundle: Pat
     with pytest.raises(RequestError, match=r"--device cuda: torch .* sees no GPU here"):
         score(ScoreConfig(**places, num_actors=0, device="cuda"))
     assert not (tmp_path / "scored" / "predictions").exists()
+
+
+def test_a_model_that_can_no_longer_be_loaded_ends_the_run(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    class Gone(Stub):
+        def predict_column(self, texts: pa.Array) -> pa.Table:
+            raise BundleError("it was replaced")
+
+    @contextmanager
+    def open_pool(request: Request, _: list[FileInfo]) -> Iterator[LocalPool]:
+        yield LocalPool(request, Gone())
+
+    places = {"bundle": str(tiny_bundle), "input": str(archive), "output": str(tmp_path / "scored")}
+    with pytest.raises(BundleError, match="it was replaced"):
+        score(ScoreConfig(**places), open_pool=open_pool)
+
+
+# Says what Ray will find in the environment when it is imported, or that it was not.
+WATCHING = """
+import json, os, sys
+from importlib.abc import MetaPathFinder
+
+class Watch(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "ray":
+            print(os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"), flush=True)
+            os._exit(0)
+
+sys.meta_path.insert(0, Watch())
+from bertray import ScoreConfig, score
+score(ScoreConfig(**json.loads(sys.argv[1])))
+print("done")
+"""
+
+
+@pytest.mark.parametrize(("num_actors", "expected"), [(1, "0"), (0, "done")])
+def test_what_a_program_starts_listens_on_loopback(
+    num_actors: int, expected: str, archive: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """Ray reads a variable when it is imported; the command line's own start is tested with a cluster."""
+    places = {"bundle": str(tiny_bundle), "input": str(archive), "output": str(tmp_path / "scored")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", WATCHING, json.dumps(places | {"num_actors": num_actors})]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected, done.stderr
 
 
 def test_a_shard_is_complete_with_its_last_part() -> None:

@@ -61,10 +61,10 @@ def test_a_lock_expires(output: Location) -> None:
 def test_of_two_that_take_over_one_wins(output: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     leave_behind(output, process="another boot", beat_at=datetime.now(UTC) - timedelta(hours=1))
     rival = RunLock(output, "rival")
-    seen = lock._highest(output)
+    seen = lock.highest_lock(output)
     with RunLock(output, "winner").held():
         with monkeypatch.context() as patched:
-            patched.setattr(lock, "_highest", lambda _: seen)  # it looked before the winner took the lock
+            patched.setattr(lock, "highest_lock", lambda _: seen)  # it looked before the winner took the lock
             with pytest.raises(LockedError, match="another run has just taken"), rival.held():
                 pass
         assert files(output) == ["00000004.json"]

@@ -88,7 +88,7 @@ def test_gradients_are_those_of_the_padded_model(name: str) -> None:
     assert loss.item() == pytest.approx(expected_loss, abs=1e-6)
     actual = {name: weights.grad for name, weights in learner.model.named_parameters() if weights.requires_grad}
     assert actual.keys() == expected.keys()
-    table = learner._embedding_name
+    table = learner.embedding_name
     unused = np.setdiff1d(np.arange(300), vocabulary_V)
     assert expected[table][unused].abs().max() == 0
     expected[table] = expected[table][vocabulary_V]
@@ -102,7 +102,7 @@ def test_gradients_in_bf16_point_the_same_way(name: str) -> None:
     learner = Learner(build(name), vocabulary_V, CPU, "bf16")
     learner.model.train()
     learner.add_gradients(compact, np.arange(len(LENGTHS_S)), loss_of, is_last=True)
-    expected[learner._embedding_name] = expected[learner._embedding_name][vocabulary_V]
+    expected[learner.embedding_name] = expected[learner.embedding_name][vocabulary_V]
     one, other = (
         torch.cat([gradients[key].float().flatten() for key in sorted(expected)])
         for gradients in ({key: weights.grad for key, weights in learner.model.named_parameters()}, expected)
@@ -146,12 +146,12 @@ def test_what_is_saved_is_the_whole_model(name: str) -> None:
     complete = learner.complete(trained)
     assert complete.keys() == before.keys()
     unused = np.setdiff1d(np.arange(300), vocabulary_V)
-    table = complete.pop(learner._embedding_name)
-    assert torch.equal(table[unused], before[learner._embedding_name][unused])
-    assert torch.equal(table[vocabulary_V], trained[learner._embedding_name])
+    table = complete.pop(learner.embedding_name)
+    assert torch.equal(table[unused], before[learner.embedding_name][unused])
+    assert torch.equal(table[vocabulary_V], trained[learner.embedding_name])
     for key, weights in complete.items():
         assert torch.equal(weights, trained.get(key, before[key])), key
-    build(name).load_state_dict({**complete, learner._embedding_name: table})
+    build(name).load_state_dict({**complete, learner.embedding_name: table})
 
 
 def test_seeded_dropout_is_a_function_of_the_seed() -> None:
@@ -179,7 +179,7 @@ def test_bf16_over_a_padded_batch_is_a_number(attention: str, caplog: pytest.Log
     _, compact, vocabulary_V = random_tokens()
     with caplog.at_level("INFO", "bertray"):
         learner = Learner(model, vocabulary_V, CPU, "bf16")
-    assert not learner._layout.is_packed
+    assert not learner.layout.is_packed
     assert "BertForSequenceClassification is run on padded batches (its attention cannot be replaced)" in caplog.text
     learner.model.train()
     loss = learner.add_gradients(compact, np.arange(len(LENGTHS_S)), loss_of, is_last=True)

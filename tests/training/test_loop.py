@@ -321,9 +321,9 @@ def test_parts_become_smaller_until_they_fit(rows: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Learner, "rehearse", rehearse)
     with opened_run(rows) as run:
         run.device = torch.device("cuda")
-        run._fit_into_memory()
-        assert run._step_budget == tried[-1]  # a later step may be heavier, and is cut
-        assert run._token_budget <= 60
+        run.fit_into_memory()
+        assert run.step_budget == tried[-1]  # a later step may be heavier, and is cut
+        assert run.token_budget <= 60
     assert tried[0] > 200 and tried[-1] <= 60
 
     def never_fits(*_: object, **__: object) -> None:
@@ -333,7 +333,7 @@ def test_parts_become_smaller_until_they_fit(rows: Path, monkeypatch: pytest.Mon
     with opened_run(rows) as run:
         run.device = torch.device("cuda")
         with pytest.raises(RequestError, match=r"one sequence of \d+ tokens does not fit .*--gradient-checkpointing"):
-            run._fit_into_memory()
+            run.fit_into_memory()
 
 
 def test_weights_that_do_not_fit_are_refused(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:

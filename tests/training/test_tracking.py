@@ -168,4 +168,4 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> N
     [(None, "FINISHED"), (ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")],
 )
 def test_how_a_run_ended(error: type[BaseException] | None, status: str) -> None:
-    assert tracking._status(error) == status
+    assert tracking.status_of(error) == status

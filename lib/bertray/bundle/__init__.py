@@ -4,5 +4,6 @@
     bundle       texts -> predictions                              predictions  logits -> rows
     openvino     the same by another engine                        isolated  the same in a child process
 
-Imports the rooms up to model. Needs torch, but for `info`, `card`, and the parent's side of `isolated`; no Ray.
+Imports the rooms up to model. Needs torch, but for `info`, `card`, `predictions`, and the parent's side of
+`isolated`; no Ray.
 """

@@ -23,13 +23,14 @@ from transformers.utils import logging as transformers_logging
 from bertray.bundle.card import model_card
 from bertray.bundle.info import CARD_FILE, BundleInfo, hash_files, opened
 from bertray.bundle.predictions import predictions
-from bertray.errors import RequestError
+from bertray.errors import RequestError, ShardError
 from bertray.metrics.calibration import probabilities
 from bertray.model.encoder import Encoder
 from bertray.schema import (
     prediction_schema,
 )
 from bertray.storage.outputs import BUNDLE_FILE
+from bertray.tokenization.columns import check_text_type
 from bertray.tokenization.tokenizer import ColumnTokenizer, TokenColumn
 from bertray.tokenization.windows import aggregate
 from bertray.types import Device, Precision
@@ -160,11 +161,12 @@ def _as_column(texts: Texts) -> pa.Array | pa.ChunkedArray:
     """
     if isinstance(texts, str):
         raise RequestError("give a sequence of strings, not one string: [text]")
-    if isinstance(texts, pa.Array | pa.ChunkedArray):
-        return texts
     try:
+        if isinstance(texts, pa.Array | pa.ChunkedArray):
+            check_text_type(texts.type)
+            return texts
         return pa.array(texts, pa.large_string())
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
+    except (ShardError, pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, TypeError) as error:
         raise RequestError(f"give a sequence of strings: {error}") from error
 
 

@@ -17,11 +17,13 @@ import signal
 import struct
 import subprocess
 import sys
+import traceback
 from dataclasses import asdict, dataclass
 from typing import IO, TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
+from bertray import errors
 from bertray.bundle.info import BundleInfo, read_info
 from bertray.errors import BundleError, RequestError, ShardError
 from bertray.schema import ERROR, NUM_TOKENS, REVIEW, TRUNCATED, prediction_schema
@@ -48,7 +50,7 @@ class ModelSpec:
 
     Args:
         cache: where `openvino.prepare` left the exported model; for that engine.
-        num_threads: of the processor.
+        num_threads: of the processor; 0: all that the process may use.
     """
 
     bundle: str
@@ -67,13 +69,15 @@ class ModelSpec:
         import torch  # here and below: the process that starts the child does without
 
         from bertray.bundle.bundle import Bundle
+        from bertray.model.runtime import num_cpus
 
+        num_threads = self.num_threads or num_cpus()
         if self.device != "cuda":
-            torch.set_num_threads(self.num_threads)
+            torch.set_num_threads(num_threads)
         if self.engine == "openvino":
             from bertray.bundle.openvino import load_prepared  # half a second, and much else
 
-            return load_prepared(self.bundle, self.precision, Location.of(self.cache), self.num_threads)
+            return load_prepared(self.bundle, self.precision, Location.of(self.cache), num_threads)
         assert self.precision != "int8"  # the configuration has checked it
         return Bundle.load(self.bundle, self.precision, self.device)
 
@@ -96,7 +100,6 @@ class IsolatedBundle:
         self._child: subprocess.Popen[bytes] | None = None
         self.info: BundleInfo = read_info(Location.of(spec.bundle))
         self.precision = self.device = ""
-        self._is_ready = False
 
     def __enter__(self) -> Self:
         return self
@@ -163,37 +166,36 @@ class IsolatedBundle:
         except (EOFError, BrokenPipeError) as error:
             raise _ProcessDiedError(self._how_it_died()) from error
         if answer.column_names == [_FAILURE]:
-            raise ShardError(f"in a process of its own: {answer[_FAILURE][0].as_py()}")
+            raise ShardError(f"{answer[_FAILURE][0].as_py()}")
         return answer
-
-    def start(self) -> None:
-        """Begin to load the model, which takes seconds; whoever asks next waits for it."""
-        if self._child is None:
-            command = [sys.executable, "-m", "bertray.bundle.isolated", json.dumps(asdict(self._spec))]
-            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            self._is_ready = False
 
     def ready(self) -> subprocess.Popen[bytes]:
         """The child, when it has loaded the model.
 
         Raises:
-            RequestError: it cannot; the message is its own.
-            BundleError: it ended instead.
+            BundleError: it ended instead, or a later one cannot load what the first one could, or the bundle is another
+                one than when this was made.
+            RequestError: it cannot load the bundle, for the reason that it gives.
         """
-        self.start()
-        child = self._child
-        assert child is not None and child.stdout is not None
-        if not self._is_ready:
-            try:
-                facts = _read(child.stdout).to_pylist()[0]
-            except EOFError as error:
-                raise BundleError(
-                    f"a process that was to load {self._spec.bundle} {self._how_it_died()}; see the worker's log"
-                ) from error
-            if _FAILURE in facts:
-                self.close()
-                raise RequestError(facts[_FAILURE])
-            self.precision, self.device, self._is_ready = facts["precision"], facts["device"], True
+        if self._child is not None:
+            return self._child
+        # -P: what lies in the working folder is not imported.
+        command = [sys.executable, "-P", "-m", "bertray.bundle.isolated", json.dumps(asdict(self._spec))]
+        child = self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        try:
+            facts = _read(child.stdout).to_pylist()[0]
+        except EOFError as error:
+            how = self._how_it_died()
+            raise BundleError(f"the process that was to load {self._spec.bundle} {how}; its stderr says why") from error
+        if _FAILURE in facts:
+            self.close()
+            # One that was ready once: the bundle or the device is gone, whatever the shard at work.
+            raise getattr(errors, "BundleError" if self.precision else facts["kind"])(facts[_FAILURE])
+        if facts["fingerprint"] != self.info.fingerprint():
+            self.close()
+            raise BundleError(f"the bundle {self._spec.bundle} was replaced while the job ran. Run it again")
+        self.precision, self.device = facts["precision"], facts["device"]
         return child
 
     def _how_it_died(self) -> str:
@@ -232,6 +234,7 @@ def _read_bytes(stream: IO[bytes], num_bytes: int) -> bytes:
 
 def main() -> None:
     """The child: load the model, say so, answer until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process
     answers: Any = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not stand between the answers
     import torch
@@ -242,10 +245,15 @@ def main() -> None:
     try:
         bundle = ModelSpec(**json.loads(sys.argv[1])).load()
     except RequestError as error:
-        _write(answers, pa.table({_FAILURE: [str(error)]}))
+        _write(answers, pa.table({_FAILURE: [str(error)], "kind": [type(error).__name__]}))
         return
     device = getattr(bundle.encoder, "device", None)  # an engine's own encoder is for CPUs
-    _write(answers, pa.table({"precision": [bundle.encoder.precision], "device": [device.type if device else "cpu"]}))
+    facts = {
+        "precision": bundle.encoder.precision,
+        "device": device.type if device else "cpu",
+        "fingerprint": bundle.info.fingerprint(),
+    }
+    _write(answers, pa.Table.from_pylist([facts]))
     while True:
         try:
             texts = _read(sys.stdin.buffer)["text"]
@@ -256,6 +264,7 @@ def main() -> None:
         except torch.AcceleratorError:  # a GPU that has failed once fails in this process for ever
             raise
         except Exception as error:  # as in an actor: no text is to blame for it
+            traceback.print_exc()
             answer = pa.table({_FAILURE: [f"{type(error).__name__}: {error}"]})
         _write(answers, answer)
 

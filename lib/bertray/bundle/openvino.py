@@ -1,6 +1,7 @@
 """A bundle's model run by OpenVINO on CPUs: exported once, kept in a cache, in int8 where that costs no accuracy.
 
-1. export     the torch model becomes a graph of dynamic shapes; its logits are compared with torch's [openvino_graph]
+1. export     the torch model becomes a graph of dynamic shapes; its logits are compared with torch's
+                                                                                           [model.openvino_export]
 2. quantise   int8 (--precision auto or int8), calibrated on texts that the bundle was trained on
 3. gate       accuracy on the validation rows, int8 beside torch fp32; a larger drop than allowed, or no data to
               measure it on: the graph is not quantised, and the reason is kept
@@ -103,7 +104,7 @@ def open_bundle(
         RequestError: the engine is not installed, cannot run the model, or the device is not there.
     """
     if engine != "openvino":
-        assert precision != "int8"  # bertray.config has checked it
+        assert precision != "int8"  # the configuration has checked it
         return Bundle.load(uri, precision, device), {"engine": "torch"}
     record = prepare(uri, precision, cache or user_cache())
     return load_prepared(uri, precision, cache or user_cache()), record.summary()
@@ -130,7 +131,7 @@ def prepare(uri: str, precision: InferencePrecision, cache: Location) -> EngineR
     except _NotExportedError as reason:
         _log.info("openvino: exporting the model (%s)", reason)
         with opened(uri) as (folder, info), tempfile.TemporaryDirectory(prefix="bertray-") as staging:
-            record = _export(folder, info, precision, Path(staging))
+            record = export(folder, info, precision, Path(staging))
             place.put_folder(Path(staging), last=RECORD_FILE)
         _log.info("openvino: %s; kept in %s", record.note, place)
     return record
@@ -230,7 +231,7 @@ def _exported(place: Location, info: BundleInfo) -> Iterator[tuple[Path, EngineR
         yield folder, record
 
 
-def _export(folder: Path, info: BundleInfo, precision: InferencePrecision, staging: Path) -> EngineRecord:
+def export(folder: Path, info: BundleInfo, precision: InferencePrecision, staging: Path) -> EngineRecord:
     """Write model, weights and record of a bundle to a folder."""
     openvino = openvino_package()
     model = load_model(folder)

@@ -2,7 +2,8 @@
 
     readers    files of any format -> one table           cleaning   which rows stay, and why
     splits     rows held out                              prepare    all of it, for bertray prepare
-    dataset    the folder that results, opened            synthetic  the demo's corpus; resume_words, what it is made of
+    dataset    the folder that results, opened            config     the options of bertray prepare
+    synthetic  the demo's corpus                          resume_words  what that is made of
 
-Imports storage, formats, tokenization and metrics. No torch, no Ray.
+Imports storage, tokenization and metrics. No torch, no Ray.
 """

@@ -24,7 +24,8 @@ class PrepareConfig(JobConfig):
     """
 
     input: Paths = Field(
-        min_length=1, description="labelled files, folders or globs (CSV, JSON Lines, Parquet; .gz, .zst)"
+        min_length=1,
+        description="labelled files, folders or globs (CSV, TSV, JSON Lines, these also .gz or .zst; Parquet)",
     )
     output: Place = Field(description="folder of the data set; written whole, over an earlier data set")
     text_column: str = Field(default="text", description="column that holds the text")

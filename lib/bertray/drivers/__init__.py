@@ -1,8 +1,10 @@
 """One module a job, which wires the rooms together, and the Ray workers that it places.
 
     prepare  train  tune  audit  evaluate  predict  score  demo    the jobs
+    config         the options of evaluate, predict and demo
     cluster        which Ray, which devices
     actor_pool     units through a pool of Ray actors     scoring_actor     such an actor
+    train_on_ray, tune_on_ray, score_plan                 parts of train, tune and score
     train_worker, trial_worker, cross_validation          what runs in Ray's processes
     status_actors  where workers and driver meet
 

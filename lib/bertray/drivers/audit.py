@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from bertray.cli import Outcome
+from bertray.cli import Outcome, keep_ray_on_loopback
 from bertray.data.cleaning import comparison_keys
 from bertray.data.dataset import Dataset
 from bertray.data.splits import folds
 from bertray.errors import DivergedError, RequestError, missing_extra
 from bertray.metrics.calibration import probabilities
 from bertray.metrics.classification import multi_label_metrics, summary_metrics
+from bertray.model.sources import encoder_folder
 from bertray.reports.terminal import print_audit
 from bertray.schema import (
     GIVEN_PROBABILITY,
@@ -47,7 +48,7 @@ from bertray.storage.lock import RunLock, new_run_id
 from bertray.storage.outputs import refuse_in_bundle
 from bertray.storage.records import put_records
 from bertray.training.config import AuditConfig
-from bertray.training.preflight import check_data, check_encoder, check_origin, with_absolute_places, with_rows
+from bertray.training.preflight import check_data, check_origin, with_absolute_places, with_rows
 from bertray.versions import versions
 
 if TYPE_CHECKING:
@@ -100,8 +101,9 @@ def audit(config: AuditConfig) -> Audit:
     if output.contains(dataset.location):
         raise RequestError(f"--output {output} holds --data {dataset.location}: choose a folder of its own")
     check_data(dataset, config)
-    check_encoder(config.encoder)
     label_issues = _label_issues()
+    encoder_folder(config.encoder)  # is there; it may have to be downloaded
+    keep_ray_on_loopback()
     # From here on torch and Ray, which take seconds to import.
     from bertray.drivers import cluster
     from bertray.drivers.cross_validation import out_of_fold_logits

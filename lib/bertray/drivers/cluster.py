@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import ray
 from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
+from ray._private import ray_constants
 
 from bertray.errors import RequestError
 from bertray.storage.location import Location
@@ -44,7 +45,12 @@ def session() -> Iterator[None]:
             if address:
                 ray.init(address=address, **common)
             else:
-                # On loopback, together with what bertray.cli sets before Ray is imported.
+                if ray_constants.ENABLE_RAY_CLUSTER:
+                    _log.warning(
+                        "warning: Ray was imported before bertray, and listens on every interface of this machine: "
+                        "import bertray first, or set RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0"
+                    )
+                # On loopback, together with what `cli.keep_ray_on_loopback` sets before Ray is imported.
                 ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
         for name in ("ray.data", "ray.train"):  # these two set up their own handlers on import
             logging.getLogger(name).setLevel(logging.ERROR)

@@ -10,10 +10,13 @@ from bertray.cli import EXIT_OK, Outcome
 from bertray.data.synthetic import write_corpus
 from bertray.drivers.config import DemoConfig
 from bertray.reports.terminal import print_look
+from bertray.storage.location import Location
+from bertray.storage.outputs import refuse_in_bundle
 
 
 def run(config: DemoConfig) -> Outcome:
     """The job of the command line."""
+    refuse_in_bundle(Location.of(config.output))
     folder = Path(config.output)
     places = {name: str(folder / name) for name in ("archive", "dataset", "bundle", "evaluation", "scored")}
     places["labelled"] = str(write_corpus(folder, config.num_labelled, config.num_archive))
@@ -30,7 +33,7 @@ def run(config: DemoConfig) -> Outcome:
         words = [word for option, value in options.items() for word in (option, str(value))]
         print(f"\n$ bertray {shlex.join([job, *words, *switches])}", flush=True)
         # Each job's summary goes to stderr with the rest: the demo's own is the last line of stdout.
-        command = [sys.executable, "-m", "bertray", job, *words, *switches]
+        command = [sys.executable, "-P", "-m", "bertray", job, *words, *switches]
         finished = subprocess.run(command, stdout=sys.stderr, check=False)
         if finished.returncode != EXIT_OK:
             return Outcome({"failed": f"bertray {job}", "exit_code": finished.returncode}, finished.returncode)

@@ -3,8 +3,8 @@
 1. predict   the split's texts with the bundle, and with TF-IDF + logistic regression fitted on the training rows
 2. compare   the same metrics for both
 3. trust     are scores what they claim, what does a review cost and bring, are texts out of scope found
-4. write     metrics.json and predictions.parquet (the split's columns, `predicted`, `score`, `review`,
-             `baseline_predicted`)
+4. write     metrics.json and predictions.parquet (the split's columns, `predicted`, `score`, `review`, `num_tokens`,
+             `truncated`, `baseline_predicted`)
 
 Legend: N rows, C classes.
 """

@@ -2,7 +2,7 @@
 
 1. lock      one run at a time on an output                                            [storage.lock]
 2. plan      one listing of the input, held against the manifest                       [scoring.plan]
-3. stream    units of pending shards -> a pool of actors, each with the model in memory [drivers.actor_pool]
+3. stream    units of pending shards -> a pool of processes that hold the model         [scoring.pool]
 4. score     the shard becomes a predictions file, put in one atomic step              [scoring.score_unit]
 5. commit    the shard's record goes into the manifest                                 [scoring.manifest]
 6. judge     does what is new look like what was before?                               [scoring.gate]
@@ -15,7 +15,6 @@ nothing is imported that takes time: a run that has nothing to do starts neither
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -24,7 +23,7 @@ from typing import Any
 
 from bertray.bundle.info import BundleInfo, read_info
 from bertray.bundle.isolated import IsolatedBundle, ModelSpec
-from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, Outcome
+from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, Outcome, keep_ray_on_loopback
 from bertray.errors import BundleError, RequestError
 from bertray.reports.terminal import print_scoring, print_verdict
 from bertray.scoring.archive import Archive, list_shards, probe, remember, resolved
@@ -46,6 +45,8 @@ _log = logging.getLogger(__name__)
 
 # Of shards that are rewritten while they are read.
 _MAX_PASSES = 3
+# A run that died had these in hand, in the same order; what it had done for longer than some seconds is recorded.
+_MAX_SUSPECTS = 1000
 # What the gate holds new predictions against.
 _LAST, _VALIDATION = "what was announced last", "the bundle's validation rows"
 
@@ -108,6 +109,7 @@ def pool_of(request: Request, pending: list[FileInfo]) -> Iterator[Pool]:
         with _local_pool(request) as pool:
             yield pool
         return
+    keep_ray_on_loopback()
     # Ray: seconds, which a run with nothing to do need not take.
     from bertray.drivers import actor_pool, cluster
 
@@ -118,20 +120,19 @@ def pool_of(request: Request, pending: list[FileInfo]) -> Iterator[Pool]:
 @contextmanager
 def _local_pool(request: Request) -> Iterator[Pool]:
     config = request.config
-    num_threads = len(os.sched_getaffinity(0))
     spec = ModelSpec(
         bundle=config.bundle,
         engine=config.engine,
         precision=config.precision,
         device=config.device,
         cache=str(Location.of(config.output) / ENGINE_FOLDER),
-        num_threads=num_threads,
+        num_threads=0,
     )
     with IsolatedBundle(spec) as bundle:
         if bundle.info.fingerprint() != request.bundle_fingerprint:
             raise BundleError(f"the bundle {config.bundle} was replaced while the job ran. Run it again")
         bundle.ready()
-        _log.info("the model runs in a child process, on %s", bundle.device if bundle.device != "cpu" else num_threads)
+        _log.info("the model runs in a child process (%s)", bundle.device)
         yield LocalPool(replace(request, step_bytes=STEP_BYTES[bundle.device]), bundle)
 
 
@@ -146,6 +147,8 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         LockedError: another run is at work on this output, or has taken it from this one.
     """
     started_s = time.monotonic()
+    if config.plan:
+        raise RequestError("plan is an option of the command line, which scores nothing then: leave it out")
     config, source, output = resolved(config)
     info = read_info(Location.of(config.bundle))
     archive = list_shards(source, output, has_moved=config.input_moved)
@@ -170,10 +173,6 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         engine: dict[str, Any] = {"engine": "openvino" if config.engine == "openvino" else "torch"}
         if todo.pending:
             runs.begin(run_id, _request(config, info), {**todo.counts(), "pending_bytes": todo.pending_bytes})
-            if todo.replaced:
-                # A run that ends before their new records are written leaves files of both kinds: only those that have
-                # a record count as done, whatever is asked for next.
-                manifest.forget(run_id, todo.replaced)
             _log.info("scoring %.1f MB in run %s", todo.pending_bytes / 1e6, run_id)
             request = Request(
                 config=config,
@@ -181,10 +180,10 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
                 fingerprint=request_fingerprint,
                 bundle_fingerprint=info.fingerprint(),
                 lock_number=lock.number,
-                is_after_crash=lock.was_left_behind,
+                suspects=_suspects(todo, runs, lock) if config.num_actors == 0 else frozenset(),
             )
             engine = _prepare_engine(config, output)
-            engine["num_actors"] = _stream(request, archive, todo.pending, recorder, open_pool or pool_of)
+            engine["num_actors"] = _stream(request, archive, todo, recorder, open_pool or pool_of)
         else:
             _log.info("nothing to do: every shard is committed under this bundle and these columns")
             # Maybe by a run that had recorded its last shard, and not yet removed its parts.
@@ -218,6 +217,12 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
     return ScoreResult(str(output), summary, recorder.failures, verdict, news.shards_with_errors)
 
 
+def _suspects(todo: Plan, runs: Runs, lock: RunLock) -> frozenset[str]:
+    """Pending shards that may end the process which reads them: what failed last; after a run that died, the first."""
+    first = todo.pending[:_MAX_SUSPECTS] if lock.was_left_behind else []
+    return frozenset(runs.failed_last() | {shard.path for shard in first})
+
+
 def _prepare_engine(config: ScoreConfig, output: Location) -> dict[str, Any]:
     """Do once what every process would do, and say what the summary should of the engine.
 
@@ -232,11 +237,11 @@ def _prepare_engine(config: ScoreConfig, output: Location) -> dict[str, Any]:
     return prepare(config.bundle, config.precision, output / ENGINE_FOLDER).summary()
 
 
-def _stream(
-    request: Request, archive: Archive, pending: list[FileInfo], recorder: Recorder, open_pool: OpenPool
-) -> int:
+def _stream(request: Request, archive: Archive, todo: Plan, recorder: Recorder, open_pool: OpenPool) -> int:
     """Score pending shards, those again that are rewritten meanwhile; returns how many processes held the model."""
+    pending = todo.pending
     with open_pool(request, pending) as pool:
+        recorder.begin(todo.replaced)
         for num_passes in range(1, _MAX_PASSES + 1):
             work = divide(pending, pool.unit_bytes, pool.num_processes, request.fingerprint, recorder.staged())
             if num_passes == 1:

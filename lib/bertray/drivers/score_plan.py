@@ -10,7 +10,6 @@ import logging
 import random
 from typing import Any
 
-from bertray.bundle.bundle import load_tokenizer
 from bertray.bundle.info import opened as opened_bundle
 from bertray.bundle.info import read_info
 from bertray.errors import ShardError
@@ -47,6 +46,8 @@ def preview(config: ScoreConfig) -> dict[str, Any]:
     }
     if not todo.pending:
         return facts
+    from bertray.bundle.bundle import load_tokenizer  # torch, after the checks
+
     with opened_bundle(config.bundle) as (folder, _):
         tokenizer = load_tokenizer(folder, info)
     facts |= _estimate(tokenizer, archive.root, todo.pending, config)

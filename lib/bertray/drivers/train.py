@@ -14,7 +14,6 @@ are imported after the checks: a request that cannot be carried out is refused w
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,9 +23,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertray.cli import Outcome
+from bertray.cli import Outcome, keep_ray_on_loopback
 from bertray.data.dataset import Dataset
 from bertray.errors import DivergedError
+from bertray.model.sources import encoder_folder
 from bertray.progress import ProgressBar
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock, new_run_id
@@ -34,7 +34,6 @@ from bertray.training import mlflow_client
 from bertray.training.config import TrainConfig
 from bertray.training.preflight import (
     check_data,
-    check_encoder,
     check_origin,
     check_output,
     with_absolute_places,
@@ -98,9 +97,9 @@ def train(config: TrainConfig) -> TrainResult:
     check_output(output, config, run)
     dataset = Dataset.open(config.data)
     check_data(dataset, config)
-    check_encoder(config.encoder)
     if config.mlflow_uri:
         mlflow_client.check(config.mlflow_uri)
+    encoder_folder(config.encoder)  # is there; it may have to be downloaded
     # From here on torch and transformers, which take seconds to import.
     from bertray.model.pretrained import load_tokenizer
     from bertray.tokenization.tokenizer import ColumnTokenizer
@@ -111,7 +110,7 @@ def train(config: TrainConfig) -> TrainResult:
     tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
     config = with_absolute_places(config, dataset, output)
 
-    checkpoints = Checkpoints(run.checkpoints)
+    checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
     with RunLock(run.location, new_run_id()).held() as lock, _told_what_is_left(run, checkpoints, lock):
         column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
         data_fingerprint = dataset.fingerprint()
@@ -201,6 +200,7 @@ def _fit(config: TrainConfig, dataset: Dataset, lock_number: int, tracker: Track
         if config.worker_range == (0, 0):
             _fit_here(config, dataset, lock_number, tracker)
         else:
+            keep_ray_on_loopback()
             from bertray.drivers.train_on_ray import fit
 
             fit(config, dataset, lock_number, lambda news: shown(news, tracker))
@@ -212,12 +212,12 @@ def _fit_here(config: TrainConfig, dataset: Dataset, lock_number: int, tracker: 
     """Run the loop in a thread of this process, as one worker of Ray would run it in one of its own."""
     import torch
 
-    from bertray.model.runtime import ModelThread, resolve_device
+    from bertray.model.runtime import ModelThread, num_cpus, resolve_device
     from bertray.training.checkpoints import checkpoints_of
     from bertray.training.loop import opened
 
     run, board, device = TrainingRun(Location.of(config.output)), Board(), resolve_device(config.device)
-    num_threads = len(os.sched_getaffinity(0))
+    num_threads = num_cpus()
 
     def work() -> None:
         if device.type == "cpu":
@@ -261,7 +261,7 @@ def shown(news: Callable[[], News], tracker: Tracker) -> Iterator[None]:
 
     def show() -> None:
         with ProgressBar("training", 1, "steps") as bar:
-            bar.update(0, "starting workers")
+            bar.update(0, "starting")
             while True:
                 last_look = done.wait(0.5)
                 records, epochs, num_steps = news()

@@ -27,23 +27,21 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bertray.bundle.info import EVENTS_FOLDER, BundleInfo
-from bertray.cli import Outcome
+from bertray.cli import Outcome, keep_ray_on_loopback
 from bertray.data.dataset import Dataset
-from bertray.errors import RequestError, UnavailableError
+from bertray.model.sources import encoder_folder
 from bertray.reports.terminal import print_trials
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock, new_run_id
 from bertray.training.config import TuneConfig
-from bertray.training.preflight import check_data, check_encoder, check_origin, check_output, with_absolute_places
+from bertray.training.preflight import check_data, check_origin, check_output, with_absolute_places
 from bertray.training.run_folder import TrainingRun
 from bertray.training.tracking import Tracker
-from bertray.training.trials import TrialRecord, best_of, best_of_all, train_config, write_trials
+from bertray.training.trials import Records, TrialRecord, best_of_all, train_config, write_trials
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +65,7 @@ def search(config: TuneConfig) -> dict[str, Any]:
     check_output(output, config, run)
     dataset = Dataset.open(config.data)
     check_data(dataset, config)
-    check_encoder(config.encoder)
+    encoder_folder(config.encoder)  # is there; it may have to be downloaded
     # From here on torch and transformers, which take seconds to import.
     from bertray.model.pretrained import load_tokenizer
     from bertray.tokenization.tokenizer import ColumnTokenizer
@@ -87,6 +85,7 @@ def search(config: TuneConfig) -> dict[str, Any]:
             run.begin(config, data_fingerprint)
         num_before = len(records.ended)
         if records.missing():
+            keep_ray_on_loopback()
             from bertray.drivers.tune_on_ray import run_trials
 
             run_trials(config, dataset, run, records, lock.number)
@@ -146,67 +145,3 @@ def _write_bundle(
             events,
             add_files=lambda folder: write_trials(folder, config, records.ended),
         )
-
-
-class Records:
-    """What became of trials, in storage and here.
-
-    Attributes:
-        ended: by number.
-    """
-
-    def __init__(self, run: TrainingRun, config: TuneConfig) -> None:
-        self._run, self._config = run, config
-        self.ended: list[TrialRecord] = []
-
-    def read(self) -> None:
-        """Take up what a search before has left, and remove what it has left half-written."""
-        from bertray.training.checkpoints import Checkpoints
-
-        self._run.checkpoints.remove_unfinished()
-        # All, also those beyond --num-trials, which may be lower now: the best may be among them.
-        for name in self._names():
-            self.ended.append(TrialRecord.model_validate_json((self._run.checkpoints / name).read_bytes()))
-        for number in self.missing():
-            Checkpoints(self._run.trial_checkpoints(number), self._config.keep_checkpoints).remove_unfinished()
-        _log.info("going on with the search at %s: %d trials have ended", self._run.location, len(self.ended))
-
-    def missing(self) -> list[int]:
-        """Numbers of the trials that have not ended."""
-        ended = {record.number for record in self.ended}
-        return [number for number in range(self._config.num_trials) if number not in ended]
-
-    def add(self, record: TrialRecord) -> None:
-        """Record a trial, then remove the weights that nobody will want."""
-        self._file(record.number).put(record.model_dump_json(indent=2).encode())
-        before = best_of(self.ended)
-        self.ended = sorted([*self.ended, record], key=lambda one: one.number)
-        best = best_of(self.ended)
-        for one in (before, record):
-            if one is not None and one is not best:
-                self._run.trial_checkpoints(one.number).remove()
-
-    @contextmanager
-    def told_what_is_left(self, lock: RunLock) -> Iterator[None]:
-        """Where the block is left early, say what is kept. Without any trial's checkpoint there is nothing to keep."""
-        try:
-            yield
-        except BaseException as error:  # also Ctrl-C
-            is_refused = isinstance(error, RequestError) and not isinstance(error, UnavailableError)
-            if not self._run.checkpoints.files():
-                lock.remove_output()
-            elif not is_refused:  # which says itself what to change
-                _log.info(
-                    "%d of %d trials have ended; the same command goes on from %s",
-                    len(self._names()),
-                    self._config.num_trials,
-                    self._run.location,
-                )
-            raise
-
-    def _names(self) -> list[str]:
-        """Of all records in storage, sorted."""
-        return [info.path for info in self._run.checkpoints.files((".json",)) if "/" not in info.path]
-
-    def _file(self, number: int) -> Location:
-        return self._run.checkpoints / f"{number:04d}.json"

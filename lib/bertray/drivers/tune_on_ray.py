@@ -20,12 +20,11 @@ from bertray.data.dataset import Dataset
 from bertray.drivers import cluster
 from bertray.drivers.status_actors import StopBoard, show_logged
 from bertray.drivers.trial_worker import run_trial
-from bertray.drivers.tune import Records
 from bertray.errors import BertrayError, RequestError
 from bertray.progress import ProgressBar
 from bertray.training.config import TuneConfig
 from bertray.training.run_folder import TrainingRun
-from bertray.training.trials import Status, TrialRecord, options_of, train_config
+from bertray.training.trials import Records, Status, TrialRecord, options_of, train_config
 from bertray.training.watcher import STOP_S
 
 _log = logging.getLogger(__name__)

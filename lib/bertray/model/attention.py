@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -132,6 +131,8 @@ def _by_rectangles(qkv: QKV, packing: Packing, scaling: float | None, sliding_wi
 
 
 def _on_cuda(qkv: QKV, packing: Packing, scaling: float | None, sliding_window: int | None) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # 1.5 s of imports, which CPUs need not take
+
     reach = -1 if sliding_window is None else sliding_window - 1
     query_THD, key_THD, value_THD = (one[0].transpose(0, 1) for one in qkv)
     size = query_THD.shape[-1]

@@ -38,7 +38,7 @@ def convert(model: Any, max_length: int) -> Any:
     rng = np.random.default_rng(0)
     shapes = ((3, max_length), (2, 5))
     probes = [_probe(model.config, rng, *shape) for shape in shapes]
-    wrapped = _LogitsOnly(model.eval())
+    wrapped = LogitsOnly(model.eval())
     example = dict(zip(("input_ids", "attention_mask"), map(torch.from_numpy, probes[0]), strict=True))
     name = type(model).__name__
     try:
@@ -84,7 +84,7 @@ def _same(expected: list[np.ndarray], actual: list[np.ndarray]) -> bool:
     )
 
 
-class _LogitsOnly(torch.nn.Module):
+class LogitsOnly(torch.nn.Module):
     """The classifier with two inputs and one output."""
 
     def __init__(self, model: Any) -> None:
@@ -108,7 +108,7 @@ def _probe(config: Any, rng: np.random.Generator, num_rows: int, length: int) ->
 
 def quantise(graph: Any, tokens: TokenColumn, sequences: np.ndarray) -> Any:
     """An int8 copy of the graph, its ranges those seen on these sequences."""
-    nncf = _nncf()
+    nncf = nncf_package()
     inputs = []
     for start, end in zip(tokens.offsets_S1[sequences], tokens.offsets_S1[sequences + 1], strict=True):
         input_ids_1L = tokens.ids_T[start:end][None].astype(np.int64)
@@ -131,7 +131,12 @@ def openvino_package() -> Any:
     return _import("openvino")
 
 
-def _nncf() -> Any:
+def nncf_package() -> Any:
+    """The package nncf, which quantises; what it logs below an error is not shown.
+
+    Raises:
+        RequestError: it is not installed.
+    """
     openvino_package()
     nncf = _import("nncf")
     # Not nncf.set_log_level: that would set the level of every handler too, of those that others put there.

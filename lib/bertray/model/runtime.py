@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
@@ -54,6 +56,14 @@ class ModelThread:
 
 # Tokens of one forward pass. On CPUs activations of a larger batch leave the cache; a GPU wants enough work a launch.
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536}
+
+
+def num_cpus() -> int:
+    """Of the processor, that this process may use, also in a container with a quota."""
+    num = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = Path("/sys/fs/cgroup/cpu.max")  # microseconds in so many, or "max"
+    quota, _, period = limit.read_text().partition(" ") if limit.is_file() else ("max", "", "")
+    return num if quota == "max" else max(1, min(num, int(quota) // int(period)))
 
 
 def resolve_device(device: Device) -> torch.device:

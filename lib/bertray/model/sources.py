@@ -23,7 +23,6 @@ WEIGHTS = "model.safetensors"
 _HUB_FILES = ["*.json", "*.txt", "*.model", WEIGHTS]
 
 
-@cache  # a process keeps to the files that it found first
 def encoder_folder(encoder: str) -> Path:
     """The local folder of an encoder, downloaded if need be.
 
@@ -48,6 +47,7 @@ def encoder_folder(encoder: str) -> Path:
     return folder
 
 
+@cache  # its sha256 takes a quarter of a second
 def _minilm_folder() -> Path:
     package = importlib.util.find_spec(_MINILM_PACKAGE)
     if package is None or package.origin is None:

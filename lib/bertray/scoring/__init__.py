@@ -7,5 +7,5 @@
     score_shard   a shard, or a part, -> one file         recorder      what becomes of shards, written down
     runs       what every run leaves behind               gate          does what is new look like what was before?
 
-Imports the rooms up to bundle; does not know training. No torch, no Ray.
+Imports the rooms up to bundle, but not model; does not know training. No torch, no Ray.
 """

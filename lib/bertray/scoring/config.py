@@ -15,7 +15,8 @@ class ScoreConfig(JobConfig):
         bertray score --bundle bundle --input archive --output scored
         bertray score --bundle s3://b/bundle --input s3://b/archive --output s3://b/scored --keep-columns document_id
         bertray score --bundle bundle --input archive --output scored --plan --price-per-hour 2.5
-        ray job submit --address http://127.0.0.1:8265 -- \\
+        ray job submit --address http://127.0.0.1:8265 \\
+            --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "40"}}' -- \\
             bertray score --bundle s3://b/bundle --input s3://b/archive --output s3://b/scored --device cuda
 
     Run it every night: only new and changed shards are scored. Run it again after a crash: that is the whole recovery.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+from bertray.errors import BundleError
 from bertray.scoring.score_shard import Predictor
 from bertray.scoring.score_unit import Request, UnitScorer
 from bertray.scoring.shard_reader import read_in_isolation
@@ -33,7 +34,7 @@ class Pool(Protocol):
         """Score the units and merge what is staged: an outcome for each shard and each part, in any order.
 
         Raises:
-            RequestError: the bundle was replaced, or no process can load it.
+            BundleError: the bundle was replaced, or no process can load it.
         """
 
 
@@ -60,8 +61,8 @@ class Parts:
 class LocalPool:
     """One process that holds the model, beside this one, which reads and writes; no Ray.
 
-    A file that ends the process which reads it ends the run. The next run then has every shard read by a process of its
-    own first, and lists that file as failed.
+    A file that ends the process which reads it ends the run. The next one has the request's suspects read by processes
+    of their own first, and lists that file as failed.
 
     Args:
         request: of the run; its `step_bytes` are those of the device that the predictor runs on.
@@ -72,15 +73,16 @@ class LocalPool:
 
     def __init__(self, request: Request, predictor: Predictor) -> None:
         self.unit_bytes = request.step_bytes
-        self._request, self._scorer, self._predictor = request, UnitScorer(request), predictor
+        self._request, self._scorer, self._predictor = request, UnitScorer(request, fatal=(BundleError,)), predictor
 
     def run(self, work: Work) -> Iterator[Outcome]:
         """See `Pool.run`; units are scored one after the other."""
         parts = Parts(work)
-        before_read = self._read_in_isolation if self._request.is_after_crash else None
         for shard in parts.complete:
             yield self._scorer.merge(shard, work.num_parts[shard])
         for unit in work.units:
+            is_suspect = any(shard.path in self._request.suspects for shard in unit.shards)
+            before_read = self._read_in_isolation if is_suspect else None
             for outcome in self._scorer.score(unit, self._predictor, before_read):
                 yield outcome
                 if (ready := parts.take(outcome)) is not None:

@@ -34,7 +34,7 @@ class Recorder:
     ) -> None:
         self._manifest, self._runs, self._run_id, self._fingerprint = manifest, runs, run_id, request_fingerprint
         self._staging = output / STAGING_FOLDER
-        self.lock = lock
+        self._lock = lock
         self.failures: list[dict[str, str]] = []
         self._unrecorded: list[Outcome] = []  # of whole shards
         self._merged: list[FileInfo] = []  # of these, those that were put together from parts
@@ -46,6 +46,15 @@ class Recorder:
         self._num_parts_taken_up = 0
         self._precisions: set[str] = set()
         self._scoring_s = 0.0
+
+    def begin(self, replaced: list[str]) -> None:
+        """Call when all is ready to score. The records of files that are to be replaced go first.
+
+        A run that ends before their new records are written leaves files of both kinds: only those that have a record
+        count as done, whatever is asked for next.
+        """
+        if replaced:
+            self._manifest.forget(self._run_id, replaced)
 
     def staged(self) -> set[str]:
         """Parts of shards that lie staged, also from runs before."""
@@ -118,7 +127,7 @@ class Recorder:
         _log.warning("failed: %s: %s", outcome.shard.path, outcome.failure)
 
     def _record(self) -> None:
-        self.lock.check()  # another run may have replaced since what this one has put
+        self._lock.check()  # another run may have replaced since what this one has put
         # First: what the manifest says is done has been counted. Last: a merged shard without a record is merged again.
         self._runs.append(self._run_id, self._unrecorded)
         self._manifest.append(self._run_id, [self._record_of(one) for one in self._unrecorded if not one.failure])

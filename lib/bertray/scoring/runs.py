@@ -110,6 +110,15 @@ class Runs:
     def announce(self, announcement: Announcement) -> None:
         (self._folder / "latest.json").put(announcement.model_dump_json(indent=2).encode() + b"\n")
 
+    def failed_last(self) -> set[str]:
+        """Shards that failed in the last run that had any to score."""
+        for run_id in reversed(self._folder.folders()):
+            folder = self._folder / run_id
+            if files := [folder / info.path for info in folder.files((".parquet",))]:
+                report = read_records(files, SHARD_REPORT_SCHEMA)
+                return set(report.filter(report["failure"].is_valid())["path"].to_pylist())
+        return set()
+
     def unannounced(self, after: Announcement | None, present: set[str] | None) -> Unannounced:
         """What has become of shards in the runs after one.
 

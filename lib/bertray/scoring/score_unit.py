@@ -38,7 +38,7 @@ class Request:
         bundle_fingerprint: of the bundle that the run began with.
         lock_number: of the run's lock, see `lock.check_held`.
         step_bytes: see `score_shard.score_shard`.
-        is_after_crash: the run before this one died, maybe over a shard that is pending.
+        suspects: paths of shards that may end the process which reads them, as far as is known before.
     """
 
     config: ScoreConfig
@@ -47,7 +47,7 @@ class Request:
     bundle_fingerprint: str
     lock_number: int
     step_bytes: int = STEP_BYTES["cpu"]
-    is_after_crash: bool = False
+    suspects: frozenset[str] = frozenset()
 
 
 class UnitScorer:

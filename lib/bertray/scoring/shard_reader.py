@@ -164,7 +164,9 @@ def read_in_isolation(shard: Location, text_column: str, keep_columns: list[str]
     """
     arguments = json.dumps([shard.uri, text_column, list(keep_columns), step_bytes])
     for _ in range(2):  # whatever killed the first one from outside does not do it twice
-        code = subprocess.run([sys.executable, "-m", "bertray.scoring.shard_reader", arguments], check=False).returncode
+        code = subprocess.run(
+            [sys.executable, "-P", "-m", "bertray.scoring.shard_reader", arguments], check=False
+        ).returncode
         if code >= 0:
             return
     raise ShardError(f"the process that read it was ended by {signal.Signals(-code).name}")

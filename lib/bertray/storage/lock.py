@@ -122,7 +122,7 @@ class RunLock:
         self._beating.join()
 
     def _take(self) -> None:
-        highest, record = _highest(self._output)
+        highest, record = highest_lock(self._output)
         if record is not None and record.is_held():
             expires_at = record.beat_at + timedelta(seconds=EXPIRY_S)
             raise LockedError(
@@ -141,7 +141,7 @@ class RunLock:
                 _file(self._output, number).remove()
 
     def _release(self) -> None:
-        if _highest(self._output)[0] == self.number:
+        if highest_lock(self._output)[0] == self.number:
             self._write(self._record.model_copy(update={"released_at": datetime.now(UTC)}))
 
     def _beat(self) -> None:
@@ -165,7 +165,7 @@ def check_held(output: Location, number: int) -> None:
     Raises:
         LockedError: the lock was lost: its holder was held up for so long that another run took it for dead.
     """
-    highest, record = _highest(output)
+    highest, record = highest_lock(output)
     if highest != number:  # lower where the other run has ended meanwhile, and its folder went with it
         other = f"run {record.run_id}" if record else "another run"
         raise LockedError(
@@ -174,7 +174,7 @@ def check_held(output: Location, number: int) -> None:
         )
 
 
-def _highest(output: Location) -> tuple[int, LockRecord | None]:
+def highest_lock(output: Location) -> tuple[int, LockRecord | None]:
     """The highest lock file's number and content; 0 where there is none."""
     highest = max(_numbers(output), default=0)
     if highest == 0:

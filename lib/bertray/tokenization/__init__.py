@@ -5,5 +5,5 @@
     tokenizer  a column of texts -> token ids             batching   token ids -> batches, packed or padded
     ragged     pieces of unequal length end to end in one array, which all of these are
 
-Imports storage and formats at most. No torch, no Ray.
+Imports the root alone. No torch, no Ray.
 """

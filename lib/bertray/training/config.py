@@ -100,7 +100,8 @@ class TrainConfig(TrainingOptions):
         bertray train --data dataset --output bundle --encoder minilm
         bertray train --data dataset --output bundle --encoder minilm --max-length 256 --long-documents mean
         bertray train --data dataset --output bundle --encoder bert-base-uncased --epochs 3 --learning-rate 5e-5
-        ray job submit --address http://127.0.0.1:8265 -- \\
+        ray job submit --address http://127.0.0.1:8265 \\
+            --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "40"}}' -- \\
             bertray train --data s3://bucket/dataset --output s3://bucket/bundle --num-workers 4 --device cuda
 
     Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this machine. The epoch with the best
@@ -166,7 +167,8 @@ class AuditConfig(TrainingOptions):
 
         bertray audit --data dataset --output label_check --encoder minilm
         bertray audit --data dataset --output label_check --encoder minilm --folds 10 --epochs 5 --learning-rate 2e-4
-        ray job submit --address http://127.0.0.1:8265 -- \\
+        ray job submit --address http://127.0.0.1:8265 \\
+            --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "40"}}' -- \\
             bertray audit --data s3://bucket/dataset --output s3://bucket/label_check --num-workers 5 --device cuda
 
     Writes suspects.parquet, the worst first, and label_quality.json. Nothing is changed in the data set: look at the
@@ -197,7 +199,8 @@ class TuneConfig(TrainConfig):
         bertray tune --data dataset --output bundle --encoder minilm --num-trials 16
         bertray tune --data dataset --output bundle --encoder minilm --learning-rates 1e-4:1e-3 --layer-decays 1
         bertray tune --data dataset --output bundle --encoder minilm --num-trials 5 --only-seeds
-        ray job submit --address http://127.0.0.1:8265 -- \\
+        ray job submit --address http://127.0.0.1:8265 \\
+            --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "40"}}' -- \\
             bertray tune --data s3://bucket/dataset --output s3://bucket/bundle --num-concurrent 4 --device cuda
 
     Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this machine. The first trial has the options

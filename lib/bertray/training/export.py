@@ -23,7 +23,7 @@ from bertray.bundle.bundle import seal
 from bertray.bundle.info import CURVES_FILE, EVENTS_FOLDER, BundleInfo
 from bertray.bundle.predictions import predictions
 from bertray.data.dataset import Dataset
-from bertray.errors import RequestError
+from bertray.errors import RequestError, missing_extra
 from bertray.metrics.calibration import calibrate, probabilities, threshold_for_precision, tune_thresholds
 from bertray.metrics.profile import Profile
 from bertray.model.encoder import Encoder
@@ -116,8 +116,8 @@ def write_bundle(
         try:
             curves = learning_curves(progress.records, progress.history, progress.best_epoch)
             (folder / CURVES_FILE).write_text(curves, encoding="utf-8")
-        except ImportError:
-            _log.info("the card has no learning curves: these need the extra 'plots', pip install 'bertray[plots]'")
+        except ImportError as error:
+            _log.info("the card has no learning curves: %s", missing_extra(f"drawing them ({error})", "plots"))
         if event_files is not None and event_files.is_dir():
             shutil.copytree(event_files, folder / EVENTS_FOLDER)
         add_files(folder)

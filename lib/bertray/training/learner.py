@@ -67,10 +67,10 @@ class Learner:
         self.precision: Literal["fp32", "bf16"] = "bf16" if has_bf16 else "fp32"
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         can_pack = dtype == torch.float32 or attention.kernel_works(device, dtype, model.config, with_gradients=True)
-        self._layout = Layout(model.eval(), can_pack=on_all_ranks(can_pack, device))
-        _freeze_unused(model, self._layout)
+        self.layout = Layout(model.eval(), can_pack=on_all_ranks(can_pack, device))
+        _freeze_unused(model, self.layout)
         self._vocabulary_V = torch.tensor(vocabulary_V)
-        self._embedding_name, self._embeddings_VD = _compact(model, self._vocabulary_V)
+        self.embedding_name, self._embeddings_VD = _compact(model, self._vocabulary_V)
         if gradient_checkpointing:
             if not model.supports_gradient_checkpointing:
                 raise RequestError(
@@ -97,11 +97,11 @@ class Learner:
 
     def batches(self, lengths_S: np.ndarray, token_budget: int) -> list[np.ndarray]:
         """Sequences of each batch for evaluation."""
-        return self._layout.batches(lengths_S, token_budget)
+        return self.layout.batches(lengths_S, token_budget)
 
     def logits(self, tokens: Sequences, rows: np.ndarray) -> torch.Tensor:
         """logits_BC (float32) of sequences of this rank alone, by the model as it is: in training or evaluation."""
-        return self._layout.forward(self.model, tokens, rows)
+        return self.layout.forward(self.model, tokens, rows)
 
     def add_gradients(self, tokens: Sequences, rows: np.ndarray, loss_of: Any, *, is_last: bool) -> torch.Tensor:
         """Forward and backward of a part of a step.
@@ -114,11 +114,11 @@ class Learner:
             The loss.
         """
         if self._parallel is self.model or is_last:
-            loss = loss_of(self._layout.forward(self._parallel, tokens, rows))
+            loss = loss_of(self.layout.forward(self._parallel, tokens, rows))
             loss.backward()
         else:
             with self._parallel.no_sync():
-                loss = loss_of(self._layout.forward(self._parallel, tokens, rows))
+                loss = loss_of(self.layout.forward(self._parallel, tokens, rows))
                 loss.backward()
         detached: torch.Tensor = loss.detach()
         return detached
@@ -151,10 +151,10 @@ class Learner:
             weights: those that are trained, by name, on the CPU.
         """
         table_VD = self._embeddings_VD.clone()
-        table_VD[self._vocabulary_V] = weights[self._embedding_name]
+        table_VD[self._vocabulary_V] = weights[self.embedding_name]
         others = {name: held.cpu().float() for name, held in self.model.state_dict().items() if name not in weights}
         others |= self._exact
-        return {**others, **weights, self._embedding_name: table_VD}
+        return {**others, **weights, self.embedding_name: table_VD}
 
 
 def _freeze_unused(model: Any, layout: Layout) -> None:

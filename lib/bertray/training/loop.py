@@ -130,9 +130,9 @@ class FineTuning:
             probabilities_S = sampling_probabilities(self._train, self._num_classes)
         self.batches = TrainingBatches(self._lengths_S, options.batch_size, options.seed, probabilities_S)
         self.num_steps = self.batches.steps_per_epoch * options.epochs
-        self._token_budget = options.micro_batch_tokens or TOKEN_BUDGET[device.type]
-        self._step_budget = self._token_budget
-        self._validation_budget = self._token_budget  # tokens; `run` has the ranks agree
+        self.token_budget = options.micro_batch_tokens or TOKEN_BUDGET[device.type]
+        self.step_budget = self.token_budget
+        self._validation_budget = self.token_budget  # tokens; `run` has the ranks agree
         self._progress = Progress()
         self._best: Best | None = None  # until a checkpoint holds it
         self._unseen: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # step, loss, norm of the gradient
@@ -147,9 +147,9 @@ class FineTuning:
         Raises:
             DivergedError: the loss is not a number. The latest checkpoint is from before.
         """
-        self._fit_into_memory()
+        self.fit_into_memory()
         # What fits with gradients fits without.
-        self._validation_budget = least_of_ranks(min(self._token_budget, TOKEN_BUDGET[self.device.type]), self.device)
+        self._validation_budget = least_of_ranks(min(self.token_budget, TOKEN_BUDGET[self.device.type]), self.device)
         self._resume()
         self._looked_s = now_s = time.monotonic()
         self._epoch_began_s = now_s - self._progress.epoch_wall_s
@@ -188,7 +188,7 @@ class FineTuning:
         assert self._best is not None, "no epoch has ended, or a checkpoint holds the best one"
         return self._best
 
-    def _fit_into_memory(self) -> None:
+    def fit_into_memory(self) -> None:
         """Find out, before time is spent, how large the parts of a step on a GPU may be.
 
         Raises:
@@ -200,7 +200,7 @@ class FineTuning:
         heaviest = self.batches.at(max(steps, key=lambda step: self._lengths_S[self.batches.at(step)].sum()))
         rows = share(heaviest, self.rank, self.world_size)
         while len(rows):
-            part, *others = micro_batches(rows, self._lengths_S, self._token_budget)
+            part, *others = micro_batches(rows, self._lengths_S, self.token_budget)
             try:
                 self.learner.rehearse(
                     self._train.tokens,
@@ -209,7 +209,7 @@ class FineTuning:
                     is_whole=not others,
                 )
                 # A later step may be heavier, and is run in parts then.
-                self._step_budget = min(self._token_budget, int(self._lengths_S[part].sum()))
+                self.step_budget = min(self.token_budget, int(self._lengths_S[part].sum()))
                 return
             except torch.OutOfMemoryError as error:
                 if len(part) == 1:
@@ -219,8 +219,8 @@ class FineTuning:
                     ) from error
             # Here, where the exception no longer holds what was computed.
             torch.cuda.empty_cache()
-            self._token_budget = int(self._lengths_S[part].sum()) // 2
-            _log.info("out of memory: steps are run in parts of %d tokens", self._token_budget)
+            self.token_budget = int(self._lengths_S[part].sum()) // 2
+            _log.info("out of memory: steps are run in parts of %d tokens", self.token_budget)
 
     def _step(self, step: int) -> torch.Tensor:
         """Take one step; returns the sum of its sequences' losses (float64), on the device."""
@@ -230,7 +230,7 @@ class FineTuning:
         rows = share(batch, self.rank, self.world_size)
         # A batch of fewer rows than ranks: the others join the exchange of gradients with a loss of zero.
         weight = 1.0 if len(rows) else 0.0
-        parts = micro_batches(rows if len(rows) else batch[:1], self._lengths_S, self._step_budget)
+        parts = micro_batches(rows if len(rows) else batch[:1], self._lengths_S, self.step_budget)
         # Scaled so, what becomes of the ranks' gradients, a sum or an average, is that of the global batch's mean.
         scale = weight * self.learner.num_averaged / len(batch)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 from bertray.bundle.info import read_info
 from bertray.data.dataset import Dataset
 from bertray.errors import BertrayError, DivergedError, RequestError
-from bertray.model.sources import encoder_folder
 from bertray.schema import SOURCE, SOURCE_ROW, TEXT
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE, refuse_in_bundle
@@ -78,15 +77,6 @@ def with_rows(error: DivergedError, dataset: Dataset) -> BertrayError:
     more = len(places) - _MAX_ROWS_NAMED
     listed = "; ".join(places[:_MAX_ROWS_NAMED]) + (f"; and {more} more" if more > 0 else "")
     return BertrayError(f"{error}. That step read {listed}")
-
-
-def check_encoder(encoder: str) -> None:
-    """See that there is such an encoder, before what reads it is imported.
-
-    Raises:
-        RequestError: there is none, or it cannot be reached.
-    """
-    encoder_folder(encoder)
 
 
 def check_origin(encoder: str, data_fingerprint: str, *, is_audit: bool = False) -> None:

@@ -109,7 +109,7 @@ class Tracker:
     ) -> None:
         self._events.close()
         if self._mlflow:
-            self._mlflow.end(_status(kind))
+            self._mlflow.end(status_of(kind))
 
     def steps(self, records: Sequence[StepRecord]) -> None:
         """Write down steps, in increasing order; call it about every second, with what has been done since."""
@@ -239,7 +239,8 @@ def _as_table(config: Mapping[str, Any]) -> str:
     return "\n".join(["| option | value |", "|---|---|", *rows])
 
 
-def _status(error: type[BaseException] | None) -> RunStatus:
+def status_of(error: type[BaseException] | None) -> RunStatus:
+    """How MLflow calls a run that ended with this exception, or with none."""
     if error is None:
         return "FINISHED"
     # bertray.cli turns SIGTERM into SystemExit; both are stopped from outside.

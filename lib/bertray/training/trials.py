@@ -11,8 +11,10 @@ Numbers are rounded to three digits, so that a row of the table can be typed as 
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,9 +25,14 @@ from pydantic import BaseModel, ConfigDict
 
 from bertray.bundle.info import TRIALS_JSON, TRIALS_PARQUET
 from bertray.config import bounds
-from bertray.errors import BertrayError
+from bertray.errors import BertrayError, RequestError, UnavailableError
 from bertray.schema import TRIAL_SCHEMA
+from bertray.storage.location import Location
+from bertray.storage.lock import RunLock
 from bertray.training.config import TrainConfig, TuneConfig
+from bertray.training.run_folder import TrainingRun
+
+_log = logging.getLogger(__name__)
 
 # Options of bertray train.
 SEARCHED = ("learning_rate", "batch_size", "epochs", "warmup_fraction", "label_smoothing", "layer_decay", "seed")
@@ -133,3 +140,67 @@ def _row(record: TrialRecord, best: TrialRecord) -> dict[str, Any]:
         "wall_s": sum(epoch["wall_s"] for epoch in record.history),
         "failure": record.failure,
     }
+
+
+class Records:
+    """What became of trials, in storage and here.
+
+    Attributes:
+        ended: by number.
+    """
+
+    def __init__(self, run: TrainingRun, config: TuneConfig) -> None:
+        self._run, self._config = run, config
+        self.ended: list[TrialRecord] = []
+
+    def read(self) -> None:
+        """Take up what a search before has left, and remove what it has left half-written."""
+        from bertray.training.checkpoints import Checkpoints
+
+        self._run.checkpoints.remove_unfinished()
+        # All, also those beyond --num-trials, which may be lower now: the best may be among them.
+        for name in self._names():
+            self.ended.append(TrialRecord.model_validate_json((self._run.checkpoints / name).read_bytes()))
+        for number in self.missing():
+            Checkpoints(self._run.trial_checkpoints(number), self._config.keep_checkpoints).remove_unfinished()
+        _log.info("going on with the search at %s: %d trials have ended", self._run.location, len(self.ended))
+
+    def missing(self) -> list[int]:
+        """Numbers of the trials that have not ended."""
+        ended = {record.number for record in self.ended}
+        return [number for number in range(self._config.num_trials) if number not in ended]
+
+    def add(self, record: TrialRecord) -> None:
+        """Record a trial, then remove the weights that nobody will want."""
+        self._file(record.number).put(record.model_dump_json(indent=2).encode())
+        before = best_of(self.ended)
+        self.ended = sorted([*self.ended, record], key=lambda one: one.number)
+        best = best_of(self.ended)
+        for one in (before, record):
+            if one is not None and one is not best:
+                self._run.trial_checkpoints(one.number).remove()
+
+    @contextmanager
+    def told_what_is_left(self, lock: RunLock) -> Iterator[None]:
+        """Where the block is left early, say what is kept. Without any trial's checkpoint there is nothing to keep."""
+        try:
+            yield
+        except BaseException as error:  # also Ctrl-C
+            is_refused = isinstance(error, RequestError) and not isinstance(error, UnavailableError)
+            if not self._run.checkpoints.files():
+                lock.remove_output()
+            elif not is_refused:  # which says itself what to change
+                _log.info(
+                    "%d of %d trials have ended; the same command goes on from %s",
+                    len(self._names()),
+                    self._config.num_trials,
+                    self._run.location,
+                )
+            raise
+
+    def _names(self) -> list[str]:
+        """Of all records in storage, sorted."""
+        return [info.path for info in self._run.checkpoints.files((".json",)) if "/" not in info.path]
+
+    def _file(self, number: int) -> Location:
+        return self._run.checkpoints / f"{number:04d}.json"
