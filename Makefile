@@ -53,6 +53,7 @@ demo/scored/runs/latest.json:
 bench: install demo/scored/runs/latest.json
 	$(PY) -m benchmarks.tokenize
 	$(PY) -m benchmarks.engine --bundle demo/bundle
+	$(PY) -m benchmarks.fixed
 	$(PY) -m benchmarks.score
 	$(PY) -m benchmarks.memory
 	$(PY) -m benchmarks.scale

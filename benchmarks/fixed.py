@@ -8,6 +8,8 @@ Floors, in processes of their own, in turn with the commands:
     model   import of the model's class and its tokenizer, loading of the folder
     ray     ray.init and ray.shutdown, import included
     actor   the same, with an actor in between that has imported what `model` imports and loaded the folder
+    trainer the same, with an empty function in a Ray TorchTrainer of one worker: no bar's floor, but it tells what of
+            `train` is Ray's
 
 A command's bar is so many seconds above the floors that it cannot do without. Of each command the phases are shown, as
 seconds since its start: what is logged tells them.
@@ -57,6 +59,18 @@ ray.get(ray.remote(Holder).remote(sys.argv[1]).ready.remote())
 """
 
 
+_TRAINER = """
+import ray.train.torch
+import os, tempfile
+with tempfile.TemporaryDirectory() as folder:
+    ray.train.torch.TorchTrainer(
+        lambda: None,
+        scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": os.cpu_count()}),
+        run_config=ray.train.RunConfig(storage_path=folder),
+    ).fit()
+"""
+
+
 class Command(NamedTuple):
     """A command, the floors that it stands on, and how many seconds it may take beside them."""
 
@@ -98,6 +112,7 @@ def runs_of(folder: Path, chosen: list[Command]) -> dict[str, Callable[[], float
         "model": lambda: wall_s([*python, _MODEL, bundle]),
         "ray": lambda: wall_s([*python, _RAY.format(work=""), bundle]),
         "actor": lambda: wall_s([*python, _RAY.format(work=_ACTOR), bundle]),
+        "trainer": lambda: wall_s([*python, _RAY.format(work=_TRAINER), bundle]),
     }
     for command in chosen:
 
@@ -166,7 +181,10 @@ def main() -> None:
                 f"| {command.name} | {medians_s[command.name]:.2f} | {' + '.join(command.floors)} {floor_s:.2f} "
                 f"| {above_s:+.2f} | ≤ {command.at_most_s:g} | {met} |"
             )
-        lines += ["", "Floors: " + ", ".join(f"{name} {medians_s[name]:.2f} s" for name in ("model", "ray", "actor"))]
+        lines += [
+            "",
+            "Floors: " + ", ".join(f"{name} {medians_s[name]:.2f} s" for name in ("model", "ray", "actor", "trainer")),
+        ]
         for command in chosen:
             lines += ["", f"{command.name}, one run:", "", "| s | |", "|---|---|"]
             lines += [f"| {at_s:.2f} | {what} |" for at_s, what in phases(command)]

@@ -15,7 +15,9 @@ _BLOCKED = frozenset(Path(os.environ["BERTRAY_BLOCKED"]).read_text().split())
 class _Finder(PathFinder):
     @classmethod
     def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        return None if name.partition(".")[0] in _BLOCKED else super().find_spec(name, path, target)
+        if path is None and name in _BLOCKED:  # but where a package that is there brings its own copy, as Ray does
+            path = [place for place in sys.path if not place.endswith("site-packages")]
+        return super().find_spec(name, path, target)
 
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = _Finder

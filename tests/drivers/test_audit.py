@@ -202,6 +202,7 @@ def test_a_fold_that_is_lost_too_often(error: type[Exception], monkeypatch: pyte
         _result(None, 1, 3)
 
 
+@pytest.mark.chaos  # half a minute; how several labels are judged: metrics/test_label_issues
 def test_rows_with_several_labels(ray_cluster: str, calm_encoder: str, tmp_path: Path) -> None:
     wrong = {10: [], 61: ["car", "fruit", "sea"], 100: ["car"]}
     rows = []

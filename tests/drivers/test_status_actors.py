@@ -71,7 +71,7 @@ def test_what_workers_log_is_logged_once_by_the_driver(ray_cluster: str, caplog:
         log.info("rank %d", rank)
 
     board = cluster.start_board(RunBoard)
-    task = ray.remote(max_calls=1)(work)
+    task = ray.remote(work)
     caplog.set_level(logging.INFO, "bertray")
 
     def is_logged(message: str) -> bool:

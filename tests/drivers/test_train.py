@@ -38,10 +38,11 @@ def run(dataset: str, output: Path | str, encoder: str, **options: Any) -> tuple
 
 @pytest.fixture(scope="module")
 def one_worker(
-    ray_cluster: str, dataset: str, calm_encoder: str, tmp_path_factory: pytest.TempPathFactory
+    dataset: str, calm_encoder: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[TrainResult, Bundle, Path]:
+    """Which gives the bundle of one worker of Ray: test_train_here."""
     output = tmp_path_factory.mktemp("trained") / "bundle"
-    return (*run(dataset, output, calm_encoder), output)
+    return (*run(dataset, output, calm_encoder, num_workers=0), output)
 
 
 def test_it_learns_and_the_best_epoch_is_kept(one_worker: tuple[TrainResult, Bundle, Path], dataset: str) -> None:
@@ -82,7 +83,7 @@ def test_the_bundle_says_where_it_comes_from(one_worker: tuple[TrainResult, Bund
 
 
 def test_two_workers_take_the_same_steps(
-    one_worker: tuple[TrainResult, Bundle, Path], dataset: str, calm_encoder: str, tmp_path: Path
+    ray_cluster: str, one_worker: tuple[TrainResult, Bundle, Path], dataset: str, calm_encoder: str, tmp_path: Path
 ) -> None:
     _, bundle = run(dataset, tmp_path / "bundle", calm_encoder, num_workers=2)
     for one, two in zip(one_worker[1].info.history, bundle.info.history, strict=True):

@@ -271,7 +271,7 @@ class Nights(RuleBasedStateMachine):
 def test_any_sequence_of_nights(tiny_bundle: Path) -> None:
     Nights.bundle = tiny_bundle
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        Nights, settings=settings(max_examples=25, stateful_step_count=15, deadline=None)
+        Nights, settings=settings(max_examples=20, stateful_step_count=15, deadline=None)
     )
 
 
