@@ -38,7 +38,7 @@ check: install
 test: install
 	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# Without what starts Ray or a server.
+# Without what starts Ray, a server, or a process that loads a model.
 test-fast: install
 	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not chaos and not services'
 

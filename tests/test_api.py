@@ -81,6 +81,7 @@ def test_a_bundle_is_loaded_as_asked_or_not_at_all(options: Any, message: str, t
         Bundle.load(str(tiny_bundle), **options)
 
 
+@pytest.mark.services
 def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with (tmp_path / "labelled.csv").open("w", newline="") as file:

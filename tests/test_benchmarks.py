@@ -57,6 +57,7 @@ def test_what_is_traced_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(importlib.import_module("bertray.scoring.units")._MAX_UNIT_SHARDS, int)
 
 
+@pytest.mark.services
 def test_the_stub_stands_in_for_a_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
     write_shard(tmp_path / "archive" / "part.parquet", ["one", "two", "one"])
     (tmp_path / "trace").mkdir()

@@ -71,6 +71,7 @@ def test_predict_arguments(tiny_bundle: Path, capfd: pytest.CaptureFixture[str])
     assert lines[1]["error"] == "text is empty"
 
 
+@pytest.mark.services
 def test_predict_standard_input(tiny_bundle: Path) -> None:
     """Also bytes that are no text, which are an error of their line."""
     command = [sys.executable, "-m", "jobs.predict", "--bundle", str(tiny_bundle)]
@@ -81,6 +82,7 @@ def test_predict_standard_input(tiny_bundle: Path) -> None:
     assert [line["error"] for line in lines] == [None, None, "text is not UTF-8"]
 
 
+@pytest.mark.services
 def test_predict_ends_quietly_when_its_reader_does(tiny_bundle: Path) -> None:
     command = f"yes text | head -2000 | {sys.executable} -m bertray predict --bundle {tiny_bundle} | head -1"
     finished = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -95,6 +97,7 @@ def test_a_missing_bundle(tmp_path: Path) -> None:
     assert re.fullmatch(r"error: .*no-such-bundle is no model bundle: .*bertray train.*\n", finished.stderr)
 
 
+@pytest.mark.services
 def test_score_from_the_command_line(tiny_bundle: Path, tmp_path: Path) -> None:
     write_shard(tmp_path / "archive" / "good.parquet", ["one", "two", None])
     (tmp_path / "archive" / "bad.parquet").write_bytes(b"")

@@ -31,6 +31,7 @@ def places(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.services
 def test_an_old_output_is_gone_on_with(places: Path) -> None:
     folders = {"bundle": str(OLD / "bundle"), "input": str(places / "archive"), "output": str(places / "scored")}
     config = ScoreConfig(**folders, num_actors=0, keep_columns=["document_id"], precision="fp32", input_moved=True)

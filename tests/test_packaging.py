@@ -59,6 +59,7 @@ def test_what_is_tested_is_not_the_checkout() -> None:
     assert Path(bertray.__file__).with_name("py.typed").is_file()
 
 
+@pytest.mark.services
 def test_the_default_install_does_the_whole_way(
     default_install: dict[str, str], tiny_encoder: Path, tmp_path: Path
 ) -> None:
@@ -85,7 +86,6 @@ def test_the_default_install_does_the_whole_way(
     for extra, words in {
         "audit": ("audit", *training, "--output", "label_check"),
         "mlflow": ("train", *training, "--output", "other", "--mlflow-uri", "http://127.0.0.1:9"),
-        "openvino": ("predict", "--bundle", "bundle", "--engine", "openvino", "a text"),
         "demo": ("demo",),
     }.items():
         assert f"pip install 'bertray[{extra}]'" in run(*words, code=2).stderr

@@ -18,6 +18,8 @@ from bertray.scoring.shard_reader import read_in_isolation
 from bertray.storage.location import Location
 from tests.conftest import ROOT, run_job_process, write_shard
 
+pytestmark = pytest.mark.services
+
 FAULTS = ROOT / "tests" / "faults"
 DEADLY = "before, this text ends the process, behind"
 

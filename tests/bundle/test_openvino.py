@@ -220,6 +220,7 @@ def test_the_cache_may_be_in_s3(tiny_bundle: Path, s3_folder: str, monkeypatch: 
     assert load_prepared(str(tiny_bundle), "fp32", place).predict(["a text"])[0].label in set("abc")
 
 
+@pytest.mark.services
 def test_scores_of_an_archive(int8_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive, output = tmp_path / "archive", tmp_path / "scored"
     for part in range(3):
@@ -310,6 +311,7 @@ def test_options_that_do_not_go_together() -> None:
     assert load_config("score", ScoreConfig, [*places, "--precision", "int8"]).precision == "int8"
 
 
+@pytest.mark.services
 def test_from_the_command_line(tiny_bundle: Path, tmp_path: Path) -> None:
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     finished = run_job_process(
@@ -321,6 +323,7 @@ def test_from_the_command_line(tiny_bundle: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "bertray" / "engine").rglob("engine.json"))
 
 
+@pytest.mark.services
 def test_nothing_is_reported_to_anyone(tmp_path: Path) -> None:
     code = """
 import sys

@@ -180,6 +180,7 @@ def test_two_audits_do_not_share_an_output(dataset: str, tiny_encoder: Path, tmp
         run(dataset, tmp_path, tiny_encoder)
 
 
+@pytest.mark.chaos  # the loop's own message: test_train_here
 def test_a_diverging_fold_says_which_rows(
     ray_cluster: str, dataset: str, diverging_encoder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

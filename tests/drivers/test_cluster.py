@@ -77,6 +77,7 @@ def test_a_standing_connection_is_left_standing(ray_cluster: str) -> None:
     assert ray.is_initialized()
 
 
+@pytest.mark.services
 def test_what_is_stopped_as_ray_starts_leaves_no_process() -> None:
     code = """
 import os, ray

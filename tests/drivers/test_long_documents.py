@@ -65,6 +65,7 @@ def test_the_bundle_keeps_the_policy(bundle: Path) -> None:
     assert info.training["long_documents"] == "max"
 
 
+@pytest.mark.services
 def test_evaluate_and_score_obey_the_bundle(
     bundle: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -330,6 +330,7 @@ def test_sigterm_keeps_what_is_finished(ray_cluster: str, tiny_bundle: Path, tmp
     assert Manifest(Location.of(str(output))).latest().num_rows == 300
 
 
+@pytest.mark.services
 def test_a_plan_is_close_and_writes_nothing(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "scored"
     for part in range(30):

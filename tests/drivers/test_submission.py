@@ -25,6 +25,8 @@ import yaml
 from tests.conftest import ROOT
 
 BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.services
+
 NUM_ROWS = 12  # of each of the two shards
 NUM_START_ATTEMPTS, START_TIMEOUT_S, SUBMIT_TIMEOUT_S = 3, 60, 240
 

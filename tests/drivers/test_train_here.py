@@ -15,6 +15,8 @@ from bertray.storage.location import Location
 from tests.drivers.conftest import LONG_RUN, step_kept
 from tests.kills import end_driver, job
 
+pytestmark = pytest.mark.services
+
 SETTINGS: dict[str, Any] = {"epochs": 3, "learning_rate": 3e-3, "max_length": 32, "precision": "fp32"}
 
 # As many threads as a worker of the tests' cluster has CPUs: sums of floats depend on it.

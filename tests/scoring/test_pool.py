@@ -28,6 +28,7 @@ def archive(tmp_path: Path) -> Path:
     return tmp_path / "archive"
 
 
+@pytest.mark.services
 def test_it_scores_what_the_bundle_says(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     places = {"bundle": str(tiny_bundle), "input": str(archive), "output": str(tmp_path / "scored")}
     config = ScoreConfig(**places, num_actors=0, precision="fp32", keep_columns=["document_id"])
@@ -45,6 +46,7 @@ def test_it_scores_what_the_bundle_says(archive: Path, tiny_bundle: Path, tmp_pa
     assert score(config).summary["num_shards_skipped"] == 2
 
 
+@pytest.mark.services
 def test_the_driver_loads_neither_torch_nor_ray(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from bertray.__main__ import main; code = main(sys.argv[1:]); "
@@ -56,6 +58,7 @@ def test_the_driver_loads_neither_torch_nor_ray(archive: Path, tiny_bundle: Path
     assert done.stdout.splitlines()[-1] == "0", done.stderr
 
 
+@pytest.mark.services
 def test_what_the_child_cannot_do_is_its_message(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     places = {"bundle": str(tiny_bundle), "input": str(archive), "output": str(tmp_path / "scored")}
     with pytest.raises(RequestError, match=r"--device cuda: torch .* sees no GPU here"):
@@ -95,6 +98,7 @@ print("done")
 """
 
 
+@pytest.mark.services
 @pytest.mark.parametrize(("num_actors", "expected"), [(1, "0"), (0, "done")])
 def test_what_a_program_starts_listens_on_loopback(
     num_actors: int, expected: str, archive: Path, tiny_bundle: Path, tmp_path: Path

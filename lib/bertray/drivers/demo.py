@@ -20,7 +20,13 @@ def run(config: DemoConfig) -> Outcome:
     folder = Path(config.output)
     places = {name: str(folder / name) for name in ("archive", "dataset", "bundle", "evaluation", "scored")}
     places["labelled"] = str(write_corpus(folder, config.num_labelled, config.num_archive))
-    training = {"--encoder": config.encoder, "--epochs": config.epochs, "--learning-rate": config.learning_rate}
+    # A few hundred texts: Ray would take longer to start than they take to train on.
+    training = {
+        "--num-workers": 0,
+        "--encoder": config.encoder,
+        "--epochs": config.epochs,
+        "--learning-rate": config.learning_rate,
+    }
     evaluated = {"--bundle": places["bundle"], "--data": places["dataset"], "--output": places["evaluation"]}
     scored = {"--input": places["archive"], "--output": places["scored"], "--keep-columns": "document_id"}
     steps: list[tuple[str, dict[str, Any], list[str]]] = [
