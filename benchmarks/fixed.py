@@ -81,7 +81,7 @@ class Command(NamedTuple):
 
 
 def commands(folder: Path) -> list[Command]:
-    """All that is measured, over what lies in a folder."""
+    """The measured commands, each with its floor; all read and write in one folder."""
     places = ["--bundle", f"{folder}/bundle", "--input", f"{folder}/archive"]
     training = ["--data", f"{folder}/dataset", "--encoder", f"{folder}/encoder", "--epochs", "1", "--max-length", "32"]
     return [

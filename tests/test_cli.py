@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bertray.cli import Outcome, load_config, run_job
+from bertray.cli import JobResult, load_config, run_job
 from bertray.data.config import PrepareConfig
 from bertray.errors import RequestError
 from bertray.scoring.config import ScoreConfig
@@ -146,16 +146,16 @@ def test_a_relative_output_is_refused_in_a_submitted_job(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert run_job("train", TrainConfig, lambda config: Outcome({}), REQUIRED) == 2
+    assert run_job("train", TrainConfig, lambda config: JobResult({}), REQUIRED) == 2
     assert "--output o is relative" in capsys.readouterr().err
     for place in ("/absolute", "s3://bucket/o"):
-        assert run_job("train", TrainConfig, lambda config: Outcome({}), ["--data", "d", "--output", place]) == 0
+        assert run_job("train", TrainConfig, lambda config: JobResult({}), ["--data", "d", "--output", place]) == 0
 
 
 def test_the_summary_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    def run(config: TrainConfig) -> Outcome:
+    def run(config: TrainConfig) -> JobResult:
         print("chatter of a library")
-        return Outcome({"epochs": config.epochs}, 3)
+        return JobResult({"epochs": config.epochs}, 3)
 
     assert run_job("train", TrainConfig, run, REQUIRED) == 3
     captured = capsys.readouterr()
@@ -164,7 +164,7 @@ def test_the_summary_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[st
 
 
 def test_a_request_error_ends_with_code_2_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    def run(config: TrainConfig) -> Outcome:
+    def run(config: TrainConfig) -> JobResult:
         raise RequestError("the path /x is wrong")
 
     assert run_job("train", TrainConfig, run, REQUIRED) == 2

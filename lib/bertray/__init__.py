@@ -5,8 +5,8 @@
     Bundle.load("bundle").predict(["B.Sc. in Physics, 2014", "Python, SQL, Spark"])
     score(ScoreConfig(bundle="bundle", input="archive", output="scored"))
 
-What stands in `__all__` is the public interface; all else may change. A configuration holds what its constructor is
-given, and defaults: YAML files and the environment belong to the command line.
+The names in `__all__` are the public interface; everything else may change. A configuration holds what its
+constructor is given, and defaults: YAML files and the environment belong to the command line.
 """
 
 from importlib import import_module

@@ -41,14 +41,16 @@ _STOPPED = "stopped; what was finished is kept: train, tune and score go on when
 Config = TypeVar("Config", bound=JobConfig)
 
 
-class Outcome(NamedTuple):
+class JobResult(NamedTuple):
     """What a job hands back: the summary to print (None: the job printed its own output) and the exit code."""
 
     summary: dict[str, Any] | None
     exit_code: int = EXIT_OK
 
 
-def run_job(name: str, config_class: type[Config], run: Callable[[Config], Outcome], argv: Sequence[str] | None) -> int:
+def run_job(
+    name: str, config_class: type[Config], run: Callable[[Config], JobResult], argv: Sequence[str] | None
+) -> int:
     """Carry out one job and return its exit code.
 
     Args:

@@ -113,7 +113,7 @@ class Bundle:
     def predict_proba(self, texts: Texts) -> np.ndarray:
         """The probability of every label, float32 [N, C], in the order of `labels`; NaN of a text with an error.
 
-        With one label a row they add up to 1; with several, each stands for itself.
+        With one label a row they add up to 1; with several, each is independent of the others.
 
         Raises:
             RequestError: these are no texts.

@@ -179,7 +179,7 @@ class IsolatedBundle:
         """
         if self._child is not None:
             return self._child
-        # -P: what lies in the working folder is not imported.
+        # -P: Python must not import modules from the working folder.
         command = [sys.executable, "-P", "-m", "bertray.bundle.isolated", json.dumps(asdict(self._spec))]
         child = self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert child.stdout is not None

@@ -26,8 +26,8 @@ FIELDS = (
         | pricing | contract review | event planning | public speaking""")),
 )  # fmt: skip
 
-# Words for any applicant. A slot in braces stands for one of these, for one of the person's own
-# (`_Writer.new_person`), or for what `_Writer.fill` makes.
+# Words for any applicant. A name in braces is replaced by one of these words, by one of the person's own
+# (`_Writer.new_person`), or by what `_Writer.fill` makes.
 WORDS = {
     "n": tuple("23456789"),
     "year": tuple(str(year) for year in range(1998, 2026)),
@@ -98,7 +98,7 @@ OWN = {
         | Seeking a position as {title} in {city} | Brings {soft}, {soft} and {n} years in {department}"""),
 }  # fmt: skip
 
-# Sentences that stand in each of the sections named: no bag of words can tell which.
+# Sentences that occur in each of the named sections, so that a bag of words cannot tell the sections apart.
 SHARED: dict[tuple[str, ...], tuple[str, ...]] = {
     ("Work Experience", "Projects"): _split("""{done} {artefact} with {skill} and {skill}
         | {done} {artefact}, {result} | {done} {artefact} for {company}, {result}

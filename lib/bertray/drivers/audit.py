@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from bertray.cli import Outcome, keep_ray_on_loopback
+from bertray.cli import JobResult, keep_ray_on_loopback
 from bertray.data.cleaning import comparison_keys
 from bertray.data.dataset import Dataset
 from bertray.data.splits import folds
@@ -78,11 +78,11 @@ class Audit(NamedTuple):
     quality_N: np.ndarray
 
 
-def run(config: AuditConfig) -> Outcome:
+def run(config: AuditConfig) -> JobResult:
     """The job of the command line."""
     found = audit(config)
     print_audit(found.report, found.suspects)
-    return Outcome({"output": config.output, **{key: found.report[key] for key in _SUMMARY}})
+    return JobResult({"output": config.output, **{key: found.report[key] for key in _SUMMARY}})
 
 
 def audit(config: AuditConfig) -> Audit:

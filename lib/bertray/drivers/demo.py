@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bertray.cli import EXIT_OK, Outcome
+from bertray.cli import EXIT_OK, JobResult
 from bertray.data.synthetic import write_corpus
 from bertray.drivers.config import DemoConfig
 from bertray.reports.terminal import print_look
@@ -14,7 +14,7 @@ from bertray.storage.location import Location
 from bertray.storage.outputs import refuse_in_bundle
 
 
-def run(config: DemoConfig) -> Outcome:
+def run(config: DemoConfig) -> JobResult:
     """The job of the command line."""
     refuse_in_bundle(Location.of(config.output))
     folder = Path(config.output)
@@ -42,10 +42,10 @@ def run(config: DemoConfig) -> Outcome:
         command = [sys.executable, "-P", "-m", "bertray", job, *words, *switches]
         finished = subprocess.run(command, stdout=sys.stderr, check=False)
         if finished.returncode != EXIT_OK:
-            return Outcome({"failed": f"bertray {job}", "exit_code": finished.returncode}, finished.returncode)
+            return JobResult({"failed": f"bertray {job}", "exit_code": finished.returncode}, finished.returncode)
     print_look(Path(places["archive"]), Path(places["scored"]) / "predictions")
     print("where everything lies:")
     for name in ("labelled", "archive", "dataset", "bundle", "evaluation", "scored"):
         print(f"  {name:<11} {places[name]}")
     print("next: notebooks/explore.ipynb (make notebooks), then your own data (README.md)")
-    return Outcome(places)
+    return JobResult(places)

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from bertray.bundle.info import BundleInfo, read_info
 from bertray.bundle.predictions import is_given, label_lists
-from bertray.cli import Outcome
+from bertray.cli import JobResult
 from bertray.data.dataset import Dataset
 from bertray.drivers.config import EvaluateConfig
 from bertray.errors import RequestError
@@ -78,12 +78,12 @@ class EvaluateResult:
     predictions: pa.Table
 
 
-def run(config: EvaluateConfig) -> Outcome:
+def run(config: EvaluateConfig) -> JobResult:
     """The job of the command line."""
     metrics = evaluate(config).metrics
     print_evaluation(metrics)
     names = [key for key in dict.fromkeys((*_SUMMARY, *_ENGINE, "wall_s")) if key in metrics]
-    return Outcome({"output": config.output, **{key: metrics[key] for key in names}})
+    return JobResult({"output": config.output, **{key: metrics[key] for key in names}})
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:

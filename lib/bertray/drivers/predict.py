@@ -9,7 +9,7 @@ from itertools import islice
 import pyarrow as pa
 
 from bertray.bundle.info import read_info
-from bertray.cli import Outcome
+from bertray.cli import JobResult
 from bertray.drivers.config import PredictConfig
 from bertray.storage.location import Location
 
@@ -17,7 +17,7 @@ from bertray.storage.location import Location
 _CHUNK = 256
 
 
-def run(config: PredictConfig) -> Outcome:
+def run(config: PredictConfig) -> JobResult:
     """The job of the command line."""
     read_info(Location.of(config.bundle))  # a place without a bundle is refused before torch is imported
     from bertray.bundle.openvino import open_bundle
@@ -37,7 +37,7 @@ def run(config: PredictConfig) -> Outcome:
                 print(json.dumps(line, ensure_ascii=False), file=sys.__stdout__, flush=True)
     except BrokenPipeError:  # the reader, such as head, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return Outcome(None)
+    return JobResult(None)
 
 
 def _chunks(texts: Iterable[bytes], num_texts: int) -> Iterator[list[bytes]]:

@@ -1,6 +1,6 @@
 """From labelled files to a data set: the driver of bertray prepare; `data.prepare` does the work."""
 
-from bertray.cli import Outcome
+from bertray.cli import JobResult
 from bertray.data.config import PrepareConfig
 from bertray.data.prepare import prepare
 from bertray.reports.terminal import print_dataset
@@ -8,9 +8,9 @@ from bertray.reports.terminal import print_dataset
 _SUMMARY = ("num_rows_in", "num_rows_kept", "num_rows_out", "splits", "warnings")
 
 
-def run(config: PrepareConfig) -> Outcome:
+def run(config: PrepareConfig) -> JobResult:
     """The job of the command line."""
     prepared = prepare(config)
     print_dataset(prepared.report)
     summary = {key: prepared.report[key] for key in _SUMMARY}
-    return Outcome({"output": config.output, "num_labels": len(prepared.labels), **summary})
+    return JobResult({"output": config.output, "num_labels": len(prepared.labels), **summary})

@@ -23,7 +23,7 @@ from typing import Any
 
 from bertray.bundle.info import BundleInfo, read_info
 from bertray.bundle.isolated import IsolatedBundle, ModelSpec
-from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, Outcome, keep_ray_on_loopback
+from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, JobResult, keep_ray_on_loopback
 from bertray.errors import BundleError, RequestError
 from bertray.reports.terminal import print_scoring, print_verdict
 from bertray.scoring.archive import Archive, list_shards, probe, remember, resolved
@@ -78,21 +78,21 @@ class ScoreResult:
         return self.verdict is not None and self.verdict.is_held
 
 
-def run(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> Outcome:
+def run(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> JobResult:
     """The job of the command line; see `score`."""
     if config.plan:
         from bertray.drivers.score_plan import preview
 
         facts = preview(config)
         print_scoring(facts, [], title="plan: nothing was scored")
-        return Outcome(facts)
+        return JobResult(facts)
     scored = score(config, open_pool=open_pool)
     print_scoring(scored.summary, scored.failures)
     if scored.verdict and scored.verdict.reasons:
         print_verdict(scored.verdict, scored.shards_with_errors)
     if scored.is_held:
-        return Outcome(scored.summary, EXIT_HELD)
-    return Outcome(scored.summary, EXIT_SHARDS_FAILED if scored.failures else EXIT_OK)
+        return JobResult(scored.summary, EXIT_HELD)
+    return JobResult(scored.summary, EXIT_SHARDS_FAILED if scored.failures else EXIT_OK)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertray.cli import Outcome, keep_ray_on_loopback
+from bertray.cli import JobResult, keep_ray_on_loopback
 from bertray.data.dataset import Dataset
 from bertray.errors import DivergedError
 from bertray.model.sources import encoder_folder
@@ -74,12 +74,12 @@ class TrainResult:
     resumed_from_step: int = 0
 
 
-def run(config: TrainConfig) -> Outcome:
+def run(config: TrainConfig) -> JobResult:
     """The job of the command line."""
     summary = asdict(train(config))
     if not summary["resumed_from_step"]:
         del summary["resumed_from_step"]
-    return Outcome(summary)
+    return JobResult(summary)
 
 
 def train(config: TrainConfig) -> TrainResult:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from bertray.bundle.info import EVENTS_FOLDER, BundleInfo
-from bertray.cli import Outcome, keep_ray_on_loopback
+from bertray.cli import JobResult, keep_ray_on_loopback
 from bertray.data.dataset import Dataset
 from bertray.model.sources import encoder_folder
 from bertray.reports.terminal import print_trials
@@ -46,9 +46,9 @@ from bertray.training.trials import Records, TrialRecord, best_of_all, train_con
 _log = logging.getLogger(__name__)
 
 
-def run(config: TuneConfig) -> Outcome:
+def run(config: TuneConfig) -> JobResult:
     """The job of the command line."""
-    return Outcome(search(config))
+    return JobResult(search(config))
 
 
 def search(config: TuneConfig) -> dict[str, Any]:
