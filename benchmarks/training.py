@@ -84,7 +84,7 @@ class Subject:
         self.tokenizer, encoder_config = load_tokenizer(encoder, max_length)
         self._column_tokenizer = ColumnTokenizer(self.tokenizer.backend_tokenizer, max_length)
         self._rows = Location.of(str(folder / f"{name}-rows"))
-        token_files.tokenise(self._rows, self.dataset, self._column_tokenizer, encoder_config.vocab_size, 1)
+        token_files.write_rows(self._rows, self.dataset, self._column_tokenizer, encoder_config)
         tokens = self._column_tokenizer.encode(self.dataset.split("train")[TEXT])
         self.num_train_tokens = tokens.num_tokens
         self.train_ids = [one.tolist() for one in np.split(tokens.ids_T, tokens.offsets_S1[1:-1])]

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray import Bundle
-from bertray.bundle.isolated import IsolatedBundle, ModelSpec
-from bertray.errors import BundleError, RequestError, ShardError
+from bertray.bundle.isolated import IsolatedBundle, ModelSpec, _public_kind
+from bertray.errors import BundleError, RequestError, ShardError, UnavailableError
 from bertray.scoring.shard_reader import read_in_isolation
 from bertray.storage.location import Location
 from tests.conftest import ROOT, run_job_process, write_shard
@@ -184,3 +184,9 @@ def test_without_ray_a_deadly_text_ends_nothing_and_a_deadly_file_one_run(
         done = run_job_process("score", *places, *options)
         assert done.returncode == 3, done.stderr
         check_output(deadly_archive, output, tiny_bundle)
+
+
+def test_an_error_of_an_inner_class_is_told_as_its_public_one() -> None:
+    inner = type("_Inner", (UnavailableError, OSError), {})
+    assert _public_kind(inner("gone")) == "UnavailableError"
+    assert _public_kind(BundleError("altered")) == "BundleError"

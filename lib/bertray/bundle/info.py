@@ -148,6 +148,11 @@ def read_info(location: Location) -> BundleInfo:
     return info
 
 
+def was_replaced(uri: str) -> BundleError:
+    """The error of a process that finds another bundle than the job began with."""
+    return BundleError(f"the bundle {uri} was replaced while the job ran. Run it again")
+
+
 def verify(folder: Path, info: BundleInfo, name: str) -> None:
     """Check every file of a bundle against its recorded sha256.
 

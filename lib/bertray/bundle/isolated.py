@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 import pyarrow as pa
 
 from bertray import errors
-from bertray.bundle.info import BundleInfo, read_info
+from bertray.bundle.info import BundleInfo, read_info, was_replaced
 from bertray.errors import BundleError, RequestError, ShardError
 from bertray.schema import ERROR, NUM_TOKENS, REVIEW, TRUNCATED, prediction_schema
 from bertray.storage.location import Location
@@ -194,7 +194,7 @@ class IsolatedBundle:
             raise getattr(errors, "BundleError" if self.precision else facts["kind"])(facts[_FAILURE])
         if facts["fingerprint"] != self.info.fingerprint():
             self.close()
-            raise BundleError(f"the bundle {self._spec.bundle} was replaced while the job ran. Run it again")
+            raise was_replaced(self._spec.bundle)
         self.precision, self.device = facts["precision"], facts["device"]
         return child
 
@@ -232,6 +232,11 @@ def _read_bytes(stream: IO[bytes], num_bytes: int) -> bytes:
     return found
 
 
+def _public_kind(error: RequestError) -> str:
+    """The name of the error's class, or of the nearest one above it, in `bertray.errors`."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+
+
 def main() -> None:
     """The child: load the model, say so, answer until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process
@@ -245,7 +250,7 @@ def main() -> None:
     try:
         bundle = ModelSpec(**json.loads(sys.argv[1])).load()
     except RequestError as error:
-        _write(answers, pa.table({_FAILURE: [str(error)], "kind": [type(error).__name__]}))
+        _write(answers, pa.table({_FAILURE: [str(error)], "kind": [_public_kind(error)]}))
         return
     device = getattr(bundle.encoder, "device", None)  # an engine's own encoder is for CPUs
     facts = {

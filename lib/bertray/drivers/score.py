@@ -21,10 +21,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bertray.bundle.info import BundleInfo, read_info
-from bertray.bundle.isolated import IsolatedBundle, ModelSpec
+from bertray.bundle.info import BundleInfo, read_info, was_replaced
+from bertray.bundle.isolated import IsolatedBundle
 from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, JobResult, keep_ray_on_loopback
-from bertray.errors import BundleError, RequestError
+from bertray.errors import RequestError
 from bertray.reports.terminal import print_scoring, print_verdict
 from bertray.scoring.archive import Archive, list_shards, probe, remember, resolved
 from bertray.scoring.config import ScoreConfig
@@ -120,17 +120,9 @@ def pool_of(request: Request, pending: list[FileInfo]) -> Iterator[Pool]:
 @contextmanager
 def _local_pool(request: Request) -> Iterator[Pool]:
     config = request.config
-    spec = ModelSpec(
-        bundle=config.bundle,
-        engine=config.engine,
-        precision=config.precision,
-        device=config.device,
-        cache=str(Location.of(config.output) / ENGINE_FOLDER),
-        num_threads=0,
-    )
-    with IsolatedBundle(spec) as bundle:
+    with IsolatedBundle(request.model_spec(config.device)) as bundle:
         if bundle.info.fingerprint() != request.bundle_fingerprint:
-            raise BundleError(f"the bundle {config.bundle} was replaced while the job ran. Run it again")
+            raise was_replaced(config.bundle)
         bundle.ready()
         _log.info("the model runs in a child process (%s)", bundle.device)
         yield LocalPool(replace(request, step_bytes=STEP_BYTES[bundle.device]), bundle)

@@ -12,14 +12,11 @@ from typing import Literal
 import torch
 
 from bertray.bundle.bundle import Bundle
-from bertray.bundle.info import BundleInfo
-from bertray.bundle.isolated import IsolatedBundle, ModelSpec
-from bertray.errors import BundleError
+from bertray.bundle.info import BundleInfo, was_replaced
+from bertray.bundle.isolated import IsolatedBundle
 from bertray.model.runtime import ModelThread
 from bertray.scoring.score_unit import Request, UnitScorer
-from bertray.scoring.shard_reader import read_in_isolation
-from bertray.scoring.units import ENGINE_FOLDER, Outcome, Unit
-from bertray.storage.location import Location
+from bertray.scoring.units import Outcome, Unit
 
 _log = logging.getLogger(__name__)
 
@@ -44,17 +41,9 @@ class Actor:
         num_suspect_units: int,
     ) -> None:
         self._request = request
-        config = request.config
         # A GPU that has failed once fails every later shard: those are not at fault.
         self._scorer = UnitScorer(request, fatal=(torch.AcceleratorError,))
-        self._spec = ModelSpec(
-            bundle=config.bundle,
-            engine=config.engine,
-            precision=config.precision,
-            device=device,
-            cache=str(Location.of(config.output) / ENGINE_FOLDER),
-            num_threads=num_threads,
-        )
+        self._spec = request.model_spec(device, num_threads)
         self._bundle: Bundle | None = None
         self._thread = ModelThread()
         self._num_suspect_units = num_suspect_units
@@ -73,7 +62,7 @@ class Actor:
 
     def _check_bundle(self, info: BundleInfo) -> None:
         if info.fingerprint() != self._request.bundle_fingerprint:
-            raise BundleError(f"the bundle {self._request.config.bundle} was replaced while the job ran. Run it again")
+            raise was_replaced(self._request.config.bundle)
 
     def _score(self, unit: Unit) -> list[Outcome]:
         if not self._num_suspect_units:
@@ -83,10 +72,6 @@ class Actor:
         isolated = IsolatedBundle(self._spec)
         try:
             self._check_bundle(isolated.info)
-            return self._scorer.score(unit, isolated, before_read=self._read_in_isolation)
+            return self._scorer.score(unit, isolated, before_read=self._request.read_in_isolation)
         finally:
             isolated.close()
-
-    def _read_in_isolation(self, shard: Location) -> None:
-        config = self._request.config
-        read_in_isolation(shard, config.text_column, config.keep_columns, self._request.step_bytes)

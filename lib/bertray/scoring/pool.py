@@ -14,9 +14,8 @@ from typing import Protocol
 from bertray.errors import BundleError
 from bertray.scoring.score_shard import Predictor
 from bertray.scoring.score_unit import Request, UnitScorer
-from bertray.scoring.shard_reader import read_in_isolation
 from bertray.scoring.units import Outcome, Work
-from bertray.storage.location import FileInfo, Location
+from bertray.storage.location import FileInfo
 
 
 class Pool(Protocol):
@@ -82,12 +81,8 @@ class LocalPool:
             yield self._scorer.merge(shard, work.num_parts[shard])
         for unit in work.units:
             is_suspect = any(shard.path in self._request.suspects for shard in unit.shards)
-            before_read = self._read_in_isolation if is_suspect else None
+            before_read = self._request.read_in_isolation if is_suspect else None
             for outcome in self._scorer.score(unit, self._predictor, before_read):
                 yield outcome
                 if (ready := parts.take(outcome)) is not None:
                     yield self._scorer.merge(ready, work.num_parts[ready])
-
-    def _read_in_isolation(self, shard: Location) -> None:
-        config = self._request.config
-        read_in_isolation(shard, config.text_column, config.keep_columns, self._request.step_bytes)

@@ -12,13 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from bertray.bundle.isolated import ModelSpec
 from bertray.errors import RequestError, ShardChangedError, ShardError
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.score_shard import STEP_BYTES, Predictor, merge_parts, score_shard
-from bertray.scoring.shard_reader import opened
-from bertray.scoring.units import STAGING_FOLDER, Counts, Outcome, Unit, staged_path
+from bertray.scoring.shard_reader import opened, read_in_isolation
+from bertray.scoring.units import ENGINE_FOLDER, STAGING_FOLDER, Counts, Outcome, Unit, staged_path
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import check_held
+from bertray.types import Device
 from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
@@ -48,6 +50,21 @@ class Request:
     lock_number: int
     step_bytes: int = STEP_BYTES["cpu"]
     suspects: frozenset[str] = frozenset()
+
+    def model_spec(self, device: Device, num_threads: int = 0) -> ModelSpec:
+        """How a process of the run is to load the model; see `ModelSpec`."""
+        return ModelSpec(
+            bundle=self.config.bundle,
+            engine=self.config.engine,
+            precision=self.config.precision,
+            device=device,
+            cache=str(Location.of(self.config.output) / ENGINE_FOLDER),
+            num_threads=num_threads,
+        )
+
+    def read_in_isolation(self, shard: Location) -> None:
+        """See `shard_reader.read_in_isolation`."""
+        read_in_isolation(shard, self.config.text_column, self.config.keep_columns, self.step_bytes)
 
 
 class UnitScorer:

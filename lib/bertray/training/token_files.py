@@ -33,7 +33,6 @@ from bertray.storage.location import Location
 from bertray.tokenization.ragged import offsets, positions
 from bertray.tokenization.tokenizer import ColumnTokenizer, Sequences, TokenColumn
 from bertray.tokenization.windows import training_weights
-from bertray.training import token_files
 from bertray.types import ProblemType
 
 TRAIN, VALIDATION = "train", "validation"
@@ -97,15 +96,15 @@ class TrainingRows:
         return training_weights(self.tokens.documents_S)
 
 
-def tokenise(
-    folder: Location, dataset: Dataset, tokenizer: ColumnTokenizer, vocabulary_size: int, num_kept: int
+def write_rows(
+    folder: Location, dataset: Dataset, tokenizer: ColumnTokenizer, encoder_config: PreTrainedConfig
 ) -> None:
-    """Write the training and validation rows of a data set, those in scope."""
+    """Tokenise and write the training and validation rows of a data set, those in scope."""
     splits = {}
     for name in (TRAIN, VALIDATION):
         rows = dataset.in_scope(dataset.split(name))
         splits[name] = tokenizer.encode(rows[TEXT]), label_id_lists(rows, dataset.problem_type)
-    write(folder, splits, vocabulary_size, num_kept)
+    write(folder, splits, encoder_config.vocab_size, num_special_ids(encoder_config))
 
 
 def label_id_lists(rows: pa.Table, problem_type: ProblemType) -> pa.LargeListArray:
@@ -183,10 +182,3 @@ def opened(folder: Location) -> Iterator[tuple[dict[str, TrainingRows], np.ndarr
 def _put(file: Location, batch: pa.RecordBatch) -> None:
     with file.staged() as path, pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
-
-
-def write_rows(
-    folder: Location, dataset: Dataset, tokenizer: ColumnTokenizer, encoder_config: PreTrainedConfig
-) -> None:
-    """Tokenise training and validation rows."""
-    token_files.tokenise(folder, dataset, tokenizer, encoder_config.vocab_size, num_special_ids(encoder_config))
