@@ -168,7 +168,9 @@ def test_a_job_shows_commands_that_its_options_allow(name: str) -> None:
     check_commands(doc)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{one.name}" for one in ROOT.glob("docs/*.md"))]
+)
 def test_a_page_shows_only_options_that_exist(page: str) -> None:
     check_commands((ROOT / page).read_text())
 
