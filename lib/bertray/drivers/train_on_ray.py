@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 _RESIZE_INTERVAL_S = 60.0
 
 
+@cluster.session()
 def fit(
     config: TrainConfig,
     dataset: Dataset,
@@ -45,16 +46,6 @@ def fit(
         BertrayError: what a worker raises on purpose.
         ray.train.TrainingFailedError: workers were lost `max_failures` times without a new checkpoint between.
     """
-    with cluster.session():
-        _fit(config, dataset, lock_number, shown)
-
-
-def _fit(
-    config: TrainConfig,
-    dataset: Dataset,
-    lock_number: int,
-    shown: Callable[[Callable[[], News]], AbstractContextManager[None]],
-) -> None:
     run = TrainingRun(Location.of(config.output))
     fewest, most = config.worker_range
     placement = cluster.place(config.device, fewest, "--num-workers", most)

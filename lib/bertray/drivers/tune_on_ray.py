@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 _REDUCTION_FACTOR = 3
 
 
+@cluster.session()
 def run_trials(config: TuneConfig, dataset: Dataset, run: TrainingRun, records: Records, lock_number: int) -> None:
     """Run the trials that are missing.
 
@@ -40,11 +41,6 @@ def run_trials(config: TuneConfig, dataset: Dataset, run: TrainingRun, records: 
         RequestError: the device, the model or the memory cannot do what the options ask for.
         BertrayError: some were ended by something else than their options; the others have ended and are recorded.
     """
-    with cluster.session():
-        _run_trials(config, dataset, run, records, lock_number)
-
-
-def _run_trials(config: TuneConfig, dataset: Dataset, run: TrainingRun, records: Records, lock_number: int) -> None:
     placement = cluster.place(config.device, config.num_concurrent, "--num-concurrent")
     missing = records.missing()
     _log.info(
