@@ -1,6 +1,7 @@
 """What tests of several jobs share: a data set that a tiny encoder learns."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from bertray.data.config import PrepareConfig
 from bertray.data.prepare import prepare
+from tests.kills import end_driver
 
 # 33 steps an epoch, of some ten milliseconds.
 LONG_RUN: dict[str, Any] = {
@@ -41,3 +43,16 @@ def step_kept(output: Path) -> int:
     """The step that a run would go on from; 0: there is no checkpoint."""
     commits = (output.parent / f".{output.name}.training" / "checkpoints").glob("step-*.json")
     return max((int(path.stem.removeprefix("step-")) for path in commits), default=0)
+
+
+def stop_and_kill(command: list[str], output: Path, log: Path) -> None:
+    """Begin a training of checkpoints every 40 steps, end it by SIGTERM, go on with it and end it by SIGKILL."""
+    code, stderr = end_driver(command, log, signal.SIGTERM, lambda _: step_kept(output) > 0)
+    assert code == 143, stderr
+    assert f"step {step_kept(output)} is kept in" in stderr
+    assert step_kept(output) % 40 != 0  # written because of the signal, not because it was due
+    assert not output.exists()
+    before = step_kept(output)
+    code, stderr = end_driver(command, log, signal.SIGKILL, lambda _: step_kept(output) > before)
+    assert code == -signal.SIGKILL
+    assert "going on with the run at" in stderr

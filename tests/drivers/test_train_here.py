@@ -1,6 +1,5 @@
 """bertray train --num-workers 0: the loop in a thread of the driver, without Ray."""
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,8 @@ from safetensors.torch import load_file
 from bertray import BertrayError, RequestError, TrainConfig, train
 from bertray.bundle.info import read_info
 from bertray.storage.location import Location
-from tests.drivers.conftest import LONG_RUN, step_kept
-from tests.kills import end_driver, job
+from tests.drivers.conftest import LONG_RUN, stop_and_kill
+from tests.kills import job
 
 pytestmark = pytest.mark.services
 
@@ -55,15 +54,7 @@ def test_it_goes_on_after_sigterm_and_a_kill_bit_for_bit(dataset: str, tiny_enco
     options: dict[str, Any] = {"data": dataset, "encoder": str(tiny_encoder), **LONG_RUN, "epochs": 12}
     whole, broken, log = tmp_path / "whole", tmp_path / "broken", tmp_path / "stderr.log"
     command = job("train", output=broken, **options, num_workers=0)
-    code, stderr = end_driver(command, log, signal.SIGTERM, lambda _: step_kept(broken) > 0)
-    assert code == 143, stderr
-    assert f"step {step_kept(broken)} is kept in" in stderr
-    assert step_kept(broken) % 40 != 0  # written because of the signal, not because it was due
-    assert not broken.exists()
-    before = step_kept(broken)
-    code, stderr = end_driver(command, log, signal.SIGKILL, lambda _: step_kept(broken) > before)
-    assert code == -signal.SIGKILL
-    assert "going on with the run at" in stderr
+    stop_and_kill(command, broken, log)
 
     config = TrainConfig(**options, output=str(broken), num_workers="0")
     with pytest.raises(RequestError, match=r"with other options: learning_rate 0\.001 -> 0\.002.*--restart"):

@@ -16,8 +16,8 @@ from bertray.storage.location import Location
 from bertray.training.config import TrainConfig
 from bertray.training.run_folder import TrainingRun
 from tests.conftest import ROOT
-from tests.drivers.conftest import LONG_RUN, step_kept
-from tests.kills import end_driver, job, killing, wait_for
+from tests.drivers.conftest import LONG_RUN, step_kept, stop_and_kill
+from tests.kills import job, killing, wait_for
 
 
 @pytest.mark.chaos  # without Ray: test_train_here
@@ -30,16 +30,7 @@ def test_it_goes_on_after_sigterm_and_kills_bit_for_bit(
     output = tmp_path / "broken"
     command = job("train", data=dataset, output=output, encoder=tiny_encoder, **LONG_RUN)
     log = tmp_path / "stderr.log"
-    exit_code, stderr = end_driver(command, log, signal.SIGTERM, lambda _: step_kept(output) > 0)
-    assert exit_code == 143, stderr
-    assert f"step {step_kept(output)} is kept in" in stderr
-    assert step_kept(output) % 40 != 0  # written because of the signal, not because it was due
-    assert not output.exists()
-
-    before = step_kept(output)
-    exit_code, stderr = end_driver(command, log, signal.SIGKILL, lambda _: step_kept(output) > before)
-    assert exit_code == -signal.SIGKILL
-    assert "going on with the run at" in stderr
+    stop_and_kill(command, output, log)
 
     config = TrainConfig(data=dataset, output=str(output), encoder=str(tiny_encoder), **LONG_RUN)
     with pytest.raises(RequestError, match=r"with other options: learning_rate 0\.001 -> 0\.002.*--restart"):
