@@ -8,8 +8,8 @@ Floors, in processes of their own, in turn with the commands:
     model   import of the model's class and its tokenizer, loading of the folder
     ray     ray.init and ray.shutdown, import included
     actor   the same, with an actor in between that has imported what `model` imports and loaded the folder
-    trainer the same, with an empty function in a Ray TorchTrainer of one worker: no bar's floor, but it tells what of
-            `train` is Ray's
+    trainer the same, with an empty function in a Ray TorchTrainer of one worker: Ray starts a controller, a cleaner
+            and the worker one after another, each a process that imports Ray
 
 A command's bar is so many seconds above the floors that it cannot do without. Of each command the phases are shown, as
 seconds since its start: what is logged tells them.
@@ -89,7 +89,7 @@ def commands(folder: Path) -> list[Command]:
         Command("score --num-actors 0", ["score", *places, "--num-actors", "0"], ("model",), 1.5),
         Command("score", ["score", *places, "--num-actors", "1"], ("actor",), 2.0),
         Command("train --num-workers 0", ["train", *training, "--num-workers", "0"], ("model",), 3.0),
-        Command("train", ["train", *training], ("actor",), 4.0),
+        Command("train", ["train", *training], ("trainer", "model"), 4.0),
     ]
 
 

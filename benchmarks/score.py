@@ -119,6 +119,7 @@ def _run_score(options: argparse.Namespace) -> dict[str, Any]:
             archive,
             "--output",
             output,
+            "--accept",  # other texts than the bundle was trained on: the gate would hold them back
         ]
         actors = ["--num-actors", str(options.num_actors)] if options.num_actors else []
         finished = subprocess.run(
