@@ -120,7 +120,7 @@ def _measure(subject: Subject, options: argparse.Namespace) -> None:
         lambda: classify(sampled, truncation=True, max_length=subject.max_length),
     )
     for dtype in (torch.float32, torch.bfloat16) if device == "cpu" else (torch.bfloat16,):
-        peer = _SortedPadded(subject, copy.deepcopy(subject.model).to(device, dtype).eval(), SORTED_BATCH_SIZE[device])
+        peer = SortedPadded(subject, copy.deepcopy(subject.model).to(device, dtype).eval(), SORTED_BATCH_SIZE[device])
         name = f"sorted, padded batches of {SORTED_BATCH_SIZE[device]}, SDPA, {short[dtype]}"
         runs[name] = (num_sampled_tokens, lambda peer=peer: peer.logits(sampled))
     if device == "cuda":
@@ -129,7 +129,7 @@ def _measure(subject: Subject, options: argparse.Namespace) -> None:
 
             unpadded = copy.deepcopy(subject.model).to(device, torch.bfloat16).eval()
             unpadded.set_attn_implementation("flash_attention_2")
-            peer = _SortedPadded(subject, unpadded, SORTED_BATCH_SIZE[device])
+            peer = SortedPadded(subject, unpadded, SORTED_BATCH_SIZE[device])
             runs["FlashAttention 2, unpadded, bf16"] = (num_sampled_tokens, lambda peer=peer: peer.logits(sampled))
     encoders = {
         f"bertray, torch, {precision}": Encoder(copy.deepcopy(subject.model), precision, device)
@@ -156,7 +156,7 @@ def _measure(subject: Subject, options: argparse.Namespace) -> None:
     rates = {name: num_tokens / walls_s[name] for name, (num_tokens, _) in runs.items()}
     lines = ["| what | tokens/s | texts/s | ratio | of the products |", "|---|---|---|---|---|"]
     mean_length = tokens.num_tokens / len(tokens.lengths_S)
-    flop_a_token = _flop(subject.model, tokens.lengths_S) / tokens.num_tokens
+    flop_a_token = flop(subject.model, tokens.lengths_S) / tokens.num_tokens
     for name, rate in rates.items():
         share = rate * flop_a_token / product_rate
         lines.append(
@@ -200,7 +200,7 @@ def _add_openvino(
     return facts
 
 
-class _SortedPadded:
+class SortedPadded:
     """What sentence-transformers does: sort all texts by length, batches of so many texts, padded to the longest."""
 
     def __init__(self, subject: Subject, model: Any, batch_size: int) -> None:
@@ -246,6 +246,15 @@ def _minilm(options: argparse.Namespace) -> Subject:
 
 def _bert_base(options: argparse.Namespace) -> Subject:
     """BERT-base of random weights, and texts of made-up words: one token each."""
+    rng = np.random.default_rng(0)
+    lengths = np.interp(rng.random(options.num_texts or NUM_TEXTS["cuda"]), np.linspace(0, 1, 21), ABSTRACT_LENGTHS)
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY_SIZE, num_labels=4)).eval()
+    return Subject("bert-base-random", made_up_texts(lengths), made_up_tokenizer(), model, options.max_length)
+
+
+def made_up_tokenizer() -> PreTrainedTokenizerFast:
+    """BERT's, of a vocabulary of made-up words: w0, w1, …"""
     words = [f"w{number}" for number in range(VOCABULARY_SIZE - 5)]
     vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
     backend = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
@@ -254,23 +263,20 @@ def _bert_base(options: argparse.Namespace) -> Subject:
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     )
-    rng = np.random.default_rng(0)
-    lengths = np.interp(rng.random(options.num_texts or NUM_TEXTS["cuda"]), np.linspace(0, 1, 21), ABSTRACT_LENGTHS)
-    # Words follow Zipf's law, as in languages.
-    ranks = np.minimum(rng.zipf(1.2, int(lengths.sum()) + len(lengths)), len(words)) - 1
-    texts, at = [], 0
-    for length in lengths.astype(int) - 2:
-        texts.append(" ".join(words[rank] for rank in ranks[at : at + length]))
-        at += length
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY_SIZE, num_labels=4)).eval()
-    return Subject("bert-base-random", texts, tokenizer, model, options.max_length)
 
 
-def _flop(model: Any, lengths_S: np.ndarray) -> float:
+def made_up_texts(lengths: np.ndarray) -> list[str]:
+    """Texts of so many tokens, special ones included; words follow Zipf's law, as in languages."""
+    num_words = VOCABULARY_SIZE - 5
+    counts = lengths.astype(int) - 2
+    ranks = np.minimum(np.random.default_rng(0).zipf(1.2, int(counts.sum())), num_words) - 1
+    return [" ".join(f"w{rank}" for rank in part) for part in np.split(ranks, np.cumsum(counts)[:-1])]
+
+
+def flop(model: Any, lengths_S: np.ndarray) -> float:
     """Floating-point operations of the encoder's matrix products on sequences of these lengths."""
     encoder = getattr(model, model.base_model_prefix)
     linear = sum(

@@ -3,10 +3,13 @@
 from typing import Literal
 
 Precision = Literal["auto", "fp32", "bf16"]
-# What a finished model can be run in; nothing is trained in int8.
-InferencePrecision = Literal["auto", "fp32", "bf16", "int8"]
+# What a finished model can be run in by torch; nothing is trained in less than bf16.
+TorchPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+InferencePrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 Engine = Literal["auto", "torch", "openvino"]
 Device = Literal["auto", "cpu", "cuda"]
+# How torch runs a model: operation by operation, compiled, or compiled and recorded as CUDA graphs.
+Execution = Literal["eager", "compiled", "graphs"]
 ProblemType = Literal["single_label_classification", "multi_label_classification"]  # transformers' names
 ClassWeights = Literal["none", "balanced"]
 Sampling = Literal["natural", "balanced"]

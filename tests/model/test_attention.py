@@ -1,6 +1,7 @@
 """Packed batches give the logits of the plain padded forward, on every architecture that can be packed."""
 
 import copy
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import transformers
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.gpu.stand_in import standing_in
 from bertray.model import attention
 from bertray.model.attention import Packing, packed_attention
 from bertray.model.buckets import Rectangles
@@ -17,6 +19,7 @@ from bertray.model.encoder import Encoder
 from bertray.model.head import begin_with_logits, scale_logits
 from bertray.tokenization.ragged import offsets
 from bertray.tokenization.tokenizer import TokenColumn
+from bertray.types import Execution
 
 SIZES = {
     "vocab_size": 500,
@@ -64,6 +67,11 @@ def random_tokens(num_sequences: int, longest: int) -> TokenColumn:
     )
 
 
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    torch.AcceleratorError("CUDA error: out of memory"),
+]
 TOKENS = random_tokens(400, 100)
 
 
@@ -159,7 +167,8 @@ def test_a_kernel_that_does_not_work_is_noticed(
 
     to = torch.Tensor.to  # this machine's memory stands in for a GPU's
     monkeypatch.setattr(attention, "_on_cuda", on_cuda)
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, _, dtype=None: to(self, dtype) if dtype else self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, _, dtype=None, **__: to(self, dtype) if dtype else self)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     tiny_bert = transformers.BertConfig(hidden_size=312, num_attention_heads=12)  # heads of 26
     works = attention.kernel_works(torch.device("cuda"), torch.bfloat16, tiny_bert, with_gradients=with_gradients)
     assert works is (fault is None)
@@ -250,6 +259,32 @@ def test_padding_may_be_the_last_id() -> None:
     assert Encoder(build("Bert", {"pad_token_id": SIZES["vocab_size"] - 1}), "fp32", "cpu").layout.is_packed
 
 
+@pytest.mark.parametrize("execution", ["compiled", "graphs"])
+@pytest.mark.parametrize(("name", "changes"), [ARCHITECTURES[0][:2], ARCHITECTURES[3][:2]], ids=["Bert", "ModernBert"])
+def test_what_a_gpu_runs(
+    name: str, changes: dict[str, Any], execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiled model gets filled batches; what is in the filler, even NaN, reaches no logit."""
+    compile, modes = torch.compile, []
+
+    def traced(model: Any, *, mode: str | None = None, **options: Any) -> Any:
+        modes.append(mode)
+        return compile(model, backend="eager", fullgraph=True, **options)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    tokens = random_tokens(40, 60)
+    with ExitStack() as stack:
+        for one in standing_in():
+            stack.enter_context(one)
+        expected_SC = Encoder(build(name, changes), "bf16", "cpu").logits(tokens)
+        torch.compiler.reset()
+        encoder = Encoder(build(name, changes), "bf16", "cpu", execution)
+        encoder.token_budget = 500
+        assert modes == {"compiled": [None], "graphs": ["reduce-overhead"]}[execution]
+        np.testing.assert_allclose(encoder.logits(tokens), expected_SC, atol=0.02)
+    assert Encoder(build(name, changes), "fp32", "cpu", execution).layout.in_few_shapes is False
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(("name", "settings"), [("Bert", {}), ("ModernBert", {})])
 def test_packed_on_a_gpu(name: str, settings: dict[str, Any]) -> None:
@@ -268,7 +303,8 @@ def test_a_model_that_reads_other_positions_is_not_packed(monkeypatch: pytest.Mo
     np.testing.assert_allclose(encoder.logits(TOKENS), expected_SC, atol=1e-4)
 
 
-def test_out_of_memory_is_answered_by_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_out_of_memory_is_answered_by_smaller_batches(error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder(build("Bert", {}), "fp32", "cpu")
     expected_SC = encoder.logits(TOKENS)
     forward, sizes = encoder.layout.forward, []
@@ -276,7 +312,7 @@ def test_out_of_memory_is_answered_by_smaller_batches(monkeypatch: pytest.Monkey
     def limited(model: Any, tokens: TokenColumn, rows: np.ndarray) -> torch.Tensor:
         sizes.append(int(tokens.lengths_S[rows].sum()))
         if sizes[-1] > 600:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return forward(model, tokens, rows)
 
     monkeypatch.setattr(encoder.layout, "forward", limited)
@@ -284,10 +320,18 @@ def test_out_of_memory_is_answered_by_smaller_batches(monkeypatch: pytest.Monkey
     assert encoder.token_budget == 512
     assert [size > 600 for size in sizes[:3]] == [True, True, False]
 
+    raised = error
+
     def never(model: Any, tokens: TokenColumn, rows: np.ndarray) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(rows))
+        raise raised
 
     monkeypatch.setattr(encoder.layout, "forward", never)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error)):
         encoder.logits(TOKENS)
+    assert sizes[-1] == 1
     assert encoder.token_budget == 512  # what this text needs says nothing of the next
+    raised = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="mat1"):
+        encoder.logits(TOKENS)
+    assert sizes[-1] > 1  # no matter of memory

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from bertray.errors import DivergedError, RequestError
+from bertray.model.adapter import Layout
 from bertray.model.pretrained import load_tokenizer
 from bertray.storage.location import Location
 from bertray.tokenization.tokenizer import ColumnTokenizer, Sequences
@@ -306,6 +307,26 @@ def test_documents_count_alike_whatever_their_windows(tmp_path: Path) -> None:
             losses_S = [objective.loss_sum(logits_11, every[one : one + 1]).item() for one in every]
             counts_S = seen_S * np.array(losses_S)
             assert counts_S[is_long_S].sum() / counts_S.sum() == pytest.approx(share, rel=1e-5)
+
+
+def test_validation_that_does_not_fit_is_run_in_smaller_batches(
+    rows: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = fine_tune(rows, config(epochs=1), Recorder()).progress.history
+    forward = Layout.forward
+
+    def limited(self: Layout, model: Any, tokens: Sequences, part: np.ndarray) -> torch.Tensor:
+        if not torch.is_grad_enabled() and tokens.lengths_S[part].sum() > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, model, tokens, part)
+
+    with opened_run(rows, config(epochs=1)) as run:
+        monkeypatch.setattr(Layout, "forward", limited)
+        run.run()
+    assert run.validation_budget <= 100 < run.token_budget
+    assert f"batches are of {run.validation_budget} tokens from now on, not {run.token_budget}" in caplog.text
+    assert run.progress.history[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-5)
+    assert run.progress.history[0]["accuracy"] == expected[0]["accuracy"]
 
 
 def test_parts_become_smaller_until_they_fit(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:

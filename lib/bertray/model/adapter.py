@@ -20,7 +20,16 @@ import torch
 
 from bertray.model import attention
 from bertray.model.buckets import Rectangles
-from bertray.tokenization.batching import num_filler, pack, packed_batches, pad, padded_batches
+from bertray.model.runtime import put
+from bertray.tokenization.batching import (
+    in_few_shapes,
+    num_filler,
+    pack,
+    packed_batches,
+    pad,
+    padded_batches,
+    power_of_two,
+)
 from bertray.tokenization.ragged import offsets
 from bertray.tokenization.tokenizer import Sequences
 
@@ -44,7 +53,11 @@ class Layout:
     Attributes:
         is_packed: whether batches have no padding.
         is_cut: whether the last layer finishes the first tokens alone.
+        in_few_shapes: whether packed batches are filled up, for what is compiled or recorded a shape at a time; for
+            the kernel alone, and not for gradients: what it leaves in the states of filler is undefined.
     """
+
+    in_few_shapes = False
 
     def __init__(self, model: Any, *, can_pack: bool) -> None:
         self.pad_id = model.config.pad_token_id or 0
@@ -64,18 +77,21 @@ class Layout:
             model: the adapted one, or what wraps it.
             rows: sequences of the batch; those of equal length stand together.
         """
+        logits_BC: torch.Tensor
         if not self.is_packed:
             input_ids_BL, mask_BL = pad(tokens, rows, self.pad_id)
-            output = model(input_ids=_put(input_ids_BL, model), attention_mask=_put(mask_BL, model))
+            logits_BC = model(input_ids=_put(input_ids_BL, model), attention_mask=_put(mask_BL, model)).logits
         else:
-            output = self._forward_packed(model, tokens, rows)
-        logits_BC: torch.Tensor = output.logits.float()
-        return logits_BC
+            logits_BC = self._forward_packed(model, tokens, rows)
+        return logits_BC.float()
 
-    def _forward_packed(self, model: Any, tokens: Sequences, rows: np.ndarray) -> Any:
+    def _forward_packed(self, model: Any, tokens: Sequences, rows: np.ndarray) -> torch.Tensor:
         batch, lengths_B, weight = pack(tokens, rows), tokens.lengths_S[rows], next(model.parameters())
-        input_ids_T, position_ids_T = batch.input_ids_T, batch.position_ids_T + self._first_position
         by_kernel, rectangles = attention.has_kernel(weight.device, weight.dtype), None
+        longest = int(lengths_B.max())
+        if self.in_few_shapes:
+            batch, longest = in_few_shapes(batch, self.pad_id), power_of_two(longest)
+        input_ids_T, position_ids_T = batch.input_ids_T, batch.position_ids_T + self._first_position
         if torch.is_grad_enabled() and not by_kernel:
             # Numbers of tokens come again, so that oneDNN's kernels, which it makes for every shape, do.
             filler = (0, num_filler(len(input_ids_T)))
@@ -83,13 +99,20 @@ class Layout:
             position_ids_T = np.pad(position_ids_T, filler, constant_values=self._first_position)
             rectangles = Rectangles(lengths_B, len(input_ids_T), weight.device)
         runs = () if by_kernel or rectangles else batch.runs()
-        offsets_B1 = _put(batch.offsets_B1.astype(np.int32), model)
-        self._first_tokens_B = offsets_B1[:-1].long()
-        return model(
-            input_ids=_put(input_ids_T, model)[None],
-            position_ids=_put(position_ids_T, model)[None],
-            packing=attention.Packing(offsets_B1, int(lengths_B.max()), runs, rectangles),
+        parts = (input_ids_T, position_ids_T, batch.offsets_B1)
+        on_device = put(np.concatenate(parts), weight.device)  # in one copy: each has its price on a GPU
+        ids_T, positions_T, offsets_B1 = on_device.split([len(part) for part in parts])
+        self._first_tokens_B = offsets_B1[:-1]
+        if self.in_few_shapes:  # sequences that hold no token may begin after the last one
+            self._first_tokens_B = self._first_tokens_B.clamp(max=len(input_ids_T) - 1)
+        output = model(
+            input_ids=ids_T[None],
+            position_ids=positions_T[None],
+            packing=attention.Packing(offsets_B1.int(), longest, runs, rectangles),
         )
+        logits_BC: torch.Tensor = output.logits
+        # A copy: a recorded graph writes over what it has given.
+        return logits_BC[: len(rows)].clone() if self.in_few_shapes else logits_BC
 
     @torch.no_grad()  # not inference_mode: what a model keeps of a probe could not be trained with
     def _adapt(self, model: Any, can_pack: bool) -> None:
@@ -160,12 +183,6 @@ class Layout:
 
 def _put(array: np.ndarray, model: Any) -> torch.Tensor:
     return put(array, next(model.parameters()).device)
-
-
-def put(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A copy on the device, which the host does not wait for."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def first_position(model: Any) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bertray.model.runtime import put
 from bertray.tokenization.batching import num_filler
 from bertray.tokenization.ragged import offsets, positions
 
@@ -55,10 +56,13 @@ class Rectangles:
         places_T[: len(places)] = places
         tokens_P[places] = np.arange(len(places))
         self._places_T, self._tokens_P = _Rows(places_T, device), _Rows(tokens_P, device)
-        parts = np.split(tokens_P < 0, np.cumsum(counts_R * widths_R)[:-1])
+        is_empty_P, places_R = tokens_P < 0, counts_R * widths_R
+        has_empty_R = np.logical_or.reduceat(is_empty_P, offsets(places_R)[:-1])
+        parts = put(is_empty_P, device).split(places_R.tolist())
         self.is_hidden = [
-            torch.from_numpy(is_empty[:, :, None] & ~is_empty[:, None]).to(device) if is_empty.any() else None
-            for is_empty in (part.reshape(size) for part, size in zip(parts, self.sizes, strict=True))
+            # On the device: it is quadratic in the places.
+            is_empty.view(size)[:, :, None] & ~is_empty.view(size)[:, None] if has_empty else None
+            for is_empty, size, has_empty in zip(parts, self.sizes, has_empty_R, strict=True)
         ]
 
     def enter(self, states_TE: torch.Tensor) -> list[torch.Tensor]:
@@ -79,8 +83,7 @@ class _Rows:
     """Which rows to take; -1: zeros."""
 
     def __init__(self, rows_M: np.ndarray, device: torch.device) -> None:
-        self._rows_M = torch.from_numpy(rows_M.clip(min=0)).to(device)
-        self._none = torch.from_numpy(np.flatnonzero(rows_M < 0)).to(device)
+        self._rows_M, self._none = put(rows_M.clip(min=0), device), put(np.flatnonzero(rows_M < 0), device)
 
     def of(self, states_NE: torch.Tensor) -> torch.Tensor:
         states_ME = states_NE.index_select(0, self._rows_M)

@@ -9,10 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 
 from bertray.errors import RequestError
-from bertray.types import Device, Precision
+from bertray.types import Device, Precision, TorchPrecision
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,8 +80,33 @@ def resolve_device(device: Device) -> torch.device:
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """What `auto` means on this device.
+def put(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The array on the device, copied without the host waiting for it; on CPUs the same memory."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+# What cuBLAS and cuDNN say where the driver, rather than torch's allocator, has no memory left for them.
+_OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU had too little memory, so that a smaller batch may fit."""
+    return isinstance(error, torch.OutOfMemoryError) or any(said in str(error) for said in _OUT_OF_MEMORY)
+
+
+def resolve_training_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What `auto` means on this device for training, which fp16 would need scaled losses for.
+
+    Raises:
+        RequestError: bf16 was asked for on a GPU without it.
+    """
+    real = resolve_precision(precision, device)
+    return "bf16" if real == "bf16" else "fp32"
+
+
+def resolve_precision(precision: TorchPrecision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """What `auto` means on this device for predicting; fp16 only as far as `bundle.guard` allows it.
 
     Raises:
         RequestError: bf16 was asked for on a GPU without it. (A CPU without it emulates it, slowly but rightly.)
@@ -92,6 +118,6 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
             raise RequestError(f"--precision bf16: {name} has no bf16 arithmetic; use --precision fp32 or auto")
     else:
         has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if precision == "auto":
-        return "bf16" if has_bf16 else "fp32"
-    return precision
+    if precision != "auto":
+        return precision
+    return "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"

@@ -75,6 +75,22 @@ class PackedBatch:
         )
 
 
+def in_few_shapes(batch: PackedBatch, pad_id: int) -> PackedBatch:
+    """The batch with filler: powers of two of tokens, and of sequences, of which those added hold no token."""
+    num_tokens, num_sequences = len(batch.input_ids_T), len(batch.offsets_B1) - 1
+    filler = (0, power_of_two(num_tokens) - num_tokens)
+    return PackedBatch(
+        np.pad(batch.input_ids_T, filler, constant_values=pad_id),
+        np.pad(batch.position_ids_T, filler),
+        np.pad(batch.offsets_B1, (0, power_of_two(num_sequences) - num_sequences), mode="edge"),
+    )
+
+
+def power_of_two(number: int) -> int:
+    """The least that is not below a number from 1."""
+    return 1 << (number - 1).bit_length()
+
+
 def num_filler(num_tokens: int, unit: int = 8) -> int:
     """Tokens to append so that few different numbers are left: multiples of `unit`, at most 16 for every doubling."""
     return -num_tokens % max(unit, 1 << max(0, num_tokens.bit_length() - 5))

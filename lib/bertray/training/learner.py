@@ -23,7 +23,7 @@ from bertray.errors import RequestError
 from bertray.model import attention
 from bertray.model.adapter import Layout
 from bertray.model.head import to_precision
-from bertray.model.runtime import resolve_precision
+from bertray.model.runtime import resolve_training_precision
 from bertray.tokenization.tokenizer import Sequences
 from bertray.training import dropout
 from bertray.training.ranks import on_all_ranks, rank_and_world_size
@@ -38,7 +38,6 @@ class Learner:
         vocabulary_V: the encoder's ids of the compact vocabulary, ascending.
         device: what to train on.
         precision: of weights, states and gradients.
-        exchange: average gradients over the ranks.
         gradient_checkpointing: keep no states of the layers but compute them again in backward: less memory, a third
             more time.
 
@@ -58,12 +57,11 @@ class Learner:
         device: torch.device,
         precision: Precision,
         *,
-        exchange: bool = True,
         gradient_checkpointing: bool = False,
     ) -> None:
         self.model, self._device = model, device
         # `auto` may be another on each of a cluster's machines, and so may be what its attention can do.
-        has_bf16 = on_all_ranks(resolve_precision(precision, device) == "bf16", device)
+        has_bf16 = on_all_ranks(resolve_training_precision(precision, device) == "bf16", device)
         self.precision: Literal["fp32", "bf16"] = "bf16" if has_bf16 else "fp32"
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         can_pack = dtype == torch.float32 or attention.kernel_works(device, dtype, model.config, with_gradients=True)
@@ -86,18 +84,19 @@ class Learner:
         if dtype != torch.float32:
             self._exact = {name: weights.detach().clone() for name, weights in model.named_parameters()}
         to_precision(model, device, dtype)
-        self._parallel, self.num_averaged = model, rank_and_world_size()[1] if exchange else 1
-        if self.num_averaged > 1:
-            self._parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self._parallel, self.num_averaged = model, 1
+
+    def exchange_gradients(self, are_averaged: bool) -> None:
+        """From here on average gradients over the ranks, if they are to be; the weights have found their place."""
+        world_size = rank_and_world_size()[1]
+        if are_averaged and world_size > 1:
+            self.num_averaged = world_size
+            self._parallel = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def seed(self, *words: int) -> None:
         """Make dropout, from here on, a function of these numbers."""
         self._masks.seed(*words)
         torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
-
-    def batches(self, lengths_S: np.ndarray, token_budget: int) -> list[np.ndarray]:
-        """Sequences of each batch for evaluation."""
-        return self.layout.batches(lengths_S, token_budget)
 
     def logits(self, tokens: Sequences, rows: np.ndarray) -> torch.Tensor:
         """logits_BC (float32) of sequences of this rank alone, by the model as it is: in training or evaluation."""

@@ -18,16 +18,17 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed
 
 from bertray.errors import DivergedError, RequestError
+from bertray.model.encoder import run_batches
 from bertray.model.head import begin_with_logits
 from bertray.model.pretrained import load_classifier
-from bertray.model.runtime import TOKEN_BUDGET
+from bertray.model.runtime import TOKEN_BUDGET, is_out_of_memory, put
 from bertray.storage.location import Location
 from bertray.tokenization.windows import aggregate
 from bertray.training import token_files
@@ -37,7 +38,7 @@ from bertray.training.config import TrainConfig, TrainingOptions
 from bertray.training.learner import Learner
 from bertray.training.loss import Objective, sampling_probabilities, validation_metrics
 from bertray.training.optimizer import Optimizer, check_memory, learning_rate_factor
-from bertray.training.ranks import least_of_ranks, memory_of_ranks, rank_and_world_size
+from bertray.training.ranks import least_of_ranks, memory_of_ranks, on_all_ranks, rank_and_world_size
 from bertray.training.token_files import TrainingRows
 from bertray.training.tracking import StepRecord
 from bertray.training.watcher import Watcher
@@ -54,6 +55,16 @@ _MAX_RECORDS = 2000
 
 class _StopError(Exception):
     """The watcher wants the run to end, amid an evaluation."""
+
+
+class _Step(NamedTuple):
+    """A step whose loss nobody has looked at yet."""
+
+    step: int
+    num_sequences: int
+    loss_sum: torch.Tensor  # float64, on the device; of all ranks once the exchange is over
+    exchange: torch.distributed.Work | None
+    norm: torch.Tensor
 
 
 class FineTuning:
@@ -110,7 +121,6 @@ class FineTuning:
             vocabulary_V,
             device,
             options.precision,
-            exchange=memory.world_size == 1,
             gradient_checkpointing=options.gradient_checkpointing,
         )
         if device.type == "cpu":
@@ -125,6 +135,7 @@ class FineTuning:
             exact=self.learner.take_exact_weights(),
             memory=memory,
         )
+        self.learner.exchange_gradients(memory.world_size == 1)
         probabilities_S = None
         if options.sampling == "balanced":
             probabilities_S = sampling_probabilities(self._train, self._num_classes)
@@ -132,10 +143,11 @@ class FineTuning:
         self.num_steps = self.batches.steps_per_epoch * options.epochs
         self.token_budget = options.micro_batch_tokens or TOKEN_BUDGET[device.type]
         self.step_budget = self.token_budget
-        self._validation_budget = self.token_budget  # tokens; `run` has the ranks agree
+        self.validation_budget = self.token_budget  # tokens; ranks agree on it before each use
         self._progress = Progress()
         self._best: Best | None = None  # until a checkpoint holds it
-        self._unseen: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # step, loss, norm of the gradient
+        self._unseen: list[_Step] = []
+        self._loss_sum = 0.0  # over the sequences of the epoch's steps that were looked at
         self._looked_s = self._epoch_began_s = 0.0
         self._num_tokens = 0  # since the last look
         self._records: list[StepRecord] = []
@@ -149,28 +161,28 @@ class FineTuning:
         """
         self.fit_into_memory()
         # What fits with gradients fits without.
-        self._validation_budget = least_of_ranks(min(self.token_budget, TOKEN_BUDGET[self.device.type]), self.device)
+        self.validation_budget = min(self.token_budget, TOKEN_BUDGET[self.device.type])
         self._resume()
         self._looked_s = now_s = time.monotonic()
         self._epoch_began_s = now_s - self._progress.epoch_wall_s
-        loss_sum = torch.tensor(self._progress.epoch_loss_sum, dtype=torch.float64, device=self.device)
+        self._loss_sum = self._progress.epoch_loss_sum
         step = self._progress.step
         while not self._progress.is_done:
             last_of_epoch = self.batches.steps_per_epoch * (len(self._progress.history) + 1)
             shall_end = False
             if step < last_of_epoch:  # else the run was told to end before the epoch's evaluation was done
                 step += 1
-                loss_sum += self._step(step)
+                self._step(step)
                 shall_end = self._look(step, step == last_of_epoch)
             if step == last_of_epoch and not shall_end:
                 try:
-                    self._end_epoch(step, loss_sum.item())
-                    loss_sum.zero_()
+                    self._end_epoch(step)
+                    self._loss_sum = 0.0
                 except _StopError:
                     shall_end = True
                 self._looked_s = time.monotonic()  # what lies between epochs does not count
             if self._is_checkpoint_due(step, shall_end):
-                self._save(step, loss_sum.item())
+                self._save(step)
             if shall_end and not self._progress.is_done:
                 break
         if self._checkpoints:
@@ -192,14 +204,23 @@ class FineTuning:
         """Find out, before time is spent, how large the parts of a step on a GPU may be.
 
         Raises:
-            RequestError: not even one sequence fits.
+            RequestError: not even one sequence fits, on this rank or on another, which would not come to the next
+                exchange: all raise it.
         """
         if self.device.type == "cpu":
             return
         steps = range(1, min(self.batches.steps_per_epoch, _MAX_STEPS_LOOKED_AT) + 1)
         heaviest = self.batches.at(max(steps, key=lambda step: self._lengths_S[self.batches.at(step)].sum()))
         rows = share(heaviest, self.rank, self.world_size)
-        while len(rows):
+        if not on_all_ranks(not len(rows) or self._finds_room_for(rows), self.device):
+            raise RequestError(
+                f"a step of one sequence of {self._lengths_S[heaviest].max()} tokens does not fit into the GPU's "
+                "memory: lower --max-length, or say --gradient-checkpointing"
+            )
+
+    def _finds_room_for(self, rows: np.ndarray) -> bool:
+        """Lower the budgets until a part of these sequences fits; whether one does."""
+        while True:
             part, *others = micro_batches(rows, self._lengths_S, self.token_budget)
             try:
                 self.learner.rehearse(
@@ -210,20 +231,19 @@ class FineTuning:
                 )
                 # A later step may be heavier, and is run in parts then.
                 self.step_budget = min(self.token_budget, int(self._lengths_S[part].sum()))
-                return
-            except torch.OutOfMemoryError as error:
-                if len(part) == 1:
-                    raise RequestError(
-                        f"a step of one sequence of {self._lengths_S[part[0]]} tokens does not fit into the GPU's "
-                        "memory: lower --max-length, or say --gradient-checkpointing"
-                    ) from error
+                return True
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
             # Here, where the exception no longer holds what was computed.
             torch.cuda.empty_cache()
+            if len(part) == 1:
+                return False
             self.token_budget = int(self._lengths_S[part].sum()) // 2
             _log.info("out of memory: steps are run in parts of %d tokens", self.token_budget)
 
-    def _step(self, step: int) -> torch.Tensor:
-        """Take one step; returns the sum of its sequences' losses (float64), on the device."""
+    def _step(self, step: int) -> None:
+        """Take one step."""
         self.learner.model.train()
         self.learner.seed(self.options.seed, step, self.rank)  # dropout differs between ranks
         batch = self.batches.at(step)
@@ -242,12 +262,11 @@ class FineTuning:
                 is_last=number == len(parts),
             )
         loss_sum *= len(batch) / self.learner.num_averaged
-        if self.world_size > 1:
-            torch.distributed.all_reduce(loss_sum)
+        # Nobody waits for the sum before the loss is looked at.
+        exchange = torch.distributed.all_reduce(loss_sum, async_op=True) if self.world_size > 1 else None
         norm = self.optimizer.step(self._learning_rate_factor(step))
-        self._unseen.append((step, loss_sum / len(batch), norm))
+        self._unseen.append(_Step(step, len(batch), loss_sum, exchange, norm))
         self._num_tokens += int(self._lengths_S[batch].sum())
-        return loss_sum
 
     def _learning_rate_factor(self, step: int) -> float:
         return learning_rate_factor(step, self.num_steps, round(self.num_steps * self.options.warmup_fraction))
@@ -257,13 +276,19 @@ class FineTuning:
         now_s = time.monotonic()
         if not is_due and step > 1 and now_s - self._looked_s < _LOOK_INTERVAL_S:
             return False
-        steps, losses, norms = zip(*self._unseen, strict=True)
+        for seen in self._unseen:
+            if seen.exchange:
+                seen.exchange.wait()
+        loss_sums, norms = ([getattr(seen, name) for seen in self._unseen] for name in ("loss_sum", "norm"))
+        found_2S = torch.stack([torch.stack(loss_sums), torch.stack(norms).double()]).cpu().numpy()
+        counts = [(seen.step, seen.num_sequences) for seen in self._unseen]
         self._unseen.clear()
-        found = torch.stack([torch.stack(losses).double(), torch.stack(norms).double()]).cpu().numpy()
         rate = self._num_tokens / max(now_s - self._looked_s, 1e-9)
         self._looked_s, self._num_tokens = now_s, 0
         records = []
-        for at, loss, norm in zip(steps, *found.tolist(), strict=True):
+        for (at, num_sequences), loss_sum, norm in zip(counts, *found_2S.tolist(), strict=True):
+            self._loss_sum += loss_sum
+            loss = loss_sum / num_sequences
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self._raise_diverged(at, loss, norm)
             learning_rate = self.options.learning_rate * self._learning_rate_factor(at)
@@ -277,13 +302,17 @@ class FineTuning:
             self._records = [record for record in self._records if record.step % self._record_every == 0]
         return self._watcher.steps(records, self.num_steps)
 
-    def _is_told_to_end(self) -> bool:
-        """Now and then, where no steps are taken, ask the watcher; an evaluation may last longer than a stop waits."""
+    def _go_on_unless_told_to_end(self) -> None:
+        """Now and then, where no steps are taken, ask the watcher; an evaluation may last longer than a stop waits.
+
+        Raises:
+            _StopError: the watcher wants the run to end.
+        """
         now_s = time.monotonic()
-        if self.rank or now_s - self._looked_s < _LOOK_INTERVAL_S:
-            return False
-        self._looked_s = now_s
-        return self._watcher.steps([], self.num_steps)
+        if self.rank == 0 and now_s - self._looked_s >= _LOOK_INTERVAL_S:
+            self._looked_s = now_s
+            if self._watcher.steps([], self.num_steps):
+                raise _StopError
 
     def _raise_diverged(self, step: int, loss: float, norm: float) -> None:
         rows = np.unique(self._train.tokens.documents_S[self.batches.at(step)]).tolist()
@@ -297,7 +326,7 @@ class FineTuning:
             rows,
         )
 
-    def _end_epoch(self, step: int, loss_sum: float) -> None:
+    def _end_epoch(self, step: int) -> None:
         """Evaluate, and keep the weights if no epoch before was better.
 
         Raises:
@@ -308,7 +337,7 @@ class FineTuning:
             logits_NC = self._validation_logits()
         metrics = {
             "epoch": epoch,
-            "train_loss": loss_sum / len(self._lengths_S),
+            "train_loss": self._loss_sum / len(self._lengths_S),
             **validation_metrics(logits_NC, self._validation, self._problem_type, self._num_classes),
         }
         metrics |= {"step": step, "num_workers": self.world_size}
@@ -330,15 +359,18 @@ class FineTuning:
     @torch.inference_mode()
     def _validation_logits(self) -> np.ndarray:
         """logits_NC of all validation rows; each rank runs every world_size-th batch."""
-        self.learner.model.eval()
-        tokens = self._validation.tokens
+        learner, tokens = self.learner, self._validation.tokens
+        learner.model.eval()
+        budget = self.validation_budget = least_of_ranks(self.validation_budget, self.device)
+        batches = learner.layout.batches(tokens.lengths_S, budget)[self.rank :: self.world_size]
+        outputs, self.validation_budget = run_batches(
+            learner.layout, learner.model, tokens, batches, budget, self._go_on_unless_told_to_end
+        )
         # A sequence is run by one rank, and is zero on the others: the sum over ranks is the whole.
         logits_SC = torch.zeros(len(tokens.documents_S), self._num_classes, device=self.device)
-        batches = self.learner.batches(tokens.lengths_S, self._validation_budget)
-        for rows in batches[self.rank :: self.world_size]:
-            if self._is_told_to_end():
-                raise _StopError
-            logits_SC[torch.from_numpy(rows)] = self.learner.logits(tokens, rows)
+        if outputs:
+            rows_S = put(np.concatenate([rows for rows, _ in outputs]), self.device)
+            logits_SC[rows_S] = torch.cat([logits_BC for _, logits_BC in outputs])
         if self.world_size > 1:
             torch.distributed.all_reduce(logits_SC)
         num_rows = int(tokens.documents_S[-1]) + 1
@@ -349,7 +381,7 @@ class FineTuning:
             return False
         return shall_end or self._progress.is_done or self._checkpoints.is_due(step)
 
-    def _save(self, step: int, epoch_loss_sum: float) -> None:
+    def _save(self, step: int) -> None:
         """Hand a checkpoint over to be written."""
         assert self._checkpoints is not None
         if self._unseen:
@@ -358,7 +390,7 @@ class FineTuning:
         self._progress = self._progress.model_copy(
             update={
                 "step": step,
-                "epoch_loss_sum": epoch_loss_sum,
+                "epoch_loss_sum": self._loss_sum,
                 "epoch_wall_s": time.monotonic() - self._epoch_began_s,
                 "records": list(self._records),
             }

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from bertray.metrics.classification import multi_label_metrics, summary_metrics
-from bertray.model.adapter import put
+from bertray.model.runtime import put
 from bertray.training.token_files import TrainingRows
 from bertray.types import ClassWeights, ProblemType
 
@@ -46,8 +46,8 @@ class Objective:
         self._rows, self._num_classes, self._device = rows, num_classes, device
         self._is_multi_label = problem_type == "multi_label_classification"
         self._smoothing = label_smoothing
-        weights_S = rows.document_weights_S()
-        self._weights_S = np.ones_like(weights_S) if is_sampled else weights_S
+        every = np.arange(len(rows.tokens.documents_S))
+        weights_S = np.ones(len(every), np.float32) if is_sampled else rows.document_weights_S()
         self._positive_weights_C: torch.Tensor | None = None
         if class_weights == "balanced":
             counts_C = np.maximum(rows.class_counts_C(num_classes), 1)
@@ -56,9 +56,11 @@ class Objective:
                 ratios_C = np.clip((num_rows - counts_C) / counts_C, 1.0, _MAX_POSITIVE_WEIGHT)
                 self._positive_weights_C = torch.from_numpy(ratios_C.astype(np.float32)).to(device)
             else:
-                every = np.arange(len(self._weights_S))
-                self._weights_S = self._weights_S * (num_rows / (num_classes * counts_C))[rows.label_ids(every)]
-                self._weights_S = (self._weights_S / self._weights_S.mean()).astype(np.float32)
+                weights_S = weights_S * (num_rows / (num_classes * counts_C))[rows.label_ids(every)]
+                weights_S = (weights_S / weights_S.mean()).astype(np.float32)
+        # On the device from the beginning, so that a step copies the numbers of its rows there, and no more.
+        self._weights_S = put(weights_S, device)
+        self._label_ids_S = None if self._is_multi_label else put(rows.label_ids(every), device)
 
     def logits_of_any_text_C(self) -> torch.Tensor:
         """Of several labels a row, the logits that lose least where all texts get the same (float32, on the CPU).
@@ -73,17 +75,17 @@ class Objective:
 
     def loss_sum(self, logits_BC: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
         """The weighted sum of some sequences' losses; its mean over the split counts every row once."""
-        weights_B = put(self._weights_S[rows], self._device)
-        if self._is_multi_label:
+        rows_B = put(rows, self._device)
+        if self._label_ids_S is None:
             targets_BC = put(self._rows.multi_hot(rows, self._num_classes), self._device)
             targets_BC = targets_BC * (1 - self._smoothing) + self._smoothing / 2
             losses_B = binary_cross_entropy_with_logits(
                 logits_BC, targets_BC, pos_weight=self._positive_weights_C, reduction="none"
             ).mean(dim=1)
         else:
-            targets_B = put(self._rows.label_ids(rows), self._device)
+            targets_B = self._label_ids_S[rows_B]
             losses_B = cross_entropy(logits_BC, targets_B, reduction="none", label_smoothing=self._smoothing)
-        return (weights_B * losses_B).sum()
+        return (self._weights_S[rows_B] * losses_B).sum()
 
 
 def sampling_probabilities(rows: TrainingRows, num_classes: int) -> np.ndarray:
