@@ -82,7 +82,8 @@ DEVICE_HELP = (
 )
 PRECISION_HELP = "arithmetic of the model; auto is bf16 where the processor or GPU has it, else fp32"
 INFERENCE_PRECISION_HELP = (
-    f"{PRECISION_HELP}; with --engine openvino auto, like int8, is int8 if that costs at most 0.3 points of accuracy"
+    f"{PRECISION_HELP}; with --engine openvino auto, like int8, is int8 if that costs at most 0.3 points of accuracy; "
+    "on a GPU without bf16 (T4, V100) auto, like fp16, is fp16 on the same condition"
 )
 # auto: a result must not change because a package was installed.
 ENGINE_HELP = "what runs the model; auto is torch; openvino (extra 'openvino') is faster on CPUs"
@@ -92,6 +93,8 @@ def check_engine(config: Any) -> Any:
     """See that engine, precision and device of a configuration go together; for a model_validator."""
     if config.precision == "int8" and config.engine != "openvino":
         raise ValueError(f"precision int8 needs engine openvino, and engine is {config.engine}: add --engine openvino")
+    if config.precision == "fp16" and config.engine == "openvino":
+        raise ValueError("precision fp16 needs engine torch, and engine is openvino: say --precision int8 or bf16")
     if config.engine == "openvino" and getattr(config, "device", "cpu") == "cuda":
         raise ValueError("engine openvino runs on CPUs, and device is cuda: leave one of the two out")
     return config

@@ -16,11 +16,10 @@ import pytest
 import torch
 
 from bertray import Bundle
-from bertray.bundle import openvino
+from bertray.bundle import guard, openvino
 from bertray.bundle.openvino import load_prepared, open_bundle
 from bertray.cli import load_config
 from bertray.data.config import PrepareConfig
-from bertray.data.dataset import Dataset
 from bertray.data.prepare import prepare
 from bertray.drivers.config import EvaluateConfig, PredictConfig
 from bertray.drivers.evaluate import evaluate
@@ -29,36 +28,8 @@ from bertray.errors import BundleError, RequestError
 from bertray.model import openvino_export
 from bertray.scoring.config import ScoreConfig
 from bertray.storage.location import Location
+from tests.bundle.conftest import TEXTS, copied, dataset
 from tests.conftest import ROOT, run_job_process, write_shard
-
-TEXTS = [f"{word} text {'with more words ' * (row % 7)}number {row}" for row in range(60) for word in ("a", "some")]
-
-
-def copied(bundle: Path, folder: Path, data: str) -> str:
-    """The bundle, as if it had been trained on another data set."""
-    shutil.copytree(bundle, folder)
-    file = folder / "bundle.json"
-    info = json.loads(file.read_text())
-    info["training"]["data"] = data
-    info["data_fingerprint"] = Dataset.open(data).fingerprint()
-    file.write_text(json.dumps(info))
-    return str(folder)
-
-
-def dataset(folder: Path, bundle: Path, *, right: bool) -> str:
-    """A data set whose validation labels are the bundle's answers in fp32, so that int8 can only lose, or never are."""
-    answers = [one.label or "" for one in Bundle.load(str(bundle), "fp32", "cpu").predict(TEXTS)]
-    labels = answers if right else [{"a": "b", "b": "c", "c": "a"}[answer] for answer in answers]
-    folder.mkdir()
-    validation = [{"text": text, "label": label} for text, label in zip(TEXTS, labels, strict=True)]
-    train = [{"text": f"training {text}", "label": "abc"[row % 3]} for row, text in enumerate(TEXTS)]
-    for name, rows in (("train", train), ("validation", validation)):
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    config = PrepareConfig(
-        input=[str(folder / "train.jsonl")], validation=str(folder / "validation.jsonl"), output=str(folder / "data")
-    )
-    prepare(config)
-    return str(folder / "data")
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +131,7 @@ def test_int8_that_loses_accuracy_is_not_used(
 
 
 def test_the_limit_decides(int8_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino, "MAX_DROP_POINTS", -101)
+    monkeypatch.setattr(guard, "MAX_DROP_POINTS", -101)
     record = openvino.prepare(int8_bundle, "auto", Location.of(str(tmp_path)))
     assert not record.is_int8
     assert (record.accuracy_drop_points or 0) <= 0

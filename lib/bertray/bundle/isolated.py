@@ -49,7 +49,7 @@ class ModelSpec:
     """How a process is to load the model.
 
     Args:
-        cache: where `openvino.prepare` left the exported model; for that engine.
+        cache: where `openvino.prepare` left the exported model, or what was decided of fp16 is kept.
         num_threads: of the processor; 0: all that the process may use.
     """
 
@@ -79,7 +79,7 @@ class ModelSpec:
 
             return load_prepared(self.bundle, self.precision, Location.of(self.cache), num_threads)
         assert self.precision != "int8"  # the configuration has checked it
-        return Bundle.load(self.bundle, self.precision, self.device)
+        return Bundle.load(self.bundle, self.precision, self.device, Location.of(self.cache))
 
 
 class _ProcessDiedError(Exception):

@@ -18,7 +18,6 @@ Legend: S sequences, C classes, B sequences of a batch, L tokens of its longest.
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,34 +25,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bertray.bundle.bundle import Bundle, load_model, load_tokenizer
+from bertray.bundle.guard import measure, place_of, sample, torch_summary, training_data, user_cache
 from bertray.bundle.info import BundleInfo, opened, read_info
-from bertray.bundle.predictions import is_given
-from bertray.data.dataset import Dataset
 from bertray.errors import BundleError, RequestError
-from bertray.metrics.calibration import probabilities
 from bertray.model.encoder import Encoder
 from bertray.model.openvino_export import convert, openvino_package, quantise
-from bertray.schema import TEXT
 from bertray.storage.location import Location
 from bertray.storage.outputs import sha256_of
 from bertray.tokenization.batching import pad, padded_batches
-from bertray.tokenization.tokenizer import ColumnTokenizer, TokenColumn
-from bertray.tokenization.windows import aggregate
+from bertray.tokenization.tokenizer import TokenColumn
 from bertray.types import Device, Engine, InferencePrecision
 from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
 MODEL_FILE, WEIGHTS_FILE, RECORD_FILE = "model.xml", "model.bin", "engine.json"
-# Points of accuracy that int8 may lose: 3 labels in 1,000. With fewer than 334 validation rows one label alone is more.
-MAX_DROP_POINTS = 0.3
 NUM_CALIBRATION_ROWS = 300  # nncf's own default
-NUM_VALIDATION_ROWS = 2000  # enough to tell 0.05 points; bounds the time that the gate takes
 # 512 to 2,048 are within 3 % of each other on a core; two threads share a larger batch better.
 TOKEN_BUDGET = 2048
 
@@ -105,14 +96,10 @@ def open_bundle(
     """
     if engine != "openvino":
         assert precision != "int8"  # the configuration has checked it
-        return Bundle.load(uri, precision, device), {"engine": "torch"}
+        bundle = Bundle.load(uri, precision, device, cache)
+        return bundle, torch_summary(cache or user_cache(), bundle.info)
     record = prepare(uri, precision, cache or user_cache())
     return load_prepared(uri, precision, cache or user_cache()), record.summary()
-
-
-def user_cache() -> Location:
-    """Where this user's exported models are kept: $XDG_CACHE_HOME/bertray/engine, by default below ~/.cache."""
-    return Location.of(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "bertray" / "engine"
 
 
 def prepare(uri: str, precision: InferencePrecision, cache: Location) -> EngineRecord:
@@ -206,7 +193,7 @@ class _NotExportedError(Exception):
 
 def _place(cache: Location, info: BundleInfo, precision: InferencePrecision) -> Location:
     kind = "int8" if precision in ("auto", "int8") else "float"
-    return cache / info.fingerprint()[:16] / kind
+    return place_of(cache, info) / kind
 
 
 @contextmanager
@@ -239,94 +226,42 @@ def export(folder: Path, info: BundleInfo, precision: InferencePrecision, stagin
     graph = convert(model, info.max_length)
     facts: dict[str, Any] = {
         "bundle_fingerprint": info.fingerprint(),
-        "is_int8": False,
         "pad_id": model.config.pad_token_id or 0,
         "num_labels": len(info.labels),
     }
     if precision in ("auto", "int8"):
         try:
-            dataset = _training_data(info)
+            dataset = training_data(info)
         except RequestError as error:
             facts["note"] = f"not int8, for there are no texts to calibrate and measure it on: {error}"
             _log.warning("warning: openvino: %s", facts["note"])
         else:
-            tokens = _sample(dataset, "train", NUM_CALIBRATION_ROWS, tokenizer)[0]
+            tokens = sample(dataset, "train", NUM_CALIBRATION_ROWS, tokenizer)[0]
             # A long text may be many sequences; calibration takes the same time for all bundles.
             sequences = np.unique(np.linspace(0, len(tokens.lengths_S) - 1, NUM_CALIBRATION_ROWS).astype(int))
             quantised = quantise(graph, tokens, sequences)
-            facts |= _measure(quantised, model, info, dataset, tokenizer, facts)
-            facts["num_calibration_rows"] = len(sequences)
+            candidate = OpenVinoEncoder(quantised, EngineRecord(**facts, note="", versions={}, files={}, is_int8=True))
+            # The model is of no more use to an export then.
+            measured = measure(info, dataset, tokenizer, Encoder(model, "fp32", "cpu"), candidate)
+            facts |= {
+                "is_int8": measured.is_allowed,
+                "note": measured.note("int8"),
+                "num_calibration_rows": len(sequences),
+                "num_validation_rows": measured.num_rows,
+                "accuracy_fp32": measured.accuracy_fp32,
+                "accuracy_int8": measured.accuracy,
+                "accuracy_drop_points": round(measured.drop_points, 4),
+                "label_agreement_int8": measured.agreement,
+            }
             if facts["is_int8"]:
                 graph = quantised
             else:
                 _log.warning("warning: openvino: %s", facts["note"])
     else:
         facts["note"] = f"{precision}, as asked"
+    facts.setdefault("is_int8", False)
     openvino.save_model(graph, staging / MODEL_FILE, compress_to_fp16=False)
     files = {name: sha256_of(staging / name) for name in (MODEL_FILE, WEIGHTS_FILE)}
     record = EngineRecord(**facts, versions=versions(), files=files)
     (staging / RECORD_FILE).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return record
-
-
-def _training_data(info: BundleInfo) -> Dataset:
-    """The data set that the bundle was trained on.
-
-    Raises:
-        RequestError: it is gone, or not the same any more.
-    """
-    dataset = Dataset.open(str(info.training["data"]))
-    if dataset.fingerprint() != info.data_fingerprint:
-        raise RequestError(f"the data set {dataset.location} is not the one that the bundle was trained on")
-    return dataset
-
-
-def _sample(dataset: Dataset, split: str, num_rows: int, tokenizer: ColumnTokenizer) -> tuple[TokenColumn, np.ndarray]:
-    """Up to so many rows of a split that have a class: their tokens, and `Dataset.targets` of them."""
-    rows = dataset.in_scope(dataset.split(split))
-    if rows.num_rows > num_rows:
-        chosen = np.random.default_rng(0).choice(rows.num_rows, num_rows, replace=False)
-        rows = rows.take(pa.array(np.sort(chosen)))
-    return tokenizer.encode(rows[TEXT]), dataset.targets(rows)
-
-
-def _measure(
-    quantised: Any, model: Any, info: BundleInfo, dataset: Dataset, tokenizer: ColumnTokenizer, facts: dict[str, Any]
-) -> dict[str, Any]:
-    """The gate: accuracy of int8 and of torch fp32 on validation rows, and whether int8 may be used.
-
-    With several labels a row, accuracy is the share of rows whose labels are all right and complete. The model is left
-    as torch's engine wants it, and of no more use to an export.
-    """
-    tokens, targets = _sample(dataset, "validation", NUM_VALIDATION_ROWS, tokenizer)
-    _log.info("openvino: measuring int8 on %d validation rows", len(targets))
-
-    def decided(encoder: Encoder | OpenVinoEncoder) -> np.ndarray:
-        """As targets are: label ids, or which labels each row is given."""
-        logits_NC = aggregate(encoder.logits(tokens), tokens.documents_S, len(targets), info.long_documents)
-        if info.problem_type == "multi_label_classification":
-            return is_given(np.nan_to_num(probabilities(logits_NC, info.problem_type)), info.thresholds)
-        return np.asarray(np.nan_to_num(logits_NC).argmax(axis=1))
-
-    def agreement(one: np.ndarray, other: np.ndarray) -> float:
-        return float(np.mean((one == other).reshape(len(one), -1).all(axis=1)))
-
-    decided_fp32 = decided(Encoder(model, "fp32", "cpu"))
-    candidate = EngineRecord(**{**facts, "is_int8": True}, note="", versions={}, files={})
-    decided_int8 = decided(OpenVinoEncoder(quantised, candidate))
-    accuracy_fp32, accuracy_int8 = (agreement(one, targets) for one in (decided_fp32, decided_int8))
-    drop_points = 100 * (accuracy_fp32 - accuracy_int8)
-    is_int8 = bool(drop_points <= MAX_DROP_POINTS + 1e-9)
-    what = (
-        f"accuracy on {len(targets)} validation rows is {accuracy_int8:.4f}, in fp32 {accuracy_fp32:.4f}, "
-        f"a drop of {drop_points:.2f} points"
-    )
-    return {
-        "is_int8": is_int8,
-        "note": f"int8: {what}" if is_int8 else f"not int8: {what}, above the limit of {MAX_DROP_POINTS}",
-        "num_validation_rows": len(targets),
-        "accuracy_fp32": accuracy_fp32,
-        "accuracy_int8": accuracy_int8,
-        "accuracy_drop_points": round(drop_points, 4),
-        "label_agreement_int8": agreement(decided_int8, decided_fp32),
-    }

@@ -58,7 +58,7 @@ _log = logging.getLogger(__name__)
 _OF_ONE_LABEL = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "f1_macro")
 _OF_SEVERAL_LABELS = ("f1_micro", "f1_macro", "subset_accuracy")
 _SUMMARY = ("num_rows", *_OF_ONE_LABEL, *_OF_SEVERAL_LABELS, "ece", "nll", "review", "out_of_scope", "baseline")
-_ENGINE = ("engine", "precision", "accuracy_fp32", "accuracy_int8", "accuracy_drop_points")
+_ENGINE = ("engine", "precision", "accuracy_fp32", "accuracy_int8", "accuracy_fp16", "accuracy_drop_points")
 
 PREDICTED, BASELINE_PREDICTED = "predicted", "baseline_predicted"
 

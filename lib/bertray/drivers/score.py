@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bertray.bundle.guard import torch_summary
 from bertray.bundle.info import BundleInfo, read_info, was_replaced
 from bertray.bundle.isolated import IsolatedBundle
 from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, JobResult, keep_ray_on_loopback
@@ -176,6 +177,8 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
             )
             engine = _prepare_engine(config, output)
             engine["num_actors"] = _stream(request, archive, todo, recorder, open_pool or pool_of)
+            if config.engine != "openvino":
+                engine |= torch_summary(output / ENGINE_FOLDER, info)  # what the processes have decided
         else:
             _log.info("nothing to do: every shard is committed under this bundle and these columns")
             # Maybe by a run that had recorded its last shard, and not yet removed its parts.
