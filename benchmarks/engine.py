@@ -1,19 +1,16 @@
 """The bare engine, text to logits, beside what people run today; without Ray, without the network.
 
-    python -m benchmarks.engine                       CPU: MiniLM (extra 'demo') on real sentences
+    python -m benchmarks.engine                       MiniLM (extra 'demo') on real sentences
     python -m benchmarks.engine --bundle bundle       the same with a bundle's model; with OpenVINO, if it is installed
-    python -m benchmarks.engine --device cuda         BERT-base's shape, random weights, lengths of real texts
 
-On CUDA nothing but torch, transformers and pyarrow is needed: vocabulary and texts are made up, their lengths are
-those of abstracts. Every row of the table is measured in the same run, in turns; tokens are those of the texts,
-padding is not counted. `of the products` is the model's arithmetic a second over that of a large bf16 matrix product
-of this run.
+On CPUs; `benchmarks/gpu.sh` asks a GPU the same. Every row of the table is measured in the same run, in turns; tokens
+are those of the texts, padding is not counted. `of the products` is the model's arithmetic a second over that of a
+large bf16 matrix product of this run.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import json
 import random
@@ -30,14 +27,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
-from tokenizers.models import WordPiece
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    PreTrainedTokenizerFast,
     pipeline,
 )
 from transformers.utils import logging as transformers_logging
@@ -46,18 +38,10 @@ from benchmarks.results import ROOT, SHARED_DATA, interleaved, write_result
 from bertray.model.encoder import Encoder
 from bertray.tokenization.tokenizer import ColumnTokenizer, TokenColumn
 
-PIPELINE_BATCH_SIZE = {"cpu": 32, "cuda": 256}
-SORTED_BATCH_SIZE = {"cpu": 32, "cuda": 256}
-PIPELINE_DTYPE = {"cpu": torch.float32, "cuda": torch.float16}
-NUM_TEXTS = {"cpu": 1000, "cuda": 100_000}
-SAMPLE = {"cpu": 0.25, "cuda": 0.1}  # share of the texts that slow peers get
-MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
-# Tokens of an abstract (eight consecutive sentences of csabstruct) at 0, 5, …, 100 % of them.
-ABSTRACT_LENGTHS = [
-    *[113, 160, 174, 184, 190, 196, 202, 207, 213, 219, 223],
-    *[228, 233, 239, 247, 254, 262, 272, 284, 308, 512],
-]
-VOCABULARY_SIZE = 30_522
+BATCH_SIZE = 32  # of the peers
+NUM_TEXTS = 1000
+SAMPLE = 0.25  # share of the texts that slow peers get
+MATRIX_SIZE = 2048
 
 
 @dataclass
@@ -73,67 +57,51 @@ class Subject:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--bundle", type=Path, help="a bundle of bertray train, for the CPU")
-    parser.add_argument("--texts", type=Path, help="a Parquet file with a column text, for the CPU")
+    parser.add_argument("--bundle", type=Path, help="a bundle of bertray train")
+    parser.add_argument("--texts", type=Path, help="a Parquet file with a column text")
     parser.add_argument("--num-texts", type=int)
     parser.add_argument("--join", type=int, default=1, help="so many consecutive texts make one")
     parser.add_argument("--max-length", type=int, help="tokens a text is cut to; default: 512, or the bundle's")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, help="of torch, on the CPU; default: all")
+    parser.add_argument("--threads", type=int, help="of torch; default: all")
     options = parser.parse_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("torch sees no GPU here: leave --device out")
     if options.max_length is None:
         info = json.loads((options.bundle / "bundle.json").read_text()) if options.bundle else {}
         options.max_length = info.get("max_length", 512)
     if options.threads:
         torch.set_num_threads(options.threads)
-    subject = _bert_base(options) if options.device == "cuda" else _minilm(options)
-    _measure(subject, options)
+    _measure(_minilm(options), options)
 
 
 def _measure(subject: Subject, options: argparse.Namespace) -> None:
-    device = options.device
     columnar = ColumnTokenizer(subject.tokenizer.backend_tokenizer, subject.max_length)
     column = pa.array(subject.texts)
     tokens = columnar.encode(column)
-    sample = random.Random(0).sample(range(len(subject.texts)), round(SAMPLE[device] * len(subject.texts)))
+    sample = random.Random(0).sample(range(len(subject.texts)), round(SAMPLE * len(subject.texts)))
     sampled = [subject.texts[index] for index in sample]
     num_sampled_tokens = int(tokens.lengths_S[sample].sum())
 
     runs: dict[str, tuple[int, Callable[[], object]]] = {}
-    dtype = PIPELINE_DTYPE[device]
-    short = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-    batch_size = PIPELINE_BATCH_SIZE[device]
     classify = pipeline(
         "text-classification",
-        model=copy.deepcopy(subject.model).to(dtype),
+        model=copy.deepcopy(subject.model),
         tokenizer=subject.tokenizer,
-        device=device,
-        batch_size=batch_size,
+        device="cpu",
+        batch_size=BATCH_SIZE,
     )
-    runs[f"transformers.pipeline, batch {batch_size}, {short[dtype]}"] = (
+    runs[f"transformers.pipeline, batch {BATCH_SIZE}, fp32"] = (
         num_sampled_tokens,
         lambda: classify(sampled, truncation=True, max_length=subject.max_length),
     )
-    for dtype in (torch.float32, torch.bfloat16) if device == "cpu" else (torch.bfloat16,):
-        peer = SortedPadded(subject, copy.deepcopy(subject.model).to(device, dtype).eval(), SORTED_BATCH_SIZE[device])
-        name = f"sorted, padded batches of {SORTED_BATCH_SIZE[device]}, SDPA, {short[dtype]}"
+    for short, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        peer = SortedPadded(subject, copy.deepcopy(subject.model).to(dtype).eval(), BATCH_SIZE)
+        name = f"sorted, padded batches of {BATCH_SIZE}, SDPA, {short}"
         runs[name] = (num_sampled_tokens, lambda peer=peer: peer.logits(sampled))
-    if device == "cuda":
-        with contextlib.suppress(ImportError):
-            import flash_attn  # noqa: F401
-
-            unpadded = copy.deepcopy(subject.model).to(device, torch.bfloat16).eval()
-            unpadded.set_attn_implementation("flash_attention_2")
-            peer = SortedPadded(subject, unpadded, SORTED_BATCH_SIZE[device])
-            runs["FlashAttention 2, unpadded, bf16"] = (num_sampled_tokens, lambda peer=peer: peer.logits(sampled))
     encoders = {
-        f"bertray, torch, {precision}": Encoder(copy.deepcopy(subject.model), precision, device)
-        for precision in (("fp32", "bf16") if device == "cpu" else ("bf16",))
+        f"bertray, torch, {precision}": Encoder(copy.deepcopy(subject.model), precision, "cpu")
+        for precision in ("fp32", "bf16")
     }
     for name, encoder in encoders.items():
         runs[name] = (
@@ -147,9 +115,9 @@ def _measure(subject: Subject, options: argparse.Namespace) -> None:
 
     for _, run in runs.values():  # warm up
         run()
-    products = [_product_rate(device)]
+    products = [_product_rate()]
     walls_s = interleaved({name: run for name, (_, run) in runs.items()}, options.repeats)
-    products.append(_product_rate(device))
+    products.append(_product_rate())
     product_rate = max(products)
 
     base = next(iter(runs))
@@ -162,7 +130,7 @@ def _measure(subject: Subject, options: argparse.Namespace) -> None:
         lines.append(
             f"| {name} | {rate:.0f} | {rate / mean_length:.1f} | {rate / rates[base]:.2f} | {100 * share:.0f} % |"
         )
-    lines += ["", f"A bf16 matrix product of {MATRIX_SIZE[device]}² runs at {product_rate / 1e9:.0f} GFLOP/s here."]
+    lines += ["", f"A bf16 matrix product of {MATRIX_SIZE}² runs at {product_rate / 1e9:.0f} GFLOP/s here."]
     facts = {
         "texts": subject.name,
         "num_texts": len(subject.texts),
@@ -179,7 +147,7 @@ def _measure(subject: Subject, options: argparse.Namespace) -> None:
         "openvino": openvino,
         "wall_s": {name: round(wall_s, 3) for name, wall_s in walls_s.items()},
     }
-    write_result("engine", f"{device}-{subject.name}", "\n".join(lines), facts)
+    write_result("engine", f"cpu-{subject.name}", "\n".join(lines), facts)
 
 
 def _add_openvino(
@@ -236,44 +204,12 @@ def _minilm(options: argparse.Namespace) -> Subject:
     texts = [text for text in column.to_pylist() if text.strip()]
     if options.join > 1:
         texts = [" ".join(texts[start : start + options.join]) for start in range(0, len(texts), options.join)]
-    texts = random.Random(0).sample(texts, min(len(texts), options.num_texts or NUM_TEXTS["cpu"]))
+    texts = random.Random(0).sample(texts, min(len(texts), options.num_texts or NUM_TEXTS))
     folder = options.bundle or encoder_folder("minilm")
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     name = path.parent.name if path.is_file() else path.name
     return Subject(name, texts, tokenizer, model.eval(), options.max_length)
-
-
-def _bert_base(options: argparse.Namespace) -> Subject:
-    """BERT-base of random weights, and texts of made-up words: one token each."""
-    rng = np.random.default_rng(0)
-    lengths = np.interp(rng.random(options.num_texts or NUM_TEXTS["cuda"]), np.linspace(0, 1, 21), ABSTRACT_LENGTHS)
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY_SIZE, num_labels=4)).eval()
-    return Subject("bert-base-random", made_up_texts(lengths), made_up_tokenizer(), model, options.max_length)
-
-
-def made_up_tokenizer() -> PreTrainedTokenizerFast:
-    """BERT's, of a vocabulary of made-up words: w0, w1, …"""
-    words = [f"w{number}" for number in range(VOCABULARY_SIZE - 5)]
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
-    backend = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer()
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
-
-
-def made_up_texts(lengths: np.ndarray) -> list[str]:
-    """Texts of so many tokens, special ones included; words follow Zipf's law, as in languages."""
-    num_words = VOCABULARY_SIZE - 5
-    counts = lengths.astype(int) - 2
-    ranks = np.minimum(np.random.default_rng(0).zipf(1.2, int(counts.sum())), num_words) - 1
-    return [" ".join(f"w{rank}" for rank in part) for part in np.split(ranks, np.cumsum(counts)[:-1])]
 
 
 def flop(model: Any, lengths_S: np.ndarray) -> float:
@@ -288,16 +224,14 @@ def flop(model: Any, lengths_S: np.ndarray) -> float:
     return float(linear * lengths_S.sum() + attention.sum())
 
 
-def _product_rate(device: str) -> float:
+def _product_rate() -> float:
     """Floating-point operations a second of a large bf16 matrix product: the best of some."""
-    size = MATRIX_SIZE[device]
-    one, other = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    size = MATRIX_SIZE
+    one, other = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
     best_s = float("inf")
     for _ in range(8):
         started_s = time.perf_counter()
         one @ other
-        if device == "cuda":
-            torch.cuda.synchronize()
         best_s = min(best_s, time.perf_counter() - started_s)
     return 2 * size**3 / best_s
 

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordPiece
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from bertray.tokenization.ragged import offsets
 from bertray.tokenization.tokenizer import TokenColumn
@@ -159,6 +161,29 @@ def random_tokens(lengths_S: np.ndarray) -> TokenColumn:
     ids_T[offsets_S1[:-1]], ids_T[offsets_S1[1:] - 1] = 101, 102
     num = len(lengths_S)
     return TokenColumn(ids_T, offsets_S1, np.arange(num), np.zeros(num, bool), pa.nulls(num, pa.string()))
+
+
+def made_up_tokenizer() -> PreTrainedTokenizerFast:
+    """BERT's, of a vocabulary of made-up words: w0, w1, …"""
+    words = [f"w{number}" for number in range(VOCABULARY_SIZE - 5)]
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    backend = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+def made_up_texts(lengths: np.ndarray) -> list[str]:
+    """Texts of so many tokens, special ones included; words follow Zipf's law, as in languages."""
+    num_words = VOCABULARY_SIZE - 5
+    counts = lengths.astype(int) - 2
+    ranks = np.minimum(np.random.default_rng(0).zipf(1.2, int(counts.sum())), num_words) - 1
+    return [" ".join(f"w{rank}" for rank in part) for part in np.split(ranks, np.cumsum(counts)[:-1])]
 
 
 def lengths_about(mean: int, num_tokens: int) -> np.ndarray:

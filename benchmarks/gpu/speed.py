@@ -18,8 +18,8 @@ import pyarrow as pa
 import torch
 from transformers import pipeline
 
-from benchmarks.engine import SortedPadded, Subject, flop, made_up_texts, made_up_tokenizer
-from benchmarks.gpu.part import Part, lengths_about, random_tokens
+from benchmarks.engine import SortedPadded, Subject, flop
+from benchmarks.gpu.part import Part, lengths_about, made_up_texts, made_up_tokenizer, random_tokens
 from benchmarks.results import processor
 from bertray.model.encoder import Encoder
 from bertray.tokenization.tokenizer import ColumnTokenizer, Sequences

@@ -13,6 +13,7 @@ Legend: B sequences of a batch, C classes, V tokens of the vocabulary.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import numpy as np
@@ -23,11 +24,14 @@ from bertray.errors import RequestError
 from bertray.model import attention
 from bertray.model.adapter import Layout
 from bertray.model.head import to_precision
-from bertray.model.runtime import resolve_training_precision
+from bertray.model.runtime import is_out_of_memory, resolve_training_precision
 from bertray.tokenization.tokenizer import Sequences
 from bertray.training import dropout
+from bertray.training.batches import micro_batches
 from bertray.training.ranks import on_all_ranks, rank_and_world_size
 from bertray.types import Precision
+
+_log = logging.getLogger(__name__)
 
 
 class Learner:
@@ -121,6 +125,35 @@ class Learner:
                 loss.backward()
         detached: torch.Tensor = loss.detach()
         return detached
+
+    def room_for(self, tokens: Sequences, rows: np.ndarray, loss_of: Any, token_budget: int) -> tuple[int, int] | None:
+        """Try how large a part of a step on these sequences fits into the GPU's memory.
+
+        Args:
+            loss_of: logits_BC and their sequences -> the loss.
+            token_budget: of a part, where memory suffices.
+
+        Returns:
+            Tokens that a part may hold, and those of the largest that was tried, beyond which steps are run in parts;
+            None: not one sequence fits.
+        """
+        held = token_budget
+        while len(rows):
+            part, *others = micro_batches(rows, tokens.lengths_S, token_budget)
+            held = int(tokens.lengths_S[part].sum())
+            try:
+                self.rehearse(tokens, part, lambda logits_BC, part=part: loss_of(logits_BC, part), is_whole=not others)
+                break
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Here, where the exception no longer holds what was computed.
+            torch.cuda.empty_cache()
+            if len(part) == 1:
+                return None
+            token_budget = held // 2
+            _log.info("out of memory: steps are run in parts of %d tokens", token_budget)
+        return token_budget, min(token_budget, held)
 
     def rehearse(self, tokens: Sequences, rows: np.ndarray, loss_of: Any, *, is_whole: bool) -> None:
         """Forward and backward of this rank alone, for the memory that they take; nothing is kept.

@@ -28,7 +28,7 @@ from bertray.errors import DivergedError, RequestError
 from bertray.model.encoder import run_batches
 from bertray.model.head import begin_with_logits
 from bertray.model.pretrained import load_classifier
-from bertray.model.runtime import TOKEN_BUDGET, is_out_of_memory, put
+from bertray.model.runtime import TOKEN_BUDGET, put
 from bertray.storage.location import Location
 from bertray.tokenization.windows import aggregate
 from bertray.training import token_files
@@ -212,35 +212,14 @@ class FineTuning:
         steps = range(1, min(self.batches.steps_per_epoch, _MAX_STEPS_LOOKED_AT) + 1)
         heaviest = self.batches.at(max(steps, key=lambda step: self._lengths_S[self.batches.at(step)].sum()))
         rows = share(heaviest, self.rank, self.world_size)
-        if not on_all_ranks(not len(rows) or self._finds_room_for(rows), self.device):
+        room = self.learner.room_for(self._train.tokens, rows, self._objective.loss_sum, self.token_budget)
+        if not on_all_ranks(room is not None, self.device):
             raise RequestError(
                 f"a step of one sequence of {self._lengths_S[heaviest].max()} tokens does not fit into the GPU's "
                 "memory: lower --max-length, or say --gradient-checkpointing"
             )
-
-    def _finds_room_for(self, rows: np.ndarray) -> bool:
-        """Lower the budgets until a part of these sequences fits; whether one does."""
-        while True:
-            part, *others = micro_batches(rows, self._lengths_S, self.token_budget)
-            try:
-                self.learner.rehearse(
-                    self._train.tokens,
-                    part,
-                    lambda logits_BC, part=part: self._objective.loss_sum(logits_BC, part),
-                    is_whole=not others,
-                )
-                # A later step may be heavier, and is run in parts then.
-                self.step_budget = min(self.token_budget, int(self._lengths_S[part].sum()))
-                return True
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-            # Here, where the exception no longer holds what was computed.
-            torch.cuda.empty_cache()
-            if len(part) == 1:
-                return False
-            self.token_budget = int(self._lengths_S[part].sum()) // 2
-            _log.info("out of memory: steps are run in parts of %d tokens", self.token_budget)
+        assert room is not None
+        self.token_budget, self.step_budget = room
 
     def _step(self, step: int) -> None:
         """Take one step."""
