@@ -92,6 +92,9 @@ MULTI_LABEL_PREDICTION_SCHEMA = PREDICTION_SCHEMA.insert(2, MULTI_LABEL_SCHEMA.f
 # scored again to write `false` into each. A bundle that does review has a fingerprint of its own.
 PREDICTIONS_VERSION = 1
 
+# In the metadata of a table of predictions: for the first time other token ids than the reference tokenizer's were met.
+OTHER_IDS = b"bertray.other_ids"
+
 
 def prediction_schema(problem_type: ProblemType) -> pa.Schema:
     """Schema of what a model of this kind says."""

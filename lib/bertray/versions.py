@@ -9,6 +9,7 @@ _PACKAGES = (
     "torch",
     "transformers",
     "tokenizers",
+    "nanotoken",
     "scikit-learn",
     "ray",
     "pyarrow",

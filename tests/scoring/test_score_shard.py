@@ -270,3 +270,30 @@ def test_parts_that_do_not_fit_are_not_merged(bundle: Bundle, tmp_path: Path) ->
     with pytest.raises(ShardError, match=r"not found: .*part-9"):
         merge_parts([parts[0], Location.of(str(tmp_path / "part-9"))], merged, 40)
     assert not merged.exists()
+
+
+def test_a_shard_is_scored_again_where_other_ids_are_met_in_its_midst(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [f"{word} {'and so on ' * (row % 4)}{row}" for row, word in enumerate(["one", "odd"] * 10)]
+    shard = write_shard(tmp_path / "a.parquet", texts)
+    monkeypatch.setattr(shard_reader, "_READ_ROWS", 4)
+    expected_counts, expected = score(Bundle.load(str(tiny_bundle), "fp32"), shard, step_bytes=100)
+    bundle = Bundle.load(str(tiny_bundle), "fp32")
+    exact, is_checked = bundle.tokenizer._texts._by_nanotoken, iter([False, False, True])
+
+    def wrong(fast: object, strings: pa.LargeStringArray) -> object:
+        found = exact(fast, strings)
+        found.ids_T.setflags(write=True)
+        found.ids_T[found.offsets_N1[1] - 1] += 7  # of the first text's last token
+        return found
+
+    monkeypatch.setattr(bundle.tokenizer._texts, "_by_nanotoken", wrong)
+    differing = bundle.tokenizer._texts._differing_row
+    monkeypatch.setattr(
+        bundle.tokenizer._texts, "_differing_row", lambda *both: differing(*both) if next(is_checked) else []
+    )
+    counts, table = score(bundle, shard, step_bytes=100)
+    assert table.equals(expected) and counts == expected_counts
+    assert not bundle.tokenizer.is_fast
+    assert "a.parquet is scored again, by the reference tokenizer alone" in caplog.text

@@ -28,9 +28,7 @@ from bertray.errors import RequestError, ShardError
 from bertray.metrics.calibration import probabilities
 from bertray.model.encoder import Encoder
 from bertray.model.runtime import resolve_device, resolve_precision
-from bertray.schema import (
-    prediction_schema,
-)
+from bertray.schema import OTHER_IDS, prediction_schema
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE
 from bertray.tokenization.columns import check_text_type
@@ -144,7 +142,10 @@ class Bundle:
         Raises:
             ShardError: the column holds no text.
         """
-        return self.predictions(*self.logits(texts))
+        was_fast = self.tokenizer.is_fast
+        table = self.predictions(*self.logits(texts))
+        # Texts of calls before may have other ids, too: whoever has a whole of several calls is to begin it again.
+        return table.replace_schema_metadata({OTHER_IDS: b""}) if was_fast and not self.tokenizer.is_fast else table
 
     def logits(self, texts: pa.Array | pa.ChunkedArray) -> tuple[TokenColumn, np.ndarray]:
         """Tokens of N texts, and logits_NC (float32), NaN of a text without tokens.

@@ -11,6 +11,7 @@ Memory is bounded by what a step holds, not by the shard.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -21,17 +22,23 @@ import pyarrow.parquet as pq
 
 from bertray.errors import ShardError
 from bertray.metrics.profile import Profile
-from bertray.schema import NUM_TOKENS, ROW, predictions_schema
+from bertray.schema import NUM_TOKENS, OTHER_IDS, ROW, predictions_schema
 from bertray.scoring.shard_reader import check_columns, group_edges, opened, steps
 from bertray.scoring.units import Counts, part_rows
 from bertray.storage.location import Location
 from bertray.tokenization.columns import distinct
+
+_log = logging.getLogger(__name__)
 
 # Text of a step: enough for batches of like length, and for a GPU to be at work for seconds.
 STEP_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
 
 # In the metadata of a staged part.
 _COUNTS, _PRECISION = b"bertray.counts", b"bertray.precision"
+
+
+class _OtherIdsError(Exception):
+    """Steps before this one may have been given other ids than the reference tokenizer's."""
 
 
 class Predictor(Protocol):
@@ -72,6 +79,25 @@ def score_shard(
     Raises:
         ShardError: the shard cannot be read, or lacks a column; no predictions file is written.
     """
+    columns = text_column, keep_columns
+    try:
+        return _score_shard(bundle, shard, predictions, *columns, step_bytes, part, before_put, origin)
+    except _OtherIdsError:
+        _log.warning("warning: %s is scored again, by the reference tokenizer alone", shard)
+        return _score_shard(bundle, shard, predictions, *columns, step_bytes, part, before_put, origin)
+
+
+def _score_shard(
+    bundle: Predictor,
+    shard: Location,
+    predictions: Location,
+    text_column: str,
+    keep_columns: list[str],
+    step_bytes: int,
+    part: tuple[int, int] | None,
+    before_put: Callable[[], None],
+    origin: dict[str, str] | None,
+) -> Counts:
     counts = Counts()
     with opened(shard) as file:
         check_columns(file.schema_arrow, text_column, keep_columns)
@@ -85,6 +111,8 @@ def score_shard(
                 for step in steps(file, text_column, keep_columns, step_bytes, rows):
                     texts, places = distinct(step[text_column])
                     predicted = bundle.predict_column(texts)
+                    if OTHER_IDS in (predicted.schema.metadata or {}) and next_row > rows.start:
+                        raise _OtherIdsError
                     table = predicted.take(places)
                     row = pa.array(np.arange(next_row, next_row + len(step)))
                     columns = [row, *(step[name] for name in keep_columns), *table.columns]

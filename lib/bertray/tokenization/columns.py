@@ -1,6 +1,6 @@
-"""Columns of text: as they stand in Parquet files, as valid strings, and as the bytes of all texts end to end.
+"""Columns of text: as they stand in Parquet files, as valid strings, and each text once.
 
-Legend: N texts, N1 = N + 1, X bytes.
+Legend: N texts.
 """
 
 from __future__ import annotations
@@ -10,11 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray.errors import ShardError
-from bertray.tokenization.ragged import positions
-
-# ASCII's other white space is made of control characters, which BERT removes: they do not end a word.
-WHITE_SPACE = b"\t\n\r "
-_IS_WHITE_SPACE = bytes(byte in WHITE_SPACE for byte in range(256))
 
 
 def as_text(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeStringArray, pa.StringArray]:
@@ -121,49 +116,3 @@ def _not_utf8(column: pa.LargeBinaryArray) -> np.ndarray:
             except UnicodeDecodeError:
                 invalid_N[row] = True
     return invalid_N
-
-
-def text_bytes(strings: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of all texts end to end (uint8) and their offsets (int64); a null has none."""
-    if strings.null_count:
-        strings = pc.fill_null(strings, "")
-    offsets_N1 = np.frombuffer(strings.buffers()[1], dtype=np.int64)[strings.offset : strings.offset + len(strings) + 1]
-    data = strings.buffers()[2]
-    text_X = np.frombuffer(data, dtype=np.uint8) if data else np.zeros(0, dtype=np.uint8)
-    return text_X[offsets_N1[0] : offsets_N1[-1]], offsets_N1 - offsets_N1[0]
-
-
-def chunks(strings: pa.LargeStringArray, num_bytes: int) -> list[tuple[int, int]]:
-    """Row ranges of some `num_bytes` each, or of one text."""
-    _, offsets_N1 = text_bytes(strings)
-    wanted = np.arange(0, offsets_N1[-1], num_bytes)
-    cuts = np.unique(np.append(np.searchsorted(offsets_N1, wanted, side="right") - 1, [0, len(strings)]))
-    return list(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True))
-
-
-def heads(strings: pa.LargeStringArray, num_bytes: int) -> tuple[pa.LargeStringArray, np.ndarray]:
-    """The beginning of every text, up to the last white space within its first bytes; and which ones go on after that.
-
-    A word that is not whole is overwritten with spaces; that of a long text without white space is all there is.
-    """
-    _, offsets_N1 = text_bytes(strings)
-    is_cut_N = np.diff(offsets_N1) > num_bytes
-    if not is_cut_N.any():
-        return strings, is_cut_N
-    sliced_X, sliced_N1 = text_bytes(pc.binary_slice(strings.cast(pa.large_binary()), 0, num_bytes))
-    is_space_X = np.frombuffer(sliced_X.tobytes().translate(_IS_WHITE_SPACE), dtype=np.uint8)
-    spaces = np.append(-1, np.flatnonzero(is_space_X))
-    last_space_N = spaces[np.searchsorted(spaces, sliced_N1[1:]) - 1]
-    word_starts = np.maximum(sliced_N1[:-1], last_space_N + 1)[is_cut_N]
-    text_X = sliced_X.copy()
-    text_X[positions(word_starts, sliced_N1[1:][is_cut_N] - word_starts)] = ord(" ")
-    cut = pa.LargeStringArray.from_buffers(len(strings), pa.py_buffer(sliced_N1), pa.py_buffer(text_X))
-    return cut, is_cut_N
-
-
-def find_bytes(text_X: np.ndarray, wanted: bytes) -> np.ndarray:
-    """Where the bytes occur in the text."""
-    places = np.flatnonzero(text_X[: max(0, len(text_X) - len(wanted) + 1)] == wanted[0])
-    for at, byte in enumerate(wanted[1:], start=1):
-        places = places[text_X[places + at] == byte]
-    return np.asarray(places)

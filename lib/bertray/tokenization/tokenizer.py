@@ -23,12 +23,9 @@ import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
 from bertray.tokenization.columns import as_text
+from bertray.tokenization.ids import TextTokenizer, plain_copy
 from bertray.tokenization.ragged import offsets, positions
 from bertray.tokenization.windows import cut
-from bertray.tokenization.wordpiece import ColumnWordPiece, Tokens, plain_copy
-
-# Texts handed to the reference tokenizer at a time: bounds the Python strings and encodings that live at once.
-_CALL_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -62,24 +59,27 @@ class TokenColumn(Sequences):
 
 
 class ColumnTokenizer:
-    """A bundle's tokenizer applied to whole columns: WordPiece by kernels, other tokenizers text by text.
+    """A bundle's tokenizer applied to whole columns.
 
     Args:
         tokenizer: the reference tokenizer; it is copied, so that its own padding and truncation stay as they are.
         max_length: tokens of a sequence, special tokens included.
         stride: tokens that neighbouring windows of a longer document share at least; None: it is truncated.
+
+    Attributes:
+        is_fast: see `TextTokenizer`; false from the column on in which other ids than the reference's were met.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int, stride: int | None = None) -> None:
-        self._reference = plain_copy(tokenizer)
-        self._columnar = ColumnWordPiece(tokenizer) if ColumnWordPiece.supports(tokenizer) else None
-        self._prefix, self._suffix = _special_tokens(self._reference)
+        self._prefix, self._suffix = _special_tokens(plain_copy(tokenizer))
         self._window = max_length - len(self._prefix) - len(self._suffix)
         self._stride = stride
-        if stride is None:
-            self._reference.enable_truncation(self._window + 1)  # one more tells that the text is longer
-        else:
-            assert 0 <= stride < self._window, f"{self._window} tokens fit into a window, its overlap is {stride}"
+        assert stride is None or 0 <= stride < self._window, f"{self._window} tokens fit, the overlap is {stride}"
+        self._texts = TextTokenizer(tokenizer, limit=self._window if stride is None else None)
+
+    @property
+    def is_fast(self) -> bool:
+        return self._texts.is_fast
 
     def encode(self, texts: pa.Array | pa.ChunkedArray) -> TokenColumn:
         """Tokenise a column.
@@ -91,7 +91,7 @@ class ColumnTokenizer:
             ShardError: the column is of another type.
         """
         strings, errors = as_text(texts)
-        contents = self._encode_contents(strings)
+        contents = self._texts.encode(strings)
         num_tokens_N = np.diff(contents.offsets_N1)
         if not self._prefix and not self._suffix:  # a text of control characters alone leaves nothing to read
             errors = pc.if_else(pc.and_(pa.array(num_tokens_N == 0), errors.is_null()), "text has no tokens", errors)
@@ -109,18 +109,6 @@ class ColumnTokenizer:
             truncated_N = np.zeros(len(errors), dtype=bool)
         ids_T, offsets_S1 = self._add_special_tokens(contents.ids_T, starts_S, lengths_S)
         return TokenColumn(ids_T, offsets_S1, documents_S, truncated_N, errors)
-
-    def _encode_contents(self, strings: pa.LargeStringArray) -> Tokens:
-        """Ids without special tokens; where long texts are truncated, at least one more than fits into the window."""
-        if self._columnar:
-            return self._columnar.encode(strings, limit=self._window if self._stride is None else None)
-        pieces, lengths = [np.zeros(0, dtype=np.int32)], []
-        for start in range(0, len(strings), _CALL_ROWS):
-            texts = [text or "" for text in strings[start : start + _CALL_ROWS].to_pylist()]
-            for encoding in self._reference.encode_batch_fast(texts, add_special_tokens=False):
-                pieces.append(np.array(encoding.ids, dtype=np.int32))
-                lengths.append(len(pieces[-1]))
-        return Tokens(np.concatenate(pieces), offsets(lengths))
 
     def _add_special_tokens(
         self, ids: np.ndarray, starts_S: np.ndarray, lengths_S: np.ndarray

@@ -100,10 +100,12 @@ def write_rows(
     folder: Location, dataset: Dataset, tokenizer: ColumnTokenizer, encoder_config: PreTrainedConfig
 ) -> None:
     """Tokenise and write the training and validation rows of a data set, those in scope."""
-    splits = {}
-    for name in (TRAIN, VALIDATION):
-        rows = dataset.in_scope(dataset.split(name))
-        splits[name] = tokenizer.encode(rows[TEXT]), label_id_lists(rows, dataset.problem_type)
+    rows = {name: dataset.in_scope(dataset.split(name)) for name in (TRAIN, VALIDATION)}
+    was_fast = tokenizer.is_fast
+    tokens = {name: tokenizer.encode(of_split[TEXT]) for name, of_split in rows.items()}
+    if was_fast and not tokenizer.is_fast:  # other ids than the reference's were met: maybe in both splits
+        tokens = {name: tokenizer.encode(of_split[TEXT]) for name, of_split in rows.items()}
+    splits = {name: (tokens[name], label_id_lists(rows[name], dataset.problem_type)) for name in rows}
     write(folder, splits, encoder_config.vocab_size, num_special_ids(encoder_config))
 
 

@@ -1,7 +1,10 @@
-"""The columnar tokenizer gives the ids of the reference, whatever the text."""
+"""The fast tokenizer gives the ids of the reference, whatever the text; where it does not, the reference does all."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +17,9 @@ from tokenizers.models import BPE, WordPiece
 from tokenizers.trainers import WordPieceTrainer
 
 from bertray.model.pretrained import load_tokenizer
-from bertray.tokenization import wordpiece
-from bertray.tokenization.columns import heads
+from bertray.tokenization import ids as ids_module
+from bertray.tokenization.ids import TextTokenizer, plain_copy
 from bertray.tokenization.tokenizer import ColumnTokenizer
-from bertray.tokenization.wordpiece import ColumnWordPiece, plain_copy
 from tests.conftest import ROOT, SHARED_DATA, needs_shared_data
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -113,7 +115,8 @@ TOKENIZERS = {
     "without_ideographs": without_ideographs(),
     "without_punctuation": without_punctuation(),
 }
-COLUMNAR = {name: ColumnWordPiece(tokenizer) for name, tokenizer in TOKENIZERS.items()}
+LIMITED = {limit: TextTokenizer(TOKENIZERS["uncased"], limit) for limit in range(1, 13)}
+FAST = {name: TextTokenizer(tokenizer, None) for name, tokenizer in TOKENIZERS.items()}
 
 
 def reference_ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
@@ -121,10 +124,10 @@ def reference_ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in encodings]
 
 
-def columnar_ids(columnar: ColumnWordPiece, texts: list[str], limit: int | None = None) -> list[list[int]]:
-    tokens = columnar.encode(pa.array(texts, pa.large_string()), limit)
-    assert tokens.ids_T.dtype == np.int32
-    return [part.tolist() for part in np.split(tokens.ids_T, tokens.offsets_N1[1:-1])] if texts else []
+def ids_of(tokenizer: TextTokenizer, texts: list[str]) -> list[list[int]]:
+    found = tokenizer.encode(pa.array(texts, pa.large_string()))
+    assert found.ids_T.dtype == np.int32
+    return [part.tolist() for part in np.split(found.ids_T, found.offsets_N1[1:-1])] if texts else []
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -132,22 +135,27 @@ def columnar_ids(columnar: ColumnWordPiece, texts: list[str], limit: int | None 
 @given(texts_strategy)
 def test_any_text(name: str, texts: list[str]) -> None:
     texts = [text.encode("utf-8", "ignore").decode() for text in texts]
-    assert columnar_ids(COLUMNAR[name], texts) == reference_ids(TOKENIZERS[name], texts)
+    assert ids_of(FAST[name], texts) == reference_ids(TOKENIZERS[name], texts)
+    assert FAST[name].is_fast
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_every_pair_of_tricky_pieces(name: str) -> None:
     texts = [one + other for one in TRICKY for other in TRICKY]
-    assert columnar_ids(COLUMNAR[name], texts) == reference_ids(TOKENIZERS[name], texts)
+    assert ids_of(FAST[name], texts) == reference_ids(TOKENIZERS[name], texts)
+    assert FAST[name].is_fast
 
 
 @settings(max_examples=150, deadline=None)
 @given(texts_strategy, st.integers(1, 12))
 def test_any_limit(texts: list[str], limit: int) -> None:
     texts = [text.encode("utf-8", "ignore").decode() for text in texts]
-    found = columnar_ids(COLUMNAR["uncased"], texts, limit)
-    for ids, expected in zip(found, reference_ids(TOKENIZERS["uncased"], texts), strict=True):
-        assert ids[: limit + 1] == expected[: limit + 1]
+    tokenizer = LIMITED[limit]
+    tokenizer.is_fast = True
+    expected = [ids[: limit + 1] for ids in reference_ids(TOKENIZERS["uncased"], texts)]
+    assert ids_of(tokenizer, texts) == expected
+    tokenizer.is_fast = False
+    assert ids_of(tokenizer, texts) == expected
 
 
 @pytest.mark.parametrize(
@@ -157,100 +165,98 @@ def test_any_limit(texts: list[str], limit: int) -> None:
 @needs_shared_data
 def test_real_texts(name: str, path: Path) -> None:
     texts = pq.read_table(path, columns=["text"])["text"].slice(0, 800).combine_chunks().cast(pa.large_string())
-    tokens = ColumnWordPiece(TOKENIZERS[name]).encode(texts)
+    found = TextTokenizer(TOKENIZERS[name], None).encode(texts)
     expected = reference_ids(TOKENIZERS[name], texts.to_pylist())
-    assert np.diff(tokens.offsets_N1).tolist() == [len(ids) for ids in expected]
-    assert tokens.ids_T.tolist() == [one for ids in expected for one in ids]
+    assert np.diff(found.offsets_N1).tolist() == [len(ids) for ids in expected]
+    assert found.ids_T.tolist() == [one for ids in expected for one in ids]
 
 
 def test_a_text_of_10_mb() -> None:
     texts = ["a short one", "word, " * 1_700_000, "中文" * 20_000 + "x" * 300_000, "last"]
-    assert (
-        columnar_ids(COLUMNAR["uncased"], texts[1:2])[0]
-        == reference_ids(TOKENIZERS["uncased"], ["word, "])[0] * 1_700_000
-    )
-    found = columnar_ids(COLUMNAR["uncased"], texts, limit=510)
+    assert ids_of(FAST["uncased"], texts[1:2])[0] == reference_ids(TOKENIZERS["uncased"], ["word, "])[0] * 1_700_000
+    found = ids_of(TextTokenizer(TOKENIZERS["uncased"], 510), texts)
     expected = reference_ids(TOKENIZERS["uncased"], [texts[0], texts[1][:6000], texts[2], texts[3]])
-    assert [ids[:511] for ids in found] == [ids[:511] for ids in expected]
+    assert found == [ids[:511] for ids in expected]
 
 
-def test_a_cut_inside_a_word_or_a_token_is_taken_back() -> None:
-    for num_bytes in range(1, 20):
-        cut, is_cut_N = heads(
-            pa.array(["one [SEP] two 中文字 x", "ab", None, "unbroken" * 3], pa.large_string()), num_bytes
-        )
-        first, second, third, fourth = (text.rstrip() for text in cut.to_pylist())
-        assert is_cut_N.tolist() == [num_bytes < 25, num_bytes < 2, False, num_bytes < 24]
-        assert first in ("", "one", "one [SEP]", "one [SEP] two")
-        assert (second, third, fourth) == ("ab" if num_bytes > 1 else "", "", "")
-
-
-def test_memory_is_bounded_and_forgetting_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wordpiece, "_MAX_KNOWN_WORDS", 50)
-    monkeypatch.setattr(wordpiece, "_CHUNK_BYTES", 200)
-    columnar = ColumnWordPiece(TOKENIZERS["uncased"])
-    texts = [f"{number} one two {number + 1}; {number}" for number in range(500)]
-    for _ in range(2):
-        assert columnar_ids(columnar, texts) == reference_ids(TOKENIZERS["uncased"], texts)
-    assert len(columnar._known.entries) < 150
-
-
-def test_memory_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wordpiece, "_MAX_KNOWN_BYTES", 1000)
-    monkeypatch.setattr(wordpiece, "_CHUNK_BYTES", 200)
-    columnar = ColumnWordPiece(TOKENIZERS["uncased"])
-    texts = [f"{number}" * 20 for number in range(500)]
-    assert columnar_ids(columnar, texts) == reference_ids(TOKENIZERS["uncased"], texts)
-    assert columnar._known.num_bytes < 1500
-
-
-def test_a_word_that_turns_into_the_separator() -> None:
-    columnar = ColumnWordPiece(TOKENIZERS["uncased"])
-    columnar._separator = (";", TOKENIZERS["uncased"].token_to_id(";"))
-    texts = ["τι\u037e και ; \u037e", "τι"]
-    assert columnar_ids(columnar, texts) == reference_ids(TOKENIZERS["uncased"], texts)
-
-
-def test_each_distinct_word_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    columnar = ColumnWordPiece(TOKENIZERS["uncased"])
-    asked: list[bytes] = []
-    ask = columnar._tokenize_words
-    monkeypatch.setattr(columnar, "_tokenize_words", lambda words: asked.extend(words) or ask(words))
-    for _ in range(3):
-        columnar_ids(columnar, ["the cat, the dog; the cat", "cat"])
-    assert sorted(asked) == [b",", b";", b"cat", b"dog", b"the"]
-
-
-def test_what_is_not_supported() -> None:
-    assert all(map(ColumnWordPiece.supports, TOKENIZERS.values()))
-    sought_in_normalized_text = cased()
-    sought_in_normalized_text.add_tokens([AddedToken("Two Words", normalized=True)])
-    split_by_spaces = cased()
-    split_by_spaces.add_special_tokens([AddedToken("<two words>", normalized=False)])
-    other_splits = cased()
-    other_splits.pre_tokenizer = pre_tokenizers.Whitespace()
-    other_normalizer = cased()
-    other_normalizer.normalizer = normalizers.NFKC()
-    for tokenizer in (sought_in_normalized_text, split_by_spaces, other_splits, other_normalizer, Tokenizer(BPE())):
-        assert not ColumnWordPiece.supports(tokenizer)
+def test_nulls_have_no_ids() -> None:
+    found = FAST["uncased"].encode(pa.array(["one", None, "two"], pa.large_string()))
+    assert np.diff(found.offsets_N1).tolist() == [1, 0, 1]
 
 
 def test_added_tokens_with_flags() -> None:
     tokenizer = cased()
     tokenizer.add_special_tokens([AddedToken("<url>", normalized=False, lstrip=True, rstrip=True)])
     tokenizer.add_special_tokens([AddedToken("alone", normalized=False, single_word=True)])
+    tokenizer.add_tokens([AddedToken("Two Words", normalized=True)])
     texts = ["a <url> b", "a<url>b", "a < url>", "alone", "notalone", "not alone.", "x" * 5000 + " <url> alone"]
-    assert columnar_ids(ColumnWordPiece(tokenizer), texts) == reference_ids(tokenizer, texts)
+    texts += ["two words", "Two  Words Two Words", "TWO WORDS"]
+    assert ids_of(TextTokenizer(tokenizer, None), texts) == reference_ids(tokenizer, texts)
 
 
-def test_other_kinds_of_tokenizers_take_the_reference_path() -> None:
-    parts = json.loads(cased().to_str())
-    parts["normalizer"] = {"type": "NFC"}
-    tokenizer = Tokenizer.from_str(json.dumps(parts))
+def test_what_is_refused_goes_through_the_reference() -> None:
+    unknown = cased()
+    unknown.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
+    for tokenizer in (unknown, Tokenizer(BPE())):
+        assert not TextTokenizer(tokenizer, None).is_fast
     texts = ["One text", "", "[SEP] and Ünïcode", "long " * 50]
-    tokens = ColumnTokenizer(tokenizer, 16).encode(pa.array(texts))
-    tokenizer.enable_truncation(16)
-    expected = [tokenizer.encode(text).ids for text in texts if text]
+    tokens = ColumnTokenizer(unknown, 16).encode(pa.array(texts))
+    unknown.enable_truncation(16)
+    expected = [unknown.encode(text).ids for text in texts if text]
     assert [part.tolist() for part in np.split(tokens.ids_T, tokens.offsets_S1[1:-1])] == expected
     assert tokens.documents_S.tolist() == [0, 2, 3]
     assert tokens.truncated_N.tolist() == [False, False, False, True]
+
+
+def test_where_nanotoken_is_not_installed_the_reference_does_all() -> None:
+    code = """
+import sys
+sys.modules["nanotoken"] = None
+import pyarrow as pa
+from bertray.model.pretrained import load_tokenizer
+from bertray.tokenization.tokenizer import ColumnTokenizer
+tokenizer = ColumnTokenizer(load_tokenizer("minilm", 64)[0].backend_tokenizer, 64)
+assert not tokenizer.is_fast
+print(tokenizer.encode(pa.array(["the café", None])).ids_T.tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    tokenizer = ColumnTokenizer(TOKENIZERS["uncased"], 64)
+    assert tokenizer.is_fast
+    assert json.loads(done.stdout) == tokenizer.encode(pa.array(["the café", None])).ids_T.tolist()
+
+
+class Wrong:
+    """A fast tokenizer that gives another id for every text with a word in it."""
+
+    def __init__(self, fast: Any, word: bytes) -> None:
+        self._fast, self._word = fast, word
+
+    def encode_batch(self, texts: list[bytes], **options: Any) -> tuple[np.ndarray, np.ndarray]:
+        ids_T, offsets_N1 = self._fast.encode_batch(texts, **options)
+        ids_T = ids_T.copy()
+        for row, text in enumerate(texts):
+            if self._word in text:
+                ids_T[offsets_N1[row]] += 1
+        return ids_T, offsets_N1
+
+
+def test_other_ids_at_load_are_noticed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    make = ids_module.nanotoken.WordPieceTokenizer.from_json
+
+    class Broken:
+        from_json = staticmethod(lambda text: Wrong(make(text), "ﬁ".encode()))
+
+    monkeypatch.setattr("nanotoken.WordPieceTokenizer", Broken)
+    assert not TextTokenizer(TOKENIZERS["uncased"], None).is_fast
+    assert "nanotoken gives other ids than the reference tokenizer" in caplog.text
+
+
+def test_other_ids_later_are_noticed_and_never_used_again(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = TextTokenizer(TOKENIZERS["uncased"], None)
+    tokenizer._fast = Wrong(tokenizer._fast, b"odd")
+    assert ids_of(tokenizer, ["fine", "odd"]) != reference_ids(TOKENIZERS["uncased"], ["fine", "odd"])  # not looked at
+    texts = ["x" * 20_000, "odd", "another odd one"]  # the first is too long to be tokenised twice
+    assert ids_of(tokenizer, texts) == reference_ids(TOKENIZERS["uncased"], texts)
+    assert not tokenizer.is_fast
+    assert "nanotoken gives row 1 of a step other ids than the reference tokenizer" in caplog.text
+    assert ids_of(tokenizer, ["fine", "odd"]) == reference_ids(TOKENIZERS["uncased"], ["fine", "odd"])
