@@ -160,7 +160,7 @@ def requests(bundle_path: str, shard: str, uri: str, num_shards: str) -> dict[st
     from bertray.bundle.bundle import Bundle
     from bertray.scoring.config import ScoreConfig
     from bertray.scoring.manifest import Committed, Manifest
-    from bertray.scoring.score_unit import UnitScorer
+    from bertray.scoring.score_unit import Request, UnitScorer
     from bertray.scoring.units import Unit
     from bertray.storage.location import Location
     from bertray.storage.lock import RunLock
@@ -172,7 +172,7 @@ def requests(bundle_path: str, shard: str, uri: str, num_shards: str) -> dict[st
     calls = _counted_requests(S3FileSystem)
     with RunLock(output, "run").held() as lock:
         config = ScoreConfig(bundle=bundle_path, input=str(archive), output=str(output))
-        scorer = UnitScorer(config, str(archive), "request", lock.number)
+        scorer = UnitScorer(Request(config, str(archive), "request", "bundle", lock.number))
         calls.clear()
         outcomes = scorer.score(Unit(shards=tuple(found)), Bundle.load(bundle_path))
         assert not any(one.failure for one in outcomes), outcomes

@@ -14,7 +14,7 @@ from transformers import BertForSequenceClassification
 from bertray.model.pretrained import load_tokenizer
 from bertray.storage.location import Location
 from bertray.tokenization.tokenizer import ColumnTokenizer
-from bertray.training import ranks, token_files
+from bertray.training import token_files
 from bertray.training.checkpoints import Checkpoints
 from bertray.training.config import TrainConfig
 from bertray.training.loop import FineTuning
@@ -112,10 +112,6 @@ def fine_tune(
     return run
 
 
-def _refuse(*_: Any) -> Any:
-    raise FileNotFoundError("on another machine")
-
-
 # Batches of 13 leave a last one of 4, which not all of 4 ranks would get two rows of.
 OF_SEVERAL_RANKS = {"epochs": 5, "batch_size": 13, "average_decay": 0.9, "checkpoint_steps": 5}
 
@@ -123,23 +119,19 @@ OF_SEVERAL_RANKS = {"epochs": 5, "batch_size": 13, "average_decay": 0.9, "checkp
 def run_rank(folder: Path, name: str, rank: int, world_size: int, port: int) -> None:
     """One rank of several, without dropout, from the checkpoint in FOLDER/NAME; rank 0 writes FOLDER/NAME.pt.
 
-    "apart" do not see one another's memory, "alone" cannot share any, "bf16" train in that, the others in fp32.
+    "bf16" train in that, the others in fp32.
     """
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
     )
-    if name == "apart" and rank:
-        ranks._open = _refuse
-    if name == "alone" and rank == 0:
-        ranks.os.memfd_create = _refuse  # type: ignore[attr-defined]
     settings = config(**OF_SEVERAL_RANKS, precision="bf16" if name == "bf16" else "auto")
     # Of machines of which one has bf16.
     torch.cpu._is_amx_tile_supported = lambda: False
     torch.cpu._is_avx512_bf16_supported = lambda: rank == 0
     watcher, checkpoints = Recorder(), checkpoints_in(folder / name, settings)
     run = fine_tune(folder / "rows", settings, watcher, checkpoints, small_model(dropout=0.0))
-    assert run.learner.num_averaged == (world_size if name in ("apart", "alone") else 1)
+    assert run.learner.num_averaged == world_size
     assert torch.get_num_threads() == 1
     if rank == 0:
         records = [asdict(record) for record in watcher.records]

@@ -167,13 +167,13 @@ def logits(part: Part) -> None:
     def short() -> float:
         encoder = Encoder(copy.deepcopy(model), "bf16", part.device)
         before_SC, budget = encoder.logits(tokens), encoder.token_budget
-        with short_of_memory(part, num_bytes=150 << 20):
+        with short_of_memory(part, num_bytes=60 << 20):
             logits_SC = encoder.logits(tokens)
         assert encoder.token_budget < budget, "memory was not short"
-        part.say("tokens of a batch with 150 MiB to spare", "measured", tokens=encoder.token_budget, before=budget)
+        part.say("tokens of a batch with 60 MiB to spare", "measured", tokens=encoder.token_budget, before=budget)
         return _apart(logits_SC, before_SC)
 
-    part.check("scoring with too little memory", short, 0.02)
+    part.check("scoring with too little memory", short, 0.05)
 
 
 @contextmanager

@@ -68,7 +68,9 @@ class Part:
         self.found.append({"what": what, "result": result, **facts})
         shown = ", ".join(f"{name} {_short(value)}" for name, value in facts.items())
         print(f"{result:>9}  {what}{': ' if shown else ''}{shown}", flush=True)
-        self.file.write_text(json.dumps(self.found, indent=1) + "\n")
+        beside = self.file.with_suffix(".tmp")
+        beside.write_text(json.dumps(self.found, indent=1) + "\n")
+        beside.replace(self.file)  # at once: the part may be ended at any time
 
     def read(self) -> None:
         """Take what the part's own process has written."""

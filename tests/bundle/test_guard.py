@@ -15,6 +15,7 @@ from bertray.cli import load_config
 from bertray.drivers.config import EvaluateConfig, PredictConfig
 from bertray.drivers.evaluate import evaluate
 from bertray.drivers.score import score
+from bertray.errors import UnavailableError
 from bertray.model import encoder as encoder_module
 from bertray.scoring.config import ScoreConfig
 from bertray.storage.location import Location
@@ -120,6 +121,46 @@ def test_one_process_decides_for_all(
     assert Bundle.load(half_bundle, "fp16", "cpu", cache).precision == "fp16"
     assert "fp16.json cannot be read; what it says is decided anew" in caplog.text
     assert json.loads(file.read_text())["is_fp16"]
+
+
+def test_the_summary_speaks_of_fp16_where_it_was_in_question(half_bundle: str, tmp_path: Path) -> None:
+    write_shard(tmp_path / "archive" / "one.parquet", TEXTS)
+    places = {"bundle": half_bundle, "input": str(tmp_path / "archive"), "output": str(tmp_path / "scored")}
+    for precision, is_said in (("fp16", True), ("fp32", False), ("bf16", False)):
+        summary = score(ScoreConfig(**places, precision=precision, num_actors=0, accept=True)).summary
+        assert summary["precision"] == precision
+        assert ("accuracy_fp16" in summary) is is_said
+
+
+@pytest.mark.parametrize("fault", ["read-only", "a folder in its place"])
+def test_a_cache_that_cannot_be_written_costs_the_record_alone(
+    fault: str, half_bundle: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Path(str(guard.place_of(user_cache(), Bundle.load(half_bundle, "fp32", "cpu").info)))
+    if fault == "read-only":
+        place.parent.mkdir(parents=True)
+        place.write_text("a file where the folder should be")
+    else:
+        (place / "fp16.json").mkdir(parents=True)
+    assert Bundle.load(half_bundle, "fp16", "cpu").precision == "fp16"
+    assert "what was decided is not kept, and will be decided again" in caplog.text
+
+
+def test_data_that_cannot_be_read_now_is_asked_for_again(
+    half_bundle: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as outage:
+
+        def refuse(_: object) -> None:
+            raise UnavailableError("s3://bucket/data does not answer")
+
+        outage.setattr(guard, "training_data", refuse)
+        assert Bundle.load(half_bundle, "fp16", "cpu").precision == "fp32"
+    assert "no texts to measure it on: s3://bucket/data does not answer" in caplog.text
+    with caplog.at_level("INFO", logger="bertray"):
+        assert Bundle.load(half_bundle, "fp16", "cpu").precision == "fp16"
+        assert Bundle.load(half_bundle, "fp16", "cpu").precision == "fp16"
+    assert "fp16.json to decide anew" in caplog.text
 
 
 def test_without_the_training_data_there_is_no_fp16(tiny_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:

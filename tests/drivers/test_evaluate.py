@@ -16,7 +16,7 @@ from bertray.data.config import PrepareConfig
 from bertray.data.dataset import Dataset
 from bertray.data.prepare import prepare
 from bertray.drivers.config import EvaluateConfig
-from bertray.drivers.evaluate import evaluate
+from bertray.drivers.evaluate import evaluate, run
 from bertray.errors import RequestError
 from bertray.storage.outputs import sha256_of
 
@@ -61,6 +61,33 @@ def test_what_is_written(tiny_bundle: Path, tmp_path: Path) -> None:
         expected = metrics["baseline"]["accuracy"] if name == "baseline" else metrics[name]
         assert sum(hits) / len(hits) == pytest.approx(expected)
     assert metrics["same_data_as_training"] is False  # the tiny bundle was trained on nothing
+
+
+@pytest.mark.parametrize("is_multi_label", [False, True])
+def test_the_baseline_is_left_out_or_fitted_on_a_sample(
+    is_multi_label: bool,
+    make_bundle: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [
+        {"text": f"{'abc'[row % 3]}{row} words", "label": ["abc"[row % 3]] if is_multi_label else "abc"[row % 3]}
+        for row in range(120)
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = {"input": [str(tmp_path / "in.jsonl")], "output": str(tmp_path / "data")}
+    prepare(PrepareConfig(**files, multi_label=is_multi_label))
+    bundle = make_bundle(problem_type="multi_label_classification") if is_multi_label else make_bundle()
+    places = {"bundle": str(bundle), "data": str(tmp_path / "data"), "output": str(tmp_path / "out")}
+    run(EvaluateConfig(**places, baseline=False))
+    assert read(tmp_path / "out")[0]["baseline"] is None
+    assert set(read(tmp_path / "out")[1]["baseline_predicted"]) == {None}
+    assert "this bundle" in (shown := capsys.readouterr().err) and "TF-IDF" not in shown
+    monkeypatch.setattr("bertray.drivers.evaluate.MAX_BASELINE_ROWS", 20)
+    run(EvaluateConfig(**places))
+    assert read(tmp_path / "out")[0]["baseline"]["num_training_rows"] == 20
+    assert "20 training" in capsys.readouterr().err
 
 
 def write(file: Path, rows: Iterable[tuple[str, str | list[str]]]) -> str:

@@ -16,6 +16,7 @@ from bertray.data.config import PrepareConfig
 from bertray.data.dataset import Dataset
 from bertray.data.prepare import prepare
 from bertray.drivers.train import TrainResult, train
+from bertray.drivers.train_on_ray import tell_what_is_faster
 from bertray.errors import BertrayError, RequestError
 from bertray.metrics.calibration import threshold_for_precision
 from bertray.model.encoder import Encoder
@@ -90,6 +91,13 @@ def test_two_workers_take_the_same_steps(
         assert two["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
         assert two["accuracy"] == one["accuracy"]
+
+
+def test_cpu_workers_that_share_a_machine_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    tell_what_is_faster(2, [{"CPU": 4.0}, {"CPU": 4.0}, {"memory": 1.0}])
+    assert not caplog.text
+    tell_what_is_faster(3, [{"CPU": 4.0}, {"CPU": 4.0}])
+    assert "3 workers share the CPUs of 2 machines: --num-workers 2, one a machine, is faster" in caplog.text
 
 
 def test_bf16_to_s3(dataset: str, tiny_encoder: Path, s3_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

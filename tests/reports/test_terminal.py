@@ -71,7 +71,7 @@ HOW_SURE: dict[str, Any] = {"ece": 0.03124, "nll": 0.5, "review": None, "out_of_
 
 def test_evaluation_says_how_sure_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     metrics = full_metrics(np.array([0, 1]), np.array([0, 1]), ("a", "b"))
-    metrics |= {"split": "test", "baseline": {**metrics, "name": "the baseline"}, **HOW_SURE}
+    metrics |= {"split": "test", "baseline": {**metrics, "name": "the baseline", "num_training_rows": 1200}, **HOW_SURE}
     metrics["review"] = {"review_below": 0.61, "target_precision": 0.95, "coverage": 0.0, "precision": None}
     scope = out_of_scope_metrics(np.array([0, -1, -1, 1]), np.array([0, -1, 1, -1]), np.array([0.9, 0.1, 0.8, 0.3]))
     metrics["out_of_scope"] = {"label": "oos", "is_class": False, "threshold": 0.5, **scope}
@@ -97,7 +97,7 @@ def test_evaluation_says_how_sure_it_is(capsys: pytest.CaptureFixture[str]) -> N
 def test_evaluation_of_several_labels_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     true_NC = np.array([[1, 0], [1, 1]])
     metrics = multi_label_metrics(true_NC, np.array([[1, 0], [1, 0]]), ("good", "weak"))
-    metrics |= {"split": "test", "baseline": {**metrics, "name": "the baseline"}, **HOW_SURE}
+    metrics |= {"split": "test", "baseline": {**metrics, "name": "the baseline", "num_training_rows": 1200}, **HOW_SURE}
     print_evaluation(metrics)
     text = capsys.readouterr().err
     assert "subset_accuracy" in text and "f1_micro" in text
@@ -110,7 +110,11 @@ def test_evaluation_of_several_labels_a_row(capsys: pytest.CaptureFixture[str]) 
 
 def test_evaluation_puts_the_weakest_class_first(capsys: pytest.CaptureFixture[str]) -> None:
     metrics = full_metrics(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), ("good", "weak"))
-    metrics |= {"split": "test", "baseline": {**metrics, "name": "the baseline", "accuracy": 0.5}, **HOW_SURE}
+    metrics |= {
+        "split": "test",
+        "baseline": {**metrics, "name": "the baseline", "num_training_rows": 1200, "accuracy": 0.5},
+        **HOW_SURE,
+    }
     print_evaluation(metrics)
     text = capsys.readouterr().err
     assert "0.0312" in text

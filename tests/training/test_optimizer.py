@@ -17,7 +17,6 @@ from bertray.errors import RequestError
 from bertray.training.adamw import CompiledAdamW, TorchAdamW
 from bertray.training.adamw_kernel import _compiled
 from bertray.training.optimizer import Optimizer, _depths, check_memory, learning_rate_factor
-from bertray.training.ranks import OwnMemory
 from tests.conftest import tiny_config
 
 
@@ -208,7 +207,7 @@ def test_memory_that_is_asked_for_is_what_is_held(
         free = psutil.virtual_memory()._replace(available=available)
         with monkeypatch.context() as patched:
             patched.setattr("psutil.virtual_memory", lambda: free)
-            check_memory(model, OwnMemory(), keeps_average=keeps_average)
+            check_memory(model, keeps_average=keeps_average)
 
     check(1.02 * num_bytes)
     with pytest.raises(RequestError, match="are free"):

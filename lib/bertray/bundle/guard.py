@@ -2,7 +2,7 @@
 
 1. measure   accuracy of both on up to `NUM_VALIDATION_ROWS` validation rows of the data set that it was trained on
 2. decide    a larger drop than `MAX_DROP_POINTS`, or no such data: it is not used, and the reason is kept
-3. keep      fp16 is decided by the first process that loads the bundle on a GPU without bf16; the others follow:
+3. keep      of processes that load the bundle on GPUs without bf16 and decide on fp16, the first; all follow it:
                CACHE/<bundle's fingerprint>/fp16.json
 
 Of int8, whose graph is kept too, `bundle.openvino` has the steps.
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bertray.bundle.info import BundleInfo
 from bertray.bundle.predictions import is_given
 from bertray.data.dataset import Dataset
-from bertray.errors import RequestError
+from bertray.errors import RequestError, UnavailableError
 from bertray.metrics.calibration import probabilities
 from bertray.schema import TEXT
 from bertray.storage.location import Location
@@ -154,23 +154,33 @@ def place_of(cache: Location, info: BundleInfo) -> Location:
     return cache / info.fingerprint()[:16]
 
 
-def torch_summary(cache: Location, info: BundleInfo) -> dict[str, Any]:
-    """What the summary of a job should say of torch's engine."""
-    record = decided_before(cache, info)
-    return {"engine": "torch", **(record.summary() if record else {})}
+def torch_summary(cache: Location, info: BundleInfo, asked: str, used: str | None) -> dict[str, Any]:
+    """What the summary of a job should say of torch's engine.
+
+    Args:
+        asked: the precision that the job was told.
+        used: the one that the model was run in.
+    """
+    facts: dict[str, Any] = {"engine": "torch"}
+    if asked in ("auto", "fp16") and used in ("fp16", "fp32"):
+        record = decided_before(cache, info)
+        if record and record.is_fp16 == (used == "fp16"):
+            facts |= record.summary()
+    return facts
 
 
 def decided_before(cache: Location, info: BundleInfo) -> HalfRecord | None:
     """What was decided of fp16; None: nothing yet, or it cannot be read."""
     file = place_of(cache, info) / "fp16.json"
-    if not file.exists():
-        return None
     try:
+        if not file.exists():
+            return None
         record = HalfRecord.model_validate_json(file.read_bytes())
-    except ValidationError:
-        _log.warning("warning: %s cannot be read; what it says is decided anew", file)
+    except (ValidationError, UnavailableError) as error:
+        _log.warning("warning: %s cannot be read; what it says is decided anew: %s", file, error)
         return None
-    return record if record.bundle_fingerprint == info.fingerprint() else None
+    is_ours = (record.format_version, record.bundle_fingerprint) == (1, info.fingerprint())
+    return record if is_ours else None
 
 
 def decide_half(
@@ -181,7 +191,9 @@ def decide_half(
     Args:
         encoder_of: the model, newly loaded.
     """
+    file = place_of(cache, info) / "fp16.json"
     if record := decided_before(cache, info):
+        _log.info("%s; decided before, remove %s to decide anew", record.note, file)
         return record
     facts: dict[str, Any] = {"bundle_fingerprint": info.fingerprint(), "versions": versions()}
     try:
@@ -189,6 +201,9 @@ def decide_half(
     except RequestError as error:
         note = f"not fp16, for there are no texts to measure it on: {error}"
         record = HalfRecord(is_fp16=False, note=note, **facts)
+        if isinstance(error, UnavailableError):  # they may be there at the next try, and what is kept holds for good
+            _log.warning("warning: %s", note)
+            return record
     else:
         measured = measure(info, dataset, tokenizer, encoder_of("fp32"), encoder_of("fp16"))
         record = HalfRecord(
@@ -205,11 +220,12 @@ def decide_half(
         _log.info("%s", record.note)
     else:
         _log.warning("warning: %s", record.note)
-    file = place_of(cache, info) / "fp16.json"
-    if file.create(f"{record.model_dump_json(indent=2)}\n".encode()):
-        return record
-    # Another process was faster, and what it decided holds; or the file there cannot be read.
-    first = decided_before(cache, info)
-    if first is None:
-        file.put(f"{record.model_dump_json(indent=2)}\n".encode())
-    return first or record
+    try:
+        if not file.create(f"{record.model_dump_json(indent=2)}\n".encode()):
+            # Another process was faster, and what it decided holds; or the file there cannot be read.
+            if first := decided_before(cache, info):
+                return first
+            file.put(f"{record.model_dump_json(indent=2)}\n".encode())
+    except UnavailableError as error:
+        _log.warning("warning: what was decided is not kept, and will be decided again: %s", error)
+    return record

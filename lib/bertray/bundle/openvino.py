@@ -97,7 +97,7 @@ def open_bundle(
     if engine != "openvino":
         assert precision != "int8"  # the configuration has checked it
         bundle = Bundle.load(uri, precision, device, cache)
-        return bundle, torch_summary(cache or user_cache(), bundle.info)
+        return bundle, torch_summary(cache or user_cache(), bundle.info, precision, bundle.precision)
     record = prepare(uri, precision, cache or user_cache())
     return load_prepared(uri, precision, cache or user_cache()), record.summary()
 

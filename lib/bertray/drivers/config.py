@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from bertray.config import ENGINE_HELP, INFERENCE_PRECISION_HELP, JobConfig, Place, Texts, check_engine
 from bertray.types import Engine, InferencePrecision
 
+# Of a million rows TF-IDF takes minutes and gigabytes, and the answer is the same.
+MAX_BASELINE_ROWS = 50_000
+
 
 class EvaluateConfig(JobConfig):
     """Measure a bundle on a split of a data set, beside TF-IDF + logistic regression on the same rows.
@@ -28,6 +31,11 @@ class EvaluateConfig(JobConfig):
         le=1,
         description="score below which a text counts as out of scope, with a data set of --oos-label that has no such "
         "training rows; default: the bundle's review_below",
+    )
+    baseline: bool = Field(
+        default=True,
+        description="compare with TF-IDF and logistic regression, fitted on at most "
+        f"{MAX_BASELINE_ROWS:,} training rows",
     )
     engine: Engine = Field(default="auto", description=ENGINE_HELP)
     precision: InferencePrecision = Field(default="auto", description=INFERENCE_PRECISION_HELP)

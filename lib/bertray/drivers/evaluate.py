@@ -27,7 +27,7 @@ from bertray.bundle.info import BundleInfo, read_info
 from bertray.bundle.predictions import is_given, label_lists
 from bertray.cli import JobResult
 from bertray.data.dataset import Dataset
-from bertray.drivers.config import EvaluateConfig
+from bertray.drivers.config import MAX_BASELINE_ROWS, EvaluateConfig
 from bertray.errors import RequestError
 from bertray.metrics import baseline
 from bertray.metrics.calibration import (
@@ -108,10 +108,11 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     tokens, logits_NC = bundle.logits(rows[TEXT])
     predictions = bundle.predictions(tokens, logits_NC)
     probabilities_NC = np.nan_to_num(probabilities(logits_NC, bundle.info.problem_type))
+    train = _baseline_rows(dataset) if config.baseline else None
     if dataset.problem_type == "multi_label_classification":
-        compared = _several_labels(bundle, dataset, rows, probabilities_NC)
+        compared = _several_labels(bundle, dataset, rows, probabilities_NC, train)
     else:
-        compared = _one_label(dataset, rows, predictions)
+        compared = _one_label(dataset, rows, predictions, train)
     metrics = {
         **compared.metrics,
         **_calibration(logits_NC, dataset.targets(rows), dataset.problem_type),
@@ -173,29 +174,46 @@ def _check_labels(info: BundleInfo, dataset: Dataset) -> None:
 
 
 class _Compared(NamedTuple):
-    """A bundle beside the baseline."""
+    """A bundle beside the baseline, if that is wanted."""
 
     metrics: dict[str, Any]
     is_right_N: np.ndarray  # whether `label` is true of the row
     predicted: pa.Array | pa.ChunkedArray
-    baseline_predicted: pa.Array
+    baseline_predicted: pa.Array  # null without the baseline
 
 
-def _one_label(dataset: Dataset, rows: pa.Table, predictions: pa.Table) -> _Compared:
-    """Metrics are of the rows that have a class."""
+def _baseline_rows(dataset: Dataset) -> pa.Table:
+    """Training rows that the baseline is fitted on: all, or a sample."""
+    train = dataset.split("train")
+    num_rows = train.num_rows
+    if num_rows > MAX_BASELINE_ROWS:
+        chosen = np.random.default_rng(0).choice(num_rows, MAX_BASELINE_ROWS, replace=False)
+        train = train.take(pa.array(np.sort(chosen)))
+    _log.info("fitting the baseline on %d of %d training rows", train.num_rows, num_rows)
+    return train
+
+
+def _baseline_metrics(train: pa.Table, scores: dict[str, float]) -> dict[str, Any]:
+    return {"name": baseline.NAME, "num_training_rows": train.num_rows, **scores}
+
+
+def _one_label(dataset: Dataset, rows: pa.Table, predictions: pa.Table, train: pa.Table | None) -> _Compared:
+    """Metrics are of the rows that have a class.
+
+    Args:
+        train: what the baseline is fitted on; None: there is none.
+    """
     true_N, predicted_N = dataset.targets(rows), _predicted(dataset, predictions)
     has_class_N = true_N != NO_CLASS
-    train = dataset.split("train")
-    _log.info("fitting the baseline on %d training rows", train.num_rows)
-    baseline_N = baseline.predict_baseline(train, rows)
-    found = full_metrics(true_N[has_class_N], predicted_N[has_class_N], dataset.labels)
-    simplest = summary_metrics(true_N[has_class_N], baseline_N[has_class_N], len(dataset.labels))
-    return _Compared(
-        {**found, "baseline": {"name": baseline.NAME, **simplest}},
-        has_class_N & (predicted_N == true_N),
-        predictions[LABEL],
-        pa.array(dataset.labels).take(pa.array(baseline_N)),
-    )
+    metrics = {**full_metrics(true_N[has_class_N], predicted_N[has_class_N], dataset.labels), "baseline": None}
+    baseline_predicted = pa.nulls(rows.num_rows, pa.string())
+    if train is not None:
+        baseline_N = baseline.predict_baseline(train, rows)
+        simplest = summary_metrics(true_N[has_class_N], baseline_N[has_class_N], len(dataset.labels))
+        metrics["baseline"] = _baseline_metrics(train, simplest)
+        baseline_predicted = pa.array(dataset.labels).take(pa.array(baseline_N))
+    is_right_N = has_class_N & (predicted_N == true_N)
+    return _Compared(metrics, is_right_N, predictions[LABEL], baseline_predicted)
 
 
 def _predicted(dataset: Dataset, predictions: pa.Table) -> np.ndarray:
@@ -204,34 +222,38 @@ def _predicted(dataset: Dataset, predictions: pa.Table) -> np.ndarray:
     return np.asarray(ids.to_numpy(), dtype=np.int64)
 
 
-def _several_labels(bundle: Bundle, dataset: Dataset, rows: pa.Table, probabilities_NC: np.ndarray) -> _Compared:
-    """The baseline has thresholds chosen as the bundle's were, on the validation rows, or like it 0.5."""
+def _several_labels(
+    bundle: Bundle, dataset: Dataset, rows: pa.Table, probabilities_NC: np.ndarray, train: pa.Table | None
+) -> _Compared:
+    """The baseline has thresholds chosen as the bundle's were, on the validation rows, or like it 0.5.
+
+    Args:
+        train: what the baseline is fitted on; None: there is none.
+    """
     thresholds = bundle.info.thresholds
     true_NC = dataset.targets(rows)
     given_NC = is_given(probabilities_NC, thresholds)
-    train, validation = dataset.split("train"), dataset.split("validation")
-    _log.info("fitting the baseline on %d training rows", train.num_rows)
-    texts = pa.concat_tables([validation, rows])
-    simplest_NC = baseline.predict_multi_label_baseline(train, dataset.targets(train), texts)
-    simplest_thresholds = None
-    if thresholds is not None:
-        simplest_thresholds = tune_thresholds(simplest_NC[: len(validation)], dataset.targets(validation))
-    simplest_NC = simplest_NC[len(validation) :]
-    simplest_given_NC = is_given(simplest_NC, simplest_thresholds)
-
     metrics = multi_label_metrics(true_NC, given_NC, dataset.labels)
     if thresholds is not None:
         for label, threshold in zip(dataset.labels, thresholds, strict=True):
             metrics["per_class"][label]["threshold"] = threshold
-    simplest = multi_label_metrics(true_NC, simplest_given_NC, dataset.labels)
-    names = ("f1_micro", "f1_macro", "subset_accuracy")
-    metrics["baseline"] = {"name": baseline.NAME, **{name: simplest[name] for name in names}}
-    return _Compared(
-        metrics,
-        true_NC[np.arange(len(rows)), probabilities_NC.argmax(axis=1)] > 0,
-        label_lists(probabilities_NC, given_NC, dataset.labels),
-        label_lists(simplest_NC, simplest_given_NC, dataset.labels),
-    )
+    predicted = label_lists(probabilities_NC, given_NC, dataset.labels)
+    metrics["baseline"], baseline_predicted = None, pa.nulls(rows.num_rows, predicted.type)
+    if train is not None:
+        validation = dataset.split("validation")
+        texts = pa.concat_tables([validation, rows])
+        simplest_NC = baseline.predict_multi_label_baseline(train, dataset.targets(train), texts)
+        simplest_thresholds = None
+        if thresholds is not None:
+            simplest_thresholds = tune_thresholds(simplest_NC[: len(validation)], dataset.targets(validation))
+        simplest_NC = simplest_NC[len(validation) :]
+        simplest_given_NC = is_given(simplest_NC, simplest_thresholds)
+        simplest = multi_label_metrics(true_NC, simplest_given_NC, dataset.labels)
+        names = ("f1_micro", "f1_macro", "subset_accuracy")
+        metrics["baseline"] = _baseline_metrics(train, {name: simplest[name] for name in names})
+        baseline_predicted = label_lists(simplest_NC, simplest_given_NC, dataset.labels)
+    is_right_N = true_NC[np.arange(len(rows)), probabilities_NC.argmax(axis=1)] > 0
+    return _Compared(metrics, is_right_N, predicted, baseline_predicted)
 
 
 def _calibration(logits_NC: np.ndarray, targets: np.ndarray, problem_type: ProblemType) -> dict[str, float | None]:

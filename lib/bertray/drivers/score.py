@@ -177,8 +177,8 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
             )
             engine = _prepare_engine(config, output)
             engine["num_actors"] = _stream(request, archive, todo, recorder, open_pool or pool_of)
-            if config.engine != "openvino":
-                engine |= torch_summary(output / ENGINE_FOLDER, info)  # what the processes have decided
+            if config.engine != "openvino":  # what the processes have decided
+                engine |= torch_summary(output / ENGINE_FOLDER, info, config.precision, recorder.precision)
         else:
             _log.info("nothing to do: every shard is committed under this bundle and these columns")
             # Maybe by a run that had recorded its last shard, and not yet removed its parts.

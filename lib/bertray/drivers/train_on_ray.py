@@ -58,6 +58,8 @@ def fit(
         config.num_workers,
         placement.share,
     )
+    if not placement.use_gpu:
+        tell_what_is_faster(fewest, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     num_failures, last_step = 0, 0
     while True:
         board = cluster.start_board(RunBoard)
@@ -97,6 +99,18 @@ def fit(
                 raise
             reason = str(next(iter(failures), error)).strip().partition("\n")[0]
             _log.warning("warning: workers were lost (%s); going on from step %d", reason, step)
+
+
+def tell_what_is_faster(num_workers: int, nodes: list[dict[str, float]]) -> None:
+    """Warn of CPU workers that share a machine: what they exchange takes longer than what they gain."""
+    num_machines = sum(node.get("CPU", 0) > 0 for node in nodes)
+    if num_workers > num_machines:
+        _log.warning(
+            "warning: %d workers share the CPUs of %d machines: --num-workers %d, one a machine, is faster",
+            num_workers,
+            num_machines,
+            num_machines,
+        )
 
 
 def _news_of(board: Any) -> Callable[[], News]:

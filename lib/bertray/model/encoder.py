@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,8 @@ class Encoder:
             RuntimeError: one sequence alone does not fit into the GPU's memory: what torch says of it.
         """
         batches = self.layout.batches(tokens.lengths_S, self.token_budget)
-        outputs, self.token_budget = run_batches(self.layout, self._run, tokens, batches, self.token_budget)
+        forward = partial(self.layout.forward, self._run)
+        outputs, self.token_budget = run_batches(forward, self.layout, tokens, batches, self.token_budget)
         logits_SC = np.empty((len(tokens.lengths_S), self.model.config.num_labels), dtype=np.float32)
         if outputs:
             # Copied at the end: the host lays out batches while the GPU is at work on earlier ones.
@@ -89,8 +91,8 @@ def _compiled(model: Any, execution: Execution) -> Any:
 
 
 def run_batches(
+    forward: Callable[[Sequences, np.ndarray], torch.Tensor],
     layout: Layout,
-    model: Any,
     tokens: Sequences,
     batches: list[np.ndarray],
     token_budget: int,
@@ -99,6 +101,7 @@ def run_batches(
     """Run a model over batches; where one does not fit into the GPU's memory, over smaller ones from there on.
 
     Args:
+        forward: tokens, and the sequences of a batch -> logits_BC.
         batches: sequences of each, of at most `token_budget` tokens.
         before_each: called before each batch; what it raises ends the run.
 
@@ -114,14 +117,14 @@ def run_batches(
         before_each()
         rows = waiting.popleft()
         try:
-            outputs.append((rows, layout.forward(model, tokens, rows)))
+            outputs.append((rows, forward(tokens, rows)))
             continue
         except RuntimeError as error:
             if len(rows) == 1 or not is_out_of_memory(error):
                 raise
         # Here, where the exception no longer holds the batch's activations.
         torch.cuda.empty_cache()
-        budget //= 2
+        budget = min(budget, int(tokens.lengths_S[rows].sum())) // 2
         left = np.concatenate([rows, *waiting])
         waiting = deque(left[part] for part in layout.batches(tokens.lengths_S[left], budget))
     if budget < token_budget:

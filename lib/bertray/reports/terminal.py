@@ -65,16 +65,17 @@ def print_dataset(report: dict[str, Any]) -> None:
 
 
 def print_evaluation(metrics: dict[str, Any]) -> None:
-    """The bundle beside the baseline, how sure it is, then every class."""
+    """The bundle, beside the baseline if there is one, how sure it is, then every class."""
     baseline = metrics["baseline"]
     table = Table(title=f"{metrics['num_rows']} {metrics['split']} rows", title_justify="left")
     table.add_column("metric")
     table.add_column("this bundle", justify="right")
-    table.add_column(baseline["name"], justify="right")
-    table.add_column("difference", justify="right")
+    if baseline:
+        table.add_column(f"{baseline['name']}, {baseline['num_training_rows']:,} training rows", justify="right")
+        table.add_column("difference", justify="right")
     for name in (name for name in _SUMMARY_METRICS if name in metrics):
-        difference = metrics[name] - baseline[name]
-        table.add_row(name, f"{metrics[name]:.4f}", f"{baseline[name]:.4f}", f"{difference:+.4f}")
+        beside = [f"{baseline[name]:.4f}", f"{metrics[name] - baseline[name]:+.4f}"] if baseline else []
+        table.add_row(name, f"{metrics[name]:.4f}", *beside)
     _print(table)
     _print_how_sure(metrics)
     _print_classes(metrics)

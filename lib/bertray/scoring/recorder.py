@@ -159,6 +159,11 @@ class Recorder:
             run_id=self._run_id, tokens_per_s=tokens_per_s, num_actors=num_actors, wall_s=round(self._scoring_s, 3)
         )
 
+    @property
+    def precision(self) -> str | None:
+        """What the model was run in; None: nothing was scored."""
+        return "+".join(sorted(self._precisions)) or None
+
     def summary(self, wall_s: float) -> dict[str, Any]:
         return {
             "num_shards_committed": self._num_committed,
@@ -174,5 +179,5 @@ class Recorder:
             "wall_s": round(wall_s, 2),
             "rows_per_s": round(self._num_rows / wall_s, 1),
             "tokens_per_s": round((self._num_tokens_run - self._num_tokens_repeated) / wall_s, 1),
-            "precision": "+".join(sorted(self._precisions)) or None,
+            "precision": self.precision,
         }

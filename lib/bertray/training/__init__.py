@@ -5,7 +5,7 @@
     batches      which rows a step reads                  loss         what is minimised
     learner      a model set up for training              optimizer    all weights, and the schedule
     loop         steps, epochs, checkpoints               checkpoints  what a run goes on from
-    ranks        what processes that train together share tracking     every step, for TensorBoard and MLflow
+    ranks        what processes that train agree on       tracking     every step, for TensorBoard and MLflow
     trials       the trials of a search                   export       trained weights -> a bundle
     watcher      where the loop and its driver meet       mlflow_client, curves, adamw, adamw_kernel,
                  flat_weights, dropout: parts of these

@@ -1,12 +1,11 @@
-"""AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) over flat weights, or this rank's part of them.
+"""AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) over flat weights.
 
-A step has two halves, between which ranks that share memory add up their squares:
+A step has two halves, for gradients are scaled by the norm of all:
 
-1. add_gradients  what `FlatWeights.take_gradients` took, of all ranks   -> the square of its norm
-2. step           scaled gradients -> moments -> weights in 32 bits -> weights of the model
+1. square_of_gradients  what `FlatWeights.take_gradients` took -> the square of its norm
+2. step                 scaled gradients -> moments -> weights in 32 bits -> weights of the model
 
-Legend: W weights that lie end to end, P those of them that this rank steps, K pieces, S tensors of gradients, R ranks
-that share memory.
+Legend: W weights that lie end to end, K pieces, S tensors of gradients.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ class AdamW(Protocol):
     def begin(self, num_steps: int) -> None:
         """So many steps were taken; the moments are of them."""
 
-    def add_gradients(self) -> torch.Tensor:
-        """Add up the gradients of this part over the ranks; returns the square of their norm, float64."""
+    def square_of_gradients(self) -> torch.Tensor:
+        """The square of their norm, float64."""
 
     def step(self, learning_rate: float, scale: torch.Tensor) -> None:
-        """Change this part of the weights, in `master_W` and `model_W`.
+        """Change the weights, in `master_W` and `model_W`.
 
         Args:
             scale: of the gradients; a scalar.
@@ -50,37 +49,28 @@ class TorchAdamW:
 
     def __init__(self, flat: FlatWeights, weight_decay: float) -> None:
         self._flat = flat
-        self._stepped_P = flat.master_W[flat.part]
-        self._gradient_P = self._stepped_P.grad = torch.zeros_like(self._stepped_P)
-        self._gradients = [] if flat.shared else list(flat.views(self._gradient_P).values())
+        self._stepped_W = flat.master_W
+        self._gradient_W = self._stepped_W.grad = torch.zeros_like(self._stepped_W)
+        self._gradients = list(flat.views(self._gradient_W).values())
         self._adamw = torch.optim.AdamW(
-            [self._stepped_P], betas=_BETAS, eps=_EPS, weight_decay=weight_decay, fused=True
+            [self._stepped_W], betas=_BETAS, eps=_EPS, weight_decay=weight_decay, fused=True
         )
         self.begin(0)
 
     def begin(self, num_steps: int) -> None:
-        device = self._stepped_P.device if self._stepped_P.is_cuda else "cpu"
-        self._adamw.state[self._stepped_P] = {
-            "step": torch.tensor(float(num_steps), device=device),
-            **{name: moment_W[self._flat.part] for name, moment_W in self._flat.moments.items()},
-        }
+        step = torch.tensor(float(num_steps), device=self._stepped_W.device)
+        self._adamw.state[self._stepped_W] = {"step": step, **self._flat.moments}
 
-    def add_gradients(self) -> torch.Tensor:
-        if self._flat.shared:
-            first_P, *others = (given_W[self._flat.part] for given_W in self._flat.shared)
-            self._gradient_P.copy_(first_P)
-            for other_P in others:
-                self._gradient_P.add_(other_P)
-        else:
-            torch._foreach_copy_(self._gradients, self._flat.taken)
-            self._flat.taken.clear()
+    def square_of_gradients(self) -> torch.Tensor:
+        torch._foreach_copy_(self._gradients, self._flat.taken)
+        self._flat.taken.clear()
         # Row by row: of one vector of 12 million numbers the norm is off by 5e-4 on CPUs, and takes twice as long.
-        rows = self._gradient_P.view(ALIGNMENT, len(self._gradient_P) // ALIGNMENT)
+        rows = self._gradient_W.view(ALIGNMENT, len(self._gradient_W) // ALIGNMENT)
         square: torch.Tensor = torch.linalg.vector_norm(rows, dim=1).double().square().sum()
         return square
 
     def step(self, learning_rate: float, scale: torch.Tensor) -> None:
-        self._gradient_P.mul_(scale)
+        self._gradient_W.mul_(scale)
         self._adamw.param_groups[0]["lr"] = learning_rate
         self._adamw.step()
         self._flat.publish(self._flat.master_W)
@@ -95,9 +85,7 @@ class CompiledAdamW:
 
         self._kernel, self._flat, self._weight_decay = adamw_kernel, flat, weight_decay
         self.begin(0)
-        tensors = [(flat.part.start, flat.part.stop - flat.part.start)]
-        if not flat.shared:
-            tensors = [(flat.starts[name], view.numel()) for name, view in flat.views(flat.model_W).items()]
+        tensors = [(flat.starts[name], view.numel()) for name, view in flat.views(flat.model_W).items()]
         piece = adamw_kernel.PIECE
         pieces = [
             (number, offset, start + offset, min(piece, length - offset))
@@ -106,22 +94,20 @@ class CompiledAdamW:
         ]
         table = np.array(pieces, np.int64).reshape(-1, 4)
         self._tensors_K, self._offsets_K, self._starts_K, self._lengths_K = np.ascontiguousarray(table.T)
-        self._addresses_RK = np.zeros((0, 0), np.int64)
+        self._addresses_K = np.zeros(0, np.int64)
         self._arrays = [held.numpy() for held in (flat.master_W, *flat.moments.values())]
         self._arrays.append(flat.model_W.view(torch.uint16).numpy())
 
     def begin(self, num_steps: int) -> None:
         self._num_steps = num_steps
 
-    def add_gradients(self) -> torch.Tensor:
-        shared = [[given_W[self._flat.part]] for given_W in self._flat.shared]
+    def square_of_gradients(self) -> torch.Tensor:
         # Held until the step is taken, as the addresses are.
         self._flat.taken = [gradient.contiguous() for gradient in self._flat.taken]
-        addresses_RS = np.array([[one.data_ptr() for one in of_rank] for of_rank in shared or [self._flat.taken]])
-        bytes_per_weight = self._flat.model_W.element_size()
-        self._addresses_RK = np.ascontiguousarray(addresses_RS[:, self._tensors_K] + bytes_per_weight * self._offsets_K)
+        addresses_S = np.array([gradient.data_ptr() for gradient in self._flat.taken])
+        self._addresses_K = addresses_S[self._tensors_K] + self._flat.model_W.element_size() * self._offsets_K
         self._kernel.use_torchs_threads()
-        return torch.tensor(self._kernel.squared_norm(self._addresses_RK, self._lengths_K), dtype=torch.float64)
+        return torch.tensor(self._kernel.squared_norm(self._addresses_K, self._lengths_K), dtype=torch.float64)
 
     def step(self, learning_rate: float, scale: torch.Tensor) -> None:
         self._num_steps += 1
@@ -135,5 +121,5 @@ class CompiledAdamW:
             corrections[1] ** -0.5,
             _EPS,
         )
-        self._kernel.step(self._addresses_RK, self._starts_K, self._lengths_K, *self._arrays, *map(np.float32, numbers))
+        self._kernel.step(self._addresses_K, self._starts_K, self._lengths_K, *self._arrays, *map(np.float32, numbers))
         self._flat.taken.clear()

@@ -3,7 +3,7 @@
 torch takes four: gradients are cast to 32 bits, scaled, weights and moments stepped, weights cast to 16 bits; and one
 before them for the norm. Here a piece is cast, stepped and rounded while it is in the cache.
 
-Legend: K pieces of at most `PIECE` weights, R ranks whose gradients are added up, W weights.
+Legend: K pieces of at most `PIECE` weights, W weights.
 """
 
 from __future__ import annotations
@@ -94,35 +94,31 @@ def _pointer(_: Any, address: Any) -> Any:
 
 
 @numba.njit(error_model="numpy", fastmath={"contract"})
-def _add_up(addresses_R: Any, length: int, words: Any, sums: Any) -> None:
-    """Sums, in 32 bits, of the gradients in bf16 that begin at these addresses; words holds each one's bits."""
-    wide = words.view(np.float32)
-    for rank in range(addresses_R.size):
-        bits = numba.carray(_pointer(addresses_R[rank]), length)
-        for at in range(length):
-            words[at] = np.uint32(bits[at]) << np.uint32(16)
-        for at in range(length):
-            sums[at] = wide[at] if rank == 0 else sums[at] + wide[at]
+def _widen(address: int, length: int, words: Any) -> None:
+    """The gradients in bf16 that begin at an address, as bits of 32."""
+    bits = numba.carray(_pointer(address), length)
+    for at in range(length):
+        words[at] = np.uint32(bits[at]) << np.uint32(16)
 
 
 @_compiled(parallel=True, fastmath={"contract", "reassoc", "nsz"})
-def squared_norm(addresses_RK: Any, lengths_K: Any) -> float:
-    """Of the summed gradients."""
+def squared_norm(addresses_K: Any, lengths_K: Any) -> float:
+    """Of the gradients."""
     squares_K = np.zeros(lengths_K.size)
     for piece in numba.prange(lengths_K.size):
         length = lengths_K[piece]
-        words, sums = np.empty(PIECE, np.uint32), np.empty(PIECE, np.float32)
-        _add_up(addresses_RK[:, piece], length, words, sums)
-        square = np.float32(0)
+        words = np.empty(PIECE, np.uint32)
+        _widen(addresses_K[piece], length, words)
+        gradients, square = words.view(np.float32), np.float32(0)
         for at in range(length):
-            square += sums[at] * sums[at]
+            square += gradients[at] * gradients[at]
         squares_K[piece] = square
     return float(squares_K.sum())
 
 
 @_compiled(parallel=True, fastmath={"contract"})
 def step(
-    addresses_RK: Any,
+    addresses_K: Any,
     starts_K: Any,
     lengths_K: Any,
     master_W: Any,
@@ -152,8 +148,9 @@ def step(
     """
     for piece in numba.prange(lengths_K.size):
         start, length = starts_K[piece], lengths_K[piece]
-        words, gradients = np.empty(PIECE, np.uint32), np.empty(PIECE, np.float32)
-        _add_up(addresses_RK[:, piece], length, words, gradients)
+        words = np.empty(PIECE, np.uint32)
+        _widen(addresses_K[piece], length, words)
+        gradients = words.view(np.float32)
         master, model = master_W[start : start + length], model_W[start : start + length]
         first, second = exp_avg_W[start : start + length], exp_avg_sq_W[start : start + length]
         rounded = words.view(np.float32)

@@ -90,11 +90,10 @@ class Learner:
         to_precision(model, device, dtype)
         self._parallel, self.num_averaged = model, 1
 
-    def exchange_gradients(self, are_averaged: bool) -> None:
-        """From here on average gradients over the ranks, if they are to be; the weights have found their place."""
-        world_size = rank_and_world_size()[1]
-        if are_averaged and world_size > 1:
-            self.num_averaged = world_size
+    def exchange_gradients(self) -> None:
+        """From here on average gradients over the ranks; the weights have found their place."""
+        self.num_averaged = rank_and_world_size()[1]
+        if self.num_averaged > 1:
             self._parallel = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def seed(self, *words: int) -> None:

@@ -38,7 +38,7 @@ from bertray.training.config import TrainConfig, TrainingOptions
 from bertray.training.learner import Learner
 from bertray.training.loss import Objective, sampling_probabilities, validation_metrics
 from bertray.training.optimizer import Optimizer, check_memory, learning_rate_factor
-from bertray.training.ranks import least_of_ranks, memory_of_ranks, on_all_ranks, rank_and_world_size
+from bertray.training.ranks import least_of_ranks, on_all_ranks, rank_and_world_size
 from bertray.training.token_files import TrainingRows
 from bertray.training.tracking import StepRecord
 from bertray.training.watcher import Watcher
@@ -115,7 +115,6 @@ class FineTuning:
         )
         if problem_type == "multi_label_classification":
             begin_with_logits(model, self._objective.logits_of_any_text_C())
-        memory = memory_of_ranks(device)
         self.learner = Learner(
             model,
             vocabulary_V,
@@ -124,7 +123,7 @@ class FineTuning:
             gradient_checkpointing=options.gradient_checkpointing,
         )
         if device.type == "cpu":
-            check_memory(model, memory, keeps_average=options.average_decay is not None)
+            check_memory(model, keeps_average=options.average_decay is not None)
         self.optimizer = Optimizer(
             model,
             learning_rate=options.learning_rate,
@@ -133,9 +132,8 @@ class FineTuning:
             layer_decay=options.layer_decay,
             average_decay=options.average_decay,
             exact=self.learner.take_exact_weights(),
-            memory=memory,
         )
-        self.learner.exchange_gradients(memory.world_size == 1)
+        self.learner.exchange_gradients()
         probabilities_S = None
         if options.sampling == "balanced":
             probabilities_S = sampling_probabilities(self._train, self._num_classes)
@@ -343,7 +341,7 @@ class FineTuning:
         budget = self.validation_budget = least_of_ranks(self.validation_budget, self.device)
         batches = learner.layout.batches(tokens.lengths_S, budget)[self.rank :: self.world_size]
         outputs, self.validation_budget = run_batches(
-            learner.layout, learner.model, tokens, batches, budget, self._go_on_unless_told_to_end
+            learner.logits, learner.layout, tokens, batches, budget, self._go_on_unless_told_to_end
         )
         # A sequence is run by one rank, and is zero on the others: the sum over ranks is the whole.
         logits_SC = torch.zeros(len(tokens.documents_S), self._num_classes, device=self.device)

@@ -1,9 +1,8 @@
 """AdamW over 32-bit weights, whatever the model computes in, and the schedule of its learning rate.
 
-Without 32-bit weights an update of less than 1/256 of a weight would be lost in bf16. Ranks that share memory step each
-a part of the weights.  [training.ranks]
+Without 32-bit weights an update of less than 1/256 of a weight would be lost in bf16.
 
-Legend: W weights that lie end to end, P those of them that this rank steps.
+Legend: W weights that lie end to end.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import torch
 from bertray.errors import RequestError
 from bertray.training.adamw import adamw_of
 from bertray.training.flat_weights import MOMENTS, FlatWeights
-from bertray.training.ranks import Memory, OwnMemory
 
 _LAYER_NUMBER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 
@@ -31,8 +29,8 @@ def learning_rate_factor(step: int, num_steps: int, num_warmup_steps: int) -> fl
     return (num_steps - step + 1) / (num_steps - num_warmup_steps + 1)
 
 
-def check_memory(model: Any, memory: Memory, *, keeps_average: bool) -> None:
-    """See that weights, moments and gradients of all that share this memory fit into what is free on this machine.
+def check_memory(model: Any, *, keeps_average: bool) -> None:
+    """See that weights, moments and gradients fit into what is free on this machine.
 
     Raises:
         RequestError: they do not.
@@ -41,7 +39,7 @@ def check_memory(model: Any, memory: Memory, *, keeps_average: bool) -> None:
     for weights in model.parameters():
         if weights.requires_grad:
             num_weights += weights.numel()
-            num_bytes += weights.numel() * _bytes_per_weight(weights.element_size(), memory.world_size, keeps_average)
+            num_bytes += weights.numel() * _bytes_per_weight(weights.element_size(), keeps_average)
     available = psutil.virtual_memory().available
     if num_bytes > available:
         raise RequestError(
@@ -50,12 +48,11 @@ def check_memory(model: Any, memory: Memory, *, keeps_average: bool) -> None:
         )
 
 
-def _bytes_per_weight(width: int, num_ranks: int, keeps_average: bool) -> int:
+def _bytes_per_weight(width: int, keeps_average: bool) -> int:
     """Of a weight on CPUs that is so many bytes wide to the model."""
     # 32 bits each: the weight and two moments; beside them its 16 bits, or the sum of its gradients.
     held = 12 + (2 if width == 2 else 4) + (4 if keeps_average else 0)
-    # A rank's gradient, and where ranks share memory what it gives of it.
-    return held + num_ranks * width * (2 if num_ranks > 1 else 1)
+    return held + width  # of its gradient
 
 
 class Optimizer:
@@ -71,7 +68,6 @@ class Optimizer:
         average_decay: keep a running mean of the weights too, an average step's weights counting 1 - average_decay;
             None: no.
         exact: by name, in 32 bits, what the model's weights were rounded from.
-        memory: where the weights lie; ranks that share it call every method but `weights` and `state` together.
     """
 
     def __init__(
@@ -84,9 +80,7 @@ class Optimizer:
         layer_decay: float = 1.0,
         average_decay: float | None = None,
         exact: dict[str, torch.Tensor] | None = None,
-        memory: Memory | None = None,
     ) -> None:
-        self._memory = memory or OwnMemory()
         named = [(name, weights) for name, weights in model.named_parameters() if weights.requires_grad]
         self._names = [name for name, _ in named]
         self._max_grad_norm, self._learning_rate = max_grad_norm, learning_rate
@@ -95,19 +89,18 @@ class Optimizer:
         for depth, (name, weights) in zip(depths, named, strict=True):
             factor = layer_decay ** (max(depths) - depth)
             alike.setdefault((factor, weights.ndim > 1, weights.dtype), []).append((name, weights))
-        self._flats = [FlatWeights(weights, self._memory) for weights in alike.values()]
+        self._flats = [FlatWeights(weights) for weights in alike.values()]
         self._factors = [factor for factor, _, _ in alike]
         self._adamws = [
             adamw_of(flat, weight_decay if is_matrix else 0.0)
             for flat, (_, is_matrix, _) in zip(self._flats, alike, strict=True)
         ]
-        if exact and self._memory.rank == 0:
+        if exact:
             for flat in self._flats:
                 for name, view in flat.views(flat.master_W).items():
                     view.copy_(exact[name])
         self._average_decay, self._num_averaged = average_decay, 0
         self._averages = [] if average_decay is None else [flat.copy(flat.master_W) for flat in self._flats]
-        self._memory.wait()
 
     def step(self, factor: float) -> torch.Tensor:
         """Take one step and forget the gradients.
@@ -120,9 +113,7 @@ class Optimizer:
         """
         for flat in self._flats:
             flat.take_gradients()
-        self._memory.wait()
-        squares = torch.stack([adamw.add_gradients() for adamw in self._adamws]).sum()
-        norm = self._memory.total(squares).sqrt()
+        norm = torch.stack([adamw.square_of_gradients() for adamw in self._adamws]).sum().sqrt()
         scale = (self._max_grad_norm / (norm + 1e-6)).clamp(max=1.0).float()
         for adamw, layer_factor in zip(self._adamws, self._factors, strict=True):
             adamw.step(self._learning_rate * factor * layer_factor, scale)
@@ -130,9 +121,7 @@ class Optimizer:
             # A running mean of few steps must not remember where training began.
             self._num_averaged += 1
             decay = min(self._average_decay, (1 + self._num_averaged) / (10 + self._num_averaged))
-            averages = [average_W[flat.part] for flat, average_W in zip(self._flats, self._averages, strict=True)]
-            torch._foreach_lerp_(averages, [flat.master_W[flat.part] for flat in self._flats], 1 - decay)
-        self._memory.wait()
+            torch._foreach_lerp_(self._averages, [flat.master_W for flat in self._flats], 1 - decay)
         return norm.float()
 
     @contextmanager
@@ -142,17 +131,12 @@ class Optimizer:
             yield
             return
         trained = [flat.model_W.clone() for flat in self._flats]
-        self._memory.wait()  # before any rank changes its part
         self._publish(self._averages)
         try:
             yield
-        except BaseException:
-            # All parts, and without waiting for other ranks, which wait for something else: the run is over then.
+        finally:
             for flat, held_W in zip(self._flats, trained, strict=True):
                 flat.model_W.copy_(held_W)
-            raise
-        self._memory.wait()
-        self._publish(trained)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Copies, on the CPU, of the 32-bit weights by name; of their running mean if one is kept."""
@@ -193,10 +177,9 @@ class Optimizer:
 
     @torch.no_grad()
     def _publish(self, of_flats: list[torch.Tensor]) -> None:
-        """Let the model compute with these weights, on every rank."""
+        """Let the model compute with these weights."""
         for flat, held_W in zip(self._flats, of_flats, strict=True):
             flat.publish(held_W)
-        self._memory.wait()
 
 
 def _depths(names: list[str], encoder: str) -> list[int]:
