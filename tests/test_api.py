@@ -75,7 +75,7 @@ def test_probabilities_are_those_of_the_predictions(tiny_bundle: Path) -> None:
             assert probabilities_NC[row].max() == pytest.approx(prediction.score)
 
 
-@pytest.mark.parametrize(("options", "message"), [({"precision": "fp16"}, "'fp16'"), ({"device": "gpu"}, "'gpu'")])
+@pytest.mark.parametrize(("options", "message"), [({"precision": "fp8"}, "'fp8'"), ({"device": "gpu"}, "'gpu'")])
 def test_a_bundle_is_loaded_as_asked_or_not_at_all(options: Any, message: str, tiny_bundle: Path) -> None:
     with pytest.raises(bertray.RequestError, match=f"{message} is not allowed: use one of auto, "):
         Bundle.load(str(tiny_bundle), **options)
