@@ -77,16 +77,14 @@ Bounds = Annotated[str, BeforeValidator(_as_bounds)]
 Numbers = Annotated[str, BeforeValidator(_as_numbers)]
 
 
-DEVICE_HELP = (
-    "what workers run on; auto is cuda where the cluster has a GPU now; say cuda where GPU nodes start on demand"
-)
-PRECISION_HELP = "arithmetic of the model; auto is bf16 where the processor or GPU has it, else fp32"
+DEVICE_HELP = "device of the workers; auto is cuda if the cluster has a GPU now; use cuda if GPU nodes start on demand"
+PRECISION_HELP = "precision of the model's arithmetic; auto is bf16 if the processor or GPU supports it, else fp32"
 INFERENCE_PRECISION_HELP = (
-    f"{PRECISION_HELP}; with --engine openvino auto, like int8, is int8 if that costs at most 0.3 points of accuracy; "
-    "on a GPU without bf16 (T4, V100) auto, like fp16, is fp16 on the same condition"
+    f"{PRECISION_HELP}; with --engine openvino, auto and int8 are int8 if it costs at most 0.3 points of accuracy; "
+    "on a GPU without bf16 (T4, V100), auto and fp16 are fp16 on the same condition"
 )
 # auto: a result must not change because a package was installed.
-ENGINE_HELP = "what runs the model; auto is torch; openvino (extra 'openvino') is faster on CPUs"
+ENGINE_HELP = "engine that runs the model; auto is torch; openvino (extra 'openvino') is faster on CPUs"
 
 
 def check_engine(config: Any) -> Any:

@@ -27,7 +27,7 @@ class PrepareConfig(JobConfig):
         min_length=1,
         description="labelled files, folders or globs (CSV, TSV, JSON Lines, these also .gz or .zst; Parquet)",
     )
-    output: Place = Field(description="folder of the data set; written whole, over an earlier data set")
+    output: Place = Field(description="folder for the data set; replaces an earlier data set there")
     text_column: str = Field(default="text", description="column that holds the text")
     label_column: str = Field(default="label", description="column that holds the label")
     multi_label: bool = Field(
@@ -36,27 +36,25 @@ class PrepareConfig(JobConfig):
     label_separator: str | None = Field(
         default=None,
         min_length=1,
-        description="with --multi-label: what stands between the labels of a row, where they are one string; "
+        description="with --multi-label: the separator of the labels, if they are one string; "
         f"default: {DEFAULT_LABEL_SEPARATOR}",
     )
     oos_label: LabelName | None = Field(
         default=None,
-        description="label of texts that fit no class (out of scope); --validation and --test may have such rows "
-        "where training has none",
+        description="label of texts that fit no class (out of scope); --validation and --test may have such rows even "
+        "if the training rows have none",
     )
-    validation: Place | None = Field(default=None, description="file, folder or glob of a validation split of your own")
-    test: Place | None = Field(default=None, description="file, folder or glob of a test split of your own")
+    validation: Place | None = Field(default=None, description="your own validation split: a file, folder or glob")
+    test: Place | None = Field(default=None, description="your own test split: a file, folder or glob")
     validation_fraction: float = Field(
-        default=0.1, gt=0, lt=1, description="share of the kept rows, where --validation is not given"
+        default=0.1, gt=0, lt=1, description="share of the kept rows, if --validation is not given"
     )
-    test_fraction: float = Field(
-        default=0.1, gt=0, lt=1, description="share of the kept rows, where --test is not given"
-    )
+    test_fraction: float = Field(default=0.1, gt=0, lt=1, description="share of the kept rows, if --test is not given")
     group_column: str | None = Field(
-        default=None, description="rows that share its value stay on one side of every split"
+        default=None, description="rows with the same value in this column stay in the same split"
     )
     seed: int = Field(
-        default=0, ge=0, lt=2**32, description="of the splits: the same seed and rows give the same splits"
+        default=0, ge=0, lt=2**32, description="seed of the splits: the same seed and rows give the same splits"
     )
 
     @property

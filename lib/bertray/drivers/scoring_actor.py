@@ -68,7 +68,10 @@ class Actor:
         if not self._num_suspect_units:
             return self._scorer.score(unit, self._load())
         self._num_suspect_units -= 1
-        _log.warning("the actor died before; %d shards go through processes of their own", len(unit.shards))
+        _log.warning(
+            "an actor died over these %d shards: they are scored in a child process, which finds the text",
+            len(unit.shards),
+        )
         isolated = IsolatedBundle(self._spec)
         try:
             self._check_bundle(isolated.info)

@@ -27,11 +27,11 @@ class ScoreConfig(JobConfig):
     input: Place = Field(description="archive: a folder of .parquet shards at any depth, or one shard")
     output: Place = Field(description="folder for predictions/, manifest/ and runs/; not inside the input")
     text_column: str = Field(default="text", description="column that holds the text")
-    keep_columns: Columns = Field(default_factory=list, description="columns copied into the output, comma-separated")
+    keep_columns: Columns = Field(default_factory=list, description="columns to copy into the output, comma-separated")
     num_actors: int | None = Field(
         default=None,
         ge=0,
-        description="model actors; default: one a GPU, without GPUs one for every 4 CPUs; 0: no Ray, the model runs in "
+        description="model actors; default: one per GPU, or without GPUs one per 4 CPUs; 0: no Ray, the model runs in "
         "a child process",
     )
     device: Device = Field(default="auto", description=DEVICE_HELP)
@@ -42,33 +42,33 @@ class ScoreConfig(JobConfig):
         default=False, description="print what would be scored, why, and how long it would take; score nothing"
     )
     price_per_hour: float | None = Field(
-        default=None, ge=0, description="of one actor; with --plan, adds the estimated cost"
+        default=None, ge=0, description="price of one actor per hour; --plan then prints the estimated cost"
     )
-    prune: bool = Field(default=False, description="remove predictions of shards that the archive has no more")
+    prune: bool = Field(default=False, description="remove the predictions of shards that are no longer in the archive")
     input_moved: bool = Field(
-        default=False, description="all of the archive that --output holds predictions of lies at --input now"
+        default=False, description="the archive that --output was scored from has moved to --input"
     )
 
     max_error_fraction: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="of rows with an error, or of shards that failed; with more nothing is announced",
+        description="largest share of rows with an error, or of failed shards, that is announced",
     )
     max_distance: float = Field(
         default=0.3,
         ge=0,
         le=1,
-        description="Jensen-Shannon distance of labels, scores, lengths and truncation, from the bundle's validation "
-        "rows and from what was announced last; beyond it nothing is announced",
+        description="largest Jensen-Shannon distance of labels, scores, lengths and truncation that is announced, "
+        "measured from the bundle's validation rows and from the last announced run",
     )
     max_mean_change: float = Field(
         default=0.5,
         ge=0,
         le=2,
-        description="of the mean score and length, in standard deviations; beyond it nothing is announced",
+        description="largest change of the mean score and length that is announced, in standard deviations",
     )
-    accept: bool = Field(default=False, description="announce what these three hold back")
+    accept: bool = Field(default=False, description="announce the run even if one of these three limits is exceeded")
 
     _engine_fits = model_validator(mode="after")(check_engine)
 

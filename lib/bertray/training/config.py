@@ -13,7 +13,7 @@ class TrainingOptions(JobConfig):
     """What a fine-tuning is told, by whichever job it is done."""
 
     data: Place = Field(description="data set folder that bertray prepare wrote")
-    output: Place = Field(description="folder of what is made; each job says of what")
+    output: Place = Field(description="folder for the result")
     encoder: Place = Field(
         default="bert-base-uncased",
         description="Hub id, folder that every node can read, or minilm: the small encoder of the extra 'demo'",
@@ -25,58 +25,63 @@ class TrainingOptions(JobConfig):
         default=5e-5, gt=0, lt=1, description="peak of the schedule; BERT's authors used 2e-5 to 5e-5"
     )
     batch_size: int = Field(
-        default=32, ge=1, description="texts (or windows) a step, over all workers; BERT's used 16, 32"
+        default=32, ge=1, description="texts (or windows) per step, over all workers; BERT's authors used 16 and 32"
     )
-    max_length: int = Field(
-        default=128, ge=8, description="tokens the model reads at once; the time of a step grows with it"
-    )
+    max_length: int = Field(default=128, ge=8, description="tokens that the model reads at once; longer is slower")
     long_documents: LongDocuments = Field(
         default="truncate",
-        description="of a text over --max-length: truncate reads the beginning; mean and max read all, in overlapping "
-        "windows, and take the mean, or of each label the largest, of the windows' logits; kept in the bundle",
+        description="texts over --max-length: truncate reads the beginning; mean and max read all, in overlapping "
+        "windows, and take the mean or, for each label, the largest of the windows' logits; stored in the bundle",
     )
     stride: int | None = Field(
         default=None,
         ge=0,
-        description="with mean and max: tokens that neighbouring windows share at least, as transformers means it; "
-        "default: a quarter of --max-length, so that most sentences stand whole in a window, at 4/3 of the tokens",
+        description="with mean and max: the least number of tokens that neighbouring windows share, as in "
+        "transformers; default: a quarter of --max-length, so that most sentences are whole in one window",
     )
-    weight_decay: float = Field(default=0.01, ge=0, lt=1, description="of AdamW, but of biases and norms; as BERT's")
+    weight_decay: float = Field(
+        default=0.01, ge=0, lt=1, description="AdamW's weight decay, not applied to biases and norms; as BERT's"
+    )
     warmup_fraction: float = Field(
-        default=0.1, ge=0, le=1, description="share of steps in which the learning rate rises; as BERT's"
+        default=0.1, ge=0, le=1, description="share of the steps in which the learning rate rises; as BERT's"
     )
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are scaled down to this norm; as BERT's")
     layer_decay: float = Field(
         default=1.0,
         gt=0,
         le=1,
-        description="a layer's learning rate is this share of that of the layer above it; 1: all alike",
+        description="each layer's learning rate as a share of the layer's above it; 1: the same for all",
     )
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="share of the probability spread over all classes"
     )
     class_weights: ClassWeights = Field(
-        default="none", description="balanced: in the loss a row counts the more the fewer rows its class has"
+        default="none", description="balanced: rows of rare classes weigh more in the loss"
     )
-    sampling: Sampling = Field(default="natural", description="balanced: every class is drawn alike, with repeats")
+    sampling: Sampling = Field(
+        default="natural", description="balanced: every class is drawn equally often, with repeats"
+    )
     average_decay: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="keep a running mean of the weights with this decay, as 0.99; default: none",
+        description="train a running mean of the weights with this decay, such as 0.99; default: none",
     )
     micro_batch_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="a step's rows are run in parts of so many tokens a worker, whose gradients add up: less memory, "
-        "the same step but for dropout; default: 2048 on CPUs, 65536 on GPUs",
+        description="run each step in parts of at most this many tokens per worker and add up their gradients: less "
+        "memory, the same step except for dropout; default: 2048 on CPUs, 65536 on GPUs",
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="compute states again instead of keeping them: less memory, a third more time"
+        default=False,
+        description="recompute activations in backward instead of keeping them: less memory, a third more time",
     )
     device: Device = Field(default="auto", description=DEVICE_HELP)
     precision: Precision = Field(default="auto", description=PRECISION_HELP)
-    seed: int = Field(default=0, ge=0, lt=2**32, description="of the head's weights, dropout and the order of the rows")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="seed of the head's weights, dropout and the order of the rows"
+    )
 
     @model_validator(mode="after")
     def _stride_belongs_to_windows(self) -> Self:
@@ -115,34 +120,36 @@ class TrainConfig(TrainingOptions):
         default=None,
         gt=0,
         lt=1,
-        description="as 0.95: rows below the score from which so many are right, on validation, are marked for review",
+        description="such as 0.95: mark rows for review below the score from which so many validation rows are right",
     )
     patience: int | None = Field(
-        default=None, ge=1, description="stop after so many epochs without a better one; default: take all epochs"
+        default=None, ge=1, description="stop after this many epochs without a better one; default: run all epochs"
     )
-    checkpoint_minutes: float = Field(default=10.0, gt=0, description="between checkpoints, which a run goes on from")
+    checkpoint_minutes: float = Field(
+        default=10.0, gt=0, description="time between checkpoints, from which an interrupted run continues"
+    )
     checkpoint_steps: int | None = Field(
-        default=None, ge=1, description="between checkpoints, instead of --checkpoint-minutes"
+        default=None, ge=1, description="steps between checkpoints, instead of --checkpoint-minutes"
     )
-    restart: bool = Field(default=False, description="begin anew where a run that has not ended would be gone on with")
+    restart: bool = Field(default=False, description="discard an unfinished run and start over")
     max_failures: int = Field(
-        default=3, ge=0, description="a lost worker or node is answered so often by going on from the latest checkpoint"
+        default=3, ge=0, description="restarts after a lost worker or node, counted while no new checkpoint is written"
     )
     keep_checkpoints: int = Field(
-        default=1, ge=1, description="so many of the latest checkpoints stay, beside the best epoch"
+        default=1, ge=1, description="checkpoints to keep, the latest; the best epoch is kept too"
     )
     num_workers: Workers = Field(
         default="1",
-        description="data-parallel workers, as 4; or as 2:8, so many as the cluster has at any time; one a GPU, "
-        "on CPUs one a machine; 0: in this process, without Ray",
+        description="data-parallel workers, such as 4; 2:8 is elastic: as many of 2 to 8 as the cluster has. One "
+        "per GPU, on CPUs one per machine; 0: train in this process, without Ray",
     )
     mlflow_uri: Place | None = Field(
         default=None,
-        description="MLflow tracking server, as http://mlflow.example.org:5000, that gets the run's parameters and "
-        "metrics; needs the extra 'mlflow'",
+        description="MLflow tracking server that gets the run's parameters and metrics, such as "
+        "http://mlflow.example.org:5000; needs the extra 'mlflow'",
     )
     mlflow_experiment: str = Field(
-        default="bertray", min_length=1, description="of the MLflow run; made where it is missing"
+        default="bertray", min_length=1, description="MLflow experiment of the run; created if it does not exist"
     )
 
     @model_validator(mode="after")
@@ -180,16 +187,17 @@ class AuditConfig(TrainingOptions):
         default=5,
         ge=2,
         le=100,
-        description="models, each of which judges the rows that it was not trained on; 5 see 80 % each",
+        description="number of models; each judges the rows that it was not trained on; with 5, each trains on 80 %",
     )
     num_workers: int | None = Field(
-        default=None, ge=1, description="folds at a time; default: one a GPU, without GPUs one for every 4 CPUs"
+        default=None, ge=1, description="folds at a time; default: one per GPU, or without GPUs one per 4 CPUs"
     )
-    max_failures: int = Field(
-        default=3, ge=0, description="a fold whose worker or node is lost is begun again so often"
-    )
+    max_failures: int = Field(default=3, ge=0, description="restarts of a fold after a lost worker or node")
     seed: int = Field(
-        default=0, ge=0, lt=2**32, description="of the folds, the head's weights, dropout and the order of the rows"
+        default=0,
+        ge=0,
+        lt=2**32,
+        description="seed of the folds, the head's weights, dropout and the order of the rows",
     )
 
 
@@ -209,15 +217,15 @@ class TuneConfig(TrainConfig):
 
     num_trials: int = Field(default=16, ge=1, description="trials, the first of which has the options of bertray train")
     num_concurrent: int | None = Field(
-        default=None, ge=1, description="trials at a time; default: one a GPU, without GPUs one for every 4 CPUs"
+        default=None, ge=1, description="trials at a time; default: one per GPU, or without GPUs one per 4 CPUs"
     )
     learning_rates: Bounds = Field(
-        default="2e-5:5e-4", description="lowest and highest learning rate, drawn by their logarithm"
+        default="2e-5:5e-4", description="lowest and highest learning rate; drawn log-uniformly"
     )
     batch_sizes: Numbers = Field(default="16,32,64", description="batch sizes to draw from")
     only_seeds: bool = Field(
         default=False,
-        description="draw nothing: trials differ in their seed alone, which is --seed plus the trial's number",
+        description="vary only the seed: --seed plus the trial's number",
     )
     min_epochs: int = Field(default=2, ge=1, description="fewest epochs of a trial that is not pruned")
     max_epochs: int = Field(default=5, ge=1, description="most epochs of a trial")
@@ -227,7 +235,7 @@ class TuneConfig(TrainConfig):
     grace_epochs: int = Field(
         default=1,
         ge=1,
-        description="no trial is pruned before so many; then after 3 times, 9 times as many, as ASHA does",
+        description="epochs before a trial may be pruned; the next looks are after 3 and 9 times as many, as in ASHA",
     )
     # Options of bertray train that have no meaning here, and that --help does not show.
     num_workers: Workers = Field(default="1", description="must be 1", json_schema_extra={"hidden": True})
