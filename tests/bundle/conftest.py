@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from bertray import Bundle
 from bertray.data.config import PrepareConfig
 from bertray.data.dataset import Dataset
@@ -37,3 +39,10 @@ def dataset(folder: Path, bundle: Path, *, right: bool) -> str:
     )
     prepare(config)
     return str(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def never_right_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny bundle with a data set on which it is never right in fp32, so that no other precision loses anything."""
+    folder = tmp_path_factory.mktemp("never-right")
+    return copied(tiny_bundle, folder / "bundle", dataset(folder / "labelled", tiny_bundle, right=False))

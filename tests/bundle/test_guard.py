@@ -29,13 +29,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def half_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tiny bundle with a data set on which it is never right in fp32, so that fp16 loses nothing."""
-    folder = tmp_path_factory.mktemp("half")
-    return copied(tiny_bundle, folder / "bundle", dataset(folder / "labelled", tiny_bundle, right=False))
-
-
-@pytest.fixture(scope="module")
 def overflowing_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A bundle that is right in fp32 and has states of more than 65,504, which are infinite in fp16."""
     folder = tmp_path_factory.mktemp("overflowing")
@@ -59,9 +52,9 @@ def _seal_again(folder: Path) -> None:
     (folder / "bundle.json").write_text(json.dumps({**info, "files": hash_files(folder)}))
 
 
-def test_fp16_is_used_where_it_costs_nothing(half_bundle: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_fp16_is_used_where_it_costs_nothing(never_right_bundle: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="bertray"):
-        bundle = Bundle.load(half_bundle, "fp16", "cpu")
+        bundle = Bundle.load(never_right_bundle, "fp16", "cpu")
     assert bundle.precision == "fp16"
     assert {weights.dtype for weights in bundle.encoder.model.bert.parameters()} == {torch.float16}
     assert "fp16: accuracy on 120 validation rows is 0.0" in caplog.text
@@ -85,25 +78,25 @@ def test_a_model_that_overflows_is_run_in_fp32(
     assert summary["engine_note"].startswith("not fp16: ")
 
 
-def test_auto_takes_it_on_a_gpu_without_bf16(half_bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_it_on_a_gpu_without_bf16(never_right_bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def on_a_t4(precision: str, _: torch.device) -> str:
         return "fp16" if precision == "auto" else precision
 
     for module in (bundle_module, encoder_module):
         monkeypatch.setattr(module, "resolve_precision", on_a_t4)
-    assert Bundle.load(half_bundle, device="cpu").precision == "fp16"
-    assert Bundle.load(half_bundle, "fp32", "cpu").precision == "fp32"
+    assert Bundle.load(never_right_bundle, device="cpu").precision == "fp16"
+    assert Bundle.load(never_right_bundle, "fp32", "cpu").precision == "fp32"
 
 
 def test_one_process_decides_for_all(
-    half_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    never_right_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = Location.of(str(tmp_path / "cache"))
-    assert Bundle.load(half_bundle, "fp16", "cpu", cache).precision == "fp16"
+    assert Bundle.load(never_right_bundle, "fp16", "cpu", cache).precision == "fp16"
     file = next((tmp_path / "cache").rglob("fp16.json"))
     other = json.loads(file.read_text()) | {"is_fp16": False, "note": "not fp16: another process says"}
     file.write_text(json.dumps(other))
-    assert Bundle.load(half_bundle, "fp16", "cpu", cache).precision == "fp32"
+    assert Bundle.load(never_right_bundle, "fp16", "cpu", cache).precision == "fp32"
 
     # Another process decides while this one measures: what it kept holds.
     file.unlink()
@@ -114,18 +107,18 @@ def test_one_process_decides_for_all(
         return measure(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(guard, "measure", overtaken)
-    assert Bundle.load(half_bundle, "fp16", "cpu", cache).precision == "fp32"
+    assert Bundle.load(never_right_bundle, "fp16", "cpu", cache).precision == "fp32"
 
     monkeypatch.setattr(guard, "measure", measure)
     file.write_text("{")
-    assert Bundle.load(half_bundle, "fp16", "cpu", cache).precision == "fp16"
+    assert Bundle.load(never_right_bundle, "fp16", "cpu", cache).precision == "fp16"
     assert "fp16.json cannot be read; what it says is decided anew" in caplog.text
     assert json.loads(file.read_text())["is_fp16"]
 
 
-def test_the_summary_speaks_of_fp16_where_it_was_in_question(half_bundle: str, tmp_path: Path) -> None:
+def test_the_summary_speaks_of_fp16_where_it_was_in_question(never_right_bundle: str, tmp_path: Path) -> None:
     write_shard(tmp_path / "archive" / "one.parquet", TEXTS)
-    places = {"bundle": half_bundle, "input": str(tmp_path / "archive"), "output": str(tmp_path / "scored")}
+    places = {"bundle": never_right_bundle, "input": str(tmp_path / "archive"), "output": str(tmp_path / "scored")}
     for precision, is_said in (("fp16", True), ("fp32", False), ("bf16", False)):
         summary = score(ScoreConfig(**places, precision=precision, num_actors=0, accept=True)).summary
         assert summary["precision"] == precision
@@ -134,20 +127,20 @@ def test_the_summary_speaks_of_fp16_where_it_was_in_question(half_bundle: str, t
 
 @pytest.mark.parametrize("fault", ["read-only", "a folder in its place"])
 def test_a_cache_that_cannot_be_written_costs_the_record_alone(
-    fault: str, half_bundle: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fault: str, never_right_bundle: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    place = Path(str(guard.place_of(user_cache(), Bundle.load(half_bundle, "fp32", "cpu").info)))
+    place = Path(str(guard.place_of(user_cache(), Bundle.load(never_right_bundle, "fp32", "cpu").info)))
     if fault == "read-only":
         place.parent.mkdir(parents=True)
         place.write_text("a file where the folder should be")
     else:
         (place / "fp16.json").mkdir(parents=True)
-    assert Bundle.load(half_bundle, "fp16", "cpu").precision == "fp16"
+    assert Bundle.load(never_right_bundle, "fp16", "cpu").precision == "fp16"
     assert "what was decided is not kept, and will be decided again" in caplog.text
 
 
 def test_data_that_cannot_be_read_now_is_asked_for_again(
-    half_bundle: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    never_right_bundle: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as outage:
 
@@ -155,11 +148,11 @@ def test_data_that_cannot_be_read_now_is_asked_for_again(
             raise UnavailableError("s3://bucket/data does not answer")
 
         outage.setattr(guard, "training_data", refuse)
-        assert Bundle.load(half_bundle, "fp16", "cpu").precision == "fp32"
+        assert Bundle.load(never_right_bundle, "fp16", "cpu").precision == "fp32"
     assert "no texts to measure it on: s3://bucket/data does not answer" in caplog.text
     with caplog.at_level("INFO", logger="bertray"):
-        assert Bundle.load(half_bundle, "fp16", "cpu").precision == "fp16"
-        assert Bundle.load(half_bundle, "fp16", "cpu").precision == "fp16"
+        assert Bundle.load(never_right_bundle, "fp16", "cpu").precision == "fp16"
+        assert Bundle.load(never_right_bundle, "fp16", "cpu").precision == "fp16"
     assert "fp16.json to decide anew" in caplog.text
 
 
@@ -168,10 +161,10 @@ def test_without_the_training_data_there_is_no_fp16(tiny_bundle: Path, caplog: p
     assert "warning: not fp16, for there are no texts to measure it on: " in caplog.text
 
 
-def test_evaluate_says_what_was_measured(half_bundle: str, tmp_path: Path) -> None:
-    data = json.loads((Path(half_bundle) / "bundle.json").read_text())["training"]["data"]
+def test_evaluate_says_what_was_measured(never_right_bundle: str, tmp_path: Path) -> None:
+    data = json.loads((Path(never_right_bundle) / "bundle.json").read_text())["training"]["data"]
     config = EvaluateConfig(
-        bundle=half_bundle, data=data, output=str(tmp_path / "evaluation"), precision="fp16", split="validation"
+        bundle=never_right_bundle, data=data, output=str(tmp_path / "evaluation"), precision="fp16", split="validation"
     )
     metrics = evaluate(config).metrics
     assert (metrics["precision"], metrics["accuracy_fp32"]) == ("fp16", 0.0)

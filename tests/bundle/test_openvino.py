@@ -33,17 +33,10 @@ from tests.conftest import ROOT, run_job_process, write_shard
 
 
 @pytest.fixture(scope="module")
-def int8_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tiny bundle with a data set on which int8 loses nothing."""
-    folder = tmp_path_factory.mktemp("int8")
-    return copied(tiny_bundle, folder / "bundle", dataset(folder / "labelled", tiny_bundle, right=False))
-
-
-@pytest.fixture(scope="module")
-def cache(int8_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> Location:
+def cache(never_right_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> Location:
     """A cache that holds the bundle above, in int8. Read only: copy it to change it."""
     place = Location.of(str(tmp_path_factory.mktemp("cache")))
-    assert openvino.prepare(int8_bundle, "auto", place).is_int8
+    assert openvino.prepare(never_right_bundle, "auto", place).is_int8
     return place
 
 
@@ -77,8 +70,8 @@ def test_logits_are_those_of_torch(tiny_bundle: Path, tmp_path: Path, precision:
     assert bundle.predict([]) == []
 
 
-def test_int8_is_used_where_it_costs_nothing(int8_bundle: str, cache: Location, no_export: None) -> None:
-    bundle, summary = open_bundle(int8_bundle, "openvino", "auto", cache=cache)
+def test_int8_is_used_where_it_costs_nothing(never_right_bundle: str, cache: Location, no_export: None) -> None:
+    bundle, summary = open_bundle(never_right_bundle, "openvino", "auto", cache=cache)
     assert bundle.encoder.precision == "int8"
     assert summary["accuracy_fp32"] == 0
     assert summary["accuracy_drop_points"] == pytest.approx(-100 * summary["accuracy_int8"], abs=1e-3)
@@ -90,7 +83,7 @@ def test_int8_is_used_where_it_costs_nothing(int8_bundle: str, cache: Location, 
     assert {"openvino", "nncf", "torch"} <= record["versions"].keys()
     assert "FakeQuantize" in (place / "model.xml").read_text()
     tokens = bundle.tokenizer.encode(pa.array(TEXTS))
-    expected_SC = Bundle.load(int8_bundle, "fp32", "cpu").encoder.logits(tokens)
+    expected_SC = Bundle.load(never_right_bundle, "fp32", "cpu").encoder.logits(tokens)
     logits_SC = bundle.encoder.logits(tokens)
     # Random weights of 0.5 in 32 dimensions leave int8 little to work with; trained ones are off by 0.03.
     assert 0.8 < np.corrcoef(logits_SC.ravel(), expected_SC.ravel())[0, 1] < 0.99999
@@ -130,20 +123,20 @@ def test_int8_that_loses_accuracy_is_not_used(
     assert "warning: openvino: not int8: accuracy on 120 validation rows is 0." in caplog.text
 
 
-def test_the_limit_decides(int8_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_decides(never_right_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "MAX_DROP_POINTS", -101)
-    record = openvino.prepare(int8_bundle, "auto", Location.of(str(tmp_path)))
+    record = openvino.prepare(never_right_bundle, "auto", Location.of(str(tmp_path)))
     assert not record.is_int8
     assert (record.accuracy_drop_points or 0) <= 0
     assert "FakeQuantize" not in next(tmp_path.rglob("model.xml")).read_text()
 
 
 def test_without_the_training_data_there_is_no_int8(
-    tiny_bundle: Path, int8_bundle: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny_bundle: Path, never_right_bundle: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     gone, changed = tmp_path / "gone", tmp_path / "changed"
     for folder in (gone, changed):
-        shutil.copytree(int8_bundle, folder)
+        shutil.copytree(never_right_bundle, folder)
     info = json.loads((gone / "bundle.json").read_text())
     (gone / "bundle.json").write_text(json.dumps(info | {"training": {**info["training"], "data": "/nowhere"}}))
     (changed / "bundle.json").write_text(json.dumps(info | {"data_fingerprint": "1" * 64}))
@@ -158,7 +151,7 @@ def test_without_the_training_data_there_is_no_int8(
 
 @pytest.mark.parametrize("damage", ["model.bin cut", "engine.json cut", "model.xml gone", "engine.json gone"])
 def test_a_broken_cache_is_made_again(
-    int8_bundle: str, cache: Location, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+    never_right_bundle: str, cache: Location, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(cache.path, tmp_path / "cache")
     broken = Location.of(str(tmp_path / "cache"))
@@ -170,7 +163,7 @@ def test_a_broken_cache_is_made_again(
     else:
         file.write_bytes(before[: len(before) // 2])
     with pytest.raises(BundleError, match=r"exported model at .* cannot be used: .*\. Run the job again"):
-        load_prepared(int8_bundle, "auto", broken)
+        load_prepared(never_right_bundle, "auto", broken)
 
     def export(_folder: Path, _info: object, _precision: str, staging: Path) -> Any:
         place = next(Path(cache.path).rglob("engine.json")).parent
@@ -178,9 +171,9 @@ def test_a_broken_cache_is_made_again(
         return openvino.EngineRecord.model_validate_json((staging / "engine.json").read_bytes())
 
     monkeypatch.setattr(openvino, "export", export)
-    openvino.prepare(int8_bundle, "auto", broken)
+    openvino.prepare(never_right_bundle, "auto", broken)
     assert file.read_bytes() == before
-    assert load_prepared(int8_bundle, "auto", broken, num_threads=1).encoder.precision == "int8"
+    assert load_prepared(never_right_bundle, "auto", broken, num_threads=1).encoder.precision == "int8"
 
 
 def test_the_cache_may_be_in_s3(tiny_bundle: Path, s3_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,13 +185,13 @@ def test_the_cache_may_be_in_s3(tiny_bundle: Path, s3_folder: str, monkeypatch: 
 
 
 @pytest.mark.services
-def test_scores_of_an_archive(int8_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_of_an_archive(never_right_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive, output = tmp_path / "archive", tmp_path / "scored"
     for part in range(3):
         write_shard(archive / f"{part}.parquet", [None, *TEXTS[part * 30 : part * 30 + 30]])
 
     def run(**options: Any) -> dict[str, Any]:
-        config = ScoreConfig(bundle=int8_bundle, input=str(archive), output=str(output), num_actors=0, **options)
+        config = ScoreConfig(bundle=never_right_bundle, input=str(archive), output=str(output), num_actors=0, **options)
         scored = score(config)
         assert scored.failures == []
         return scored.summary
@@ -212,7 +205,7 @@ def test_scores_of_an_archive(int8_bundle: str, tmp_path: Path, monkeypatch: pyt
     run_id = json.loads((output / "runs" / "latest.json").read_text())["run_id"]
     written = json.loads((output / "runs" / run_id / "summary.json").read_text())
     assert written["accuracy_int8"] == summary["accuracy_int8"]
-    bundle = load_prepared(int8_bundle, "auto", Location.of(str(output / "engine")))
+    bundle = load_prepared(never_right_bundle, "auto", Location.of(str(output / "engine")))
     expected = bundle.predict([text for part in range(3) for text in (None, *TEXTS[part * 30 : part * 30 + 30])])
     assert predictions()["error"].to_pylist() == [one.error for one in expected]
     assert predictions()["label"].to_pylist() == [one.label for one in expected]
@@ -233,12 +226,14 @@ def test_scores_of_an_archive(int8_bundle: str, tmp_path: Path, monkeypatch: pyt
     assert not of_openvino["score"].equals(of_torch["score"])
 
 
-def test_evaluation_tells_the_engine(int8_bundle: str, cache: Location, tmp_path: Path, no_export: None) -> None:
+def test_evaluation_tells_the_engine(never_right_bundle: str, cache: Location, tmp_path: Path, no_export: None) -> None:
     home = tmp_path / "home" / "bertray"
     home.mkdir(parents=True)
     shutil.copytree(cache.path, home / "engine")
-    data = json.loads((Path(int8_bundle) / "bundle.json").read_text())["training"]["data"]
-    config = EvaluateConfig(bundle=int8_bundle, data=data, output=str(tmp_path / "evaluation"), engine="openvino")
+    data = json.loads((Path(never_right_bundle) / "bundle.json").read_text())["training"]["data"]
+    config = EvaluateConfig(
+        bundle=never_right_bundle, data=data, output=str(tmp_path / "evaluation"), engine="openvino"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
         metrics = evaluate(config).metrics
