@@ -17,7 +17,7 @@ What of the library CUDA alone reaches, and the part that runs it:
     model/encoder.py       run_batches where memory is short; _compiled                   logits; compiled
     model/adapter.py       filled batches                                                 compiled
     training/loop.py       fit_into_memory; validation where memory is short              training
-    training/adamw.py      TorchAdamW on the device, gradients in two precisions          training, trainer
+    training/optimizer.py  AdamW on the device, gradients in two precisions                training, trainer
     training/learner.py    room_for, torch's own dropout, gradients through the kernel    training, trainer
     bundle/guard.py        fp16 where there is no bf16: its arithmetic by                 logits, levers
 

@@ -13,7 +13,6 @@ _PACKAGES = (
     "scikit-learn",
     "ray",
     "pyarrow",
-    "numba",
     "openvino",
     "nncf",
 )

@@ -2,11 +2,6 @@
 
 import copy
 import gc
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -14,8 +9,6 @@ import torch
 from transformers import BertForSequenceClassification
 
 from bertray.errors import RequestError
-from bertray.training.adamw import CompiledAdamW, TorchAdamW
-from bertray.training.adamw_kernel import _compiled
 from bertray.training.optimizer import Optimizer, _depths, check_memory, learning_rate_factor
 from tests.conftest import tiny_config
 
@@ -45,7 +38,9 @@ def test_fp32_is_torchs_adamw() -> None:
         give_gradients(model, step)
         give_gradients(expected, step)
         gradients = torch.cat([weights.grad.double().flatten() for weights in expected.parameters()])
-        assert optimizer.step(factor).item() == pytest.approx(gradients.norm().item(), rel=2e-6)
+        assert optimizer.step(factor).item() == pytest.approx(
+            gradients.norm().item(), rel=1e-4
+        )  # CPUs add up squares in 32 bits
         torch.nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
         for group in adamw.param_groups:
             group["lr"] = 1e-3 * factor
@@ -54,68 +49,20 @@ def test_fp32_is_torchs_adamw() -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-7)
 
 
-@pytest.fixture(params=[1, 2])
-def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
-def test_one_pass_is_torchs_adamw(num_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, expected = build().to(torch.bfloat16), build().to(torch.bfloat16)
-    settings = {**SETTINGS, "layer_decay": 0.8}
-    one = Optimizer(model, **settings)
-    monkeypatch.setattr("bertray.training.optimizer.adamw_of", TorchAdamW)
-    other = Optimizer(expected, **settings)
-    assert {type(adamw) for adamw in one._adamws} == {CompiledAdamW}
+def test_bf16_is_torchs_adamw_of_32_bits() -> None:
+    model, expected = build().to(torch.bfloat16), build()
+    exact = {name: weights.detach().clone() for name, weights in expected.named_parameters()}
+    optimizer = Optimizer(model, **SETTINGS, exact=exact)
+    reference = Optimizer(expected, **SETTINGS)
     for step in range(1, 6):
-        factor = learning_rate_factor(step, 5, 2)
         give_gradients(model, step)
-        give_gradients(expected, step)
-        assert one.step(factor).item() == pytest.approx(other.step(factor).item(), rel=2e-6)
-        assert torch.get_num_threads() == num_threads
-    for (name, held), expected_held in zip(one.state().items(), other.state().values(), strict=True):
-        torch.testing.assert_close(held, expected_held, rtol=1e-5, atol=1e-9 if "exp_avg_sq" in name else 1e-7)
-    weights = one.weights()
-    for name, published in model.named_parameters():
-        assert torch.equal(published, weights[name].bfloat16())
-
-
-def _one_more(number: int) -> int:
-    return number + 1
-
-
-def test_what_numba_kept_may_be_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
-    assert _compiled()(_one_more)(1) == 2
-    (index,) = tmp_path.rglob("*.nbi")
-    index.write_bytes(b"")
-    damaged = _compiled()(_one_more)
-    assert [damaged(1), damaged(2)] == [2, 3]
-    (record,) = caplog.records
-    assert "_one_more is compiled again: what numba kept on disk cannot be used: EOFError" in record.getMessage()
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("NUMBA_THREADING_LAYER", "workqueue", "threads of its own (workqueue)"),
-        ("NUMBA_NUM_THREADS", "1", "on 1 of 2 threads"),
-        ("BERTRAY", "none", ""),
-    ],
-)
-def test_what_makes_the_optimizer_slower_is_told(name: str, value: str, message: str) -> None:
-    program = (
-        "import torch; torch.set_num_threads(2); from bertray.training import adamw_kernel; "
-        "[adamw_kernel.use_torchs_threads() for _ in range(2)]"
-    )
-    environment = {**os.environ, name: value}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert done.stderr.count("warning: the optimizer runs") == bool(message)
-    assert message in done.stderr
+        for weights, of_model in zip(expected.parameters(), model.parameters(), strict=True):
+            weights.grad = of_model.grad.float()
+        assert optimizer.step(0.5).item() == pytest.approx(reference.step(0.5).item(), rel=1e-6)
+    weights = optimizer.weights()
+    for name, of_reference in reference.weights().items():
+        torch.testing.assert_close(weights[name], of_reference, rtol=0, atol=1e-7)
+        assert torch.equal(model.state_dict()[name], weights[name].bfloat16())
 
 
 def test_a_gradient_that_is_no_number_shows() -> None:

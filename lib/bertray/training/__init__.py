@@ -7,8 +7,7 @@
     loop         steps, epochs, checkpoints               checkpoints  what a run goes on from
     ranks        what processes that train agree on       tracking     every step, for TensorBoard and MLflow
     trials       the trials of a search                   export       trained weights -> a bundle
-    watcher      where the loop and its driver meet       mlflow_client, curves, adamw, adamw_kernel,
-                 flat_weights, dropout: parts of these
+    watcher      where the loop and its driver meet       mlflow_client, curves, dropout: parts of these
 
 Imports the rooms up to bundle; does not know scoring. Needs torch, but for `config`, `preflight`, `trials`,
 `run_folder`, `tracking`, `watcher`, `mlflow_client` and `curves`; no Ray.
