@@ -1,19 +1,16 @@
-"""A training's run on an MLflow server: parameters, tags, metrics by step, how it ended.
+"""One training run on an MLflow server: parameters, tags, metrics by step, and how it ended.
 
-1. check    the package is there and the server answers, before anything starts
-2. begin    a new run of the experiment, with its parameters; or, to resume, one that an earlier attempt began
-3. log      metrics wait in line and go in requests of up to 1,000; a server that cannot be reached gets them later
+1. check    the package is installed and the server answers, before anything starts
+2. begin    a new run of the experiment with its parameters; or, to resume, the run of an earlier attempt
+3. log      metrics queue up and are sent in requests of up to 1,000; if the server is away, they are sent later
 4. end      FINISHED, FAILED or KILLED
 
-    {"train/loss": 0.41, "train/learning_rate": 2e-5}, step 120
-        ->  POST runs/log-batch {"run_id": "8e64…", "metrics": [
-                {"key": "train/loss", "value": 0.41, "timestamp": 1795266397069, "step": 120}, …]}
+After `begin` no failure of the server ends the training: the first is a warning, the queue is sent again, and values
+that are lost at the end are counted in a second warning. A request whose answer was lost may be repeated, because a
+server keeps one of two metrics with the same name, value, timestamp and step.
 
-After `begin` nothing that the server does ends the training: the first failure is a warning, what waits is sent again,
-and what is left at the end is counted in a second warning. A request whose answer was lost is safe to repeat, since a
-server keeps one of two metrics of the same name, value, timestamp and step, and the timestamp is taken only once.
-
-MLflow keeps every value that it ever gets, so a step that is done again after a restart is not logged again.
+MLflow keeps every value that it is sent, so steps that are repeated after a restart must not be logged again: each
+request also sets a tag with the last step of its group ("train", "validation", …).
 """
 
 from __future__ import annotations
@@ -32,29 +29,29 @@ from bertray.errors import RequestError, missing_extra
 
 _log = logging.getLogger(__name__)
 
-# Of the client, which has no arguments for them; what the user has set stays.
+# The client has no arguments for these; what the user has set stays.
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # read on import, which otherwise starts a thread that reports to its makers
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # repeated here; its own 7 would hold the driver up for minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the queue is the retry; the client's own 7 would block for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; a full batch takes a local server 0.2
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it is logged here
 }
-# Limits of the REST interface: metrics and tags of a request, parameters of one.
-_BATCH_SIZE = 1000
-_MAX_PARAMS = 100
-# Metrics that wait for a server that is gone: some 50 MB, 50,000 steps of four. Beyond it the oldest are lost.
+# The REST interface takes 1,000 metrics and tags in a request.
+_BATCH_SIZE = 900
+# The queue for a server that is away: some 50 MB, 50,000 steps of four metrics. Beyond it the oldest values are lost.
 _MAX_WAITING = 200_000
 _RETRY_INTERVAL_S = 30.0
-# At the end: how long a server is waited for, between attempts; below the 30 s that a preempted process is given.
+# How long `end` tries; below the 30 s that a preempted process is given.
 _END_PATIENCE_S = 10.0
 _END_PAUSE_S = 1.0
 _REASON_CHARS = 500
+_LAST_STEP = "bertray.last_step."
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 def check(uri: str) -> None:
-    """See that metrics can be logged to a tracking server.
+    """Check that a tracking server takes metrics.
 
     Raises:
         RequestError: the package is not installed, or the server does not answer as MLflow does within 10 s.
@@ -68,17 +65,12 @@ class MlflowRun:
     """A run that has begun.
 
     Args:
-        uri: of the tracking server.
-        experiment: its name; made where there is none.
-        params: logged as text; not again for a run that is resumed, for MLflow's parameters never change.
-        tags: of a new run.
+        experiment: its name; it is created if there is none.
+        params: logged as text for a new run, with `tags`.
         run_id: of the run to resume.
 
-    Attributes:
-        run_id: to resume it by.
-
     Raises:
-        RequestError: see `check`; or the experiment or the run is deleted or not there.
+        RequestError: see `check`; or the experiment or the run is deleted or does not exist.
     """
 
     def __init__(
@@ -91,44 +83,39 @@ class MlflowRun:
         run_id: str | None = None,
     ) -> None:
         mlflow = _mlflow()
-        self._entities = mlflow.entities
-        self._uri = uri
+        self._entities, self._uri = mlflow.entities, uri
         # Name, value, milliseconds since 1970, step: what MLflow calls a metric.
-        self._waiting: deque[tuple[str, float, int, int]] = deque()
+        self._waiting: deque[tuple[str, float, int, int]] = deque(maxlen=_MAX_WAITING)
+        self._num_logged = self._num_sent = 0
         self._tags: dict[str, str] = {}
-        self._last_steps: dict[str, int] = {}  # by metric
-        self._num_lost = 0
         self._warned = False
         self._send_again_s = 0.0  # not before this reading of the monotonic clock
         with _explained(uri):
             self._client = mlflow.MlflowClient(uri)
             if run_id is None:
                 run = self._client.create_run(self._experiment_id(experiment), run_name=run_name, tags=dict(tags))
-                self.run_id: str = run.info.run_id
-                self._log_params(params)
+                entities = [self._entities.Param(name, str(value)) for name, value in params.items()]
+                self._client.log_batch(run.info.run_id, params=entities)
             else:
                 run = self._client.get_run(run_id)
-                self.run_id = run_id
                 if run.info.lifecycle_stage == "deleted":
                     raise RequestError(f"run {run_id} on {uri} is deleted: restore it, or begin a new run")
-                # The answer has the step of every metric's last value, which the client hides: `data.metrics` is values
-                # alone. Whole histories, which it offers, take seconds for every 10,000 steps.
-                self._last_steps = {one.key: one.step for one in run.data._metric_objs}
                 self._client.update_run(run_id, status="RUNNING")
+        self.run_id: str = run.info.run_id
+        steps = {name: value for name, value in run.data.tags.items() if name.startswith(_LAST_STEP)}
+        self._last_steps = {name.removeprefix(_LAST_STEP): int(step) for name, step in steps.items()}
         if uri.startswith("http"):
             _log.info("MLflow: %s/#/experiments/%s/runs/%s", uri.rstrip("/"), run.info.experiment_id, self.run_id)
 
-    def log(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Log metrics by name at some steps, in increasing order; those of steps that are logged are passed over."""
+    def log(self, group: str, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Log metrics as GROUP/NAME at increasing steps; steps that were logged before are ignored."""
         now_ms = int(time.time() * 1000)
         for step, metrics in rows:
-            for name, value in metrics.items():
-                if step > self._last_steps.get(name, -1):
-                    self._last_steps[name] = step
-                    self._waiting.append((name, float(value), now_ms, step))
-        while len(self._waiting) > _MAX_WAITING:
-            self._waiting.popleft()
-            self._num_lost += 1
+            if step > self._last_steps.get(group, -1):
+                self._last_steps[group] = step
+                self._tags[f"{_LAST_STEP}{group}"] = str(step)
+                self._waiting += [(f"{group}/{name}", float(value), now_ms, step) for name, value in metrics.items()]
+                self._num_logged += len(metrics)
         if time.monotonic() < self._send_again_s:
             return
         try:
@@ -142,7 +129,7 @@ class MlflowRun:
         self._tags |= tags
 
     def end(self, status: RunStatus) -> None:
-        """Send what waits and say how the run ended."""
+        """Send the queue and say how the run ended."""
         give_up_s = time.monotonic() + _END_PATIENCE_S
         while True:
             try:
@@ -152,24 +139,26 @@ class MlflowRun:
             except _failures() as error:
                 self._warn(error)
                 if time.monotonic() >= give_up_s:
-                    self._num_lost += len(self._waiting)
                     _log.warning(
-                        "warning: MLflow run %s on %s is left without its end, %s", self.run_id, self._uri, status
+                        "warning: MLflow run %s on %s could not be marked as %s", self.run_id, self._uri, status
                     )
                     break
                 time.sleep(_END_PAUSE_S)
-        if self._num_lost:
-            _log.warning("warning: MLflow run %s on %s lacks %d values", self.run_id, self._uri, self._num_lost)
+        if num_lost := self._num_logged - self._num_sent:
+            _log.warning("warning: MLflow run %s on %s lacks %d values", self.run_id, self._uri, num_lost)
 
     def _send(self) -> None:
         while self._waiting or self._tags:
-            tags = [self._entities.RunTag(*one) for one in self._tags.items()]
-            batch = list(islice(self._waiting, _BATCH_SIZE - len(tags)))
+            batch = list(islice(self._waiting, _BATCH_SIZE))
+            is_last = len(batch) == len(self._waiting)  # the tags name the last steps, so they go with the last values
+            tags = [self._entities.RunTag(*one) for one in self._tags.items()] if is_last else []
             metrics = [self._entities.Metric(*one) for one in batch]
             self._client.log_batch(self.run_id, metrics=metrics, tags=tags)
-            self._tags.clear()
+            self._num_sent += len(batch)
             for _ in batch:
                 self._waiting.popleft()
+            if is_last:
+                self._tags.clear()
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
@@ -181,26 +170,18 @@ class MlflowRun:
         self._warned = True
 
     def _experiment_id(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
-            try:
-                return str(self._client.create_experiment(name))
-            except _failures():
-                # Another run has just made it, or it cannot be made.
-                found = self._client.get_experiment_by_name(name)
-                if found is None:
-                    raise
+        try:
+            return str(self._client.create_experiment(name))
+        except _failures():
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                raise
         if found.lifecycle_stage == "deleted":
             raise RequestError(
                 f"--mlflow-experiment {name} is deleted on {self._uri}: restore it "
                 f"(mlflow experiments restore --experiment-id {found.experiment_id}), or name another"
             )
         return str(found.experiment_id)
-
-    def _log_params(self, params: Mapping[str, Any]) -> None:
-        entities = [self._entities.Param(name, str(value)) for name, value in params.items()]
-        for start in range(0, len(entities), _MAX_PARAMS):
-            self._client.log_batch(self.run_id, params=entities[start : start + _MAX_PARAMS])
 
 
 def _mlflow() -> Any:
@@ -218,7 +199,7 @@ def _mlflow() -> Any:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What a server that is gone, overloaded or unwilling makes the client raise; requests' errors are OSErrors."""
+    """What the client raises if a server is gone, overloaded or unwilling; requests' errors are OSErrors."""
     from mlflow.exceptions import MlflowException
 
     return MlflowException, OSError

@@ -1,4 +1,4 @@
-"""How a training goes, step by step, for TensorBoard and MLflow; the driver writes it while workers train.
+"""Logs a training run for TensorBoard and MLflow, step by step; the driver does this while workers train.
 
     with Tracker(folder, mlflow_uri, "bertray", "bundle", config) as tracker:
         tracker.steps([StepRecord(step=1, epoch=0.01, loss=1.39, learning_rate=2e-6, grad_norm=5.1, tokens_per_s=9e3)])
@@ -7,15 +7,14 @@
 
 1. steps    train/loss, train/learning_rate, train/grad_norm, train/tokens_per_s
 2. epoch    validation/loss, validation/accuracy, validation/f1_macro, …
-3. finish   best/…: the kept epoch's scores, for MLflow's table of runs, which shows every metric's last value;
-            the event files are whole
-4. leaving  the run's status on MLflow: FINISHED, KILLED (Ctrl-C, SIGTERM) or FAILED (any other exception)
+3. finish   best/…: the scores of the kept epoch, because MLflow's table of runs shows the last value of each metric
+4. exit     the run's status on MLflow: FINISHED, KILLED (Ctrl-C, SIGTERM) or FAILED (any other exception)
 
-Event files are always written, MLflow's part (`training.mlflow_client`) where there is a server. Neither ends a
-training: what a full disk or a lost server prevents is said once, in a warning.
+Event files are always written; MLflow is used if there is a server (`training.mlflow_client`). Neither can end a
+training run: a full disk or a lost server causes one warning.
 
-After a restart the steps since the last checkpoint are done again. TensorBoard then shows the new ones: the event
-SessionLog.START tells it to forget what stands at that step or later. MLflow forgets nothing and keeps the old ones.
+After a restart the steps since the last checkpoint are repeated. TensorBoard then shows the new values: the event
+SessionLog.START makes it forget that step and all later ones. MLflow cannot forget and keeps the old values.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
-# Of an epoch's entry in the history, what is no score; and none on validation.
+# Fields of an epoch's history entry that are no scores, and those that are none of validation.
 NOT_SCORES = ("step", "num_workers", "num_train_tokens", "wall_s")
 _NOT_VALIDATION = ("epoch", "train_loss", *NOT_SCORES)
 
@@ -47,7 +46,7 @@ class StepRecord:
     """One optimizer step, over all workers."""
 
     step: int  # from 1, over all epochs
-    epoch: float  # passes over the training rows, this step included: 1.5 in the middle of the second
+    epoch: float  # passes over the training rows: 1.5 in the middle of the second
     loss: float  # mean over the global batch
     learning_rate: float
     grad_norm: float  # L2 norm over all weights, before clipping
@@ -55,18 +54,18 @@ class StepRecord:
 
 
 class Tracker:
-    """Writes down one training run; a context manager.
+    """Logs one training run; a context manager.
 
     Args:
-        folder: of the event files, local. What earlier attempts of the run have left there stays, and is continued.
-        mlflow_uri: tracking server; None: event files only.
+        folder: the local folder of event files; files of earlier attempts stay and are continued.
+        mlflow_uri: the tracking server; None: event files only.
         experiment: on the MLflow server.
-        run_name: what both call the run; need not be unique.
+        run_name: need not be unique.
         config: the options of the run, shown as text and logged as MLflow's parameters.
-        mlflow_run_id: of an earlier attempt, to continue its MLflow run.
+        mlflow_run_id: the MLflow run of an earlier attempt, to continue it.
 
     Raises:
-        RequestError: the folder cannot be written, or see `bertray.training.mlflow_client`; on entering the block.
+        RequestError: on entry: the folder cannot be written, or see `bertray.training.mlflow_client`.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class Tracker:
 
     @property
     def mlflow_run_id(self) -> str | None:
-        """Of the MLflow run, to be kept for a later attempt; None without a server."""
+        """The MLflow run, which a later attempt needs; None without a server."""
         return self._mlflow.run_id if self._mlflow else self._mlflow_run_id
 
     def __enter__(self) -> Self:
@@ -112,53 +111,44 @@ class Tracker:
             self._mlflow.end(status_of(kind))
 
     def steps(self, records: Sequence[StepRecord]) -> None:
-        """Write down steps, in increasing order; call it about every second, with what has been done since."""
-        rows = [
-            (
-                record.step,
-                {
-                    "train/loss": record.loss,
-                    "train/learning_rate": record.learning_rate,
-                    "train/grad_norm": record.grad_norm,
-                    "train/tokens_per_s": record.tokens_per_s,
-                },
-            )
-            for record in records
-        ]
-        self._write(rows)
+        """Log steps in increasing order; call this about once a second."""
+        names = ("loss", "learning_rate", "grad_norm", "tokens_per_s")
+        self._write("train", [(record.step, {name: getattr(record, name) for name in names}) for record in records])
 
     def epoch(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write down what was measured on validation after a step.
+        """Log validation scores after a step.
 
         Args:
-            metrics: scores by name; of an entry of the history what is none of validation is passed over.
+            metrics: an entry of the history; fields that are no validation scores are left out.
         """
-        self._write([(step, _named("validation", metrics))])
+        self._write("validation", [(step, _scores(metrics))])
 
     def finish(self, metrics: Mapping[str, float], bundle: str) -> None:
-        """Tell MLflow what has come of it, and close the event files, which may then be copied.
+        """Tell MLflow the result, and close the event files, which may then be copied.
 
         Args:
-            metrics: of the epoch that is kept; as of `epoch`.
+            metrics: the history entry of the kept epoch.
             bundle: its path or URI.
         """
         if self._mlflow:
             self._mlflow.tag({"bundle": bundle})
-            self._mlflow.log([(self._last_step, _named("best", metrics))])
+            self._mlflow.log("best", [(self._last_step, _scores(metrics))])
         self._events.close()
 
-    def _write(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    def _write(self, group: str, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         self._last_step = max([self._last_step, *(step for step, _ in rows)])
-        self._events.put(rows)
+        self._events.put(
+            [(step, {f"{group}/{name}": value for name, value in of_step.items()}) for step, of_step in rows]
+        )
         if self._mlflow:
-            self._mlflow.log(rows)
+            self._mlflow.log(group, rows)
 
 
 class _EventFile:
-    """One attempt's event file, in TensorBoard's format.
+    """The event file of one attempt, in TensorBoard's format.
 
-    tensorboardX's SummaryWriter writes through a queue of 10 events and a thread: on a full disk the thread ends and
-    the caller waits for ever. Its RecordWriter, below, raises.
+    tensorboardX's SummaryWriter writes in a thread: on a full disk the thread dies and the caller waits forever. Its
+    RecordWriter, used here, raises.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -172,25 +162,25 @@ class _EventFile:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             num_attempts = sum(1 for _ in folder.glob("events.out.tfevents.*"))
-            # Readers go by the first words of the name, and take files in its order.
+            # TensorBoard finds files by the start of the name and reads them in the order of names.
             name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{num_attempts:04}"
             self._writer: Any = RecordWriter(str(folder / name))
         except OSError as error:
             raise RequestError(f"cannot write event files to {folder}: {error}. Check its mode and owner") from error
-        # By metric. At first the others' is later than anything, so that every file begins with a START: readers pass
-        # over the first one of a run, and heed all after it.
+        # The last step of each metric. At first that of unknown metrics is infinite, so that every file begins with a
+        # START: TensorBoard ignores the first one of a run and obeys all later ones.
         self._last_steps: dict[str, float] = {}
         self._last_step_of_others = math.inf
         self._append([Event(wall_time=time.time(), file_version="brain.Event:2")])
 
     def put_text(self, tag: str, markdown: str) -> None:
-        """Show a text, every attempt's own."""
+        """Show a text of this attempt."""
         from tensorboardX.summary import text
 
         self._append([self._event(wall_time=time.time(), step=0, summary=text(tag, markdown))])
 
     def put(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """Append scalars by tag at some steps; a step that was there before replaces it and all later ones."""
+        """Append scalars by tag and step; a repeated step replaces the old one and all later ones."""
         events = []
         for step, scalars in rows:
             if any(step <= self._last_steps.get(tag, self._last_step_of_others) for tag in scalars):
@@ -204,7 +194,7 @@ class _EventFile:
         self._append(events)
 
     def close(self) -> None:
-        """Close the file; what is put later is passed over."""
+        """Close the file; later calls write nothing."""
         writer, self._writer = self._writer, None
         if writer is not None:
             try:
@@ -221,7 +211,7 @@ class _EventFile:
             self._writer.flush()
         except OSError as error:
             self._warn(error)
-            with suppress(OSError):  # has been said
+            with suppress(OSError):  # the warning is out already
                 self._writer.close()
             self._writer = None
 
@@ -229,18 +219,18 @@ class _EventFile:
         _log.warning("warning: event files in %s end here, training goes on: %s", self._folder, error)
 
 
-def _named(group: str, metrics: Mapping[str, float]) -> dict[str, float]:
-    return {f"{group}/{name}": value for name, value in metrics.items() if name not in _NOT_VALIDATION}
+def _scores(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name not in _NOT_VALIDATION}
 
 
 def _as_table(config: Mapping[str, Any]) -> str:
-    """In Markdown, as TensorBoard shows it."""
+    """The options as a Markdown table."""
     rows = [f"| {name} | {str(value).replace('|', '&#124;')} |" for name, value in config.items()]
     return "\n".join(["| option | value |", "|---|---|", *rows])
 
 
 def status_of(error: type[BaseException] | None) -> RunStatus:
-    """How MLflow calls a run that ended with this exception, or with none."""
+    """MLflow's status of a run that ended with this exception, or with none."""
     if error is None:
         return "FINISHED"
     # bertray.cli turns SIGTERM into SystemExit; both are stopped from outside.
