@@ -1,8 +1,8 @@
-"""Dropout on CPUs, whose masks are a function of (seed, step): three times as fast as torch's own.
+"""Dropout on CPUs with masks that are a function of (seed, step): three times as fast as torch's own.
 
-torch draws on a CPU one number after the other from a Mersenne Twister, which takes a tenth of a training step. Here
-numpy's SFC64 fills whole arrays, seeded anew at the beginning of each step: a run that goes on from a checkpoint draws
-what it would have drawn, and no state of a generator need be kept.
+On a CPU torch draws one number after another from a Mersenne Twister, which takes a tenth of a training step. Here
+numpy's SFC64 fills whole arrays. Each step seeds it, so a resumed run draws the same masks and no checkpoint needs the
+state of a generator.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ _INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
 class Masks:
-    """Where the masks of a step come from."""
+    """Draws the masks of a step, after `seed`."""
 
     def __init__(self) -> None:
-        self._generator = np.random.Generator(np.random.SFC64(0))
+        self.seed(0)
 
     def seed(self, *words: int) -> None:
-        """Draw from here on what these numbers determine."""
+        """Make the following masks a function of these numbers."""
         self._generator = np.random.Generator(np.random.SFC64(np.random.SeedSequence(words)))
 
     def draw(self, shape: torch.Size, rate: float, dtype: torch.dtype) -> torch.Tensor:
-        """What to multiply states with: 0 with probability `rate`, else 1 / (1 - rate)."""
+        """Factors of activations: 0 with probability `rate`, else 1 / (1 - rate)."""
         num_elements = shape.numel()
         words = self._generator.integers(0, 2**64, -(-num_elements // 4), dtype=np.uint64)
         is_kept = words.view(np.int16)[:num_elements] >= round(rate * _NUM_VALUES) - _NUM_VALUES // 2
-        # As whole numbers of the same width: numpy multiplies those a dozen times as fast as torch casts a bool.
+        # As integers of the same width: numpy multiplies them a dozen times as fast as torch casts a bool.
         kept = torch.tensor([1 / (1 - rate)], dtype=dtype).view(_INTEGERS[dtype]).numpy()
         return torch.from_numpy(is_kept * kept).view(dtype).view(shape)
 
 
 class MaskedDropout(torch.nn.Module):
-    """Takes the place of a `torch.nn.Dropout`."""
+    """Replaces a `torch.nn.Dropout`."""
 
     def __init__(self, rate: float, masks: Masks) -> None:
         super().__init__()
