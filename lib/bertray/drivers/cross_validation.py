@@ -187,6 +187,7 @@ def _judge(shared: _Shared, fold: int, board: Any) -> tuple[np.ndarray, dict[str
     tuning.run()
     history = tuning.progress.history
     logits_NC = np.full((len(fold_N), len(shared.labels)), np.nan, dtype=np.float32)
+    assert tuning.best is not None
     known_NC = tuning.best.validation_logits_NC
     logits_NC[: len(known_NC)] = known_NC  # which end with the fold's last row that has tokens
     return logits_NC[fold_N == fold], {**history[-1], "wall_s": sum(epoch["wall_s"] for epoch in history)}

@@ -84,8 +84,8 @@ class Checkpoints:
 
     def latest(self) -> Progress | None:
         """Progress at the latest checkpoint; None: there is no checkpoint."""
-        commits = self._commits()
-        return self._progress(commits[-1]) if commits else None
+        progress = self._committed(1)
+        return progress[0] if progress else None
 
     def load(self, progress: Progress) -> dict[str, torch.Tensor]:
         """The tensors of a checkpoint."""
@@ -153,11 +153,9 @@ class Checkpoints:
         with (self._folder / name).local_copy() as path:
             return load_file(path / _TENSORS)
 
-    def _commits(self) -> list[str]:
-        return [info.path for info in self._folder.files((_COMMIT,))]
-
-    def _progress(self, commit: str) -> Progress:
-        return Progress.model_validate_json((self._folder / commit).read_bytes())
+    def _committed(self, num_latest: int) -> list[Progress]:
+        commits = [info.path for info in self._folder.files((_COMMIT,))][-num_latest:]
+        return [Progress.model_validate_json((self._folder / commit).read_bytes()) for commit in commits]
 
     def _tidy(self, *, others_write: bool) -> None:
         """Remove what the latest commits do not name.
@@ -166,22 +164,15 @@ class Checkpoints:
             others_write: keep what is ahead of the latest commit. If this rank 0 was taken for dead but lives, its
                 successor writes to the same folder, and may be about to commit those files.
         """
-        kept = [self._progress(commit) for commit in self._commits()[-self._num_kept :]]
-        named = {name for progress in kept for name in (_step_name(progress), _best_name(progress))}
-        latest = {_kind(name): name for name in sorted(named)}
-
-        def is_kept(path: str) -> bool:
+        named = {name(progress) for progress in self._committed(self._num_kept) for name in (_step_name, _best_name)}
+        paths = [info.path for info in self._folder.files()]
+        for path in sorted(
+            paths, key=lambda path: not path.endswith(_COMMIT)
+        ):  # no commit may name files that are gone
             name = path.partition("/")[0].removesuffix(_COMMIT)
-            return name in named or (others_write and name > latest.get(_kind(name), name))
-
-        # Commits first: no commit may name files that are gone.
-        for path in sorted((info.path for info in self._folder.files()), key=lambda path: not path.endswith(_COMMIT)):
-            if not is_kept(path):
+            is_ahead = name > max((one for one in named if one[:5] == name[:5]), default=name)  # "step-" or "best-"
+            if name not in named and not (others_write and is_ahead):
                 (self._folder / path).remove()
-
-
-def _kind(name: str) -> str:
-    return name.partition("-")[0]
 
 
 def _step_name(progress: Progress) -> str:
@@ -198,10 +189,6 @@ def checkpoints_of(config: TrainConfig, folder: Location, run_folder: Location, 
     Args:
         run_folder: the lock is on this folder and has this number.
     """
-    return Checkpoints(
-        folder,
-        config.keep_checkpoints,
-        partial(check_held, run_folder, lock_number),
-        every_minutes=config.checkpoint_minutes,
-        every_steps=config.checkpoint_steps,
-    )
+    before_commit = partial(check_held, run_folder, lock_number)
+    minutes, steps = config.checkpoint_minutes, config.checkpoint_steps
+    return Checkpoints(folder, config.keep_checkpoints, before_commit, every_minutes=minutes, every_steps=steps)

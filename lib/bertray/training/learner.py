@@ -65,7 +65,6 @@ class Learner:
 
     Attributes:
         precision: fp32 or bf16, the same on all ranks.
-        num_averaged: number of ranks over which gradients are averaged; 1: no exchange.
 
     Raises:
         RequestError: the device lacks the precision, or the model gradient checkpointing.
@@ -106,12 +105,11 @@ class Learner:
         if has_bf16:
             self._exact = {name: weights.detach().clone() for name, weights in model.named_parameters()}
         to_precision(model, device, dtype)
-        self._parallel, self.num_averaged = model, 1
+        self._parallel = model
 
     def exchange_gradients(self) -> None:
         """Average gradients over the ranks from now on; the weights must not move in memory any more."""
-        self.num_averaged = rank_and_world_size()[1]
-        if self.num_averaged > 1:
+        if rank_and_world_size()[1] > 1:
             self._parallel = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def seed(self, *words: int) -> None:

@@ -68,7 +68,8 @@ class FineTuning:
         patience: stop after this many epochs without a better one.
 
     Attributes:
-        progress: steps taken, metrics of the finished epochs.
+        progress: how far the run is.
+        best: the best epoch so far, until a checkpoint holds it.
 
     Raises:
         RequestError: device or model cannot do what the options say, or the machine has too little memory.
@@ -120,15 +121,9 @@ class FineTuning:
         self.token_budget = options.micro_batch_tokens or TOKEN_BUDGET[device.type]  # of a part of a step
         self.validation_budget = TOKEN_BUDGET[device.type]
         self.progress = Progress()
-        self._best: Best | None = None  # until a checkpoint holds it
+        self.best: Best | None = None
         self._unseen: list[torch.Tensor] = []  # of each step since the last look: sum of the losses, gradient norm
         self._looked_s = self._epoch_began_s = 0.0
-
-    @property
-    def best(self) -> Best:
-        """The best epoch of a run without checkpoints."""
-        assert self._best is not None, "no epoch has ended, or a checkpoint holds the best one"
-        return self._best
 
     def run(self) -> bool:
         """Train until the run is done or the watcher stops it; returns whether it is done.
@@ -144,7 +139,7 @@ class FineTuning:
             while not self.progress.is_done:
                 self._run_epoch()
         except _StopError:
-            self._save()
+            self._save(only_if_due=False)
         if self._checkpoints:
             self._checkpoints.wait()
         return self.progress.is_done
@@ -194,9 +189,9 @@ class FineTuning:
             if step in (1, last_step) or time.monotonic() - self._looked_s >= _LOOK_INTERVAL_S:
                 self._look_at_losses()
             if step < last_step:
-                self._save_if_due()
+                self._save()
         self._end_epoch()
-        self._save_if_due()
+        self._save()
 
     def _take_step(self, step: int) -> None:
         self.learner.model.train()
@@ -206,8 +201,8 @@ class FineTuning:
         # A rank without rows joins the exchange of gradients with a loss of zero.
         weight = 1.0 if len(rows) else 0.0
         parts = micro_batches(rows if len(rows) else batch[:1], self._lengths_S, self.token_budget)
-        # With this factor the ranks' gradients, averaged or not, become that of the mean over the global batch.
-        scale = weight * self.learner.num_averaged / len(batch)
+        # The ranks' gradients are averaged; with this factor the average is that of the global batch's mean loss.
+        scale = weight * self.world_size / len(batch)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, part in enumerate(parts, start=1):
             loss_sum += self.learner.add_gradients(
@@ -216,7 +211,7 @@ class FineTuning:
                 lambda logits_BC, part=part: self._objective.loss_sum(logits_BC, part) * scale,
                 is_last=number == len(parts),
             )
-        loss_sum *= len(batch) / self.learner.num_averaged
+        loss_sum *= len(batch) / self.world_size
         if self.world_size > 1:
             torch.distributed.all_reduce(loss_sum)
         norm = self.optimizer.step(self._learning_rate_factor(step))
@@ -244,7 +239,7 @@ class FineTuning:
         for step, batch, (loss_sum, norm) in zip(steps, batches, seen, strict=True):
             loss = loss_sum / len(batch)
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise self._diverged(step, loss, norm)
+                self._raise_diverged(step, loss, norm)
             progress.epoch_loss_sum += loss_sum
             learning_rate = self.options.learning_rate * self._learning_rate_factor(step)
             epoch = step / self.batches.steps_per_epoch
@@ -257,15 +252,13 @@ class FineTuning:
         if self._watcher.steps(records, self.num_steps):
             raise _StopError
 
-    def _diverged(self, step: int, loss: float, norm: float) -> DivergedError:
+    def _raise_diverged(self, step: int, loss: float, norm: float) -> None:
         what = f"the norm of the gradients is {norm:g}" if math.isfinite(loss) else f"the loss is {loss:g}"
-        precision = " or use --precision fp32" if self.learner.precision == "bf16" else ""
-        return DivergedError(
-            f"{what} at epoch {self.batches.epoch(step)}, step {step}: lower --learning-rate "
-            f"(now {self.options.learning_rate:g}){precision}",
-            step,
-            np.unique(self._train.tokens.documents_S[self.batches.at(step)]).tolist(),
-        )
+        advice = f"lower --learning-rate (now {self.options.learning_rate:g})"
+        if self.learner.precision == "bf16":
+            advice += " or use --precision fp32"
+        rows = np.unique(self._train.tokens.documents_S[self.batches.at(step)]).tolist()
+        raise DivergedError(f"{what} at epoch {self.batches.epoch(step)}, step {step}: {advice}", step, rows)
 
     def _end_epoch(self) -> None:
         """Evaluate, and keep the weights if this epoch is the best so far.
@@ -292,7 +285,7 @@ class FineTuning:
         best_epoch = best_of(progress.history)
         progress.best_epoch = epoch if self._keep == "last" else best_epoch
         if progress.best_epoch == epoch and self.rank == 0:
-            self._best = Best(self.learner.complete(self.optimizer.weights()), logits_NC)
+            self.best = Best(self.learner.complete(self.optimizer.weights()), logits_NC)
         has_run_out = self._patience is not None and epoch - best_epoch >= self._patience
         progress.is_done = progress.step == self.num_steps or has_run_out
         if self.rank == 0:
@@ -325,24 +318,18 @@ class FineTuning:
             self._looked_s = now_s
             self._tell([])
 
-    def _save_if_due(self) -> None:
-        if (
-            self._checkpoints
-            and self.rank == 0
-            and (self.progress.is_done or self._checkpoints.is_due(self.progress.step))
-        ):
-            self._save()
-
-    def _save(self) -> None:
+    def _save(self, *, only_if_due: bool = True) -> None:
         """Start to write a checkpoint."""
-        if self._checkpoints is None:
+        if self._checkpoints is None or self.rank > 0:
+            return
+        if only_if_due and not (self.progress.is_done or self._checkpoints.is_due(self.progress.step)):
             return
         if self._unseen:  # no checkpoint may hold a step that diverged
             self._look_at_losses()
         self.progress.epoch_wall_s = time.monotonic() - self._epoch_began_s
         state = None if self.progress.is_done else self.optimizer.state()
-        self._checkpoints.save(self.progress, state, self._best)
-        self._best = None
+        self._checkpoints.save(self.progress, state, self.best)
+        self.best = None
 
 
 def best_of(history: list[dict[str, float]]) -> int:
@@ -360,26 +347,14 @@ def _thinned(records: list[StepRecord], last_step: int) -> list[StepRecord]:
 
 @contextmanager
 def opened(
-    config: TrainConfig,
-    rows: Location,
-    labels: Sequence[str],
-    problem_type: ProblemType,
-    *,
-    device: torch.device,
-    watcher: Watcher,
-    checkpoints: Checkpoints,
+    config: TrainConfig, rows: Location, labels: Sequence[str], problem_type: ProblemType, **settings: Any
 ) -> Iterator[FineTuning]:
-    """A run over the token files in the folder `rows`, in this process, which has been set up for the device."""
+    """A run on the token files in the folder `rows`.
+
+    Args:
+        settings: `device`, for which this process has been set up, `watcher` and `checkpoints`; see `FineTuning`.
+    """
+    model = load_classifier(config.encoder, labels, problem_type, config.seed)
+    settings |= {"keep": config.keep, "patience": config.patience}
     with token_files.opened(rows) as (splits, vocabulary_V):
-        yield FineTuning(
-            config,
-            load_classifier(config.encoder, labels, problem_type, config.seed),
-            splits,
-            vocabulary_V,
-            problem_type,
-            device=device,
-            watcher=watcher,
-            checkpoints=checkpoints,
-            keep=config.keep,
-            patience=config.patience,
-        )
+        yield FineTuning(config, model, splits, vocabulary_V, problem_type, **settings)

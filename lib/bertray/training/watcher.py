@@ -9,12 +9,15 @@ Two threads of one process share a `Board`, or it lies in a Ray actor (`drivers.
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple, Protocol
+from typing import Protocol, TypeAlias
 
 from bertray.training.tracking import StepRecord
 
-# Time for a step and a checkpoint of a large model, when a job is stopped; those who stop it kill it after 30 s.
+# Time for a step and a checkpoint of a large model when a job is stopped; what stops jobs kills them after 30 s.
 STOP_S = 25.0
+
+# What a run has reported since the last call: steps, metrics of epochs; and the number of steps of the whole run.
+News: TypeAlias = tuple[list[StepRecord], list[dict[str, float]], int]
 
 
 class Watcher(Protocol):
@@ -27,31 +30,25 @@ class Watcher(Protocol):
         """Metrics of a finished epoch."""
 
 
-class News(NamedTuple):
-    """What a run has reported since the last call."""
-
-    records: list[StepRecord]
-    epochs: list[dict[str, float]]
-    num_steps: int  # of the whole run
-
-
 class Board:
     """A `Watcher` that keeps reports for the driver."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
-        self._news, self._shall_stop = News([], [], 0), False
+        self._records, self._epochs = list[StepRecord](), list[dict[str, float]]()
+        self._num_steps, self._shall_stop = 0, False
 
     def steps(self, records: list[StepRecord], num_steps: int) -> bool:
         """See `Watcher`."""
         with self._turn:
-            self._news = News([*self._news.records, *records], self._news.epochs, num_steps)
+            self._records += records
+            self._num_steps = num_steps
             return self._shall_stop
 
     def epoch(self, metrics: dict[str, float]) -> None:
         """See `Watcher`."""
         with self._turn:
-            self._news.epochs.append(metrics)
+            self._epochs.append(metrics)
 
     def stop(self) -> None:
         """Let the run write a checkpoint and stop."""
@@ -60,5 +57,6 @@ class Board:
     def news(self) -> News:
         """Reports since the last call."""
         with self._turn:
-            news, self._news = self._news, News([], [], self._news.num_steps)
+            news = self._records, self._epochs, self._num_steps
+            self._records, self._epochs = [], []
             return news
