@@ -331,26 +331,28 @@ def test_validation_that_does_not_fit_is_run_in_smaller_batches(
 
 
 def test_parts_become_smaller_until_they_fit(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a GPU with room for 60 tokens would have it."""
+    """As a GPU with room for 60 tokens would have it, or for 120 without the gradients of another part."""
     tried = []
+    forward = Learner.logits
 
-    def rehearse(self: Learner, tokens: Sequences, part: np.ndarray, loss_of: object, *, is_whole: bool) -> None:
-        assert is_whole == (tried == [])  # the whole batch; then parts, whose gradients add up
+    def limited(self: Learner, tokens: Sequences, part: np.ndarray) -> torch.Tensor:
         tried.append(int(tokens.lengths_S[part].sum()))
-        if tried[-1] > 60:
+        if tried[-1] > (120 if self.model.classifier.bias.grad is None else 60):
             raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, tokens, part)
 
-    monkeypatch.setattr(Learner, "rehearse", rehearse)
+    monkeypatch.setattr(Learner, "logits", limited)
     with opened_run(rows) as run:
         run.device = torch.device("cuda")
         run.fit_into_memory()
         assert run.token_budget == tried[-1]  # a later step may be heavier, and is cut
-    assert tried[0] > 200 and tried[-1] <= 60
+    assert tried[0] > 200 and tried[-1] == tried[-2] <= 60 < tried[-3] == tried[-4]
+    assert all(weights.grad is None for weights in run.learner.model.parameters())
 
     def never_fits(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(Learner, "rehearse", never_fits)
+    monkeypatch.setattr(Learner, "logits", never_fits)
     with opened_run(rows) as run:
         run.device = torch.device("cuda")
         with pytest.raises(RequestError, match=r"one sequence of \d+ tokens does not fit .*--gradient-checkpointing"):

@@ -7,7 +7,7 @@
     loop         steps, epochs, checkpoints                 checkpoints  what a run resumes from
     tracking     every step, for TensorBoard and MLflow     trials       the trials of a search
     watcher      how the loop and its driver talk           export       trained weights -> a bundle
-    mlflow_client, curves, adamw, adamw_kernel, flat_weights, dropout: parts of these
+    mlflow_client, curves, adamw, adamw_kernel, flat_weights: parts of these
 
 Imports the rooms up to bundle, but not scoring. Needs torch, except in `config`, `preflight`, `trials`, `run_folder`,
 `tracking`, `watcher`, `mlflow_client` and `curves`; no Ray.

@@ -1,13 +1,14 @@
 """A classifier set up for training: batches without padding, bf16 if every rank has it, a compact vocabulary.
 
 Training and scoring run a model in the same `Layout`: the last layer is finished for the first tokens only. Training
-adds three things:
+adds:
 
-1. The table of word embeddings has rows for the tokens that the texts use. The other embeddings would have zero
-   gradients and keep the encoder's weights.  [training.token_files]
-2. With bf16, weights, activations and gradients have 16 bits, except in the last layer; the optimizer keeps the
-   weights in 32 bits.  [training.optimizer]
-3. On CPUs, dropout draws whole arrays of masks.  [training.dropout]
+1. The table of word embeddings holds only the tokens that the texts use. The others would have zero gradients and
+   keep the encoder's embeddings.  [training.token_files]
+2. In bf16, weights, activations and gradients have 16 bits, except in the last layer; the optimizer keeps the weights
+   in 32 bits.  [training.optimizer]
+3. On CPUs, numpy draws the masks of dropout as whole arrays, three times as fast as torch's own dropout, which takes a
+   tenth of a step. They are a function of (seed, step), so a checkpoint needs no state of a generator.
 
 With several ranks, each holds the whole model, and NCCL or Gloo averages the gradients.
 
@@ -31,11 +32,13 @@ from bertray.model.adapter import Layout
 from bertray.model.head import to_precision
 from bertray.model.runtime import is_out_of_memory, resolve_training_precision
 from bertray.tokenization.tokenizer import Sequences
-from bertray.training import dropout
 from bertray.training.batches import micro_batches
 from bertray.types import Precision
 
 _log = logging.getLogger(__name__)
+
+_NUM_VALUES = 1 << 16  # of the 16 random bits that decide on an element of a mask
+_INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -48,7 +51,7 @@ def rank_and_world_size() -> tuple[int, int]:
 def least_of_ranks(own: int, device: torch.device) -> int:
     """The least of the ranks' values."""
     if not torch.distributed.is_initialized():
-        return int(own)
+        return own
     least = torch.tensor(int(own), device=device)
     torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
     return int(least.item())
@@ -60,8 +63,7 @@ class Learner:
     Args:
         model: a transformers sequence classifier, fp32, on the CPU; changed in place.
         vocabulary_V: the encoder's ids of the compact vocabulary, ascending.
-        precision: of weights, activations and gradients.
-        gradient_checkpointing: recompute the layers' activations in backward: less memory, a third more time.
+        recompute: recompute activations in backward (gradient checkpointing): less memory, a third more time.
 
     Attributes:
         precision: fp32 or bf16, the same on all ranks.
@@ -71,15 +73,9 @@ class Learner:
     """
 
     def __init__(
-        self,
-        model: Any,
-        vocabulary_V: np.ndarray,
-        device: torch.device,
-        precision: Precision,
-        *,
-        gradient_checkpointing: bool = False,
+        self, model: Any, vocabulary_V: np.ndarray, device: torch.device, precision: Precision, recompute: bool = False
     ) -> None:
-        self.model = model
+        self.model = self._parallel = model
         # The machines of a cluster may differ in what `auto` means and in what their attention can do.
         has_bf16 = least_of_ranks(resolve_training_precision(precision, device) == "bf16", device)
         self.precision: Literal["fp32", "bf16"] = "bf16" if has_bf16 else "fp32"
@@ -89,7 +85,8 @@ class Learner:
         _freeze_unused(model, self.layout)
         self._vocabulary_V = torch.tensor(vocabulary_V)
         self.embedding_name, self._embeddings_VD = _compact(model, self._vocabulary_V)
-        if gradient_checkpointing:
+        self._masks = Masks()
+        if recompute:
             if not model.supports_gradient_checkpointing:
                 raise RequestError(
                     f"--gradient-checkpointing: {type(model).__name__} does not support it; leave it out"
@@ -97,20 +94,16 @@ class Learner:
             # transformers 5.23 warns of the older name.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
-        self._masks = dropout.Masks()
-        # Gradient checkpointing draws each mask twice, which only torch's own generator can do.
-        if device.type == "cpu" and not gradient_checkpointing:
-            dropout.replace(model, self._masks)
+        elif device.type == "cpu":  # only torch's own generator can draw a mask again in backward
+            replace_dropout(model, self._masks)
         self._exact: dict[str, torch.Tensor] = {}  # weights before they are rounded
         if has_bf16:
             self._exact = {name: weights.detach().clone() for name, weights in model.named_parameters()}
         to_precision(model, device, dtype)
-        self._parallel = model
 
     def exchange_gradients(self) -> None:
         """Average gradients over the ranks from now on; the weights must not move in memory any more."""
-        if rank_and_world_size()[1] > 1:
-            self._parallel = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self._parallel = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def seed(self, *words: int) -> None:
         """Make dropout a function of these numbers from now on."""
@@ -118,14 +111,14 @@ class Learner:
         torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
 
     def logits(self, tokens: Sequences, rows: np.ndarray) -> torch.Tensor:
-        """logits_BC (float32) of sequences of this rank, by the model in its present mode."""
+        """logits_BC (float32) of sequences of this rank; dropout depends on the model's mode."""
         return self.layout.forward(self.model, tokens, rows)
 
     def add_gradients(self, tokens: Sequences, rows: np.ndarray, loss_of: Any, *, is_last: bool) -> torch.Tensor:
         """Run forward and backward on a part of a step, and return the loss.
 
         Args:
-            loss_of: logits_BC -> the loss whose gradients are added.
+            loss_of: logits_BC -> the loss.
             is_last: this is the step's last part: its backward averages gradients over the ranks.
         """
         with nullcontext() if is_last or self._parallel is self.model else self._parallel.no_sync():
@@ -134,7 +127,7 @@ class Learner:
         return loss.detach()
 
     def largest_part(self, tokens: Sequences, rows: np.ndarray, loss_of: Any, token_budget: int) -> int:
-        """Try how large a part of a step may be on the GPU.
+        """Try how large a part of a step may be on the GPU; leaves no gradients.
 
         Args:
             rows: sequences of a heavy step.
@@ -142,17 +135,21 @@ class Learner:
             token_budget: tokens of a part if memory suffices.
 
         Returns:
-            Tokens of the largest part that fits, of those tried; 0: not one sequence fits.
+            Tokens of the first part that fits, of those tried; 0: not one sequence fits.
         """
+        self.model.train()
         while True:
             part, *others = micro_batches(rows, tokens.lengths_S, token_budget)
             num_tokens = int(tokens.lengths_S[part].sum())
             try:
-                self.rehearse(tokens, part, lambda logits_BC, part=part: loss_of(logits_BC, part), is_whole=not others)
+                for _ in range(2 if others else 1):  # a step holds the gradients of one part while it runs another
+                    loss_of(self.logits(tokens, part), part).backward()
                 return min(num_tokens, token_budget)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+            finally:
+                self.model.zero_grad()
             # Outside the except block, where no exception holds the activations.
             torch.cuda.empty_cache()
             if len(part) == 1:
@@ -160,21 +157,8 @@ class Learner:
             token_budget = num_tokens // 2
             _log.info("out of memory: steps are run in parts of %d tokens", token_budget)
 
-    def rehearse(self, tokens: Sequences, rows: np.ndarray, loss_of: Any, *, is_whole: bool) -> None:
-        """Run forward and backward without exchange, for the memory that they need, and drop the gradients.
-
-        Args:
-            is_whole: a step has no other parts, so no gradients are held during forward.
-        """
-        self.model.train()
-        try:
-            for _ in range(1 if is_whole else 2):
-                loss_of(self.logits(tokens, rows)).backward()
-        finally:
-            self.model.zero_grad()
-
     def take_exact_weights(self) -> dict[str, torch.Tensor]:
-        """The trained weights by name, fp32, as before rounding; only once, to free their memory."""
+        """The trained weights by name, fp32, as they were before rounding; only once, to free their memory."""
         trained = [name for name, weights in self.model.named_parameters() if weights.requires_grad]
         return {name: self._exact.pop(name) for name in trained if name in self._exact}
 
@@ -206,3 +190,45 @@ def _compact(model: Any, vocabulary_V: torch.Tensor) -> tuple[str, torch.Tensor]
     table.weight = torch.nn.Parameter(whole_VD[vocabulary_V])
     table.num_embeddings = len(vocabulary_V)
     return f"{name}.weight", whole_VD
+
+
+class Masks:
+    """Draws masks of dropout with numpy's SFC64."""
+
+    def __init__(self) -> None:
+        self.seed(0)
+
+    def seed(self, *words: int) -> None:
+        self._generator = np.random.Generator(np.random.SFC64(np.random.SeedSequence(words)))
+
+    def draw(self, shape: torch.Size, rate: float, dtype: torch.dtype) -> torch.Tensor:
+        """Factors of activations: 0 with probability `rate`, else 1 / (1 - rate)."""
+        num_elements = shape.numel()
+        words = self._generator.integers(0, 2**64, -(-num_elements // 4), dtype=np.uint64)
+        is_kept = words.view(np.int16)[:num_elements] >= round(rate * _NUM_VALUES) - _NUM_VALUES // 2
+        # As integers of the same width: numpy multiplies them a dozen times as fast as torch casts a bool.
+        kept = torch.tensor([1 / (1 - rate)], dtype=dtype).view(_INTEGERS[dtype]).numpy()
+        return torch.from_numpy(is_kept * kept).view(dtype).view(shape)
+
+
+class MaskedDropout(torch.nn.Module):
+    """Replaces a `torch.nn.Dropout`."""
+
+    def __init__(self, rate: float, masks: Masks) -> None:
+        super().__init__()
+        self.p = rate  # models read it under this name
+        self._masks = masks
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0:
+            return states
+        return states * self._masks.draw(states.shape, self.p, states.dtype)
+
+
+def replace_dropout(module: torch.nn.Module, masks: Masks) -> None:
+    """Let every dropout below a module draw from `masks`."""
+    for name, child in module.named_children():
+        if type(child) is torch.nn.Dropout:
+            setattr(module, name, MaskedDropout(child.p, masks))
+        else:
+            replace_dropout(child, masks)

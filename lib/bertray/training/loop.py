@@ -99,9 +99,7 @@ class FineTuning:
         self._objective = Objective(self._train, self._num_classes, problem_type, device, options)
         if problem_type == "multi_label_classification":
             begin_with_logits(model, self._objective.best_constant_logits_C())
-        self.learner = Learner(
-            model, vocabulary_V, device, options.precision, gradient_checkpointing=options.gradient_checkpointing
-        )
+        self.learner = Learner(model, vocabulary_V, device, options.precision, options.gradient_checkpointing)
         if device.type == "cpu":
             check_memory(model, keeps_average=options.average_decay is not None)
         self.optimizer = Optimizer(
@@ -113,7 +111,8 @@ class FineTuning:
             average_decay=options.average_decay,
             exact=self.learner.take_exact_weights(),
         )
-        self.learner.exchange_gradients()
+        if self.world_size > 1:
+            self.learner.exchange_gradients()
         is_natural = options.sampling == "natural"
         probabilities_S = None if is_natural else sampling_probabilities(self._train, self._num_classes)
         self.batches = TrainingBatches(self._lengths_S, options.batch_size, options.seed, probabilities_S)
