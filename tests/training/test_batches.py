@@ -13,7 +13,6 @@ lengths_strategy = st.lists(st.integers(1, 128), min_size=1, max_size=200).map(n
 def test_an_epoch_holds_every_row_once(lengths_S: np.ndarray, batch_size: int, seed: int, epoch: int) -> None:
     batches = TrainingBatches(lengths_S, batch_size, seed)
     steps = range((epoch - 1) * batches.steps_per_epoch + 1, epoch * batches.steps_per_epoch + 1)
-    assert {batches.epoch(step) for step in steps} == {epoch}
     rows = np.concatenate([batches.at(step) for step in steps])
     assert sorted(rows) == list(range(len(lengths_S)))
     assert all(1 <= len(batches.at(step)) <= batch_size for step in steps)

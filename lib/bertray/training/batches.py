@@ -26,8 +26,7 @@ class TrainingBatches:
     """The batches of all steps.
 
     Args:
-        lengths_S: tokens of each sequence.
-        batch_size: sequences of a batch; the last one of an epoch's order may have fewer.
+        batch_size: sequences of a batch; one of each epoch may have fewer.
         probabilities_S: draw sequences with these probabilities and with repeats, instead of each once an epoch.
     """
 
@@ -39,13 +38,9 @@ class TrainingBatches:
         self.steps_per_epoch = -(-len(lengths_S) // batch_size)
         self._epoch, self._batches = 0, list[np.ndarray]()
 
-    def epoch(self, step: int) -> int:
-        """The epoch of a step; both count from 1."""
-        return (step - 1) // self.steps_per_epoch + 1
-
     def at(self, step: int) -> np.ndarray:
-        """Sequences of a step's global batch, short ones first."""
-        epoch = self.epoch(step)
+        """Sequences of a step's global batch, short ones first; steps count from 1."""
+        epoch = 1 + (step - 1) // self.steps_per_epoch
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._draw(epoch)
         return self._batches[(step - 1) % self.steps_per_epoch]

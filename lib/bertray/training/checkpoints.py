@@ -47,13 +47,10 @@ class Progress(BaseModel):
 
 
 class Best(NamedTuple):
-    """The best epoch so far: all weights of the classifier (fp32, on the CPU), and the logits of the validation rows.
+    """The best epoch so far."""
 
-    The logits are of the rows in scope; rows without tokens may be missing at the end.
-    """
-
-    weights: dict[str, torch.Tensor]
-    validation_logits_NC: np.ndarray
+    weights: dict[str, torch.Tensor]  # all of the classifier, fp32, on the CPU
+    validation_logits_NC: np.ndarray  # of rows in scope; rows without tokens may be missing at the end
 
 
 class Checkpoints:
@@ -92,16 +89,12 @@ class Checkpoints:
         return self._read(_step_name(progress))
 
     def load_best(self, progress: Progress) -> Best:
-        """What was passed to `save` as `best`."""
+        """The best epoch of a checkpoint."""
         weights = self._read(_best_name(progress))
         return Best(validation_logits_NC=weights.pop(_VALIDATION_LOGITS).numpy(), weights=weights)
 
     def is_due(self, step: int) -> bool:
-        """Whether to save a checkpoint after this step.
-
-        Raises:
-            RequestError: the last one could not be written.
-        """
+        """Whether to save a checkpoint after this step; raises as `wait`."""
         if self._every_steps:
             return step % self._every_steps == 0
         # Not while one is being written: steps must not wait for slow storage.

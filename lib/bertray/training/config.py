@@ -55,7 +55,7 @@ class TrainingOptions(JobConfig):
         "memory, the same step except for dropout; default: 2048 on CPUs, 65536 on GPUs",
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations in backward: less memory, a third more time"
+        default=False, description="recompute activations: less memory, a third slower"
     )
     device: Device = Field(default="auto", description=DEVICE_HELP)
     precision: Precision = Field(default="auto", description=PRECISION_HELP)
@@ -97,17 +97,12 @@ class TrainConfig(TrainingOptions):
     overwrite: bool = Field(default=False, description="replace a bundle that stands at --output")
     keep: Keep = Field(default="best", description="of the epochs: the best by macro-F1 on validation, or the last")
     target_precision: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="share of right labels, such as 0.95: rows whose score is too low for it are marked for review",
+        default=None, gt=0, lt=1, description="such as 0.95: mark rows for review whose score is too low for it"
     )
     patience: int | None = Field(default=None, ge=1, description="stop after this many epochs without a better one")
-    checkpoint_minutes: float = Field(
-        default=10.0, gt=0, description="time between checkpoints, from which an interrupted run continues"
-    )
+    checkpoint_minutes: float = Field(default=10.0, gt=0, description="time between checkpoints, to continue from")
     checkpoint_steps: int | None = Field(
-        default=None, ge=1, description="steps between checkpoints, instead of --checkpoint-minutes"
+        default=None, ge=1, description="steps between checkpoints, instead of minutes"
     )
     restart: bool = Field(default=False, description="discard an unfinished run and start over")
     max_failures: int = Field(
@@ -147,20 +142,15 @@ class AuditConfig(TrainingOptions):
 
         bertray audit --data dataset --output label_check --encoder minilm
         bertray audit --data dataset --output label_check --encoder minilm --folds 10 --epochs 5 --learning-rate 2e-4
-        ray job submit --address http://127.0.0.1:8265 \\
-            --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "40"}}' -- \\
-            bertray audit --data s3://bucket/dataset --output s3://bucket/label_check --num-workers 5 --device cuda
 
+    Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this machine, as long as --folds trainings.
     Writes suspects.parquet, the worst first, and label_quality.json. The data set is not changed: look at the rows,
-    correct the labelled files, and prepare them again. Takes as long as --folds trainings.
+    correct the labelled files, and prepare them again.
     """
 
     output: Place = Field(description="folder for suspects.parquet and label_quality.json")
     folds: int = Field(
-        default=5,
-        ge=2,
-        le=100,
-        description="number of models; each judges the rows that it was not trained on; of 5, each trains on 80 %",
+        default=5, ge=2, le=100, description="number of models; each judges the rows that it was not trained on"
     )
     num_workers: int | None = Field(
         default=None, ge=1, description="folds at a time; default: one per GPU, or without GPUs one per 4 CPUs"
@@ -174,9 +164,6 @@ class TuneConfig(TrainConfig):
         bertray tune --data dataset --output bundle --encoder minilm --num-trials 16
         bertray tune --data dataset --output bundle --encoder minilm --learning-rates 1e-4:1e-3 --layer-decays 1
         bertray tune --data dataset --output bundle --encoder minilm --num-trials 5 --only-seeds
-        ray job submit --address http://127.0.0.1:8265 \\
-            --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "40"}}' -- \\
-            bertray tune --data s3://bucket/dataset --output s3://bucket/bundle --num-concurrent 4 --device cuda
 
     Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this machine. The first trial has the options
     of bertray train; ASHA stops trials that fall behind. The same command continues a search that was interrupted.
@@ -195,9 +182,7 @@ class TuneConfig(TrainConfig):
     label_smoothings: Bounds = Field(default="0:0.1", description="lowest and highest label smoothing")
     layer_decays: Bounds = Field(default="0.8:1", description="lowest and highest layer decay")
     grace_epochs: int = Field(
-        default=1,
-        ge=1,
-        description="epochs before ASHA may prune a trial; it looks again after 3 and 9 times as many",
+        default=1, ge=1, description="epochs before ASHA may prune a trial; it looks again after 3 and 9 times as many"
     )
     # Options of bertray train that have no meaning in a search; --help does not show them.
     num_workers: Workers = Field(default="1", description="must be 1", json_schema_extra={"hidden": True})
@@ -209,13 +194,15 @@ class TuneConfig(TrainConfig):
         if self.num_workers != "1":
             raise ValueError(
                 f"num_workers {self.num_workers} has no meaning in a search, where a trial is one process: leave it "
-                "out, and set with num_concurrent how many trials run at a time"
+                "out, and set num_concurrent, the number of trials at a time"
             )
         if self.mlflow_uri is not None:
             raise ValueError("mlflow_uri has no meaning in a search, whose trials are not sent to MLflow: leave it out")
         drawn = {*(f"{name}s" for name in self.searched_bounds), "batch_sizes", "min_epochs"}
         if self.only_seeds and (given := sorted(drawn & self.model_fields_set)):
-            raise ValueError(f"{', '.join(given)} has no meaning with only_seeds, which draws nothing: leave it out")
+            raise ValueError(
+                f"{', '.join(given)} has no meaning with only_seeds, which varies only the seed: leave it out"
+            )
         for name in ("min_epochs", "grace_epochs"):
             if (epochs := getattr(self, name)) > self.max_epochs:
                 raise ValueError(f"{name} {epochs} is above max_epochs {self.max_epochs}")
@@ -224,14 +211,10 @@ class TuneConfig(TrainConfig):
                 f"epochs {self.epochs}, of the first trial, is above max_epochs {self.max_epochs}: raise --max-epochs, "
                 f"or add --epochs {self.max_epochs}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _bounds_can_be_trained(self) -> Self:
         for name, text in self.searched_bounds.items():
             for bound in bounds(text):
                 try:
-                    TrainingOptions(data="unused", output="unused", **{name: bound})
+                    TrainingOptions.model_validate({"data": "unused", "output": "unused", name: bound})
                 except ValidationError as error:
                     raise ValueError(f"{name}s {text}: {bound:g} is not allowed. {error.errors()[0]['msg']}") from error
         return self

@@ -41,8 +41,6 @@ from bertray.training.tracking import NOT_SCORES
 
 _log = logging.getLogger(__name__)
 
-_REVIEW_EVERY_ROW = 2.0  # no score reaches it
-
 
 def write_bundle(
     config: TrainConfig,
@@ -58,8 +56,8 @@ def write_bundle(
 
     Args:
         data_fingerprint: of the data set when the run began.
-        event_files: a folder of TensorBoard's, to keep with the bundle.
-        add_files: called with the local folder before it is sealed, to add files for people.
+        event_files: a folder of TensorBoard's event files.
+        add_files: adds other files to the local folder before it is sealed.
 
     Raises:
         RequestError: the data set has changed during the run.
@@ -87,26 +85,21 @@ def write_bundle(
         temperature, calibration = 1.0, {}
 
     probabilities_NC = probabilities(logits_NC[is_read_N], dataset.problem_type)
-    thresholds = review_below = None
+    decided: dict[str, Any] = {"thresholds": None, "review_below": None}
     if dataset.problem_type == "multi_label_classification":
-        thresholds = tuple(tune_thresholds(probabilities_NC, targets).tolist())
+        decided["thresholds"] = tuple(tune_thresholds(probabilities_NC, targets).tolist())
     if config.target_precision is not None:
-        is_right_N = _is_right(probabilities_NC, targets)
+        best_N = probabilities_NC.argmax(axis=1)
+        is_right_N = targets == best_N if targets.ndim == 1 else targets[np.arange(len(best_N)), best_N] > 0
         if rows.num_rows < validation.num_rows:
             texts = validation.filter(pc.equal(validation[LABEL_ID], NO_CLASS))[TEXT]
             others_NC = _probabilities(model, column_tokenizer, texts, config)
             probabilities_NC = np.concatenate([probabilities_NC, others_NC])
             is_right_N = np.append(is_right_N, np.zeros(len(others_NC), dtype=bool))
         found = threshold_for_precision(probabilities_NC.max(axis=1), is_right_N, config.target_precision)
-        review_below = _REVIEW_EVERY_ROW if found is None else found
-    predicted = predictions(
-        column_tokenizer.encode(rows[TEXT]),
-        logits_NC,
-        dataset.labels,
-        dataset.problem_type,
-        thresholds=thresholds,
-        review_below=review_below,
-    )
+        decided["review_below"] = 2.0 if found is None else found  # 2.0: every row is reviewed
+    tokens = column_tokenizer.encode(rows[TEXT])
+    predicted = predictions(tokens, logits_NC, dataset.labels, dataset.problem_type, **decided)
 
     with tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
         folder = Path(temporary) / "bundle"
@@ -117,7 +110,7 @@ def write_bundle(
             (folder / CURVES_FILE).write_text(curves, encoding="utf-8")
         except ImportError as error:
             _log.info("the card has no learning curves: %s", missing_extra(f"drawing them ({error})", "plots"))
-        if event_files is not None and event_files.is_dir():
+        if event_files:
             shutil.copytree(event_files, folder / EVENTS_FOLDER)
         add_files(folder)
         metrics = progress.history[progress.best_epoch - 1]
@@ -136,8 +129,7 @@ def write_bundle(
             validation_profile=Profile.of(predicted),
             temperature=temperature,
             calibration=calibration,
-            thresholds=thresholds,
-            review_below=review_below,
+            **decided,
             target_precision=config.target_precision,
             oos_label=dataset.oos_label,
         )
@@ -152,9 +144,3 @@ def _probabilities(model: Any, tokenizer: ColumnTokenizer, texts: pa.ChunkedArra
     logits_SC = Encoder(copy.deepcopy(model), "fp32").logits(tokens)  # Encoder changes its model
     logits_NC = aggregate(logits_SC, tokens.documents_S, len(texts), config.long_documents)
     return probabilities(logits_NC[np.unique(tokens.documents_S)], "single_label_classification")
-
-
-def _is_right(probabilities_NC: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Whether each row's likeliest label is its label, or one of its labels."""
-    best_N = probabilities_NC.argmax(axis=1)
-    return np.asarray(targets == best_N if targets.ndim == 1 else targets[np.arange(len(best_N)), best_N] > 0)

@@ -41,13 +41,6 @@ _NUM_VALUES = 1 << 16  # of the 16 random bits that decide on an element of a ma
 _INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
-def rank_and_world_size() -> tuple[int, int]:
-    """Rank of this process and number of ranks; 0 and 1 if it trains alone."""
-    if not torch.distributed.is_initialized():
-        return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
 def least_of_ranks(own: int, device: torch.device) -> int:
     """The least of the ranks' values."""
     if not torch.distributed.is_initialized():

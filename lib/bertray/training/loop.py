@@ -38,7 +38,7 @@ from bertray.training import token_files
 from bertray.training.batches import TrainingBatches, micro_batches, share
 from bertray.training.checkpoints import Best, Checkpoints, Progress
 from bertray.training.config import TrainConfig, TrainingOptions
-from bertray.training.learner import Learner, least_of_ranks, rank_and_world_size
+from bertray.training.learner import Learner, least_of_ranks
 from bertray.training.loss import Objective, sampling_probabilities, validation_metrics
 from bertray.training.optimizer import Optimizer, check_memory, learning_rate_factor
 from bertray.training.token_files import TrainingRows
@@ -69,7 +69,7 @@ class FineTuning:
 
     Attributes:
         progress: how far the run is.
-        best: the best epoch so far, until a checkpoint holds it.
+        best: the best epoch so far, unless a checkpoint holds it.
 
     Raises:
         RequestError: device or model cannot do what the options say, or the machine has too little memory.
@@ -89,7 +89,9 @@ class FineTuning:
         keep: Keep = "best",
         patience: int | None = None,
     ) -> None:
-        self.rank, self.world_size = rank_and_world_size()
+        self.rank, self.world_size = 0, 1
+        if torch.distributed.is_initialized():
+            self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.options, self.device = options, device
         self._keep, self._patience = keep, patience
         self._watcher, self._checkpoints = watcher, checkpoints
@@ -257,7 +259,7 @@ class FineTuning:
         if self.learner.precision == "bf16":
             advice += " or use --precision fp32"
         rows = np.unique(self._train.tokens.documents_S[self.batches.at(step)]).tolist()
-        raise DivergedError(f"{what} at epoch {self.batches.epoch(step)}, step {step}: {advice}", step, rows)
+        raise DivergedError(f"{what} at epoch {len(self.progress.history) + 1}, step {step}: {advice}", step, rows)
 
     def _end_epoch(self) -> None:
         """Evaluate, and keep the weights if this epoch is the best so far.
@@ -348,11 +350,7 @@ def _thinned(records: list[StepRecord], last_step: int) -> list[StepRecord]:
 def opened(
     config: TrainConfig, rows: Location, labels: Sequence[str], problem_type: ProblemType, **settings: Any
 ) -> Iterator[FineTuning]:
-    """A run on the token files in the folder `rows`.
-
-    Args:
-        settings: `device`, for which this process has been set up, `watcher` and `checkpoints`; see `FineTuning`.
-    """
+    """A run on the token files in the folder `rows`; `settings` are device, watcher and checkpoints."""
     model = load_classifier(config.encoder, labels, problem_type, config.seed)
     settings |= {"keep": config.keep, "patience": config.patience}
     with token_files.opened(rows) as (splits, vocabulary_V):

@@ -87,21 +87,17 @@ class Objective:
 
 
 def sampling_probabilities(rows: TrainingRows, num_classes: int) -> np.ndarray:
-    """probabilities_S that draw all classes equally often, and the documents of a class too; one label a row.
-
-    A class without rows is never drawn.
-    """
+    """probabilities_S that draw all classes equally often, and the documents of a class too; for one label a row."""
     label_ids_S = rows.label_ids(np.arange(len(rows.tokens.documents_S)))
     counts_C = np.maximum(rows.class_counts_C(num_classes), 1)
     probabilities_S = training_weights(rows.tokens.documents_S).astype(np.float64) / counts_C[label_ids_S]
-    normalised: np.ndarray = probabilities_S / probabilities_S.sum()
-    return normalised
+    return np.asarray(probabilities_S / probabilities_S.sum())
 
 
 def validation_metrics(
     logits_NC: np.ndarray, rows: TrainingRows, problem_type: ProblemType, num_classes: int
 ) -> dict[str, float]:
-    """Loss, without weights and smoothing, and metrics of the validation rows that have tokens.
+    """Metrics of the validation rows that have tokens, and the loss without weights and smoothing.
 
     With several labels a row, a row is given the labels whose probability reaches 0.5.
     """

@@ -2,13 +2,14 @@
 
     text="where is my card"  label_id=11   ->   ids=[101, 312, 207, 95, 148, 102]  document=0  label_ids=[11]
 
+`ids` are of the compact vocabulary, `document` is the row of the split. A sequence is a text, or a window of a long
+text with the text's labels.
+
 1. tokenise  training and validation rows, once, on the driver                   [tokenization.tokenizer]
 2. compact   remove ids from the vocabulary that occur in neither split: their embeddings, most of BERT's 23 million
              weights of embeddings, would have zero gradients
 3. write     train.arrow and validation.arrow, one record a sequence, and vocabulary.arrow
 4. open      each worker maps the files into its memory; workers of a machine share the pages
-
-A sequence is a text, or a window of a long text with the text's labels.
 
 Legend: S sequences, S1 = S + 1, N rows, T tokens, L labels of all sequences, C classes, V tokens of the vocabulary.
 """
@@ -33,15 +34,9 @@ from bertray.tokenization.ragged import positions
 from bertray.tokenization.tokenizer import ColumnTokenizer, Sequences, TokenColumn
 from bertray.types import ProblemType
 
-TRAIN, VALIDATION = "train", "validation"
-_VOCABULARY = "vocabulary.arrow"
-_SCHEMA = pa.schema(
-    [
-        pa.field("ids", pa.large_list(pa.int32()), nullable=False),  # in the compact vocabulary
-        pa.field("document", pa.int64(), nullable=False),  # row of the split
-        pa.field("label_ids", pa.large_list(pa.int32()), nullable=False),
-    ]
-)
+_SPLITS, _VOCABULARY = ("train", "validation"), "vocabulary.arrow"
+_ID_LISTS = pa.large_list(pa.int32())
+_SCHEMA = pa.schema([("ids", _ID_LISTS), ("document", pa.int64()), ("label_ids", _ID_LISTS)])
 
 
 @dataclass(frozen=True)
@@ -66,8 +61,7 @@ class TrainingRows:
 
     def label_ids(self, rows: np.ndarray) -> np.ndarray:
         """The label id (int64) of each of some sequences, which have one label."""
-        found: np.ndarray = self.label_ids_L[self.label_offsets_S1[rows]].astype(np.int64)
-        return found
+        return np.asarray(self.label_ids_L[self.label_offsets_S1[rows]], np.int64)
 
     def multi_hot(self, rows: np.ndarray, num_classes: int) -> np.ndarray:
         """Which labels each of some sequences has (float32) [len(rows), C]."""
@@ -80,15 +74,15 @@ class TrainingRows:
     def class_counts_C(self, num_classes: int) -> np.ndarray:
         """Rows, not sequences, of each class."""
         is_first_S = np.diff(self.tokens.documents_S, prepend=-1) > 0
-        label_ids = self.label_ids_L[np.repeat(is_first_S, np.diff(self.label_offsets_S1))]
-        return np.bincount(label_ids, minlength=num_classes)
+        is_of_first_L = np.repeat(is_first_S, np.diff(self.label_offsets_S1))
+        return np.bincount(self.label_ids_L[is_of_first_L], minlength=num_classes)
 
 
 def write_rows(
     folder: Location, dataset: Dataset, tokenizer: ColumnTokenizer, encoder_config: PreTrainedConfig
 ) -> None:
     """Tokenise and write the in-scope training and validation rows of a data set."""
-    rows = {name: dataset.in_scope(dataset.split(name)) for name in (TRAIN, VALIDATION)}
+    rows = {name: dataset.in_scope(dataset.split(name)) for name in _SPLITS}
     was_fast = tokenizer.is_fast
     tokens = {name: tokenizer.encode(of_split[TEXT]) for name, of_split in rows.items()}
     if was_fast and not tokenizer.is_fast:  # the fast tokenizer's ids were wrong, maybe in both splits
@@ -100,7 +94,7 @@ def write_rows(
 def label_id_lists(rows: pa.Table, problem_type: ProblemType) -> pa.LargeListArray:
     """The label ids of each row of a data set, as `write` takes them."""
     if problem_type == "multi_label_classification":
-        return rows[LABEL_IDS].combine_chunks().cast(pa.large_list(pa.int32()))
+        return rows[LABEL_IDS].combine_chunks().cast(_ID_LISTS)
     return pa.LargeListArray.from_arrays(pa.array(np.arange(rows.num_rows + 1)), rows[LABEL_ID].combine_chunks())
 
 
@@ -121,12 +115,7 @@ def write(
 
 
 def sequences_of(tokens: TokenColumn, label_ids: pa.LargeListArray, compact_V: np.ndarray) -> pa.RecordBatch:
-    """The records of a token file.
-
-    Args:
-        label_ids: lists of int32, of each row.
-        compact_V: of `compact_vocabulary`.
-    """
+    """The records of a token file; `label_ids` are as for `write`, `compact_V` is from `compact_vocabulary`."""
     ids = pa.LargeListArray.from_arrays(pa.array(tokens.offsets_S1), pa.array(compact_V[tokens.ids_T]))
     documents = pa.array(tokens.documents_S, pa.int64())
     return pa.record_batch([ids, documents, label_ids.take(documents)], schema=_SCHEMA)
@@ -138,8 +127,7 @@ def compact_vocabulary(
     """Number the ids that occur in some columns; the arguments are those of `write`.
 
     Returns:
-        The new id of each of the encoder's ids (int32; arbitrary if it does not occur), and the encoder's id of each
-        new one (int64).
+        The new id of each of the encoder's (int32; arbitrary if it does not occur), and vice versa (int64).
     """
     is_used_V = np.zeros(vocabulary_size, dtype=bool)
     is_used_V[:num_kept] = True
@@ -167,7 +155,7 @@ def opened(folder: Location) -> Iterator[tuple[dict[str, TrainingRows], np.ndarr
                     "an --output on S3 or on a file system that all nodes share"
                 ) from error
 
-        splits = {name: TrainingRows.of(mapped(f"{name}.arrow")) for name in (TRAIN, VALIDATION)}
+        splits = {name: TrainingRows.of(mapped(f"{name}.arrow")) for name in _SPLITS}
         yield splits, mapped(_VOCABULARY)["id"].to_numpy().astype(np.int64)
 
 

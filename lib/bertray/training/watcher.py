@@ -39,14 +39,12 @@ class Board:
         self._num_steps, self._shall_stop = 0, False
 
     def steps(self, records: list[StepRecord], num_steps: int) -> bool:
-        """See `Watcher`."""
         with self._turn:
             self._records += records
             self._num_steps = num_steps
             return self._shall_stop
 
     def epoch(self, metrics: dict[str, float]) -> None:
-        """See `Watcher`."""
         with self._turn:
             self._epochs.append(metrics)
 
