@@ -60,11 +60,6 @@ class TrainingBatches:
         return [batches[index] for index in rng.permutation(len(batches))]
 
 
-def share(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """A rank's sequences of a global batch; none if the batch has fewer sequences than ranks."""
-    return batch[rank::world_size]
-
-
 def micro_batches(rows: np.ndarray, lengths_S: np.ndarray, token_budget: int) -> list[np.ndarray]:
     """Cut a rank's share into parts of at most `token_budget` tokens, or one sequence; their gradients add up."""
     return [rows[part] for part in packed_batches(lengths_S[rows], token_budget)]

@@ -177,11 +177,7 @@ def _best_name(progress: Progress) -> str:
 
 
 def checkpoints_of(config: TrainConfig, folder: Location, run_folder: Location, lock_number: int) -> Checkpoints:
-    """The checkpoints of a run with these options; none is committed after the run has lost its lock.
-
-    Args:
-        run_folder: the lock is on this folder and has this number.
-    """
+    """A run's checkpoints; none is committed after the run has lost its lock, of this number, on `run_folder`."""
     before_commit = partial(check_held, run_folder, lock_number)
     minutes, steps = config.checkpoint_minutes, config.checkpoint_steps
     return Checkpoints(folder, config.keep_checkpoints, before_commit, every_minutes=minutes, every_steps=steps)

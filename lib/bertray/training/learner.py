@@ -120,15 +120,14 @@ class Learner:
         return loss.detach()
 
     def largest_part(self, tokens: Sequences, rows: np.ndarray, loss_of: Any, token_budget: int) -> int:
-        """Try how large a part of a step may be on the GPU; leaves no gradients.
+        """Try smaller and smaller parts of a heavy step until one fits into the GPU's memory.
 
         Args:
-            rows: sequences of a heavy step.
             loss_of: logits_BC and their sequences -> the loss.
             token_budget: tokens of a part if memory suffices.
 
         Returns:
-            Tokens of the first part that fits, of those tried; 0: not one sequence fits.
+            Tokens of the part that fits; 0: not one sequence fits.
         """
         self.model.train()
         while True:

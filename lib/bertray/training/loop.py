@@ -35,7 +35,7 @@ from bertray.model.runtime import TOKEN_BUDGET, put
 from bertray.storage.location import Location
 from bertray.tokenization.windows import aggregate
 from bertray.training import token_files
-from bertray.training.batches import TrainingBatches, micro_batches, share
+from bertray.training.batches import TrainingBatches, micro_batches
 from bertray.training.checkpoints import Best, Checkpoints, Progress
 from bertray.training.config import TrainConfig, TrainingOptions
 from bertray.training.learner import Learner, least_of_ranks
@@ -48,7 +48,6 @@ from bertray.types import Keep, ProblemType
 
 # Losses stay on the device until the next look: a GPU must not wait for the host at each step.
 _LOOK_INTERVAL_S = 0.5
-_MAX_STEPS_COMPARED = 1000
 _MAX_RECORDS = 2000  # enough for a curve
 
 
@@ -64,7 +63,6 @@ class FineTuning:
         splits: "train" and "validation".
         vocabulary_V: the encoder's ids of the splits' vocabulary.
         checkpoints: the run resumes from the latest and rank 0 writes new ones; None: no checkpoints.
-        keep: which epoch's weights are kept.
         patience: stop after this many epochs without a better one.
 
     Attributes:
@@ -139,7 +137,7 @@ class FineTuning:
         try:
             while not self.progress.is_done:
                 self._run_epoch()
-        except _StopError:
+        except _StopError:  # raised on rank 0; the others wait for its next exchange until they are killed
             self._save(only_if_due=False)
         if self._checkpoints:
             self._checkpoints.wait()
@@ -153,12 +151,10 @@ class FineTuning:
         """
         if self.device.type == "cpu":
             return
-        steps = range(1, min(self.batches.steps_per_epoch, _MAX_STEPS_COMPARED) + 1)
+        steps = range(1, self.batches.steps_per_epoch + 1)
         heaviest = max(map(self.batches.at, steps), key=lambda batch: self._lengths_S[batch].sum())
-        rows = share(heaviest, self.rank, self.world_size)
-        largest = self.learner.largest_part(
-            self._train.tokens, rows if len(rows) else heaviest[:1], self._objective.loss_sum, self.token_budget
-        )
+        rows, loss_of = self._share(heaviest), self._objective.loss_sum
+        largest = self.learner.largest_part(self._train.tokens, rows, loss_of, self.token_budget)
         if not least_of_ranks(largest, self.device):
             raise RequestError(
                 f"a step of one sequence of {self._lengths_S[heaviest].max()} tokens does not fit into the GPU's "
@@ -178,11 +174,7 @@ class FineTuning:
             self.optimizer.load_state(self._checkpoints.load(self.progress), self.progress.step)
 
     def _run_epoch(self) -> None:
-        """Run the rest of an epoch.
-
-        Raises:
-            _StopError: the watcher stops the run.
-        """
+        """Run the rest of an epoch; like all methods below, it raises `_StopError` if the watcher stops the run."""
         last_step = self.batches.steps_per_epoch * (len(self.progress.history) + 1)
         # A run that was stopped during the evaluation has no steps left here.
         for step in range(self.progress.step + 1, last_step + 1):
@@ -194,16 +186,18 @@ class FineTuning:
         self._end_epoch()
         self._save()
 
+    def _share(self, batch: np.ndarray) -> np.ndarray:
+        """This rank's sequences of a batch; a rank without any takes the first, which another rank has too."""
+        return batch[self.rank :: self.world_size] if self.rank < len(batch) else batch[:1]
+
     def _take_step(self, step: int) -> None:
         self.learner.model.train()
         self.learner.seed(self.options.seed, step, self.rank)
         batch = self.batches.at(step)
-        rows = share(batch, self.rank, self.world_size)
-        # A rank without rows joins the exchange of gradients with a loss of zero.
-        weight = 1.0 if len(rows) else 0.0
-        parts = micro_batches(rows if len(rows) else batch[:1], self._lengths_S, self.token_budget)
-        # The ranks' gradients are averaged; with this factor the average is that of the global batch's mean loss.
-        scale = weight * self.world_size / len(batch)
+        parts = micro_batches(self._share(batch), self._lengths_S, self.token_budget)
+        # With this factor the average of the ranks' gradients is that of the mean loss over the global batch. A rank
+        # without sequences of its own only joins the exchange.
+        scale = self.world_size / len(batch) if self.rank < len(batch) else 0.0
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, part in enumerate(parts, start=1):
             loss_sum += self.learner.add_gradients(
@@ -223,12 +217,7 @@ class FineTuning:
         return learning_rate_factor(step, self.num_steps, round(self.num_steps * self.options.warmup_fraction))
 
     def _look_at_losses(self) -> None:
-        """Record the steps since the last look, and tell the watcher.
-
-        Raises:
-            DivergedError: a loss or a gradient is not finite.
-            _StopError: the watcher stops the run.
-        """
+        """Check that the steps since the last look have not diverged, record them and tell the watcher."""
         now_s, progress = time.monotonic(), self.progress
         steps = range(progress.step + 1 - len(self._unseen), progress.step + 1)
         batches = [self.batches.at(step) for step in steps]
@@ -262,11 +251,7 @@ class FineTuning:
         raise DivergedError(f"{what} at epoch {len(self.progress.history) + 1}, step {step}: {advice}", step, rows)
 
     def _end_epoch(self) -> None:
-        """Evaluate, and keep the weights if this epoch is the best so far.
-
-        Raises:
-            _StopError: the watcher stops the run, and nothing has changed. Other ranks wait until they are killed.
-        """
+        """Evaluate, and keep the weights if this epoch is the best so far; a stop leaves all as it was."""
         with self.optimizer.averaged():
             logits_NC = self._validation_logits()
         progress, now_s = self.progress, time.monotonic()
@@ -282,7 +267,7 @@ class FineTuning:
         }
         self._epoch_began_s = now_s
         progress.epoch_loss_sum = 0.0
-        progress.history.append(metrics)
+        progress.history = [*progress.history, metrics]
         best_epoch = best_of(progress.history)
         progress.best_epoch = epoch if self._keep == "last" else best_epoch
         if progress.best_epoch == epoch and self.rank == 0:

@@ -124,7 +124,7 @@ def sequences_of(tokens: TokenColumn, label_ids: pa.LargeListArray, compact_V: n
 def compact_vocabulary(
     columns: list[TokenColumn], vocabulary_size: int, num_kept: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Number the ids that occur in some columns; the arguments are those of `write`.
+    """Number the ids that occur in some columns; see `write` for the other arguments.
 
     Returns:
         The new id of each of the encoder's (int32; arbitrary if it does not occur), and vice versa (int64).
