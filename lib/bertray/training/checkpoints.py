@@ -159,9 +159,8 @@ class Checkpoints:
         """
         named = {name(progress) for progress in self._committed(self._num_kept) for name in (_step_name, _best_name)}
         paths = [info.path for info in self._folder.files()]
-        for path in sorted(
-            paths, key=lambda path: not path.endswith(_COMMIT)
-        ):  # no commit may name files that are gone
+        paths.sort(key=lambda path: not path.endswith(_COMMIT))  # commits go before the files that they name
+        for path in paths:
             name = path.partition("/")[0].removesuffix(_COMMIT)
             is_ahead = name > max((one for one in named if one[:5] == name[:5]), default=name)  # "step-" or "best-"
             if name not in named and not (others_write and is_ahead):
