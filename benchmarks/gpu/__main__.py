@@ -17,11 +17,11 @@ What of the library CUDA alone reaches, and the part that runs it:
     model/encoder.py       run_batches where memory is short; _compiled                   logits; compiled
     model/adapter.py       filled batches                                                 compiled
     training/loop.py       fit_into_memory; validation where memory is short              training
-    training/optimizer.py  AdamW on the device, gradients in two precisions                training, trainer
-    training/learner.py    room_for, torch's own dropout, gradients through the kernel    training, trainer
+    training/optimizer.py  AdamW on the device, gradients in two precisions               training, trainer
+    training/learner.py    largest_part, torch's own dropout, kernel's gradients          training, trainer
     bundle/guard.py        fp16 where there is no bf16: its arithmetic by                 logits, levers
 
-Not run, for they need Ray, several GPUs or a bundle: gradients over NCCL (training/ranks.py, training/learner.py), the
+Not run, for they need Ray, several GPUs or a bundle: gradients over NCCL (training/learner.py), the
 device of actors and workers (drivers/), the device of a child process (bundle/isolated.py).
 """
 

@@ -225,9 +225,12 @@ def training(part: Part) -> None:
 
     def short_steps() -> float:
         run = TrainingRun(model, part.device, "bf16", 3, num_texts=256 if part.device == "cuda" else 32)
+        fit = run.tuning.fit_into_memory if part.device == "cuda" else run.rehearse_as_on_a_gpu
+        fit()
+        whole = run.tuning.token_budget  # the tokens of the heaviest step
         with short_of_memory(part, num_bytes=400 << 20):
-            run.tuning.fit_into_memory() if part.device == "cuda" else run.rehearse_as_on_a_gpu()
-            budget, whole = run.tuning.token_budget, run.whole_budget
+            fit()
+            budget = run.tuning.token_budget
             assert budget < whole, "memory was not short"
             found = run.run()
         part.say("tokens of a part of a step", "measured", tokens=budget, before=whole)

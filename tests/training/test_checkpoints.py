@@ -30,7 +30,7 @@ def names(folder: Location) -> list[str]:
 def test_the_latest_the_last_k_and_the_best(folder: Location) -> None:
     checkpoints = Checkpoints(folder, num_kept=2)
     assert checkpoints.latest() is None
-    assert not checkpoints.is_busy()
+    assert not checkpoints.is_due(1)
     for step, best in ((10, 1), (20, 1), (30, 3), (40, 3)):
         is_better = best != (step - 10) // 10
         checkpoints.save(Progress(step=step, best_epoch=best), tensors(step), best_of(best) if is_better else None)

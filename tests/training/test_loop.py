@@ -281,7 +281,7 @@ def test_several_labels_begin_where_nothing_is_known_of_a_text(lever: dict[str, 
     with opened_run(rows, settings, problem_type="multi_label_classification") as run:
         bias_C = run.learner.model.classifier.bias.detach()
     with token_files.opened(Location.of(str(rows))) as (splits, _):
-        objective = Objective(splits["train"], NUM_LABELS, "multi_label_classification", torch.device("cpu"), **lever)
+        objective = Objective(splits["train"], NUM_LABELS, "multi_label_classification", torch.device("cpu"), settings)
         logits_SC = bias_C.repeat(NUM_ROWS, 1).requires_grad_()
         (objective.loss_sum(logits_SC, np.arange(NUM_ROWS)) / NUM_ROWS).backward()
     assert logits_SC.grad is not None
@@ -302,8 +302,9 @@ def test_documents_count_alike_whatever_their_windows(tmp_path: Path) -> None:
         assert is_long_S.sum() > 20
         drawn_S = sampling_probabilities(rows, 2)
         logits_11 = torch.zeros(1, 2)
-        for is_sampled, seen_S, share in ((False, np.ones(len(every)), 1 / 3), (True, drawn_S, 1 / 2)):
-            objective = Objective(rows, 2, "single_label_classification", torch.device("cpu"), is_sampled=is_sampled)
+        for sampling, seen_S, share in (("natural", np.ones(len(every)), 1 / 3), ("balanced", drawn_S, 1 / 2)):
+            options = config(sampling=sampling)
+            objective = Objective(rows, 2, "single_label_classification", torch.device("cpu"), options)
             losses_S = [objective.loss_sum(logits_11, every[one : one + 1]).item() for one in every]
             counts_S = seen_S * np.array(losses_S)
             assert counts_S[is_long_S].sum() / counts_S.sum() == pytest.approx(share, rel=1e-5)
@@ -330,27 +331,28 @@ def test_validation_that_does_not_fit_is_run_in_smaller_batches(
 
 
 def test_parts_become_smaller_until_they_fit(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a GPU with room for 60 tokens would have it."""
+    """As a GPU with room for 60 tokens would have it, or for 120 without the gradients of another part."""
     tried = []
+    forward = Learner.logits
 
-    def rehearse(self: Learner, tokens: Sequences, part: np.ndarray, loss_of: object, *, is_whole: bool) -> None:
-        assert is_whole == (tried == [])  # the whole batch; then parts, whose gradients add up
+    def limited(self: Learner, tokens: Sequences, part: np.ndarray) -> torch.Tensor:
         tried.append(int(tokens.lengths_S[part].sum()))
-        if tried[-1] > 60:
+        if tried[-1] > (120 if self.model.classifier.bias.grad is None else 60):
             raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, tokens, part)
 
-    monkeypatch.setattr(Learner, "rehearse", rehearse)
+    monkeypatch.setattr(Learner, "logits", limited)
     with opened_run(rows) as run:
         run.device = torch.device("cuda")
         run.fit_into_memory()
-        assert run.step_budget == tried[-1]  # a later step may be heavier, and is cut
-        assert run.token_budget <= 60
-    assert tried[0] > 200 and tried[-1] <= 60
+        assert run.token_budget == tried[-1]  # a later step may be heavier, and is cut
+    assert tried[0] > 200 and tried[-1] == tried[-2] <= 60 < tried[-3] == tried[-4]
+    assert all(weights.grad is None for weights in run.learner.model.parameters())
 
     def never_fits(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(Learner, "rehearse", never_fits)
+    monkeypatch.setattr(Learner, "logits", never_fits)
     with opened_run(rows) as run:
         run.device = torch.device("cuda")
         with pytest.raises(RequestError, match=r"one sequence of \d+ tokens does not fit .*--gradient-checkpointing"):

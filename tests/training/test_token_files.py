@@ -10,6 +10,7 @@ from bertray.errors import RequestError
 from bertray.model.pretrained import load_tokenizer
 from bertray.storage.location import Location
 from bertray.tokenization.tokenizer import ColumnTokenizer, TokenColumn
+from bertray.tokenization.windows import training_weights
 from bertray.training import token_files
 
 TEXTS = {
@@ -59,7 +60,7 @@ def test_labels_of_sequences(tokenizer: ColumnTokenizer, tmp_path: Path) -> None
             assert np.flatnonzero(has_C).tolist() == LABELS["train"][documents_S[sequence]]
         assert rows.class_counts_C(3).tolist() == [3, 1, 1]  # of texts, not of windows
         assert rows.label_ids(rows.firsts[:2]).tolist() == [0, 1]
-        weights_S = rows.document_weights_S()
+        weights_S = training_weights(documents_S)
         assert weights_S[documents_S == 3].sum() == pytest.approx(weights_S[documents_S == 0].sum())
 
 

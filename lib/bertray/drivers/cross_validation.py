@@ -33,10 +33,10 @@ from bertray.errors import BertrayError
 from bertray.model.pretrained import load_classifier, num_special_ids
 from bertray.progress import ProgressBar
 from bertray.schema import TEXT
-from bertray.tokenization.tokenizer import ColumnTokenizer, Sequences
+from bertray.tokenization.tokenizer import ColumnTokenizer
 from bertray.training.config import AuditConfig
 from bertray.training.loop import FineTuning
-from bertray.training.token_files import TrainingRows, compact_vocabulary, label_id_lists
+from bertray.training.token_files import TrainingRows, compact_vocabulary, label_id_lists, sequences_of
 from bertray.training.tracking import StepRecord
 from bertray.types import ProblemType
 
@@ -49,7 +49,7 @@ class _Shared(NamedTuple):
     """What all folds need; lies in Ray's object store."""
 
     config: AuditConfig
-    rows: TrainingRows
+    sequences: pa.RecordBatch
     vocabulary_V: np.ndarray
     fold_N: np.ndarray
     labels: tuple[str, ...]
@@ -94,14 +94,9 @@ def out_of_fold_logits(
     )
     tokens = tokenizer.encode(rows[TEXT])
     compact_V, vocabulary_V = compact_vocabulary([tokens], encoder_config.vocab_size, num_special_ids(encoder_config))
-    labels = label_id_lists(rows, dataset.problem_type).take(pa.array(tokens.documents_S))
     shared = _Shared(
         config,
-        TrainingRows(
-            Sequences(compact_V[tokens.ids_T], tokens.offsets_S1, tokens.documents_S),
-            labels.values.to_numpy(),
-            labels.offsets.to_numpy(),
-        ),
+        sequences_of(tokens, label_id_lists(rows, dataset.problem_type), compact_V),
         vocabulary_V,
         fold_N,
         dataset.labels,
@@ -175,10 +170,14 @@ def _judge(shared: _Shared, fold: int, board: Any) -> tuple[np.ndarray, dict[str
     config, fold_N = shared.config, shared.fold_N
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     set_up_process(device, cluster.assigned_cpus(), board)
+    is_judged_S = fold_N[shared.sequences["document"].to_numpy()] == fold
     tuning = FineTuning(
         config,
         load_classifier(config.encoder, shared.labels, shared.problem_type, config.seed),
-        {"train": shared.rows.of_documents(fold_N != fold), "validation": shared.rows.of_documents(fold_N == fold)},
+        {
+            "train": TrainingRows.of(shared.sequences.filter(pa.array(~is_judged_S))),
+            "validation": TrainingRows.of(shared.sequences.filter(pa.array(is_judged_S))),
+        },
         shared.vocabulary_V,
         shared.problem_type,
         device=device,
@@ -188,6 +187,7 @@ def _judge(shared: _Shared, fold: int, board: Any) -> tuple[np.ndarray, dict[str
     tuning.run()
     history = tuning.progress.history
     logits_NC = np.full((len(fold_N), len(shared.labels)), np.nan, dtype=np.float32)
+    assert tuning.best is not None
     known_NC = tuning.best.validation_logits_NC
     logits_NC[: len(known_NC)] = known_NC  # which end with the fold's last row that has tokens
     return logits_NC[fold_N == fold], {**history[-1], "wall_s": sum(epoch["wall_s"] for epoch in history)}

@@ -1,20 +1,19 @@
-"""What a training run leaves in storage while it lasts, so that it can go on from there after whatever happened to it.
+"""The checkpoints of a training run, from which it resumes after any interruption.
 
     .bundle.training/checkpoints/
-      step-00000400/tensors.safetensors   weights and moments of the optimizer
-      best-0003/tensors.safetensors       weights after the best epoch so far, and the logits of the validation rows
-      step-00000400.json                  step, best epoch, metrics of every epoch: written last
+      step-00000400/tensors.safetensors   weights, and the optimizer's moments
+      best-0003/tensors.safetensors       weights of the best epoch so far, and its logits of the validation rows
+      step-00000400.json                  step, best epoch, metrics of all epochs: the commit, written last
 
-1. snapshot  the caller hands over copies; the run goes on while a thread writes them
-2. commit    the .json, in one atomic step: what it names is there, whole
-3. tidy      older checkpoints, and files that no .json names, are removed; also those of a run that was killed
+1. snapshot  the caller passes copies of its tensors, and goes on while a thread writes them
+2. commit    write the .json atomically: the files that it names are complete
+3. tidy      remove older checkpoints, and files that no .json names, such as those of a killed run
 
-A step's randomness follows from its number, so no state of a generator is kept, and no place in the data.
+Randomness and batches are functions of the seed and the step, so a checkpoint holds no state of generators or readers.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
 from bertray.storage.location import Location
@@ -32,51 +31,44 @@ from bertray.training.config import TrainConfig
 from bertray.training.tracking import StepRecord
 
 _COMMIT, _TENSORS = ".json", "tensors.safetensors"
-_VALIDATION_LOGITS = "validation_logits_NC"  # beside the weights in the file of an epoch
+_VALIDATION_LOGITS = "validation_logits_NC"  # beside the weights of an epoch
 
 
 class Progress(BaseModel):
     """How far a run is."""
 
-    model_config = ConfigDict(frozen=True)
-
-    step: int = 0
-    epoch_loss_sum: float = 0.0  # of the epoch at work
+    step: int = 0  # the last one taken
+    epoch_loss_sum: float = 0.0  # over the steps of the unfinished epoch
     epoch_wall_s: float = 0.0
-    history: list[dict[str, float]] = Field(default_factory=list)  # metrics of every finished epoch
-    records: list[StepRecord] = Field(default_factory=list)  # of some steps, for the curves
+    history: list[dict[str, float]] = []  # metrics of each finished epoch
+    records: list[StepRecord] = []  # of some steps, for the curves
     best_epoch: int = 0
     is_done: bool = False
 
 
 class Best(NamedTuple):
-    """The best epoch so far.
+    """The best epoch so far."""
 
-    Attributes:
-        weights: all of the classifier's, in fp32, on the CPU.
-        validation_logits_NC: of the validation rows in scope; rows without tokens at the end may be missing.
-    """
-
-    weights: dict[str, torch.Tensor]
-    validation_logits_NC: np.ndarray
+    weights: dict[str, torch.Tensor]  # all of the classifier, fp32, on the CPU
+    validation_logits_NC: np.ndarray  # of rows in scope; rows without tokens may be missing at the end
 
 
 class Checkpoints:
     """The checkpoints of one run; one process writes them.
 
     Args:
-        folder: of this run alone.
-        num_kept: so many of the latest stay.
-        before_commit: called before a checkpoint is committed; raises where another process has taken the run over.
-        every_minutes: between two of them.
-        every_steps: instead of that.
+        folder: of this run only.
+        num_kept: number of checkpoints to keep, the latest.
+        before_commit: called before each commit; raises if another process has taken over the run.
+        every_minutes: time between two checkpoints.
+        every_steps: steps between two checkpoints, instead of `every_minutes`.
     """
 
     def __init__(
         self,
         folder: Location,
         num_kept: int = 1,
-        before_commit: Callable[[], None] | None = None,
+        before_commit: Callable[[], None] = lambda: None,
         *,
         every_minutes: float = 10.0,
         every_steps: int | None = None,
@@ -88,76 +80,63 @@ class Checkpoints:
         self._writing: Future[None] | None = None
 
     def latest(self) -> Progress | None:
-        """How far the latest checkpoint is; None: there is none."""
-        commits = self._commits()
-        return Progress.model_validate_json((self._folder / commits[-1]).read_bytes()) if commits else None
+        """Progress at the latest checkpoint; None: there is no checkpoint."""
+        progress = self._committed(1)
+        return progress[0] if progress else None
 
     def load(self, progress: Progress) -> dict[str, torch.Tensor]:
-        """Weights and moments of a checkpoint."""
-        return self._read(_step_name(progress.step))
+        """The tensors of a checkpoint."""
+        return self._read(_step_name(progress))
 
     def load_best(self, progress: Progress) -> Best:
-        """What was given to `save` as the best."""
-        weights = self._read(_best_name(progress.best_epoch))
+        """The best epoch of a checkpoint."""
+        weights = self._read(_best_name(progress))
         return Best(validation_logits_NC=weights.pop(_VALIDATION_LOGITS).numpy(), weights=weights)
 
     def is_due(self, step: int) -> bool:
-        """Whether it is time for one, after this step.
-
-        Raises:
-            RequestError: the one before could not be written.
-        """
+        """Whether to save a checkpoint after this step; raises as `wait`."""
         if self._every_steps:
             return step % self._every_steps == 0
-        # Only what is not waited for: a store that is slower than the interval must not hold the steps up.
-        return time.monotonic() - self._saved_s >= 60 * self._every_minutes and not self.is_busy()
-
-    def is_busy(self) -> bool:
-        """Whether a checkpoint is being written now.
-
-        Raises:
-            RequestError: the one before could not be written.
-        """
-        if self._writing is None or not self._writing.done():
-            return self._writing is not None
-        self._writing.result()
-        return False
+        # Not while one is being written: steps must not wait for slow storage.
+        if self._writing and not self._writing.done():
+            return False
+        self.wait()
+        return time.monotonic() - self._saved_s >= 60 * self._every_minutes
 
     def save(self, progress: Progress, tensors: dict[str, torch.Tensor] | None, best: Best | None) -> None:
-        """Begin to write a checkpoint, when the one before is written.
+        """Wait until the last checkpoint is written, then start to write this one.
 
         Args:
             tensors: copies that nobody changes; None: the run is done and needs none.
-            best: likewise; None: it was saved before.
+            best: likewise; None: an earlier checkpoint holds it.
         """
         self.wait()
-        self._writing = self._writer.submit(self._write, progress, tensors, best)
+        self._writing = self._writer.submit(self._write, progress.model_copy(deep=True), tensors, best)
         self._saved_s = time.monotonic()
 
     def wait(self) -> None:
-        """Until what was handed over is in storage.
+        """Wait until the last checkpoint is in storage.
 
         Raises:
             RequestError: it could not be written.
         """
-        if self._writing is not None:
+        if self._writing:
             self._writing.result()
 
     def remove_unfinished(self) -> None:
-        """Remove what a run that was killed has left half-written."""
+        """Remove half-written files of a killed run."""
         self._folder.remove_unfinished()
         self._tidy(others_write=False)
 
     def _write(self, progress: Progress, tensors: dict[str, torch.Tensor] | None, best: Best | None) -> None:
         if tensors is not None:
-            self._put(_step_name(progress.step), tensors)
+            self._put(_step_name(progress), tensors)
         if best is not None:
             logits_NC = torch.from_numpy(best.validation_logits_NC)
-            self._put(_best_name(progress.best_epoch), {**best.weights, _VALIDATION_LOGITS: logits_NC})
-        if self._before_commit:
-            self._before_commit()
-        (self._folder / f"{_step_name(progress.step)}{_COMMIT}").put(progress.model_dump_json().encode())
-        self._tidy()
+            self._put(_best_name(progress), {**best.weights, _VALIDATION_LOGITS: logits_NC})
+        self._before_commit()
+        (self._folder / f"{_step_name(progress)}{_COMMIT}").put(progress.model_dump_json().encode())
+        self._tidy(others_write=True)
 
     def _put(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
         with (self._folder / name / _TENSORS).staged() as path:
@@ -167,57 +146,37 @@ class Checkpoints:
         with (self._folder / name).local_copy() as path:
             return load_file(path / _TENSORS)
 
-    def _commits(self) -> list[str]:
-        return [info.path for info in self._folder.files((_COMMIT,))]
+    def _committed(self, num_latest: int) -> list[Progress]:
+        commits = [info.path for info in self._folder.files((_COMMIT,))][-num_latest:]
+        return [Progress.model_validate_json((self._folder / commit).read_bytes()) for commit in commits]
 
-    def _tidy(self, *, others_write: bool = True) -> None:
-        """Remove what no commit names.
+    def _tidy(self, *, others_write: bool) -> None:
+        """Remove what the latest commits do not name.
 
         Args:
-            others_write: a rank 0 that was taken for dead may live beside the one that follows it: what lies ahead of
-                the latest commit may be of a checkpoint that the other is about to commit.
+            others_write: keep what is ahead of the latest commit. If this rank 0 was taken for dead but lives, its
+                successor writes to the same folder, and may be about to commit those files.
         """
-        commits = self._commits()
-        kept = commits[-self._num_kept :]
-        named = set(kept)
-        names = ("", "")
-        for commit in kept:
-            progress = json.loads((self._folder / commit).read_bytes())
-            names = _step_name(progress["step"]), _best_name(progress["best_epoch"])
-            named |= {f"{name}/{_TENSORS}" for name in names}
-        unnamed = [info.path for info in self._folder.files() if info.path not in named]
-        if others_write:
-            unnamed = [path for path in unnamed if not any(_is_ahead(path, latest) for latest in names)]
-        # A checkpoint's commit goes before what it names.
-        for path in sorted(unnamed, key=lambda path: not path.endswith(_COMMIT)):
-            (self._folder / path).remove()
+        named = {name(progress) for progress in self._committed(self._num_kept) for name in (_step_name, _best_name)}
+        paths = [info.path for info in self._folder.files()]
+        paths.sort(key=lambda path: not path.endswith(_COMMIT))  # commits go before the files that they name
+        for path in paths:
+            name = path.partition("/")[0].removesuffix(_COMMIT)
+            is_ahead = name > max((one for one in named if one[:5] == name[:5]), default=name)  # "step-" or "best-"
+            if name not in named and not (others_write and is_ahead):
+                (self._folder / path).remove()
 
 
-def _is_ahead(path: str, latest: str) -> bool:
-    """Whether a file is of a later step, or epoch, than the folder of that name is."""
-    folder = path.partition("/")[0]
-    return folder.partition("-")[0] == latest.partition("-")[0] and folder > latest
+def _step_name(progress: Progress) -> str:
+    return f"step-{progress.step:08d}"
 
 
-def _step_name(step: int) -> str:
-    return f"step-{step:08d}"
-
-
-def _best_name(epoch: int) -> str:
-    return f"best-{epoch:04d}"
+def _best_name(progress: Progress) -> str:
+    return f"best-{progress.best_epoch:04d}"
 
 
 def checkpoints_of(config: TrainConfig, folder: Location, run_folder: Location, lock_number: int) -> Checkpoints:
-    """The checkpoints of a run, as its options have them; none is committed when the run's lock is lost.
-
-    Args:
-        folder: of the checkpoints.
-        run_folder: that the lock is on; its number.
-    """
-    return Checkpoints(
-        folder,
-        config.keep_checkpoints,
-        partial(check_held, run_folder, lock_number),
-        every_minutes=config.checkpoint_minutes,
-        every_steps=config.checkpoint_steps,
-    )
+    """A run's checkpoints; none is committed after the run has lost its lock, of this number, on `run_folder`."""
+    before_commit = partial(check_held, run_folder, lock_number)
+    minutes, steps = config.checkpoint_minutes, config.checkpoint_steps
+    return Checkpoints(folder, config.keep_checkpoints, before_commit, every_minutes=minutes, every_steps=steps)

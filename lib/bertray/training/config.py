@@ -1,16 +1,16 @@
-"""The options of bertray train, tune and audit; how they are read, `bertray.config` says."""
+"""The options of bertray train, tune and audit; `bertray.config` says how they are read."""
 
-from typing import Annotated, Self
+from typing import Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from bertray.config import DEVICE_HELP, PRECISION_HELP, Bounds, JobConfig, Numbers, Place, Workers, bounds
 from bertray.types import ClassWeights, Device, Keep, LongDocuments, Precision, Sampling
 
 
 class TrainingOptions(JobConfig):
-    """What a fine-tuning is told, by whichever job it is done."""
+    """Options that all jobs with a fine-tuning share."""
 
     data: Place = Field(description="data set folder that bertray prepare wrote")
     output: Place = Field(description="folder for the result")
@@ -18,54 +18,35 @@ class TrainingOptions(JobConfig):
         default="bert-base-uncased",
         description="Hub id, folder that every node can read, or minilm: the small encoder of the extra 'demo'",
     )
-    epochs: int = Field(
-        default=3, ge=1, le=1000, description="passes over the training rows; BERT's authors used 2 to 4"
-    )
-    learning_rate: float = Field(
-        default=5e-5, gt=0, lt=1, description="peak of the schedule; BERT's authors used 2e-5 to 5e-5"
-    )
-    batch_size: int = Field(
-        default=32, ge=1, description="texts (or windows) per step, over all workers; BERT's authors used 16 and 32"
-    )
+    epochs: int = Field(default=3, ge=1, le=1000, description="passes over the training rows; for BERT 2 to 4")
+    learning_rate: float = Field(default=5e-5, gt=0, lt=1, description="peak learning rate; for BERT 2e-5 to 5e-5")
+    batch_size: int = Field(default=32, ge=1, description="texts (or windows) per step, over all workers")
     max_length: int = Field(default=128, ge=8, description="tokens that the model reads at once; longer is slower")
     long_documents: LongDocuments = Field(
         default="truncate",
         description="texts over --max-length: truncate reads the beginning; mean and max read all, in overlapping "
-        "windows, and take the mean or, for each label, the largest of the windows' logits; stored in the bundle",
+        "windows, and take each label's mean or largest logit; stored in the bundle",
     )
     stride: int | None = Field(
         default=None,
         ge=0,
-        description="with mean and max: the least number of tokens that neighbouring windows share, as in "
-        "transformers; default: a quarter of --max-length, so that most sentences are whole in one window",
+        description="with mean and max: the least number of tokens that neighbouring windows share; default: a quarter "
+        "of --max-length, so that most sentences are whole in one window",
     )
-    weight_decay: float = Field(
-        default=0.01, ge=0, lt=1, description="AdamW's weight decay, not applied to biases and norms; as BERT's"
-    )
-    warmup_fraction: float = Field(
-        default=0.1, ge=0, le=1, description="share of the steps in which the learning rate rises; as BERT's"
-    )
+    weight_decay: float = Field(default=0.01, ge=0, lt=1, description="AdamW's; not applied to biases and norms")
+    warmup_fraction: float = Field(default=0.1, ge=0, le=1, description="share of steps with a rising learning rate")
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are scaled down to this norm; as BERT's")
     layer_decay: float = Field(
         default=1.0,
         gt=0,
         le=1,
-        description="each layer's learning rate as a share of the layer's above it; 1: the same for all",
+        description="each layer's learning rate, as a share of the layer's above it; 1: all the same",
     )
-    label_smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="share of the probability spread over all classes"
-    )
-    class_weights: ClassWeights = Field(
-        default="none", description="balanced: rows of rare classes weigh more in the loss"
-    )
-    sampling: Sampling = Field(
-        default="natural", description="balanced: every class is drawn equally often, with repeats"
-    )
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of probability spread over all classes")
+    class_weights: ClassWeights = Field(default="none", description="balanced: rare classes weigh more in the loss")
+    sampling: Sampling = Field(default="natural", description="balanced: draw every class equally often, with repeats")
     average_decay: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="train a running mean of the weights with this decay, such as 0.99; default: none",
+        default=None, gt=0, lt=1, description="use a running mean of the weights, with this decay, such as 0.99"
     )
     micro_batch_tokens: int | None = Field(
         default=None,
@@ -74,26 +55,25 @@ class TrainingOptions(JobConfig):
         "memory, the same step except for dropout; default: 2048 on CPUs, 65536 on GPUs",
     )
     gradient_checkpointing: bool = Field(
-        default=False,
-        description="recompute activations in backward instead of keeping them: less memory, a third more time",
+        default=False, description="recompute activations: less memory, a third slower"
     )
     device: Device = Field(default="auto", description=DEVICE_HELP)
     precision: Precision = Field(default="auto", description=PRECISION_HELP)
     seed: int = Field(
-        default=0, ge=0, lt=2**32, description="seed of the head's weights, dropout and the order of the rows"
+        default=0, ge=0, lt=2**32, description="seed of all that is random, as dropout and the order of rows"
     )
 
     @model_validator(mode="after")
     def _stride_belongs_to_windows(self) -> Self:
         if self.long_documents == "truncate" and self.stride is not None:
             raise ValueError(
-                f"stride {self.stride} has no meaning with long_documents truncate: leave it out, or say mean or max"
+                f"stride {self.stride} has no meaning with long_documents truncate: leave it out, or use mean or max"
             )
         return self
 
     @property
     def overlap(self) -> int | None:
-        """Tokens that neighbouring windows share at least: --stride or its default; None: no windows."""
+        """The least number of tokens that neighbouring windows share; None: no windows."""
         if self.long_documents == "truncate":
             return None
         return self.max_length // 4 if self.stride is None else self.stride
@@ -109,35 +89,26 @@ class TrainConfig(TrainingOptions):
             --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "40"}}' -- \\
             bertray train --data s3://bucket/dataset --output s3://bucket/bundle --num-workers 4 --device cuda
 
-    Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this machine. The epoch with the best
-    macro-F1 on validation is kept. The same command goes on with a run that was interrupted.
+    Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this machine. Keeps the epoch with the best
+    macro-F1 on validation. The same command continues a run that was interrupted.
     """
 
     output: Place = Field(description="folder of the model bundle")
     overwrite: bool = Field(default=False, description="replace a bundle that stands at --output")
     keep: Keep = Field(default="best", description="of the epochs: the best by macro-F1 on validation, or the last")
     target_precision: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="such as 0.95: mark rows for review below the score from which so many validation rows are right",
+        default=None, gt=0, lt=1, description="such as 0.95: mark rows for review whose score is too low for it"
     )
-    patience: int | None = Field(
-        default=None, ge=1, description="stop after this many epochs without a better one; default: run all epochs"
-    )
-    checkpoint_minutes: float = Field(
-        default=10.0, gt=0, description="time between checkpoints, from which an interrupted run continues"
-    )
+    patience: int | None = Field(default=None, ge=1, description="stop after this many epochs without a better one")
+    checkpoint_minutes: float = Field(default=10.0, gt=0, description="time between checkpoints, to continue from")
     checkpoint_steps: int | None = Field(
-        default=None, ge=1, description="steps between checkpoints, instead of --checkpoint-minutes"
+        default=None, ge=1, description="steps between checkpoints, instead of minutes"
     )
     restart: bool = Field(default=False, description="discard an unfinished run and start over")
     max_failures: int = Field(
         default=3, ge=0, description="restarts after a lost worker or node, counted while no new checkpoint is written"
     )
-    keep_checkpoints: int = Field(
-        default=1, ge=1, description="checkpoints to keep, the latest; the best epoch is kept too"
-    )
+    keep_checkpoints: int = Field(default=1, ge=1, description="latest checkpoints to keep, beside the best epoch")
     num_workers: Workers = Field(
         default="1",
         description="data-parallel workers, such as 4; 2:8 is elastic: as many of 2 to 8 as the cluster has. One "
@@ -145,17 +116,14 @@ class TrainConfig(TrainingOptions):
     )
     mlflow_uri: Place | None = Field(
         default=None,
-        description="MLflow tracking server that gets the run's parameters and metrics, such as "
-        "http://mlflow.example.org:5000; needs the extra 'mlflow'",
+        description="MLflow server that gets parameters and metrics, as http://HOST:5000; needs the extra 'mlflow'",
     )
-    mlflow_experiment: str = Field(
-        default="bertray", min_length=1, description="MLflow experiment of the run; created if it does not exist"
-    )
+    mlflow_experiment: str = Field(default="bertray", min_length=1, description="MLflow experiment; created if missing")
 
     @model_validator(mode="after")
     def _mlflow_uri_holds_no_secret(self) -> Self:
         if self.mlflow_uri and "@" in urlsplit(self.mlflow_uri).netloc:
-            # A check over several fields, for the message of one field's check repeats its value.
+            # Not a check of the field alone, whose message would repeat the value.
             raise ValueError(
                 "mlflow_uri holds a user or a password, and would be written into the bundle: leave them out and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -170,127 +138,89 @@ class TrainConfig(TrainingOptions):
 
 
 class AuditConfig(TrainingOptions):
-    """Find training rows whose labels are probably wrong: each is judged by a model that was fine-tuned without it.
+    """Find training rows whose labels are probably wrong, by models that were fine-tuned on the other rows.
 
         bertray audit --data dataset --output label_check --encoder minilm
         bertray audit --data dataset --output label_check --encoder minilm --folds 10 --epochs 5 --learning-rate 2e-4
-        ray job submit --address http://127.0.0.1:8265 \\
-            --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "40"}}' -- \\
-            bertray audit --data s3://bucket/dataset --output s3://bucket/label_check --num-workers 5 --device cuda
 
-    Writes suspects.parquet, the worst first, and label_quality.json. Nothing is changed in the data set: look at the
-    rows, mend the labelled files, and prepare them again. Takes as long as --folds trainings.
+    Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this machine, as long as --folds trainings.
+    Writes suspects.parquet, the worst first, and label_quality.json. The data set is not changed: look at the rows,
+    correct the labelled files, and prepare them again.
     """
 
     output: Place = Field(description="folder for suspects.parquet and label_quality.json")
     folds: int = Field(
-        default=5,
-        ge=2,
-        le=100,
-        description="number of models; each judges the rows that it was not trained on; with 5, each trains on 80 %",
+        default=5, ge=2, le=100, description="number of models; each judges the rows that it was not trained on"
     )
     num_workers: int | None = Field(
         default=None, ge=1, description="folds at a time; default: one per GPU, or without GPUs one per 4 CPUs"
     )
     max_failures: int = Field(default=3, ge=0, description="restarts of a fold after a lost worker or node")
-    seed: int = Field(
-        default=0,
-        ge=0,
-        lt=2**32,
-        description="seed of the folds, the head's weights, dropout and the order of the rows",
-    )
 
 
 class TuneConfig(TrainConfig):
-    """Search for the options of fine-tuning that do best on validation, and write the bundle of the best trial.
+    """Search for the training options that do best on validation, and write the bundle of the best trial.
 
         bertray tune --data dataset --output bundle --encoder minilm --num-trials 16
         bertray tune --data dataset --output bundle --encoder minilm --learning-rates 1e-4:1e-3 --layer-decays 1
         bertray tune --data dataset --output bundle --encoder minilm --num-trials 5 --only-seeds
-        ray job submit --address http://127.0.0.1:8265 \\
-            --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "40"}}' -- \\
-            bertray tune --data s3://bucket/dataset --output s3://bucket/bundle --num-concurrent 4 --device cuda
 
     Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this machine. The first trial has the options
-    of bertray train; ASHA ends trials that fall behind. After whatever ended it, the same command goes on.
+    of bertray train; ASHA stops trials that fall behind. The same command continues a search that was interrupted.
     """
 
     num_trials: int = Field(default=16, ge=1, description="trials, the first of which has the options of bertray train")
     num_concurrent: int | None = Field(
         default=None, ge=1, description="trials at a time; default: one per GPU, or without GPUs one per 4 CPUs"
     )
-    learning_rates: Bounds = Field(
-        default="2e-5:5e-4", description="lowest and highest learning rate; drawn log-uniformly"
-    )
+    learning_rates: Bounds = Field(default="2e-5:5e-4", description="range of the learning rate; drawn log-uniformly")
     batch_sizes: Numbers = Field(default="16,32,64", description="batch sizes to draw from")
-    only_seeds: bool = Field(
-        default=False,
-        description="vary only the seed: --seed plus the trial's number",
-    )
+    only_seeds: bool = Field(default=False, description="vary only the seed: --seed plus the trial's number")
     min_epochs: int = Field(default=2, ge=1, description="fewest epochs of a trial that is not pruned")
     max_epochs: int = Field(default=5, ge=1, description="most epochs of a trial")
     warmup_fractions: Bounds = Field(default="0:0.2", description="lowest and highest warm-up fraction")
     label_smoothings: Bounds = Field(default="0:0.1", description="lowest and highest label smoothing")
     layer_decays: Bounds = Field(default="0.8:1", description="lowest and highest layer decay")
     grace_epochs: int = Field(
-        default=1,
-        ge=1,
-        description="epochs before a trial may be pruned; the next looks are after 3 and 9 times as many, as in ASHA",
+        default=1, ge=1, description="epochs before ASHA may prune a trial; it looks again after 3 and 9 times as many"
     )
-    # Options of bertray train that have no meaning here, and that --help does not show.
+    # Options of bertray train that have no meaning in a search; --help does not show them.
     num_workers: Workers = Field(default="1", description="must be 1", json_schema_extra={"hidden": True})
     mlflow_uri: Place | None = Field(default=None, description="must be left out", json_schema_extra={"hidden": True})
-    mlflow_experiment: str = Field(default="bertray", description="of no run", json_schema_extra={"hidden": True})
+    mlflow_experiment: str = Field(default="bertray", description="not used", json_schema_extra={"hidden": True})
 
     @model_validator(mode="after")
-    def _a_trial_is_one_process(self) -> Self:
+    def _options_go_together(self) -> Self:
         if self.num_workers != "1":
             raise ValueError(
                 f"num_workers {self.num_workers} has no meaning in a search, where a trial is one process: leave it "
-                "out, and say with num_concurrent how many trials run at a time"
+                "out, and set num_concurrent, the number of trials at a time"
             )
         if self.mlflow_uri is not None:
             raise ValueError("mlflow_uri has no meaning in a search, whose trials are not sent to MLflow: leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _nothing_is_drawn_beside_seeds(self) -> Self:
-        drawn = {f"{name}s" for name in self.searched_bounds} | {"batch_sizes", "min_epochs"}
+        drawn = {*(f"{name}s" for name in self.searched_bounds), "batch_sizes", "min_epochs"}
         if self.only_seeds and (given := sorted(drawn & self.model_fields_set)):
-            raise ValueError(f"{', '.join(given)} has no meaning with only_seeds, which draws nothing: leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _bounds_are_within_what_can_be_trained(self) -> Self:
+            raise ValueError(
+                f"{', '.join(given)} has no meaning with only_seeds, which varies only the seed: leave it out"
+            )
+        for name in ("min_epochs", "grace_epochs"):
+            if (epochs := getattr(self, name)) > self.max_epochs:
+                raise ValueError(f"{name} {epochs} is above max_epochs {self.max_epochs}")
+        if self.epochs > self.max_epochs:
+            raise ValueError(
+                f"epochs {self.epochs}, of the first trial, is above max_epochs {self.max_epochs}: raise --max-epochs, "
+                f"or add --epochs {self.max_epochs}"
+            )
         for name, text in self.searched_bounds.items():
-            # The limits are those of the option itself.
-            option = TypeAdapter(Annotated[float, TrainConfig.model_fields[name]])
             for bound in bounds(text):
                 try:
-                    option.validate_python(bound)
+                    TrainingOptions.model_validate({"data": "unused", "output": "unused", name: bound})
                 except ValidationError as error:
                     raise ValueError(f"{name}s {text}: {bound:g} is not allowed. {error.errors()[0]['msg']}") from error
         return self
 
-    @model_validator(mode="after")
-    def _epochs_fit(self) -> Self:
-        if not self.min_epochs <= self.max_epochs:
-            raise ValueError(f"min_epochs {self.min_epochs} is above max_epochs {self.max_epochs}")
-        if self.epochs > self.max_epochs:
-            raise ValueError(
-                f"epochs {self.epochs}, of the first trial, is above max_epochs {self.max_epochs}: raise --max-epochs, "
-                f"or say --epochs {self.max_epochs}"
-            )
-        if self.grace_epochs > self.max_epochs:
-            raise ValueError(f"grace_epochs {self.grace_epochs} is above max_epochs {self.max_epochs}")
-        return self
-
     @property
     def searched_bounds(self) -> dict[str, str]:
-        """The `Bounds` of every option that is drawn from an interval of real numbers."""
-        return {
-            "learning_rate": self.learning_rates,
-            "warmup_fraction": self.warmup_fractions,
-            "label_smoothing": self.label_smoothings,
-            "layer_decay": self.layer_decays,
-        }
+        """The `Bounds` of each option that is drawn from an interval of real numbers."""
+        searched = ("learning_rate", "warmup_fraction", "label_smoothing", "layer_decay")
+        return {name: getattr(self, f"{name}s") for name in searched}

@@ -1,24 +1,27 @@
-"""The loop of fine-tuning, of one worker or of each of several; knows torch.distributed, but not Ray.
+"""The fine-tuning loop of one worker, or of each of several; it knows torch.distributed, but not Ray.
 
-1. A step reads a global batch, which follows from (seed, step); each rank takes its share, in parts that fit into
-   memory. The loss is the mean over the global batch, so that any number of ranks takes the same steps, but
-   for dropout, which each draws for its share.
-2. After each epoch every rank evaluates its share of the validation rows; all ranks see the metrics of all rows.
-3. Rank 0 writes checkpoints; every rank begins with the latest.
+    resume              every rank loads the latest checkpoint
+    for each epoch
+      for each step     global batch of (seed, step) -> this rank's share -> parts that fit into memory
+                        -> gradient of the mean loss over the global batch -> update of the weights
+        look            twice a second: are losses finite, does the watcher stop the run?
+        checkpoint      if one is due; rank 0 writes it
+      evaluate          each rank runs its share of the validation batches, every rank gets all metrics
+      checkpoint        as above
 
-A sequence is a text, or a window of a long one with the text's labels; metrics are of texts.
+Any number of ranks takes the same steps, except that each rank draws dropout for its own share. A sequence is a text,
+or a window of a long text with the text's labels; metrics are computed on texts.
 
 Legend: N rows, S sequences, C classes, B sequences of a rank's share of a batch.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,55 +35,42 @@ from bertray.model.runtime import TOKEN_BUDGET, put
 from bertray.storage.location import Location
 from bertray.tokenization.windows import aggregate
 from bertray.training import token_files
-from bertray.training.batches import TrainingBatches, micro_batches, share
+from bertray.training.batches import TrainingBatches, micro_batches
 from bertray.training.checkpoints import Best, Checkpoints, Progress
 from bertray.training.config import TrainConfig, TrainingOptions
-from bertray.training.learner import Learner
+from bertray.training.learner import Learner, least_of_ranks
 from bertray.training.loss import Objective, sampling_probabilities, validation_metrics
 from bertray.training.optimizer import Optimizer, check_memory, learning_rate_factor
-from bertray.training.ranks import least_of_ranks, on_all_ranks, rank_and_world_size
 from bertray.training.token_files import TrainingRows
 from bertray.training.tracking import StepRecord
 from bertray.training.watcher import Watcher
 from bertray.types import Keep, ProblemType
 
-_log = logging.getLogger(__name__)
-
-# Losses stay on the device until someone looks: a GPU must not wait for the host at each step.
+# Losses stay on the device until the next look: a GPU must not wait for the host at each step.
 _LOOK_INTERVAL_S = 0.5
-_MAX_STEPS_LOOKED_AT = 1000
-# So many steps make a curve; of a longer run every second one is left out, however often it takes.
-_MAX_RECORDS = 2000
+_MAX_RECORDS = 2000  # enough for a curve
 
 
 class _StopError(Exception):
-    """The watcher wants the run to end, amid an evaluation."""
-
-
-class _Step(NamedTuple):
-    """A step whose loss nobody has looked at yet."""
-
-    step: int
-    num_sequences: int
-    loss_sum: torch.Tensor  # float64, on the device; of all ranks once the exchange is over
-    exchange: torch.distributed.Work | None
-    norm: torch.Tensor
+    """The watcher stops the run."""
 
 
 class FineTuning:
     """One rank of a run.
 
     Args:
-        options: of the job; what they say of places is the caller's.
         model: a transformers sequence classifier, fp32, on the CPU; the same on every rank.
         splits: "train" and "validation".
         vocabulary_V: the encoder's ids of the splits' vocabulary.
-        checkpoints: where the run goes on from, and rank 0 writes to; None: nowhere.
-        keep: which epoch's weights are kept.
-        patience: the run ends after so many epochs without a better one.
+        checkpoints: the run resumes from the latest and rank 0 writes new ones; None: no checkpoints.
+        patience: stop after this many epochs without a better one.
+
+    Attributes:
+        progress: how far the run is.
+        best: the best epoch so far, unless a checkpoint holds it.
 
     Raises:
-        RequestError: the device or the model cannot do what the configuration says, or a CPU's memory is too small.
+        RequestError: device or model cannot do what the options say, or the machine has too little memory.
     """
 
     def __init__(
@@ -97,31 +87,19 @@ class FineTuning:
         keep: Keep = "best",
         patience: int | None = None,
     ) -> None:
-        self.rank, self.world_size = rank_and_world_size()
+        self.rank, self.world_size = 0, 1
+        if torch.distributed.is_initialized():
+            self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.options, self.device = options, device
         self._keep, self._patience = keep, patience
         self._watcher, self._checkpoints = watcher, checkpoints
         self._train, self._validation = splits["train"], splits["validation"]
         self._problem_type, self._num_classes = problem_type, model.config.num_labels
         self._lengths_S = self._train.tokens.lengths_S
-        self._objective = Objective(
-            self._train,
-            self._num_classes,
-            problem_type,
-            device,
-            label_smoothing=options.label_smoothing,
-            class_weights=options.class_weights,
-            is_sampled=options.sampling == "balanced",
-        )
+        self._objective = Objective(self._train, self._num_classes, problem_type, device, options)
         if problem_type == "multi_label_classification":
-            begin_with_logits(model, self._objective.logits_of_any_text_C())
-        self.learner = Learner(
-            model,
-            vocabulary_V,
-            device,
-            options.precision,
-            gradient_checkpointing=options.gradient_checkpointing,
-        )
+            begin_with_logits(model, self._objective.best_constant_logits_C())
+        self.learner = Learner(model, vocabulary_V, device, options.precision, options.gradient_checkpointing)
         if device.type == "cpu":
             check_memory(model, keeps_average=options.average_decay is not None)
         self.optimizer = Optimizer(
@@ -133,103 +111,93 @@ class FineTuning:
             average_decay=options.average_decay,
             exact=self.learner.take_exact_weights(),
         )
-        self.learner.exchange_gradients()
-        probabilities_S = None
-        if options.sampling == "balanced":
-            probabilities_S = sampling_probabilities(self._train, self._num_classes)
+        if self.world_size > 1:
+            self.learner.exchange_gradients()
+        is_natural = options.sampling == "natural"
+        probabilities_S = None if is_natural else sampling_probabilities(self._train, self._num_classes)
         self.batches = TrainingBatches(self._lengths_S, options.batch_size, options.seed, probabilities_S)
         self.num_steps = self.batches.steps_per_epoch * options.epochs
-        self.token_budget = options.micro_batch_tokens or TOKEN_BUDGET[device.type]
-        self.step_budget = self.token_budget
-        self.validation_budget = self.token_budget  # tokens; ranks agree on it before each use
-        self._progress = Progress()
-        self._best: Best | None = None  # until a checkpoint holds it
-        self._unseen: list[_Step] = []
-        self._loss_sum = 0.0  # over the sequences of the epoch's steps that were looked at
+        self.token_budget = options.micro_batch_tokens or TOKEN_BUDGET[device.type]  # of a part of a step
+        self.validation_budget = TOKEN_BUDGET[device.type]
+        self.progress = Progress()
+        self.best: Best | None = None
+        self._unseen: list[torch.Tensor] = []  # of each step since the last look: sum of the losses, gradient norm
         self._looked_s = self._epoch_began_s = 0.0
-        self._num_tokens = 0  # since the last look
-        self._records: list[StepRecord] = []
-        self._record_every = 1
 
     def run(self) -> bool:
-        """Take the steps that are left; returns whether the run is done, rather than told to end.
+        """Train until the run is done or the watcher stops it; returns whether it is done.
 
         Raises:
-            DivergedError: the loss is not a number. The latest checkpoint is from before.
+            DivergedError: a loss or a gradient is not finite. The latest checkpoint is from an earlier step.
         """
         self.fit_into_memory()
-        # What fits with gradients fits without.
-        self.validation_budget = min(self.token_budget, TOKEN_BUDGET[self.device.type])
         self._resume()
-        self._looked_s = now_s = time.monotonic()
-        self._epoch_began_s = now_s - self._progress.epoch_wall_s
-        self._loss_sum = self._progress.epoch_loss_sum
-        step = self._progress.step
-        while not self._progress.is_done:
-            last_of_epoch = self.batches.steps_per_epoch * (len(self._progress.history) + 1)
-            shall_end = False
-            if step < last_of_epoch:  # else the run was told to end before the epoch's evaluation was done
-                step += 1
-                self._step(step)
-                shall_end = self._look(step, step == last_of_epoch)
-            if step == last_of_epoch and not shall_end:
-                try:
-                    self._end_epoch(step)
-                    self._loss_sum = 0.0
-                except _StopError:
-                    shall_end = True
-                self._looked_s = time.monotonic()  # what lies between epochs does not count
-            if self._is_checkpoint_due(step, shall_end):
-                self._save(step)
-            if shall_end and not self._progress.is_done:
-                break
+        self._looked_s = time.monotonic()
+        self._epoch_began_s = self._looked_s - self.progress.epoch_wall_s
+        try:
+            while not self.progress.is_done:
+                self._run_epoch()
+        except _StopError:  # raised on rank 0; the others wait for its next exchange until they are killed
+            self._save(only_if_due=False)
         if self._checkpoints:
             self._checkpoints.wait()
-        return self._progress.is_done
-
-    @property
-    def progress(self) -> Progress:
-        """How far the run is, as of the last epoch or checkpoint."""
-        return self._progress
-
-    @property
-    def best(self) -> Best:
-        """The best epoch, where there are no checkpoints to hold it."""
-        assert self._best is not None, "no epoch has ended, or a checkpoint holds the best one"
-        return self._best
+        return self.progress.is_done
 
     def fit_into_memory(self) -> None:
-        """Find out, before time is spent, how large the parts of a step on a GPU may be.
+        """Find out how large the parts of a step on a GPU may be, before time is spent.
 
         Raises:
-            RequestError: not even one sequence fits, on this rank or on another, which would not come to the next
-                exchange: all raise it.
+            RequestError: one sequence alone does not fit, on this rank or another; every rank raises it.
         """
         if self.device.type == "cpu":
             return
-        steps = range(1, min(self.batches.steps_per_epoch, _MAX_STEPS_LOOKED_AT) + 1)
-        heaviest = self.batches.at(max(steps, key=lambda step: self._lengths_S[self.batches.at(step)].sum()))
-        rows = share(heaviest, self.rank, self.world_size)
-        room = self.learner.room_for(self._train.tokens, rows, self._objective.loss_sum, self.token_budget)
-        if not on_all_ranks(room is not None, self.device):
+        steps = range(1, self.batches.steps_per_epoch + 1)
+        heaviest = max(map(self.batches.at, steps), key=lambda batch: self._lengths_S[batch].sum())
+        rows, loss_of = self._share(heaviest), self._objective.loss_sum
+        largest = self.learner.largest_part(self._train.tokens, rows, loss_of, self.token_budget)
+        if not least_of_ranks(largest, self.device):
             raise RequestError(
                 f"a step of one sequence of {self._lengths_S[heaviest].max()} tokens does not fit into the GPU's "
-                "memory: lower --max-length, or say --gradient-checkpointing"
+                "memory: lower --max-length, or add --gradient-checkpointing"
             )
-        assert room is not None
-        self.token_budget, self.step_budget = room
+        self.token_budget = largest
 
-    def _step(self, step: int) -> None:
-        """Take one step."""
+    def _resume(self) -> None:
+        """Continue from the latest checkpoint, the same on every rank."""
+        if self._checkpoints is None:
+            return
+        found = [self._checkpoints.latest() if self.rank == 0 else None]
+        if self.world_size > 1:
+            torch.distributed.broadcast_object_list(found, device=self.device)
+        self.progress = found[0] or self.progress
+        if self.progress.step and not self.progress.is_done:
+            self.optimizer.load_state(self._checkpoints.load(self.progress), self.progress.step)
+
+    def _run_epoch(self) -> None:
+        """Run the rest of an epoch; like all methods below, it raises `_StopError` if the watcher stops the run."""
+        last_step = self.batches.steps_per_epoch * (len(self.progress.history) + 1)
+        # A run that was stopped during the evaluation has no steps left here.
+        for step in range(self.progress.step + 1, last_step + 1):
+            self._take_step(step)
+            if step in (1, last_step) or time.monotonic() - self._looked_s >= _LOOK_INTERVAL_S:
+                self._look_at_losses()
+            if step < last_step:
+                self._save()
+        self._end_epoch()
+        self._save()
+
+    def _share(self, batch: np.ndarray) -> np.ndarray:
+        """This rank's sequences of a batch; a rank without any takes the first, which another rank has too."""
+        return batch[self.rank :: self.world_size] if self.rank < len(batch) else batch[:1]
+
+    def _take_step(self, step: int) -> None:
         self.learner.model.train()
-        self.learner.seed(self.options.seed, step, self.rank)  # dropout differs between ranks
+        self.learner.seed(self.options.seed, step, self.rank)
         batch = self.batches.at(step)
-        rows = share(batch, self.rank, self.world_size)
-        # A batch of fewer rows than ranks: the others join the exchange of gradients with a loss of zero.
-        weight = 1.0 if len(rows) else 0.0
-        parts = micro_batches(rows if len(rows) else batch[:1], self._lengths_S, self.step_budget)
-        # Scaled so, what becomes of the ranks' gradients, a sum or an average, is that of the global batch's mean.
-        scale = weight * self.learner.num_averaged / len(batch)
+        parts = micro_batches(self._share(batch), self._lengths_S, self.token_budget)
+        # With this factor the average of the ranks' gradients is that of the mean loss over the global batch. A rank
+        # without sequences of its own only joins the exchange.
+        scale = self.world_size / len(batch) if self.rank < len(batch) else 0.0
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, part in enumerate(parts, start=1):
             loss_sum += self.learner.add_gradients(
@@ -238,156 +206,116 @@ class FineTuning:
                 lambda logits_BC, part=part: self._objective.loss_sum(logits_BC, part) * scale,
                 is_last=number == len(parts),
             )
-        loss_sum *= len(batch) / self.learner.num_averaged
-        # Nobody waits for the sum before the loss is looked at.
-        exchange = torch.distributed.all_reduce(loss_sum, async_op=True) if self.world_size > 1 else None
+        loss_sum *= len(batch) / self.world_size
+        if self.world_size > 1:
+            torch.distributed.all_reduce(loss_sum)
         norm = self.optimizer.step(self._learning_rate_factor(step))
-        self._unseen.append(_Step(step, len(batch), loss_sum, exchange, norm))
-        self._num_tokens += int(self._lengths_S[batch].sum())
+        self._unseen.append(torch.stack([loss_sum, norm.double()]))
+        self.progress.step = step
 
     def _learning_rate_factor(self, step: int) -> float:
         return learning_rate_factor(step, self.num_steps, round(self.num_steps * self.options.warmup_fraction))
 
-    def _look(self, step: int, is_due: bool) -> bool:
-        """Now and then, look whether losses are numbers and tell the watcher; returns whether the run shall end."""
-        now_s = time.monotonic()
-        if not is_due and step > 1 and now_s - self._looked_s < _LOOK_INTERVAL_S:
-            return False
-        for seen in self._unseen:
-            if seen.exchange:
-                seen.exchange.wait()
-        loss_sums, norms = ([getattr(seen, name) for seen in self._unseen] for name in ("loss_sum", "norm"))
-        found_2S = torch.stack([torch.stack(loss_sums), torch.stack(norms).double()]).cpu().numpy()
-        counts = [(seen.step, seen.num_sequences) for seen in self._unseen]
+    def _look_at_losses(self) -> None:
+        """Check that the steps since the last look have not diverged, record them and tell the watcher."""
+        now_s, progress = time.monotonic(), self.progress
+        steps = range(progress.step + 1 - len(self._unseen), progress.step + 1)
+        batches = [self.batches.at(step) for step in steps]
+        tokens_per_s = sum(self._lengths_S[batch].sum() for batch in batches) / max(now_s - self._looked_s, 1e-9)
+        seen = torch.stack(self._unseen).tolist()
         self._unseen.clear()
-        rate = self._num_tokens / max(now_s - self._looked_s, 1e-9)
-        self._looked_s, self._num_tokens = now_s, 0
+        self._looked_s = now_s
         records = []
-        for (at, num_sequences), loss_sum, norm in zip(counts, *found_2S.tolist(), strict=True):
-            self._loss_sum += loss_sum
-            loss = loss_sum / num_sequences
+        for step, batch, (loss_sum, norm) in zip(steps, batches, seen, strict=True):
+            loss = loss_sum / len(batch)
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                self._raise_diverged(at, loss, norm)
-            learning_rate = self.options.learning_rate * self._learning_rate_factor(at)
-            records.append(StepRecord(at, at / self.batches.steps_per_epoch, loss, learning_rate, norm, rate))
-        if self.rank:
-            return False
-        self._records += [record for record in records if record.step % self._record_every == 0]
-        # A function of the step: a run that goes on thins its curve out as an undisturbed one does.
-        while step // self._record_every > _MAX_RECORDS:
-            self._record_every *= 2
-            self._records = [record for record in self._records if record.step % self._record_every == 0]
-        return self._watcher.steps(records, self.num_steps)
+                self._raise_diverged(step, loss, norm)
+            progress.epoch_loss_sum += loss_sum
+            learning_rate = self.options.learning_rate * self._learning_rate_factor(step)
+            epoch = step / self.batches.steps_per_epoch
+            records.append(StepRecord(step, epoch, loss, learning_rate, norm, float(tokens_per_s)))
+        if self.rank == 0:
+            progress.records = _thinned([*progress.records, *records], progress.step)
+            self._tell(records)
 
-    def _go_on_unless_told_to_end(self) -> None:
-        """Now and then, where no steps are taken, ask the watcher; an evaluation may last longer than a stop waits.
-
-        Raises:
-            _StopError: the watcher wants the run to end.
-        """
-        now_s = time.monotonic()
-        if self.rank == 0 and now_s - self._looked_s >= _LOOK_INTERVAL_S:
-            self._looked_s = now_s
-            if self._watcher.steps([], self.num_steps):
-                raise _StopError
+    def _tell(self, records: list[StepRecord]) -> None:
+        if self._watcher.steps(records, self.num_steps):
+            raise _StopError
 
     def _raise_diverged(self, step: int, loss: float, norm: float) -> None:
+        what = f"the norm of the gradients is {norm:g}" if math.isfinite(loss) else f"the loss is {loss:g}"
+        advice = f"lower --learning-rate (now {self.options.learning_rate:g})"
+        if self.learner.precision == "bf16":
+            advice += " or use --precision fp32"
         rows = np.unique(self._train.tokens.documents_S[self.batches.at(step)]).tolist()
-        epoch = self.batches.epoch(step)
-        which = f"the loss is {loss:g}" if not math.isfinite(loss) else f"the norm of the gradients is {norm:g}"
-        precision = " or use --precision fp32" if self.learner.precision == "bf16" else ""
-        raise DivergedError(
-            f"{which} at epoch {epoch}, step {step}: lower --learning-rate (now {self.options.learning_rate:g})"
-            f"{precision}",
-            step,
-            rows,
-        )
+        raise DivergedError(f"{what} at epoch {len(self.progress.history) + 1}, step {step}: {advice}", step, rows)
 
-    def _end_epoch(self, step: int) -> None:
-        """Evaluate, and keep the weights if no epoch before was better.
-
-        Raises:
-            _StopError: nothing has changed; on other ranks nothing is raised, and they wait.
-        """
-        epoch = self.batches.epoch(step)
+    def _end_epoch(self) -> None:
+        """Evaluate, and keep the weights if this epoch is the best so far; a stop leaves all as it was."""
         with self.optimizer.averaged():
             logits_NC = self._validation_logits()
+        progress, now_s = self.progress, time.monotonic()
+        epoch = len(progress.history) + 1
         metrics = {
             "epoch": epoch,
-            "train_loss": self._loss_sum / len(self._lengths_S),
+            "train_loss": progress.epoch_loss_sum / len(self._lengths_S),
             **validation_metrics(logits_NC, self._validation, self._problem_type, self._num_classes),
+            "step": progress.step,
+            "num_workers": self.world_size,
+            "num_train_tokens": self._train.tokens.num_tokens,
+            "wall_s": now_s - self._epoch_began_s,
         }
-        metrics |= {"step": step, "num_workers": self.world_size}
-        metrics["num_train_tokens"] = self._train.tokens.num_tokens
-        metrics["wall_s"] = time.monotonic() - self._epoch_began_s
-        self._epoch_began_s = time.monotonic()
-        history = [*self._progress.history, metrics]
-        best_epoch = epoch if self._keep == "last" else best_of(history)
-        if best_epoch == epoch and self.rank == 0:
-            self._best = Best(self.learner.complete(self.optimizer.weights()), logits_NC)
-        has_run_out = self._patience is not None and epoch - best_of(history) >= self._patience
-        is_done = step == self.num_steps or has_run_out
-        self._progress = Progress(
-            step=step, history=history, records=list(self._records), best_epoch=best_epoch, is_done=is_done
-        )
+        self._epoch_began_s = now_s
+        progress.epoch_loss_sum = 0.0
+        progress.history = [*progress.history, metrics]
+        best_epoch = best_of(progress.history)
+        progress.best_epoch = epoch if self._keep == "last" else best_epoch
+        if progress.best_epoch == epoch and self.rank == 0:
+            self.best = Best(self.learner.complete(self.optimizer.weights()), logits_NC)
+        has_run_out = self._patience is not None and epoch - best_epoch >= self._patience
+        progress.is_done = progress.step == self.num_steps or has_run_out
         if self.rank == 0:
             self._watcher.epoch(metrics)
+        self._looked_s = time.monotonic()  # the rate of the next steps does not include the evaluation
 
     @torch.inference_mode()
     def _validation_logits(self) -> np.ndarray:
         """logits_NC of all validation rows; each rank runs every world_size-th batch."""
         learner, tokens = self.learner, self._validation.tokens
         learner.model.eval()
-        budget = self.validation_budget = least_of_ranks(self.validation_budget, self.device)
+        budget = least_of_ranks(self.validation_budget, self.device)
         batches = learner.layout.batches(tokens.lengths_S, budget)[self.rank :: self.world_size]
         outputs, self.validation_budget = run_batches(
-            learner.logits, learner.layout, tokens, batches, budget, self._go_on_unless_told_to_end
+            learner.logits, learner.layout, tokens, batches, budget, self._tell_between_batches
         )
-        # A sequence is run by one rank, and is zero on the others: the sum over ranks is the whole.
+        # One rank runs a sequence, the others leave zeros: the sum over ranks has all logits.
         logits_SC = torch.zeros(len(tokens.documents_S), self._num_classes, device=self.device)
-        if outputs:
-            rows_S = put(np.concatenate([rows for rows, _ in outputs]), self.device)
-            logits_SC[rows_S] = torch.cat([logits_BC for _, logits_BC in outputs])
+        for rows, logits_BC in outputs:
+            logits_SC[put(rows, self.device)] = logits_BC
         if self.world_size > 1:
             torch.distributed.all_reduce(logits_SC)
         num_rows = int(tokens.documents_S[-1]) + 1
         return aggregate(logits_SC.cpu().numpy(), tokens.documents_S, num_rows, self.options.long_documents)
 
-    def _is_checkpoint_due(self, step: int, shall_end: bool) -> bool:
-        if self.rank or self._checkpoints is None:
-            return False
-        return shall_end or self._progress.is_done or self._checkpoints.is_due(step)
+    def _tell_between_batches(self) -> None:
+        """Ask the watcher during an evaluation too, which may last longer than a stopped driver waits."""
+        now_s = time.monotonic()
+        if self.rank == 0 and now_s - self._looked_s >= _LOOK_INTERVAL_S:
+            self._looked_s = now_s
+            self._tell([])
 
-    def _save(self, step: int) -> None:
-        """Hand a checkpoint over to be written."""
-        assert self._checkpoints is not None
-        if self._unseen:
-            self._look(step, True)  # what is written is known to be sound
-        is_done = self._progress.is_done
-        self._progress = self._progress.model_copy(
-            update={
-                "step": step,
-                "epoch_loss_sum": self._loss_sum,
-                "epoch_wall_s": time.monotonic() - self._epoch_began_s,
-                "records": list(self._records),
-            }
-        )
-        self._checkpoints.save(self._progress, None if is_done else self.optimizer.state(), self._best)
-        self._best = None
-
-    def _resume(self) -> None:
-        """Go on from the latest checkpoint, the same on every rank."""
-        if self._checkpoints is None:
+    def _save(self, *, only_if_due: bool = True) -> None:
+        """Start to write a checkpoint."""
+        if self._checkpoints is None or self.rank > 0:
             return
-        found = [self._checkpoints.latest() if self.rank == 0 else None]
-        if self.world_size > 1:
-            torch.distributed.broadcast_object_list(found, device=self.device)
-        if found[0] is None:
+        if only_if_due and not (self.progress.is_done or self._checkpoints.is_due(self.progress.step)):
             return
-        self._progress = found[0]
-        self._records = list(self._progress.records)
-        if not self._progress.is_done:
-            self.optimizer.load_state(self._checkpoints.load(self._progress), self._progress.step)
+        if self._unseen:  # no checkpoint may hold a step that diverged
+            self._look_at_losses()
+        self.progress.epoch_wall_s = time.monotonic() - self._epoch_began_s
+        state = None if self.progress.is_done else self.optimizer.state()
+        self._checkpoints.save(self.progress, state, self.best)
+        self.best = None
 
 
 def best_of(history: list[dict[str, float]]) -> int:
@@ -395,28 +323,20 @@ def best_of(history: list[dict[str, float]]) -> int:
     return int(max(history, key=lambda epoch: epoch["f1_macro"])["epoch"])
 
 
+def _thinned(records: list[StepRecord], last_step: int) -> list[StepRecord]:
+    """Leave out every second record until few enough are left; how often depends on the step alone."""
+    every = 1
+    while last_step // every > _MAX_RECORDS:
+        every *= 2
+    return [record for record in records if record.step % every == 0]
+
+
 @contextmanager
 def opened(
-    config: TrainConfig,
-    rows: Location,
-    labels: Sequence[str],
-    problem_type: ProblemType,
-    *,
-    device: torch.device,
-    watcher: Watcher,
-    checkpoints: Checkpoints,
+    config: TrainConfig, rows: Location, labels: Sequence[str], problem_type: ProblemType, **settings: Any
 ) -> Iterator[FineTuning]:
-    """The loop over the token files in a folder, ready to run in this process, which was set up."""
+    """A run on the token files in the folder `rows`; `settings` are device, watcher and checkpoints."""
+    model = load_classifier(config.encoder, labels, problem_type, config.seed)
+    settings |= {"keep": config.keep, "patience": config.patience}
     with token_files.opened(rows) as (splits, vocabulary_V):
-        yield FineTuning(
-            config,
-            load_classifier(config.encoder, labels, problem_type, config.seed),
-            splits,
-            vocabulary_V,
-            problem_type,
-            device=device,
-            watcher=watcher,
-            checkpoints=checkpoints,
-            keep=config.keep,
-            patience=config.patience,
-        )
+        yield FineTuning(config, model, splits, vocabulary_V, problem_type, **settings)

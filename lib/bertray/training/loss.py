@@ -1,8 +1,8 @@
-"""What training minimises, and how well: cross-entropy of one label, or of each of several labels; metrics of both.
+"""The training loss and the validation metrics: cross-entropy, or binary cross-entropy of each of several labels.
 
-A row's loss is its sequences' weighted mean; a class's weight, where classes are weighted, is inverse to its rows.
+A row's loss is the weighted mean of its sequences' losses; with class weights, a class weighs inversely to its rows.
 
-Legend: S sequences, B sequences of a batch, C classes.
+Legend: S sequences, B sequences of a batch, N rows, C classes.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from bertray.metrics.classification import multi_label_metrics, summary_metrics
 from bertray.model.runtime import put
+from bertray.tokenization.windows import training_weights
+from bertray.training.config import TrainingOptions
 from bertray.training.token_files import TrainingRows
-from bertray.types import ClassWeights, ProblemType
+from bertray.types import ProblemType
 
-# A class of one row among ten thousand would weigh as much as ten thousand rows, and training would follow that row.
+# Without a limit, one row of a class among ten thousand others would weigh as much as all of these.
 _MAX_POSITIVE_WEIGHT = 10.0
 
 
 class Objective:
-    """The loss of a split's sequences.
+    """The loss on sequences of the training split, as these options define it:
 
-    Args:
-        rows: the training split.
-        label_smoothing: share of the probability that is spread over all classes (of each label: over yes and no);
-            Szegedy et al. 2016, https://arxiv.org/abs/1512.00567.
-        class_weights: balanced: rows of a class count N / (C * rows of it), scikit-learn's rule; of several labels, a
-            label's yes counts as its noes do together, but 10 times at most.
-        is_sampled: sequences are drawn with `sampling_probabilities`, in which a document of several counts once.
+    label_smoothing: share of the probability that is spread over all classes (of each of several labels: over yes and
+        no); Szegedy et al. 2016, https://arxiv.org/abs/1512.00567.
+    class_weights: with "balanced", rows of a class weigh N / (C * rows of the class), as in scikit-learn. With several
+        labels a row, a label's yes weighs as much as all its noes together, but at most 10 times one.
+    sampling: with "balanced", `sampling_probabilities` already make documents of several sequences count once.
     """
 
     def __init__(
@@ -38,35 +38,33 @@ class Objective:
         num_classes: int,
         problem_type: ProblemType,
         device: torch.device,
-        *,
-        label_smoothing: float = 0.0,
-        class_weights: ClassWeights = "none",
-        is_sampled: bool = False,
+        options: TrainingOptions,
     ) -> None:
         self._rows, self._num_classes, self._device = rows, num_classes, device
-        self._is_multi_label = problem_type == "multi_label_classification"
-        self._smoothing = label_smoothing
+        self._smoothing = options.label_smoothing
+        is_multi_label = problem_type == "multi_label_classification"
         every = np.arange(len(rows.tokens.documents_S))
-        weights_S = np.ones(len(every), np.float32) if is_sampled else rows.document_weights_S()
+        is_sampled = options.sampling == "balanced"
+        weights_S = np.ones(len(every), np.float32) if is_sampled else training_weights(rows.tokens.documents_S)
         self._positive_weights_C: torch.Tensor | None = None
-        if class_weights == "balanced":
+        if options.class_weights == "balanced":
             counts_C = np.maximum(rows.class_counts_C(num_classes), 1)
             num_rows = len(rows.firsts)
-            if self._is_multi_label:
+            if is_multi_label:
                 ratios_C = np.clip((num_rows - counts_C) / counts_C, 1.0, _MAX_POSITIVE_WEIGHT)
                 self._positive_weights_C = torch.from_numpy(ratios_C.astype(np.float32)).to(device)
             else:
                 weights_S = weights_S * (num_rows / (num_classes * counts_C))[rows.label_ids(every)]
                 weights_S = (weights_S / weights_S.mean()).astype(np.float32)
-        # On the device from the beginning, so that a step copies the numbers of its rows there, and no more.
+        # On the device from the start, so that a step copies only the numbers of its rows.
         self._weights_S = put(weights_S, device)
-        self._label_ids_S = None if self._is_multi_label else put(rows.label_ids(every), device)
+        self._label_ids_S = None if is_multi_label else put(rows.label_ids(every), device)
 
-    def logits_of_any_text_C(self) -> torch.Tensor:
-        """Of several labels a row, the logits that lose least where all texts get the same (float32, on the CPU).
+    def best_constant_logits_C(self) -> torch.Tensor:
+        """With several labels a row, the logits of least loss if all texts got the same (float32, on the CPU).
 
-        Training that begins there (Lin et al. 2017, https://arxiv.org/abs/1708.02002, 3.3) need not push all logits
-        down at first, by which the states of all texts become alike: with rare labels it hardly recovers from that.
+        Training that starts there (Lin et al. 2017, https://arxiv.org/abs/1708.02002, 3.3) need not push all logits
+        down first. That makes the states of all texts alike, and with rare labels training hardly recovers from it.
         """
         shares_C = (self._rows.class_counts_C(self._num_classes) + 0.5) / (len(self._rows.firsts) + 1)
         shares_C = shares_C * (1 - self._smoothing) + self._smoothing / 2
@@ -74,7 +72,7 @@ class Objective:
         return logits_C if self._positive_weights_C is None else logits_C + self._positive_weights_C.cpu().log()
 
     def loss_sum(self, logits_BC: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-        """The weighted sum of some sequences' losses; its mean over the split counts every row once."""
+        """The weighted sum of the sequences' losses; its mean over the split counts each row once."""
         rows_B = put(rows, self._device)
         if self._label_ids_S is None:
             targets_BC = put(self._rows.multi_hot(rows, self._num_classes), self._device)
@@ -89,23 +87,19 @@ class Objective:
 
 
 def sampling_probabilities(rows: TrainingRows, num_classes: int) -> np.ndarray:
-    """Probabilities_S with which every class is drawn alike; for data sets of one label a row.
-
-    A class that no row has is drawn never; a document of several windows as often as another of its class.
-    """
+    """probabilities_S that draw all classes equally often, and the documents of a class too; for one label a row."""
     label_ids_S = rows.label_ids(np.arange(len(rows.tokens.documents_S)))
     counts_C = np.maximum(rows.class_counts_C(num_classes), 1)
-    probabilities_S = rows.document_weights_S().astype(np.float64) / counts_C[label_ids_S]
-    normalised: np.ndarray = probabilities_S / probabilities_S.sum()
-    return normalised
+    probabilities_S = training_weights(rows.tokens.documents_S).astype(np.float64) / counts_C[label_ids_S]
+    return np.asarray(probabilities_S / probabilities_S.sum())
 
 
 def validation_metrics(
     logits_NC: np.ndarray, rows: TrainingRows, problem_type: ProblemType, num_classes: int
 ) -> dict[str, float]:
-    """Loss and metrics of the validation rows that have tokens; the loss without weights and smoothing.
+    """Metrics of the validation rows that have tokens, and the loss without weights and smoothing.
 
-    Of several labels a row: those whose probability reaches 0.5.
+    With several labels a row, a row is given the labels whose probability reaches 0.5.
     """
     firsts = rows.firsts
     logits = torch.from_numpy(logits_NC[rows.tokens.documents_S[firsts]]).double()

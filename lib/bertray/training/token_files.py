@@ -1,17 +1,17 @@
-"""A split of a data set as training reads it: token ids in a memory-mapped Arrow file, made once a run.
+"""A split of a data set as training reads it: token ids in a memory-mapped Arrow file, written once a run.
 
     text="where is my card"  label_id=11   ->   ids=[101, 312, 207, 95, 148, 102]  document=0  label_ids=[11]
 
+`ids` are of the compact vocabulary, `document` is the row of the split. A sequence is a text, or a window of a long
+text with the text's labels.
+
 1. tokenise  training and validation rows, once, on the driver                   [tokenization.tokenizer]
-2. compact   token ids that occur in neither leave the vocabulary: training computes, keeps and exchanges no gradients
-             of their embeddings, which would all be zero. Of BERT's 23 million embedding weights few are used by some
-             thousand texts
+2. compact   remove ids from the vocabulary that occur in neither split: their embeddings, most of BERT's 23 million
+             weights of embeddings, would have zero gradients
 3. write     train.arrow and validation.arrow, one record a sequence, and vocabulary.arrow
-4. open      every worker maps them into its memory; those of a machine share the pages
+4. open      each worker maps the files into its memory; workers of a machine share the pages
 
-A sequence is a text, or a window of a long one with the text's labels.
-
-Legend: S sequences, S1 = S + 1, N rows, T tokens, C classes, V tokens of the vocabulary.
+Legend: S sequences, S1 = S + 1, N rows, T tokens, L labels of all sequences, C classes, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -30,20 +30,13 @@ from bertray.errors import RequestError
 from bertray.model.pretrained import num_special_ids
 from bertray.schema import LABEL_ID, LABEL_IDS, TEXT
 from bertray.storage.location import Location
-from bertray.tokenization.ragged import offsets, positions
+from bertray.tokenization.ragged import positions
 from bertray.tokenization.tokenizer import ColumnTokenizer, Sequences, TokenColumn
-from bertray.tokenization.windows import training_weights
 from bertray.types import ProblemType
 
-TRAIN, VALIDATION = "train", "validation"
-_VOCABULARY = "vocabulary.arrow"
-_SCHEMA = pa.schema(
-    [
-        pa.field("ids", pa.large_list(pa.int32()), nullable=False),  # in the compact vocabulary
-        pa.field("document", pa.int64(), nullable=False),  # row of the split
-        pa.field("label_ids", pa.large_list(pa.int32()), nullable=False),
-    ]
-)
+_SPLITS, _VOCABULARY = ("train", "validation"), "vocabulary.arrow"
+_ID_LISTS = pa.large_list(pa.int32())
+_SCHEMA = pa.schema([("ids", _ID_LISTS), ("document", pa.int64()), ("label_ids", _ID_LISTS)])
 
 
 @dataclass(frozen=True)
@@ -54,65 +47,54 @@ class TrainingRows:
     label_ids_L: np.ndarray
     label_offsets_S1: np.ndarray
 
+    @classmethod
+    def of(cls, sequences: pa.RecordBatch) -> TrainingRows:
+        """The records of a token file, or of a part of one; no copies."""
+        ids, documents, labels = sequences.columns
+        tokens = Sequences(ids.values.to_numpy(), ids.offsets.to_numpy(), documents.to_numpy())
+        return cls(tokens, labels.values.to_numpy(), labels.offsets.to_numpy())
+
     @property
     def firsts(self) -> np.ndarray:
-        """The first sequence of every row that has one, in order."""
+        """The first sequence of each row that has one, in order."""
         return np.flatnonzero(np.diff(self.tokens.documents_S, prepend=-1))
 
     def label_ids(self, rows: np.ndarray) -> np.ndarray:
-        """The only label's id (int64) of some sequences."""
-        found: np.ndarray = self.label_ids_L[self.label_offsets_S1[rows]].astype(np.int64)
-        return found
+        """The label id (int64) of each of some sequences, which have one label."""
+        return np.asarray(self.label_ids_L[self.label_offsets_S1[rows]], np.int64)
 
     def multi_hot(self, rows: np.ndarray, num_classes: int) -> np.ndarray:
-        """Which labels some sequences have (float32) [S, C]."""
-        starts_S = self.label_offsets_S1[rows]
-        counts_S = self.label_offsets_S1[rows + 1] - starts_S
-        has_SC = np.zeros((len(rows), num_classes), dtype=np.float32)
-        has_SC[np.repeat(np.arange(len(rows)), counts_S), self.label_ids_L[positions(starts_S, counts_S)]] = 1
-        return has_SC
+        """Which labels each of some sequences has (float32) [len(rows), C]."""
+        starts = self.label_offsets_S1[rows]
+        counts = self.label_offsets_S1[rows + 1] - starts
+        has_labels = np.zeros((len(rows), num_classes), dtype=np.float32)
+        has_labels[np.repeat(np.arange(len(rows)), counts), self.label_ids_L[positions(starts, counts)]] = 1
+        return has_labels
 
     def class_counts_C(self, num_classes: int) -> np.ndarray:
-        """Rows, not sequences, of every class."""
-        firsts = self.firsts
-        counts_S = np.diff(self.label_offsets_S1)[firsts]
-        return np.bincount(
-            self.label_ids_L[positions(self.label_offsets_S1[firsts], counts_S)], minlength=num_classes
-        ).astype(np.int64)
-
-    def of_documents(self, is_wanted_N: np.ndarray) -> TrainingRows:
-        """The sequences of some rows of the split, which keep their numbers; is_wanted_N (bool) is of all its rows."""
-        sequences = np.flatnonzero(is_wanted_N[self.tokens.documents_S])
-
-        def taken(values: np.ndarray, offsets_S1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            lengths = np.diff(offsets_S1)[sequences]
-            return values[positions(offsets_S1[sequences], lengths)], offsets(lengths)
-
-        tokens = Sequences(*taken(self.tokens.ids_T, self.tokens.offsets_S1), self.tokens.documents_S[sequences])
-        return TrainingRows(tokens, *taken(self.label_ids_L, self.label_offsets_S1))
-
-    def document_weights_S(self) -> np.ndarray:
-        """What each sequence counts, so that documents count alike; see `bertray.tokenization.windows`."""
-        return training_weights(self.tokens.documents_S)
+        """Rows, not sequences, of each class."""
+        is_first_S = np.diff(self.tokens.documents_S, prepend=-1) > 0
+        is_of_first_L = np.repeat(is_first_S, np.diff(self.label_offsets_S1))
+        return np.bincount(self.label_ids_L[is_of_first_L], minlength=num_classes)
 
 
 def write_rows(
     folder: Location, dataset: Dataset, tokenizer: ColumnTokenizer, encoder_config: PreTrainedConfig
 ) -> None:
-    """Tokenise and write the training and validation rows of a data set, those in scope."""
-    rows = {name: dataset.in_scope(dataset.split(name)) for name in (TRAIN, VALIDATION)}
+    """Tokenise and write the in-scope training and validation rows of a data set."""
+    rows = {name: dataset.in_scope(dataset.split(name)) for name in _SPLITS}
     was_fast = tokenizer.is_fast
     tokens = {name: tokenizer.encode(of_split[TEXT]) for name, of_split in rows.items()}
-    if was_fast and not tokenizer.is_fast:  # other ids than the reference's were met: maybe in both splits
+    if was_fast and not tokenizer.is_fast:  # the fast tokenizer's ids were wrong, maybe in both splits
         tokens = {name: tokenizer.encode(of_split[TEXT]) for name, of_split in rows.items()}
     splits = {name: (tokens[name], label_id_lists(rows[name], dataset.problem_type)) for name in rows}
     write(folder, splits, encoder_config.vocab_size, num_special_ids(encoder_config))
 
 
 def label_id_lists(rows: pa.Table, problem_type: ProblemType) -> pa.LargeListArray:
-    """The label ids of every row of a data set, as `write` takes them."""
+    """The label ids of each row of a data set, as `write` takes them."""
     if problem_type == "multi_label_classification":
-        return rows[LABEL_IDS].combine_chunks().cast(pa.large_list(pa.int32()))
+        return rows[LABEL_IDS].combine_chunks().cast(_ID_LISTS)
     return pa.LargeListArray.from_arrays(pa.array(np.arange(rows.num_rows + 1)), rows[LABEL_ID].combine_chunks())
 
 
@@ -122,28 +104,30 @@ def write(
     """Write token files.
 
     Args:
-        splits: of each split, the tokens and the label ids (lists of int32) of every row.
+        splits: tokens, and label ids (lists of int32) of each row.
         vocabulary_size: of the encoder.
-        num_kept: so many ids from 0 keep their number, for models look at some of them: padding, end of text.
+        num_kept: ids below this number stay as they are; models know ids such as that of padding.
     """
     compact_V, vocabulary_V = compact_vocabulary([tokens for tokens, _ in splits.values()], vocabulary_size, num_kept)
     for name, (tokens, label_ids) in splits.items():
-        columns = [
-            pa.LargeListArray.from_arrays(pa.array(tokens.offsets_S1), pa.array(compact_V[tokens.ids_T])),
-            pa.array(tokens.documents_S, pa.int64()),
-            label_ids.take(pa.array(tokens.documents_S)),
-        ]
-        _put(folder / f"{name}.arrow", pa.record_batch(columns, schema=_SCHEMA))
+        _put(folder / f"{name}.arrow", sequences_of(tokens, label_ids, compact_V))
     _put(folder / _VOCABULARY, pa.record_batch([pa.array(vocabulary_V.astype(np.int32))], names=["id"]))
+
+
+def sequences_of(tokens: TokenColumn, label_ids: pa.LargeListArray, compact_V: np.ndarray) -> pa.RecordBatch:
+    """The records of a token file; `label_ids` are as for `write`, `compact_V` is from `compact_vocabulary`."""
+    ids = pa.LargeListArray.from_arrays(pa.array(tokens.offsets_S1), pa.array(compact_V[tokens.ids_T]))
+    documents = pa.array(tokens.documents_S, pa.int64())
+    return pa.record_batch([ids, documents, label_ids.take(documents)], schema=_SCHEMA)
 
 
 def compact_vocabulary(
     columns: list[TokenColumn], vocabulary_size: int, num_kept: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Number the ids that some columns use; the arguments are those of `write`.
+    """Number the ids that occur in some columns; see `write` for the other arguments.
 
     Returns:
-        By the encoder's id the new one (int32; of an unused id, any), and by the new id the encoder's (int64).
+        The new id of each of the encoder's (int32; arbitrary if it does not occur), and vice versa (int64).
     """
     is_used_V = np.zeros(vocabulary_size, dtype=bool)
     is_used_V[:num_kept] = True
@@ -154,31 +138,25 @@ def compact_vocabulary(
 
 @contextmanager
 def opened(folder: Location) -> Iterator[tuple[dict[str, TrainingRows], np.ndarray]]:
-    """The splits of a folder, and the encoder's ids of the compact vocabulary (int64), inside the block.
+    """The splits of a folder and the encoder's ids of the compact vocabulary (int64), for the block.
 
     Raises:
-        RequestError: this machine does not see it.
+        RequestError: the folder is not on this machine.
     """
     with ExitStack() as stack:
         path = stack.enter_context(folder.local_copy())
 
-        def table_of(name: str) -> pa.Table:
+        def mapped(name: str) -> pa.RecordBatch:
             try:
-                mapped = stack.enter_context(pa.memory_map(str(path / name)))
+                return pa.ipc.open_file(stack.enter_context(pa.memory_map(str(path / name)))).get_batch(0)
             except FileNotFoundError as error:
                 raise RequestError(
-                    f"{folder / name}, written where the job was started, is not there on {socket.gethostname()}: let "
-                    "--output be on S3, or on a file system that every node has"
+                    f"{folder / name}, written where the job was started, is not there on {socket.gethostname()}: use "
+                    "an --output on S3 or on a file system that all nodes share"
                 ) from error
-            return pa.ipc.open_file(mapped).read_all()
 
-        splits = {}
-        for name in (TRAIN, VALIDATION):
-            table = table_of(f"{name}.arrow")
-            ids, labels = table["ids"].chunk(0), table["label_ids"].chunk(0)
-            tokens = Sequences(ids.values.to_numpy(), ids.offsets.to_numpy(), table["document"].chunk(0).to_numpy())
-            splits[name] = TrainingRows(tokens, labels.values.to_numpy(), labels.offsets.to_numpy())
-        yield splits, table_of(_VOCABULARY)["id"].to_numpy().astype(np.int64)
+        splits = {name: TrainingRows.of(mapped(f"{name}.arrow")) for name in _SPLITS}
+        yield splits, mapped(_VOCABULARY)["id"].to_numpy().astype(np.int64)
 
 
 def _put(file: Location, batch: pa.RecordBatch) -> None:
