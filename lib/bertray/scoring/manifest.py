@@ -26,7 +26,7 @@ from bertray.bundle.info import BundleInfo
 from bertray.schema import MANIFEST_SCHEMA, PREDICTIONS_VERSION
 from bertray.scoring.config import ScoreConfig
 from bertray.storage.location import Location
-from bertray.storage.records import last_of_each_path, put_records, read_records
+from bertray.storage.outputs import last_of_each_path, put_records, read_records
 
 # With more files than this, all are merged when a run ends: each costs the next run a round trip to the store.
 _MAX_FILES = 16

@@ -25,7 +25,7 @@ from bertray.metrics.profile import Profile
 from bertray.schema import SHARD_REPORT_SCHEMA
 from bertray.scoring.units import Outcome
 from bertray.storage.location import Location
-from bertray.storage.records import last_of_each_path, put_records, read_records
+from bertray.storage.outputs import last_of_each_path, put_records, read_records
 
 _MAX_LISTED_SHARDS = 30
 # In a minute of scoring the start of actors no longer counts for much.

@@ -123,7 +123,7 @@ class UnitScorer:
         place = self._archive / shard.path
         predictions = self._predictions(shard) if part is None else self._staged(shard, part, num_parts)
         if before_read is not None:
-            predictions.remove_unfinished_copies()
+            predictions.remove_unfinished()
             before_read(place)
         counts = score_shard(
             bundle,
@@ -142,7 +142,7 @@ class UnitScorer:
         with opened(self._archive / shard.path) as file:
             num_rows = file.metadata.num_rows
         predictions = self._predictions(shard)
-        predictions.remove_unfinished_copies()  # this may be a second try
+        predictions.remove_unfinished()  # this may be a second try
         return merge_parts(
             [self._staged(shard, part, num_parts) for part in range(num_parts)],
             predictions,

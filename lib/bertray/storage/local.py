@@ -1,6 +1,6 @@
-"""Local folders: listed so that nothing is missed, and replaced so that nobody sees half of one.
+"""Local folders: list them without missing a file, and replace them so that no reader sees half of one.
 
-fsspec takes a folder that it cannot read for empty: shards that nobody may read would be gone.
+fsspec lists a folder that it cannot read as empty, so shards that nobody may read would seem to be gone.
 """
 
 from __future__ import annotations
@@ -12,72 +12,60 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-# The end of a hidden name under which a local file is written before it is renamed.
+# A file is written under a hidden name with this ending before it is renamed.
 UNFINISHED = ".tmp"
 
 
-def find(path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """The files at or below a path. Links are followed; a path that is not there has no files.
+def find(path: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield the files at or below a path, each with its `stat`. Follows links. A missing path has no files.
+
+    Args:
+        above: device and inode of the folders that lead here; a link back to one of them is skipped.
 
     Raises:
         OSError: a folder cannot be read.
     """
+    names: list[str] = []
     try:
         facts = os.stat(path)  # noqa: PTH116
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    if stat.S_ISDIR(facts.st_mode):
-        yield from _below(path, ())
-    else:
-        yield path, facts
-
-
-def _below(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, os.stat_result]]:
-    """`find` in a folder; above: device and inode of those that lead to it."""
-    found, folders = [], []
-    try:
-        facts = os.stat(folder)  # noqa: PTH116
         inode = facts.st_dev, facts.st_ino
-        if inode in above:  # a link to a folder that it lies in
-            return
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    folders.append(entry.path)
-                elif entry.is_file():  # no link to nowhere
-                    found.append(entry)
-    except FileNotFoundError:  # removed since
+        if stat.S_ISDIR(facts.st_mode) and inode not in above:
+            with os.scandir(path) as entries:
+                names = [entry.path for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):  # also one that was removed meanwhile, and a broken link
         return
-    for entry in found:
-        try:
-            facts = entry.stat()
-        except FileNotFoundError:
-            continue
-        yield entry.path, facts
-    for below in folders:
-        yield from _below(below, (*above, inode))
+    if stat.S_ISREG(facts.st_mode):
+        yield path, facts
+    for name in names:
+        yield from find(name, (*above, inode))
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    """Remove a file, a folder or a link if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink(missing_ok=True)
 
 
-def _copy_synced(source: str, target: str) -> None:
-    shutil.copyfile(source, target)
-    with Path(target).open("rb") as file:
-        os.fsync(file.fileno())
+def staging_path(target: Path) -> Path:
+    """A hidden, unused name in the target's folder, so that the final rename stays within one file system.
 
-
-def beside(target: Path) -> Path:
-    """A hidden name in the same folder, so that a rename to the target stays within one file system."""
+    Creates the folder.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
     return target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}"
 
 
+def sync(path: Path) -> None:
+    """Make the file's content durable, before a rename makes it visible."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def replace_folder(source: Path, target: Path) -> None:
-    """Copy a folder to where another may be, which readers see until the copy is whole; synced, by renames."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging, replaced = beside(target), beside(target)
+    """Copy a folder to a place where another may be; readers see the old one until the copy is complete."""
+    staging, replaced = staging_path(target), staging_path(target)
     try:
         shutil.copytree(source, staging, copy_function=_copy_synced)
         if target.exists():
@@ -90,3 +78,8 @@ def replace_folder(source: Path, target: Path) -> None:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _copy_synced(source: str, target: str) -> None:
+    shutil.copyfile(source, target)
+    sync(Path(target))

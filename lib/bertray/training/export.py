@@ -141,7 +141,7 @@ def write_bundle(
             target_precision=config.target_precision,
             oos_label=dataset.oos_label,
         )
-        output.remove_unfinished_copies()  # of a run that was killed here
+        output.remove_unfinished()  # of a run that was killed here
         output.put_folder(folder, last=BUNDLE_FILE)
     return info
 
