@@ -241,7 +241,7 @@ class _Clock:
 
 def _counted(file_system: type[Any]) -> Counter[str]:
     """From now on, calls of a file system's methods, but those that it makes itself."""
-    from bertray.storage import local
+    from bertray.storage import location
 
     calls: Counter[str] = Counter()
     here = threading.local()
@@ -260,7 +260,7 @@ def _counted(file_system: type[Any]) -> Counter[str]:
 
     for name in ("find", "ls", "walk", "glob", "info", "exists", "isfile", "isdir", "open", "cat_file", "modified"):
         setattr(file_system, name, counting(name, getattr(file_system, name)))
-    local.find = counting("find", local.find)
+    location._find_local = counting("find", location._find_local)
     return calls
 
 

@@ -6,18 +6,18 @@
 S3 endpoint, region and keys come from the standard AWS variables and files, never from an argument: no URI or
 configuration that is written out holds a secret.
 
-Writes are atomic. A local file is written beside its place, synced and renamed; an S3 object is one put or one
-completed multipart upload.
-
-Storage that refuses for a while is asked again (`storage.s3`). A lasting failure is an `UnavailableError`, whatever the
-transport calls it.
+Writes are atomic: a local file is written beside its place, synced and renamed; an S3 object is one put or multipart
+upload. A lasting failure is an `UnavailableError`, whatever the transport calls it.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import shutil
+import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,8 +29,11 @@ from botocore.exceptions import ClientError, FlexibleChecksumError
 from fsspec.implementations.local import LocalFileSystem
 
 from bertray.errors import RequestError, UnavailableError
-from bertray.storage import local, s3
+from bertray.storage import s3
 
+_MISSING = (FileNotFoundError, NotADirectoryError)
+# A local file is written under a hidden name with this ending before it is renamed.
+_UNFINISHED = ".tmp"
 _CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or the role"
 
 
@@ -53,11 +56,7 @@ class Location:
 
     @classmethod
     def of(cls, uri: str) -> Location:
-        """Resolve a local path or an s3:// URI.
-
-        Raises:
-            RequestError: the URI has another scheme, or names no place.
-        """
+        """Resolve a local path or an s3:// URI; RequestError for another scheme, or if it names no place."""
         scheme, has_scheme, rest = str(uri).partition("://")
         scheme = scheme.lower()
         if not has_scheme:
@@ -87,11 +86,7 @@ class Location:
         return self.uri
 
     def parent(self) -> Location:
-        """The folder that holds this file or folder.
-
-        Raises:
-            RequestError: this is a bucket.
-        """
+        """The folder that holds this file or folder; RequestError for a bucket."""
         if "/" not in self.path:
             raise RequestError(f"{self} is a whole bucket: name a folder in it, as in {self}/folder")
         return Location(self.fs, self.path.rsplit("/", 1)[0], self.uri.rsplit("/", 1)[0])
@@ -106,31 +101,27 @@ class Location:
 
     def contains(self, other: Location) -> bool:
         """Whether `other` is this place or lies below it."""
-        same_store = type(self.fs) is type(other.fs)
-        return same_store and f"{other.path}/".startswith(f"{self.path}/")
+        return type(self.fs) is type(other.fs) and f"{other.path}/".startswith(f"{self.path}/")
 
     def exists(self) -> bool:
         return self._type() is not None
 
     def is_file(self) -> bool:
         # A folder that a policy allows access to may itself be "forbidden": S3 says so of the folder's own name.
-        return self._type(PermissionError) == "file"
+        return self._type((*_MISSING, PermissionError)) == "file"
 
-    def _type(self, *missing: type[OSError]) -> str | None:
-        """`file` or `directory`; None: nothing is there, or one of the `missing` errors was raised."""
+    def _type(self, missing: tuple[type[OSError], ...] = _MISSING) -> str | None:
+        """`file` or `directory`; None: nothing is there, which these errors say."""
         with _explained(self):
             try:
                 return str(self.fs.info(self.path)["type"])
-            except (FileNotFoundError, NotADirectoryError, *missing):
+            except missing:
                 return None
 
     def files(self, suffixes: tuple[str, ...] = ("",)) -> list[FileInfo]:
         """List the files at or below this place, sorted by path; none if it does not exist.
 
-        Names that start with `.` or `_` are left out.
-
-        Raises:
-            RequestError: a folder cannot be read, or a file's name is not UTF-8.
+        Leaves out names that start with `.` or `_`. RequestError for an unreadable folder, or a name that is not UTF-8.
         """
         infos = []
         with _explained(self):
@@ -147,8 +138,8 @@ class Location:
     def _find(self) -> Iterator[FileInfo]:
         """The files at or below this place, hidden ones included, in any order."""
         root = len(self.path) + 1
-        if self.is_local:
-            for path, facts in local.find(self.path):
+        if self.is_local:  # not by fsspec, which lists a folder that it cannot read as empty
+            for path, facts in _find_local(self.path):
                 yield FileInfo(path[root:] or self.name, facts.st_size, str(facts.st_mtime_ns))
         else:
             for path, detail in s3.find(self.fs, self.path).items():
@@ -207,17 +198,16 @@ class Location:
         """Write the whole file atomically if nothing is there; False: something is, and stays.
 
         On S3 this is a conditional put (If-None-Match); a store that ignores the condition overwrites. If the answer
-        to a successful put is lost, the repeated put finds the file: a file that holds `data` counts as created by
-        this call. So callers write bytes that no other process writes, such as a run's id.
+        to a put is lost, its repetition finds the file: one that holds `data` counts as created by this call. So
+        callers write bytes that no other process writes, such as a run's id.
         """
         with _explained(self):
             if not self.is_local:
                 return s3.create_object(self.fs, self.path, data)
-            target = Path(self.path)
-            staging = local.staging_path(target)
+            staging = _staging_path(Path(self.path))
             try:
                 staging.write_bytes(data)
-                os.link(staging, target)  # unlike a rename, a link never replaces a file
+                os.link(staging, self.path)  # unlike a rename, a link never replaces a file
             except FileExistsError:
                 return False
             finally:
@@ -235,11 +225,11 @@ class Location:
                     s3.upload(self.fs, self.path, staging)
             return
         with _explained(self):
-            staging = local.staging_path(Path(self.path))
+            staging = _staging_path(Path(self.path))
         try:
             yield staging
             with _explained(self):
-                local.sync(staging)
+                _sync(staging)
                 staging.replace(self.path)
         finally:
             staging.unlink(missing_ok=True)
@@ -252,7 +242,7 @@ class Location:
         """
         with _explained(self):
             if self.is_local:
-                local.replace_folder(folder, Path(self.path))
+                _replace_folder(folder, Path(self.path))
                 return
             (self / last).remove()
             self.remove()
@@ -272,25 +262,79 @@ class Location:
             yield Path(folder)
 
     def remove_unfinished(self) -> None:
-        """Remove what killed processes left half-written of this file, or of this folder and the files below it.
+        """Remove what killed processes left half-written of this place and below it. Nobody else may be writing here.
 
-        Call only while nobody else writes here. On S3 half-written objects are invisible; the bucket's rule for
-        incomplete multipart uploads removes their parts.
+        On S3 it is invisible; the bucket's rule for incomplete multipart uploads removes it.
         """
         if self.is_local:
             target = Path(self.path)
             # All of the name: `.bundle.v2.0123456789ab.tmp` belongs to bundle.v2, not to bundle.
-            own = f".{glob.escape(target.name)}.{'[0-9a-f]' * 12}{local.UNFINISHED}"
-            for path in [*target.parent.glob(own), *target.rglob(f".*{local.UNFINISHED}")]:
-                local.remove(path)
+            own = f".{glob.escape(target.name)}.{'[0-9a-f]' * 12}{_UNFINISHED}"
+            for path in [*target.parent.glob(own), *target.rglob(f".*{_UNFINISHED}")]:
+                _remove_local(path)
 
     def remove(self) -> None:
         """Remove the file or folder if it exists."""
         with _explained(self):
             if self.is_local:
-                local.remove(Path(self.path))
+                _remove_local(Path(self.path))
             else:
                 s3.remove_objects(self.fs, self.path)
+
+
+def _find_local(path: str) -> Iterator[tuple[str, os.stat_result]]:
+    """The files at or below a path, each with its `stat`. Follows links. A missing path has no files."""
+    todo = [(path, frozenset[tuple[int, int]]())]  # with the folders above it: a link back to one of them is skipped
+    while todo:
+        path, above = todo.pop()
+        try:
+            facts = os.stat(path)  # noqa: PTH116
+            inode = facts.st_dev, facts.st_ino
+            if stat.S_ISREG(facts.st_mode):
+                yield path, facts
+            elif stat.S_ISDIR(facts.st_mode) and inode not in above:
+                below = above | {inode}
+                with os.scandir(path) as entries:
+                    todo += [(entry.path, below) for entry in entries]
+        except (FileNotFoundError, NotADirectoryError):  # a broken link, or it was removed meanwhile
+            continue
+
+
+def _remove_local(path: Path) -> None:
+    """Remove a file, a folder or a link if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink(missing_ok=True)
+
+
+def _staging_path(target: Path) -> Path:
+    """A hidden, unused name in the target's folder, which is created: a rename stays within one file system."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}{_UNFINISHED}"
+
+
+def _sync(path: Path) -> None:
+    """Make the file's content durable, before a rename makes it visible."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    """Copy a folder to a place where another may be; readers see the old one until the copy is complete."""
+    staging, replaced = _staging_path(target), _staging_path(target)
+    try:
+        shutil.copytree(source, staging, copy_function=lambda file, copy: _sync(Path(shutil.copyfile(file, copy))))
+        if target.exists():
+            target.replace(replaced)
+        staging.replace(target)
+    except BaseException:
+        if replaced.exists() and not target.exists():
+            replaced.replace(target)
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 class _ReadError(UnavailableError, OSError):

@@ -4,13 +4,12 @@
 
 1. take     The file with the highest number names the holder. If it is released, expired, or of a process of this
             machine that is gone: create the file of the next number. Of two rivals, one succeeds.
-2. beat     Every BEAT_INTERVAL_S the holder rewrites its file, after it has checked that there is no higher number. If
-            there is one, another run took the lock, and the holder must stop.
+2. beat     Every BEAT_INTERVAL_S the holder rewrites its file. If there is a higher number, it has lost the lock.
 3. release  The file stays, marked as released: a number is never used twice.
 
-A lock expires EXPIRY_S after the holder's last beat. The clocks of machines that score to one output must agree within
-some seconds. In a store without conditional puts (`If-None-Match`), two runs that start within one round trip may both
-take the lock; they then write the same bytes to the same names.
+A lock expires EXPIRY_S after the last beat, so the clocks of machines with one output must agree within some seconds.
+In a store without conditional puts (`If-None-Match`), two runs that start within one round trip may both take the lock;
+they then write the same bytes to the same names.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from bertray.errors import LockedError, RequestError
 from bertray.storage.location import Location
@@ -37,10 +36,8 @@ BEAT_INTERVAL_S = 10.0
 EXPIRY_S = 60.0
 
 
-class LockRecord(BaseModel):
+class LockRecord(BaseModel, frozen=True):
     """The content of a lock file."""
-
-    model_config = ConfigDict(frozen=True)
 
     run_id: str
     host: str
@@ -56,6 +53,9 @@ class LockRecord(BaseModel):
         host, pid = socket.gethostname(), os.getpid()
         return cls(run_id=run_id, host=host, pid=pid, process=_process_identity(pid), taken_at=now, beat_at=now)
 
+    def to_bytes(self) -> bytes:
+        return (self.model_dump_json(indent=2) + "\n").encode()
+
     def is_held(self) -> bool:
         """Whether a run holds the lock that may still be alive."""
         if self.released_at is not None or datetime.now(UTC) - self.beat_at > timedelta(seconds=EXPIRY_S):
@@ -66,28 +66,19 @@ class LockRecord(BaseModel):
 
 
 class RunLock:
-    """The lock of an output, held inside `with lock.held():`.
-
-    Attributes:
-        number: number of the lock file, for `check_held` in other processes.
-        was_left_behind: the previous holder died, and may have left unfinished files.
-    """
+    """The lock of an output, held inside `with lock.held():`."""
 
     def __init__(self, output: Location, run_id: str) -> None:
         self._output = output
         self._record = LockRecord.of_this_process(run_id)
         self._stop = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="run lock", daemon=True)
-        self.number = 0
-        self.was_left_behind = False
+        self.number = 0  # of the lock file, for `check_held` in other processes
+        self.was_left_behind = False  # the previous holder died, and may have left unfinished files
 
     @contextmanager
     def held(self) -> Iterator[Self]:
-        """Take the lock, keep it inside the block, release it.
-
-        Raises:
-            LockedError: another run holds it.
-        """
+        """Take the lock, keep it inside the block, release it. LockedError if another run holds it."""
         self._take()
         self._beating.start()
         try:
@@ -101,11 +92,7 @@ class RunLock:
         check_held(self._output, self.number)
 
     def remove_output(self) -> None:
-        """Remove the output folder together with the lock.
-
-        Raises:
-            LockedError: another run has taken the lock; the folder stays.
-        """
+        """Remove the output folder and the lock in it. LockedError if another run has taken the lock."""
         self._end_beat()  # a beat would create the folder again
         self.check()
         self._output.remove()
@@ -116,18 +103,17 @@ class RunLock:
 
     def _take(self) -> None:
         highest, record = highest_lock(self._output)
-        if record is not None and record.is_held():
-            expires_at = record.beat_at + timedelta(seconds=EXPIRY_S)
+        if record and record.is_held():
             raise LockedError(
                 f"run {record.run_id} holds {self._output} since {record.taken_at:%Y-%m-%d %H:%M:%S} UTC "
                 f"(process {record.pid} on {record.host}). Wait for it; if it is dead, its lock expires at "
-                f"{expires_at:%H:%M:%S} UTC"
+                f"{record.beat_at + timedelta(seconds=EXPIRY_S):%H:%M:%S} UTC"
             )
-        if record is not None and record.released_at is None:
+        if record and record.released_at is None:
             _log.info("run %s did not release its lock; taking over", record.run_id)
             self.was_left_behind = True
         self.number = highest + 1
-        if not _file(self._output, self.number).create(_as_bytes(self._record)):
+        if not _file(self._output, self.number).create(self._record.to_bytes()):
             raise LockedError(f"another run has just taken {self._output}. Wait for it")
         for number in _numbers(self._output):
             if number < self.number:
@@ -150,15 +136,11 @@ class RunLock:
     def _write(self, event: str) -> None:
         """Write the lock file with the present time as the time of the event."""
         self._record = self._record.model_copy(update={event: datetime.now(UTC)})
-        _file(self._output, self.number).put(_as_bytes(self._record))
+        _file(self._output, self.number).put(self._record.to_bytes())
 
 
 def check_held(output: Location, number: int) -> None:
-    """Check that the run still holds the lock. Call before you put or announce something.
-
-    Raises:
-        LockedError: the run stopped beating for so long that another run took the lock.
-    """
+    """Raise a LockedError if another run has taken the lock. Call before you put or announce something."""
     highest, record = highest_lock(output)
     if highest != number:  # it may be lower: the other run has ended and removed the folder
         other = f"run {record.run_id}" if record else "another run"
@@ -187,10 +169,6 @@ def _numbers(output: Location) -> list[int]:
 
 def _file(output: Location, number: int) -> Location:
     return output / FOLDER / f"{number:08d}.json"
-
-
-def _as_bytes(record: LockRecord) -> bytes:
-    return (record.model_dump_json(indent=2) + "\n").encode()
 
 
 def _process_identity(pid: int) -> str:

@@ -7,7 +7,6 @@ of its answer ends early. Other modules use `bertray.storage.location`.
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import time
@@ -30,9 +29,8 @@ _RETRY_MODE = "legacy"
 # from a server that hangs would take 5 x 5 x 7 timeouts of 15 s.
 _S3FS_RETRIES = 2
 _BODY_BACKOFF_S = 0.1
-# An upload or download in parts sends a part again after a fault. s3fs holds 10 parts in memory, a download 8.
+# What is sent again after a fault. Up to 10 parts are in memory at once. S3 allows 10,000 of them a file: 160 GB.
 _PART_BYTES = 16 << 20
-_MAX_PARTS = 10_000
 # Bytes fetched beyond a read. s3fs' default of 50 MiB would be fetched again with every MiB of columns that lie further
 # apart; with 1 MiB a small shard still arrives in one request with its footer.
 _AHEAD_BYTES = 1 << 20
@@ -43,11 +41,9 @@ _MAX_STARTS = 3
 
 def connect(scheme: str) -> Any:
     """The file system of s3:// URIs. It never caches listings: another process may write between two of them."""
-    defaults = {
-        "mode": ("AWS_RETRY_MODE", _RETRY_MODE),
-        "total_max_attempts": ("AWS_MAX_ATTEMPTS", _MAX_ATTEMPTS),
-    }
-    retries = {name: value for name, (variable, value) in defaults.items() if variable not in os.environ}
+    retries: dict[str, Any] = {} if "AWS_RETRY_MODE" in os.environ else {"mode": _RETRY_MODE}
+    if "AWS_MAX_ATTEMPTS" not in os.environ:
+        retries["total_max_attempts"] = _MAX_ATTEMPTS
     fs = fsspec.filesystem(scheme, use_listings_cache=False, config_kwargs={"retries": retries})
     fs.retries = _S3FS_RETRIES
     return fs
@@ -105,10 +101,9 @@ def create_object(fs: Any, path: str, data: bytes) -> bool:
 
 def upload(fs: Any, path: str, file: Path) -> None:
     """Put a local file, in one request or in parts that appear as one object."""
-    part_bytes = max(_PART_BYTES, math.ceil(file.stat().st_size / _MAX_PARTS))
     for start in range(1, _MAX_STARTS + 1):
         try:
-            fs.put_file(str(file), path, chunksize=part_bytes)
+            fs.put_file(str(file), path, chunksize=_PART_BYTES)
             return
         except FileNotFoundError as error:
             # The answer to the completion was lost, and when asked again the store no longer knows the upload.
@@ -137,32 +132,29 @@ def download(fs: Any, path: str, folder: Path) -> None:
         target.touch()
         starts = range(0, size_bytes, _PART_BYTES)
         parts += [(name, target, start, min(start + _PART_BYTES, size_bytes)) for start in starts]
+
+    def copy(name: str, target: Path, start: int, end: int) -> None:
+        data = _whole(fs, partial(fs.cat_file, name, start=start, end=end))
+        if len(data) != end - start:
+            raise OSError(f"{name} was rewritten while it was copied")
+        with target.open("r+b") as file:
+            file.seek(start)
+            file.write(data)
+
     with ThreadPoolExecutor(_NUM_CONNECTIONS) as pool:
-        list(pool.map(partial(_download_part, fs), parts))
-
-
-def _download_part(fs: Any, part: tuple[str, Path, int, int]) -> None:
-    path, target, start, end = part
-    data = _whole(fs, partial(fs.cat_file, path, start=start, end=end))
-    if len(data) != end - start:
-        raise OSError(f"{path} was rewritten while it was copied")
-    with target.open("r+b") as file:
-        file.seek(start)
-        file.write(data)
+        list(pool.map(lambda part: copy(*part), parts))
 
 
 def remove_objects(fs: Any, path: str) -> None:
     """Remove the object at a path, or all objects below it."""
+
+    def remove(name: str) -> None:
+        with suppress(FileNotFoundError):  # a store may say so when the request is repeated
+            fs.rm_file(name)
+
     # One by one: s3fs' rm reads a path with brackets as a pattern, and ignores objects that it could not remove.
-    with suppress(FileNotFoundError):  # the bucket does not exist
-        paths = fs.find(path)
-        with ThreadPoolExecutor(_NUM_CONNECTIONS) as pool:
-            list(pool.map(partial(_remove_object, fs), paths))
-
-
-def _remove_object(fs: Any, path: str) -> None:
-    with suppress(FileNotFoundError):  # a store may say so when the request is repeated
-        fs.rm_file(path)
+    with suppress(FileNotFoundError), ThreadPoolExecutor(_NUM_CONNECTIONS) as pool:  # the bucket may not exist
+        list(pool.map(remove, fs.find(path)))
 
 
 def _whole(fs: Any, read: Callable[[], bytes]) -> bytes:
