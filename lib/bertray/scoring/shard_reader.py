@@ -18,7 +18,7 @@ from bertray.errors import RequestError, ShardError
 from bertray.storage.location import Location
 from bertray.tokenization.columns import check_text_type, num_text_bytes
 
-# A step consists of reads of so many rows. How much text a read holds is known only afterwards, because Parquet counts
+# Rows of one read; a step consists of reads. The text in a read is known only afterwards, because Parquet counts
 # the bytes of a repeated text once.
 _READ_ROWS = 1024
 _READ_BYTES = 1 << 20
