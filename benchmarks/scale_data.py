@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import astuple
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.tiny import word_archive
 from bertray.schema import MANIFEST_SCHEMA, NUM_LENGTH_BINS, NUM_SCORE_BINS, SHARD_REPORT_SCHEMA
-from bertray.scoring.manifest import Committed, Manifest
+from bertray.scoring.manifest import Manifest
 from bertray.scoring.runs import Announcement, Runs
 from bertray.storage.location import Location
 from bertray.storage.lock import new_run_id
@@ -50,7 +51,7 @@ def commit_shards(archive: Path, output: Path, request: str, share: float = 1.0)
     run_id, now = new_run_id(), datetime.now(UTC)
     shards = Location.of(str(archive)).files((".parquet",))
     records = [
-        Committed(shard.path, shard.size_bytes, shard.version, request, TINY_ROWS, 0, TINY_ROWS, run_id, now)
+        dict(zip(MANIFEST_SCHEMA.names, (*astuple(shard), request, TINY_ROWS, 0, TINY_ROWS, run_id, now), strict=True))
         for shard in shards[: round(share * len(shards))]
     ]
     place = Location.of(str(output))

@@ -22,6 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import astuple
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,7 @@ def engine(bundle_path: str, archive: str) -> dict[str, float]:
 def planning(archive: str, output: str, fingerprint: str) -> dict[str, Any]:
     """List, read the manifest, plan; and what was asked of the file system for it."""
     from bertray.scoring.archive import list_shards
-    from bertray.scoring.manifest import Manifest
-    from bertray.scoring.plan import plan
+    from bertray.scoring.manifest import Manifest, plan
     from bertray.storage.location import Location
 
     source = Location.of(archive)
@@ -79,8 +79,7 @@ def planning(archive: str, output: str, fingerprint: str) -> dict[str, Any]:
 
 def manifest(output: str, fingerprint: str, num_actors: str) -> dict[str, Any]:
     """Load a manifest; then plan and divide an archive of the same shards, all of them once done and once pending."""
-    from bertray.scoring.manifest import Manifest
-    from bertray.scoring.plan import plan
+    from bertray.scoring.manifest import Manifest, plan
     from bertray.scoring.score_shard import STEP_BYTES
     from bertray.scoring.units import divide
     from bertray.storage.location import FileInfo, Location
@@ -158,8 +157,9 @@ def requests(bundle_path: str, shard: str, uri: str, num_shards: str) -> dict[st
     from s3fs import S3FileSystem
 
     from bertray.bundle.bundle import Bundle
+    from bertray.schema import MANIFEST_SCHEMA
     from bertray.scoring.config import ScoreConfig
-    from bertray.scoring.manifest import Committed, Manifest
+    from bertray.scoring.manifest import Manifest
     from bertray.scoring.score_unit import Request, UnitScorer
     from bertray.scoring.units import Unit
     from bertray.storage.location import Location
@@ -179,10 +179,8 @@ def requests(bundle_path: str, shard: str, uri: str, num_shards: str) -> dict[st
         of_shards = dict(calls)
         manifest = Manifest(output)
         for one in outcomes:
-            place = one.shard
-            now = datetime.now(UTC)
-            record = Committed(place.path, place.size_bytes, place.version, "request", 1, 0, 1, "run", now)
-            manifest.append("run", [record])
+            values = (*astuple(one.shard), "request", 1, 0, 1, "run", datetime.now(UTC))
+            manifest.append("run", [dict(zip(MANIFEST_SCHEMA.names, values, strict=True))])
         calls.clear()
         manifest.finish("run")
     return {"of_shards": of_shards, "of_manifest_files": dict(calls)}
@@ -241,7 +239,7 @@ class _Clock:
 
 def _counted(file_system: type[Any]) -> Counter[str]:
     """From now on, calls of a file system's methods, but those that it makes itself."""
-    from bertray.storage import local
+    from bertray.storage import location
 
     calls: Counter[str] = Counter()
     here = threading.local()
@@ -260,7 +258,7 @@ def _counted(file_system: type[Any]) -> Counter[str]:
 
     for name in ("find", "ls", "walk", "glob", "info", "exists", "isfile", "isdir", "open", "cat_file", "modified"):
         setattr(file_system, name, counting(name, getattr(file_system, name)))
-    local.find = counting("find", local.find)
+    location._find_local = counting("find", location._find_local)
     return calls
 
 

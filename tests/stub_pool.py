@@ -9,8 +9,7 @@ import pyarrow as pa
 
 from bertray.drivers.score import OpenPool
 from bertray.schema import PREDICTION_SCHEMA
-from bertray.scoring.pool import LocalPool
-from bertray.scoring.score_unit import Request
+from bertray.scoring.score_unit import LocalPool, Request
 from bertray.storage.location import FileInfo
 
 

@@ -26,11 +26,9 @@ from typing import Any
 # What is noted, by module; beside the calls, how long the module took to import.
 TRACED = {
     "bertray.scoring.archive": ("list_shards",),
-    "bertray.scoring.manifest": ("Manifest.latest",),
-    "bertray.scoring.plan": ("plan",),
-    "bertray.scoring.runs": ("Runs.unannounced",),
+    "bertray.scoring.manifest": ("Manifest.latest", "plan"),
+    "bertray.scoring.runs": ("Runs.unannounced", "Recorder._take"),
     "bertray.scoring.units": (),
-    "bertray.scoring.recorder": ("Recorder._take",),
     "bertray.drivers.cluster": (),
     "bertray.bundle.bundle": ("Bundle.load", "Bundle.predict_column"),
     "bertray.scoring.score_unit": ("UnitScorer.score",),

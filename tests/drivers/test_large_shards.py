@@ -18,8 +18,7 @@ from bertray.drivers import actor_pool
 from bertray.drivers.score import OpenPool, ScoreResult, score
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest
-from bertray.scoring.pool import Pool
-from bertray.scoring.score_unit import Request
+from bertray.scoring.score_unit import Pool, Request
 from bertray.scoring.units import Outcome, Work
 from bertray.storage.location import FileInfo, Location
 from tests.conftest import ROOT, write_shard
@@ -153,7 +152,7 @@ def test_a_large_shard_that_is_rewritten_meanwhile(archive: Path, tiny_bundle: P
             self._pool, self.num_processes, self.unit_bytes = pool, pool.num_processes, pool.unit_bytes
 
         def run(self, work: Work) -> Iterator[Outcome]:
-            num_passes.append(work.num_pieces)
+            num_passes.append(len(work.units))
             for index, outcome in enumerate(self._pool.run(work)):
                 if len(num_passes) == 1 and index == 3:
                     write_shard(shard, [f"other text {row} says {row**3}" for row in range(300)])

@@ -26,9 +26,8 @@ from bertray.drivers.scoring_actor import Actor
 from bertray.errors import BundleError, LockedError, RequestError
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest
-from bertray.scoring.pool import Pool
 from bertray.scoring.runs import Runs
-from bertray.scoring.score_unit import Request
+from bertray.scoring.score_unit import Pool, Request
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock
 from tests.conftest import ROOT, write_shard

@@ -1,24 +1,26 @@
 """What counts as done, and what makes it pending again."""
 
+from dataclasses import astuple
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bertray.bundle.info import read_info
 from bertray.schema import MANIFEST_SCHEMA
 from bertray.scoring.config import ScoreConfig
-from bertray.scoring.manifest import Committed, Manifest, fingerprint
-from bertray.scoring.plan import plan
+from bertray.scoring.manifest import Manifest, fingerprint, plan
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import new_run_id
 
 SHARDS = [FileInfo("a.parquet", 10, "v1"), FileInfo("b.parquet", 20, "v1")]
 
 
-def record(shard: FileInfo, request: str, minute: int = 0) -> Committed:
+def record(shard: FileInfo, request: str, minute: int = 0) -> dict[str, Any]:
     committed_at = datetime(2026, 1, 5, tzinfo=UTC) + timedelta(minutes=minute)
-    return Committed(shard.path, shard.size_bytes, shard.version, request, 5, 1, 99, "run", committed_at)
+    values = (*astuple(shard), request, 5, 1, 99, "run", committed_at)
+    return dict(zip(MANIFEST_SCHEMA.names, values, strict=True))
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from bertray.schema import MANIFEST_SCHEMA
-from bertray.scoring.plan import Plan, plan
+from bertray.scoring.manifest import Plan, plan
 from bertray.storage.location import FileInfo
 
 NOW = datetime(2026, 1, 5, tzinfo=UTC)

@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray import Bundle, BundleError, RequestError, ScoreConfig, score
-from bertray.scoring.pool import LocalPool, Parts
-from bertray.scoring.score_unit import Request
+from bertray.scoring.score_unit import LocalPool, Request
 from bertray.scoring.units import Counts, Outcome, divide
 from bertray.storage.location import FileInfo
 from tests.conftest import write_shard
@@ -113,9 +112,9 @@ def test_what_a_program_starts_listens_on_loopback(
 
 def test_a_shard_is_complete_with_its_last_part() -> None:
     whole, cut = FileInfo("whole", 100, "v"), FileInfo("cut", 390, "v")
-    parts = Parts(divide([whole, cut], 100, 1, "request", set()))
-    assert parts.complete == []
-    assert parts.take(Outcome(shard=whole, counts=Counts())) is None
-    assert [parts.take(Outcome(shard=cut, part=part)) for part in (3, 0, 1)] == [None] * 3
-    assert parts.take(Outcome(shard=cut, part=2, failure="why")) is None
-    assert parts.take(Outcome(shard=cut, part=2)) == cut
+    work = divide([whole, cut], 100, 1, "request", set())
+    assert work.complete() == []
+    assert work.take(Outcome(shard=whole, counts=Counts())) is None
+    assert [work.take(Outcome(shard=cut, part=part)) for part in (3, 0, 1)] == [None] * 3
+    assert work.take(Outcome(shard=cut, part=2, failure="why")) is None
+    assert work.take(Outcome(shard=cut, part=2)) == cut

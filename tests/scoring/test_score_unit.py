@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray import Bundle
+from bertray.scoring import score_unit
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.score_unit import Request, UnitScorer
 from bertray.scoring.units import Outcome, Unit
@@ -86,17 +87,18 @@ def test_parts_are_staged_and_merged(scorer: UnitScorer, archive: Path, bundle: 
 
 
 def test_what_a_process_that_died_has_half_written_is_removed(
-    scorer: UnitScorer, archive: Path, bundle: Bundle
+    scorer: UnitScorer, archive: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = archive.parent / "scored" / "predictions"
     folder.mkdir(parents=True)
     half, others = folder / ".a.parquet.0123456789ab.tmp", folder / ".ab.parquet.0123456789ab.tmp"
-    looked_at = []
+    looked_at: list[Location] = []
+    monkeypatch.setattr(score_unit, "read_in_isolation", lambda shard, *_: looked_at.append(shard))
     for path in (half, others):
         path.write_bytes(b"half")
     scorer.score(Unit(shards=(listed(archive),)), bundle)  # another actor may be at work on what it is
     assert half.exists()
-    scorer.score(Unit(shards=(listed(archive),)), bundle, before_read=looked_at.append)
+    scorer.score(Unit(shards=(listed(archive),)), bundle, is_suspect=True)
     assert [place.name for place in looked_at] == ["a.parquet"]
     assert not half.exists()
     assert others.exists()

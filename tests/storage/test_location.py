@@ -209,7 +209,7 @@ def test_what_a_killed_process_left_of_a_folder_is_removed(tmp_path: Path) -> No
     (tmp_path / ".bundle.0123456789ab.tmp").mkdir()
     (tmp_path / ".bundle.0123456789ab.tmp" / "model").write_text("half")
     (tmp_path / ".bundle.v2.0123456789ab.tmp").mkdir()
-    Location.of(str(tmp_path / "bundle")).remove_unfinished_copies()
+    Location.of(str(tmp_path / "bundle")).remove_unfinished()
     assert [path.name for path in tmp_path.iterdir()] == [".bundle.v2.0123456789ab.tmp"]
 
 

@@ -25,7 +25,6 @@ from bertray.drivers import cluster
 from bertray.drivers.status_actors import LogBook, log_to, show
 from bertray.scoring import score_unit
 from bertray.scoring.config import ScoreConfig
-from bertray.scoring.pool import Parts
 from bertray.scoring.score_shard import STEP_BYTES
 from bertray.scoring.score_unit import Request
 from bertray.scoring.units import Outcome, Unit, Work, num_pieces
@@ -56,7 +55,7 @@ def place(config: ScoreConfig, pending: list[FileInfo]) -> cluster.Placement:
 
 
 class ActorPool:
-    """A `scoring.pool.Pool` of Ray actors.
+    """A `scoring.score_unit.Pool` of Ray actors.
 
     Args:
         request: of the run; its `step_bytes` are set here.
@@ -70,7 +69,7 @@ class ActorPool:
         self._request = replace(request, step_bytes=self.unit_bytes)
 
     def run(self, work: Work) -> Iterator[Outcome]:
-        """See `scoring.pool.Pool.run`."""
+        """See `scoring.score_unit.Pool.run`."""
         merges = _Merges(work, self._request)
         book = LogBook()
         if work.units:
@@ -111,21 +110,21 @@ class _Merges:
     """Shards of which all parts are staged, on their way to a predictions file, each in a task of its own."""
 
     def __init__(self, work: Work, request: Request) -> None:
-        self._num_parts, self._request, self._parts = work.num_parts, request, Parts(work)
+        self._work, self._request = work, request
         # Actors may hold every CPU, and a merge mostly waits for the storage.
         options = {"num_cpus": 0, "max_retries": _MAX_RETRIES, "scheduling_strategy": "SPREAD"}
         self._merge = ray.remote(score_unit.merge).options(**options)
         self._running: dict[Any, FileInfo] = {}
-        for shard in self._parts.complete:
+        for shard in work.complete():
             self._start(shard)
 
     def take(self, outcome: Outcome) -> None:
         """Take in what has become of a part."""
-        if (shard := self._parts.take(outcome)) is not None:
+        if (shard := self._work.take(outcome)) is not None:
             self._start(shard)
 
     def _start(self, shard: FileInfo) -> None:
-        merged = self._merge.remote(self._request, shard, self._num_parts[shard])
+        merged = self._merge.remote(self._request, shard, self._work.num_parts[shard])
         self._running[merged] = shard
 
     def finished(self, wait: bool) -> Iterator[Outcome]:

@@ -45,8 +45,7 @@ from bertray.schema import (
 )
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock, new_run_id
-from bertray.storage.outputs import refuse_in_bundle
-from bertray.storage.records import put_records
+from bertray.storage.outputs import put_records, refuse_in_bundle
 from bertray.training.config import AuditConfig
 from bertray.training.preflight import check_data, check_origin, with_absolute_places, with_rows
 from bertray.versions import versions

@@ -1,8 +1,8 @@
 """The nightly job: every shard of an archive that has no predictions yet gets them.
 
 1. lock      one run at a time on an output                                            [storage.lock]
-2. plan      one listing of the input, held against the manifest                       [scoring.plan]
-3. stream    units of pending shards -> a pool of processes that hold the model         [scoring.pool]
+2. plan      one listing of the input, held against the manifest                       [scoring.manifest]
+3. stream    units of pending shards -> a pool of processes that hold the model         [scoring.score_unit]
 4. score     the shard becomes a predictions file, put in one atomic step              [scoring.score_unit]
 5. commit    the shard's record goes into the manifest                                 [scoring.manifest]
 6. judge     does what is new look like what was before?                               [scoring.gate]
@@ -30,13 +30,10 @@ from bertray.reports.terminal import print_scoring, print_verdict
 from bertray.scoring.archive import Archive, list_shards, probe, remember, resolved
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.gate import Verdict, judge
-from bertray.scoring.manifest import Manifest, fingerprint
-from bertray.scoring.plan import Plan, plan
-from bertray.scoring.pool import LocalPool, Pool
-from bertray.scoring.recorder import Recorder
-from bertray.scoring.runs import Announcement, Rate, Runs, Unannounced
+from bertray.scoring.manifest import Manifest, Plan, fingerprint, plan
+from bertray.scoring.runs import Announcement, Rate, Recorder, Runs, Unannounced
 from bertray.scoring.score_shard import STEP_BYTES
-from bertray.scoring.score_unit import Request
+from bertray.scoring.score_unit import LocalPool, Pool, Request
 from bertray.scoring.units import ENGINE_FOLDER, Work, divide
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock, new_run_id

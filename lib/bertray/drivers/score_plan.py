@@ -15,8 +15,7 @@ from bertray.bundle.info import read_info
 from bertray.errors import ShardError
 from bertray.scoring.archive import list_shards, probe, resolved
 from bertray.scoring.config import ScoreConfig
-from bertray.scoring.manifest import Manifest, fingerprint
-from bertray.scoring.plan import plan
+from bertray.scoring.manifest import Manifest, fingerprint, plan
 from bertray.scoring.runs import Runs
 from bertray.scoring.shard_reader import check_columns, opened, steps
 from bertray.storage.location import FileInfo, Location

@@ -75,6 +75,6 @@ class Actor:
         isolated = IsolatedBundle(self._spec)
         try:
             self._check_bundle(isolated.info)
-            return self._scorer.score(unit, isolated, before_read=self._request.read_in_isolation)
+            return self._scorer.score(unit, isolated, is_suspect=True)
         finally:
             isolated.close()

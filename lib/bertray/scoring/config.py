@@ -1,4 +1,4 @@
-"""The options of bertray score; how they are read, `bertray.config` says."""
+"""The options of bertray score. `bertray.config` says how they are read."""
 
 from typing import Self
 
@@ -31,42 +31,34 @@ class ScoreConfig(JobConfig):
     num_actors: int | None = Field(
         default=None,
         ge=0,
-        description="model actors; default: one per GPU, or without GPUs one per 4 CPUs; 0: no Ray, the model runs in "
-        "a child process",
+        description="model actors; default: one per GPU, else one per 4 CPUs; 0: one child process, no Ray",
     )
     device: Device = Field(default="auto", description=DEVICE_HELP)
     engine: Engine = Field(default="auto", description=ENGINE_HELP)
     precision: InferencePrecision = Field(default="auto", description=INFERENCE_PRECISION_HELP)
 
-    plan: bool = Field(
-        default=False, description="print what would be scored, why, and how long it would take; score nothing"
-    )
+    plan: bool = Field(default=False, description="print what would be scored, why, and for how long; score nothing")
     price_per_hour: float | None = Field(
         default=None, ge=0, description="price of one actor per hour; --plan then prints the estimated cost"
     )
     prune: bool = Field(default=False, description="remove the predictions of shards that are no longer in the archive")
-    input_moved: bool = Field(
-        default=False, description="the archive that --output was scored from has moved to --input"
-    )
+    input_moved: bool = Field(default=False, description="the archive that --output belongs to has moved to --input")
 
     max_error_fraction: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="largest share of rows with an error, or of failed shards, that is announced",
+        default=0.5, ge=0, le=1, description="hold the run if a larger share of rows has an error, or of shards failed"
     )
     max_distance: float = Field(
         default=0.3,
         ge=0,
         le=1,
-        description="largest Jensen-Shannon distance of labels, scores, lengths and truncation that is announced, "
-        "measured from the bundle's validation rows and from the last announced run",
+        description="hold the run if labels, scores, lengths or truncation have a larger Jensen-Shannon distance from "
+        "the bundle's validation rows, or from the last announced run",
     )
     max_mean_change: float = Field(
         default=0.5,
         ge=0,
         le=2,
-        description="largest change of the mean score and length that is announced, in standard deviations",
+        description="hold the run if the mean score or length moved by more standard deviations",
     )
     accept: bool = Field(default=False, description="announce the run even if one of these three limits is exceeded")
 
@@ -76,9 +68,9 @@ class ScoreConfig(JobConfig):
     def _kept_columns_are_distinct(self) -> Self:
         for name in self.keep_columns:
             if name in RESERVED_COLUMNS:
+                reserved = ", ".join(sorted(RESERVED_COLUMNS))
                 raise ValueError(
-                    f"keep_columns: {name!r} is a column of the predictions themselves; "
-                    f"reserved are {', '.join(sorted(RESERVED_COLUMNS))}"
+                    f"keep_columns: {name!r} is a column of the predictions themselves; reserved are {reserved}"
                 )
         if len(set(self.keep_columns)) < len(self.keep_columns):
             raise ValueError(f"keep_columns: {', '.join(self.keep_columns)} names a column twice")

@@ -1,17 +1,16 @@
-"""Whether what was scored may be announced: has anything moved that does not move by chance?
+"""The gate: may the new predictions be announced, or has something moved more than it moves by chance?
 
-What `runs/latest.json` would announce next is held against the bundle's validation rows, and against what it announced
-last: by the Jensen-Shannon distance of distributions (labels, scores, lengths, truncation), and by the change of means
-(score, length) in standard deviations. Both are corrected for what samples of these sizes differ by chance. The share
-of rows to be reviewed is not compared by itself: it follows from the scores, whose distribution moves at least as far.
+What `runs/latest.json` would announce is compared with the bundle's validation rows and with the last announcement:
+distributions (labels, scores, lengths, truncation) by the Jensen-Shannon distance, means (score, length) by their
+change in standard deviations. Both are corrected for the differences that samples of these sizes have by chance. The
+share of rows to be reviewed needs no comparison: it follows from the scores, whose distribution moves at least as far.
 
 Jensen-Shannon distance: the square root of the divergence of J. Lin, Divergence measures based on the Shannon entropy
-(1991), to base 2: 0 for equal distributions, 1 for such as have nothing in common.
+(1991), to base 2: 0 for equal distributions, 1 for distributions that have nothing in common.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,13 +18,10 @@ from bertray.metrics.drift import js_distance, mean_change
 from bertray.metrics.profile import Profile
 from bertray.scoring.config import ScoreConfig
 
-# Stands for the rows without any, of a bundle with several labels a row; a label is never empty.
-_NO_LABEL = ""
-
 
 @dataclass(frozen=True)
 class Movement:
-    """One comparison. `before` and `now` are for people: what stands behind the value."""
+    """One comparison. `before` and `now` are the figures behind the value, for people."""
 
     against: str
     what: str
@@ -33,10 +29,7 @@ class Movement:
     limit: float
     before: str
     now: str
-
-    @property
-    def is_beyond(self) -> bool:
-        return self.value > self.limit
+    is_beyond: bool
 
     def __str__(self) -> str:
         size = f"{self.value:.3f} (limit {self.limit:g})"
@@ -45,16 +38,16 @@ class Movement:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says, and why."""
+    """Whether the gate announces the run, and why not."""
 
     movements: tuple[Movement, ...]
-    error_fraction: float  # of rows, or of shards where more of these failed
+    error_fraction: float  # of the rows or of the shards, whichever is larger
     max_error_fraction: float
     is_accepted: bool = False
 
     @property
     def reasons(self) -> list[str]:
-        """Why not to announce; none: announce."""
+        """The limits that are exceeded."""
         beyond = [str(movement) for movement in self.movements if movement.is_beyond]
         if self.error_fraction > self.max_error_fraction:
             share, limit = f"{self.error_fraction:.1%}", f"{self.max_error_fraction:.1%}"
@@ -73,71 +66,49 @@ class Verdict:
         }
 
     def table(self) -> list[dict[str, Any]]:
-        return [{**asdict(movement), "is_beyond": movement.is_beyond} for movement in self.movements]
+        return [asdict(movement) for movement in self.movements]
 
 
 def judge(
     now: Profile, references: dict[str, Profile], num_shards: int, num_shards_failed: int, config: ScoreConfig
 ) -> Verdict:
-    """Hold a profile against others.
+    """Compare a profile with others.
 
     Args:
-        references: by what they are called in the verdict; one without rows is passed over.
-        num_shards: that the profile is of, those that failed included.
+        references: profiles by their names in the verdict; those without rows are ignored.
+        num_shards: the number of shards behind `now`, failed ones included.
     """
     movements: list[Movement] = []
-    if now.num_rows_scored:
-        for name, reference in references.items():
-            if reference.num_rows_scored:
-                movements += _movements(now, reference, name, config)
+    for name, reference in references.items():
+        if now.num_rows_scored and reference.num_rows_scored:
+            movements += _movements(reference, now, name, config)
     error_fraction = max(now.num_rows_error / max(1, now.num_rows), num_shards_failed / max(1, num_shards))
     return Verdict(tuple(movements), error_fraction, config.max_error_fraction, config.accept)
 
 
-def _movements(now: Profile, before: Profile, name: str, config: ScoreConfig) -> list[Movement]:
-    """One profile against another: six comparisons."""
-
-    def distance(what: str, counts: Callable[[Profile], list[int]], shown: Callable[[Profile], str]) -> Movement:
-        value = js_distance(counts(before), counts(now))
-        return Movement(name, what, round(value, 4), config.max_distance, shown(before), shown(now))
-
-    def change(
-        what: str, moments: Callable[[Profile], tuple[float, float]], shown: Callable[[Profile], str]
-    ) -> Movement:
-        value = mean_change(moments(before), moments(now), before.num_rows_scored, now.num_rows_scored)
-        return Movement(name, what, round(value, 4), config.max_mean_change, shown(before), shown(now))
-
-    labels = [*sorted({**now.labels, **before.labels}), _NO_LABEL]
-    most_moved = max(labels, key=lambda label: abs(_share(now, label) - _share(before, label)))
-    return [
-        distance(
-            "label mix",
-            lambda profile: [_num_rows_of(profile, label) for label in labels],
-            lambda profile: f"{most_moved or 'no label'} {_share(profile, most_moved):.1%}",
-        ),
-        distance("scores", lambda profile: list(profile.scores), _shown_score),
-        change("mean score", Profile.score_moments, _shown_score),
-        distance("lengths", lambda profile: list(profile.lengths), _shown_length),
-        change("mean length", Profile.length_moments, _shown_length),
-        distance(
-            "truncation",
-            lambda profile: [profile.num_rows_truncated, profile.num_rows_scored - profile.num_rows_truncated],
-            lambda profile: f"{profile.num_rows_truncated / profile.num_rows_scored:.1%} of rows",
-        ),
+def _movements(before: Profile, now: Profile, name: str, config: ScoreConfig) -> list[Movement]:
+    both, num_rows = (before, now), (before.num_rows_scored, now.num_rows_scored)
+    labels = sorted({**before.labels, **now.labels})
+    # With several labels a row, a row may also have none.
+    mixes = [[*(one.labels.get(label, 0) for label in labels), one.num_rows_unlabelled] for one in both]
+    shares = [[count / one.num_rows_scored for count in mix] for one, mix in zip(both, mixes, strict=True)]
+    most_moved = max(range(len(labels) + 1), key=lambda index: abs(shares[1][index] - shares[0][index]))
+    label = [*labels, "no label"][most_moved]
+    truncated = [[one.num_rows_truncated, one.num_rows_scored - one.num_rows_truncated] for one in both]
+    scores, lengths = [one.score_moments() for one in both], [one.length_moments() for one in both]
+    shown_mixes = [f"{label} {share[most_moved]:.1%}" for share in shares]
+    shown_scores = [f"mean {mean:.3f}" for mean, _ in scores]
+    shown_lengths = [f"mean {mean:.1f} tokens" for mean, _ in lengths]
+    shown_truncated = [f"{one.num_rows_truncated / one.num_rows_scored:.1%} of rows" for one in both]
+    compared = [
+        ("label mix", js_distance(*mixes), config.max_distance, shown_mixes),
+        ("scores", js_distance(before.scores, now.scores), config.max_distance, shown_scores),
+        ("mean score", mean_change(scores[0], scores[1], *num_rows), config.max_mean_change, shown_scores),
+        ("lengths", js_distance(before.lengths, now.lengths), config.max_distance, shown_lengths),
+        ("mean length", mean_change(lengths[0], lengths[1], *num_rows), config.max_mean_change, shown_lengths),
+        ("truncation", js_distance(*truncated), config.max_distance, shown_truncated),
     ]
-
-
-def _num_rows_of(profile: Profile, label: str) -> int:
-    return profile.num_rows_unlabelled if label == _NO_LABEL else profile.labels.get(label, 0)
-
-
-def _share(profile: Profile, label: str) -> float:
-    return _num_rows_of(profile, label) / profile.num_rows_scored
-
-
-def _shown_score(profile: Profile) -> str:
-    return f"mean {profile.score_moments()[0]:.3f}"
-
-
-def _shown_length(profile: Profile) -> str:
-    return f"mean {profile.length_moments()[0]:.1f} tokens"
+    return [
+        Movement(name, what, (moved := round(value, 4)), limit, shown[0], shown[1], moved > limit)
+        for what, value, limit, shown in compared
+    ]

@@ -1,6 +1,8 @@
-"""What a worker does with a unit of work: score its shards, each failing by itself; with a shard's parts: merge.
+"""Score units: a shard that fails does not stop the others; when all parts of a shard are staged, they are merged.
 
-It knows no Ray, and no torch: who loads the model and moves units about is in `scoring.pool`.
+    Request, Work  ->  Pool.run  ->  outcomes of shards and of parts, in any order
+
+`LocalPool` runs the model in one child process. `drivers.actor_pool` spreads units over a Ray cluster.
 """
 
 from __future__ import annotations
@@ -8,16 +10,17 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
 
 from bertray.bundle.isolated import ModelSpec
-from bertray.errors import RequestError, ShardChangedError, ShardError
+from bertray.errors import BundleError, RequestError, ShardChangedError, ShardError
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.score_shard import STEP_BYTES, Predictor, merge_parts, score_shard
 from bertray.scoring.shard_reader import opened, read_in_isolation
-from bertray.scoring.units import ENGINE_FOLDER, STAGING_FOLDER, Counts, Outcome, Unit, staged_path
+from bertray.scoring.units import ENGINE_FOLDER, STAGING_FOLDER, Counts, Outcome, Unit, Work, staged_path
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import check_held
 from bertray.types import Device
@@ -25,170 +28,160 @@ from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
-# The run's lock is looked at before a file is put, if that has not been done for this long.
+# Before a file is put, the run's lock is checked if the last check is older than this.
 _LOCK_CHECK_INTERVAL_S = 5.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """What every process of a run must know.
+    """What every process of a run must know."""
 
-    Attributes:
-        config: of the run, its places absolute.
-        archive: URI that the shards' paths are relative to.
-        fingerprint: see `manifest.fingerprint`.
-        bundle_fingerprint: of the bundle that the run began with.
-        lock_number: of the run's lock, see `lock.check_held`.
-        step_bytes: see `score_shard.score_shard`.
-        suspects: paths of shards that may end the process which reads them, as far as is known before.
-    """
-
-    config: ScoreConfig
-    archive: str
-    fingerprint: str
-    bundle_fingerprint: str
-    lock_number: int
-    step_bytes: int = STEP_BYTES["cpu"]
-    suspects: frozenset[str] = frozenset()
+    config: ScoreConfig  # its places are absolute
+    archive: str  # URI that the shards' paths are relative to
+    fingerprint: str  # see `manifest.fingerprint`
+    bundle_fingerprint: str  # of the bundle as it was when the run began
+    lock_number: int  # see `lock.check_held`
+    step_bytes: int = STEP_BYTES["cpu"]  # see `score_shard.score_shard`
+    suspects: frozenset[str] = frozenset()  # paths of shards that may crash the process that reads them
 
     def model_spec(self, device: Device, num_threads: int = 0) -> ModelSpec:
-        """How a process of the run is to load the model; see `ModelSpec`."""
-        return ModelSpec(
-            bundle=self.config.bundle,
-            engine=self.config.engine,
-            precision=self.config.precision,
-            device=device,
-            cache=str(Location.of(self.config.output) / ENGINE_FOLDER),
-            num_threads=num_threads,
-        )
-
-    def read_in_isolation(self, shard: Location) -> None:
-        """See `shard_reader.read_in_isolation`."""
-        read_in_isolation(shard, self.config.text_column, self.config.keep_columns, self.step_bytes)
+        """How a process of the run loads the model."""
+        config, cache = self.config, str(Location.of(self.config.output) / ENGINE_FOLDER)
+        return ModelSpec(config.bundle, config.engine, config.precision, device, cache, num_threads)
 
 
 class UnitScorer:
-    """Scores units of a run.
-
-    Args:
-        fatal: errors that are not a shard's own: they end the run.
-    """
+    """Scores units of a run. `fatal` errors are no shard's fault: they end the run."""
 
     def __init__(self, request: Request, fatal: tuple[type[Exception], ...] = ()) -> None:
-        self._config, self._step_bytes = request.config, request.step_bytes
+        self._request, self._config, self._fatal = request, request.config, fatal
         self._archive, self._output = Location.of(request.archive), Location.of(request.config.output)
-        self._request_fingerprint = request.fingerprint
-        self._versions = json.dumps(versions())  # once: looking them up takes longer than a tiny shard
-        self._lock_number, self._held_s = request.lock_number, -float("inf")
-        self._fatal = fatal
+        self._versions = json.dumps(versions())  # once: the look-up takes longer than a tiny shard
+        self._checked_s = -float("inf")
 
-    def score(
-        self, unit: Unit, bundle: Predictor, before_read: Callable[[Location], None] | None = None
-    ) -> list[Outcome]:
-        """Score what the unit names; an outcome for each shard.
+    def score(self, unit: Unit, bundle: Predictor, *, is_suspect: bool = False) -> list[Outcome]:
+        """Score the shards of a unit, or its part; an outcome for each.
 
-        Args:
-            before_read: for what another process died over: called with each shard; a `ShardError` that it raises is
-                the shard's. What that process may have half-written is removed.
+        If a process died over the unit (`is_suspect`), first remove what it left half-written, and read every shard in
+        a child process, to find one that crashes its reader.
         """
-        part = None if unit.num_parts == 1 else unit.part
-        return [self._outcome(shard, part, self._scored, bundle, unit.num_parts, before_read) for shard in unit.shards]
+        part = unit.part if unit.num_parts > 1 else None
+        return [
+            self._outcome(shard, part, partial(self._scored, shard, unit, bundle, is_suspect)) for shard in unit.shards
+        ]
 
     def merge(self, shard: FileInfo, num_parts: int) -> Outcome:
-        """Make the predictions file of a shard from its staged parts, which stay."""
-        return self._outcome(shard, None, self._merged, num_parts)
+        """Merge the staged parts of a shard into its predictions file. The parts stay."""
+        return self._outcome(shard, None, partial(self._merged, shard, num_parts))
 
-    def _outcome(self, shard: FileInfo, part: int | None, work: Callable[..., Any], *arguments: Any) -> Outcome:
+    def _outcome(self, shard: FileInfo, part: int | None, work: Callable[[], tuple[Counts, str]]) -> Outcome:
         try:
-            counts, precision = work(shard, part, *arguments)
+            counts, precision = work()
         except ShardError as error:
-            # Whatever it looked like to the reader: a shard that is rewritten meanwhile makes no sense.
-            has_changed = isinstance(error, ShardChangedError) or self._is_other(shard)
+            # Any error may have this cause: a shard that is rewritten while it is read makes no sense.
+            has_changed = isinstance(error, ShardChangedError) or self._has_changed(shard)
             return Outcome(shard=shard, part=part, failure=str(error), has_changed=has_changed)
         except self._fatal:
             raise
-        except Exception as error:  # whatever it is, it is this shard's: it is listed, and the others go on
+        except Exception as error:  # list this shard as failed, and go on with the others
             _log.exception("unexpected failure of %s", shard.path)
             return Outcome(shard=shard, part=part, failure=f"{type(error).__name__}: {error}")
         return Outcome(shard=shard, part=part, counts=counts, precision=precision)
 
-    def _scored(
-        self,
-        shard: FileInfo,
-        part: int | None,
-        bundle: Predictor,
-        num_parts: int,
-        before_read: Callable[[Location], None] | None,
-    ) -> tuple[Counts, str]:
-        place = self._archive / shard.path
-        predictions = self._predictions(shard) if part is None else self._staged(shard, part, num_parts)
-        if before_read is not None:
-            predictions.remove_unfinished_copies()
-            before_read(place)
-        counts = score_shard(
-            bundle,
-            place,
-            predictions,
-            self._config.text_column,
-            list(self._config.keep_columns),
-            self._step_bytes,
-            part=None if part is None else (part, num_parts),
-            before_put=lambda: self._check(shard),
-            origin=self._origin(shard),
-        )
-        return counts, bundle.precision
+    def _scored(self, shard: FileInfo, unit: Unit, bundle: Predictor, is_suspect: bool) -> tuple[Counts, str]:
+        part = unit.part, unit.num_parts
+        source, target = self._archive / shard.path, self._target(shard, *part)
+        how = self._config.text_column, self._config.keep_columns, self._request.step_bytes
+        if is_suspect:
+            target.remove_unfinished()
+            read_in_isolation(source, *how)
+        return score_shard(bundle, source, target, *how, part=part, **self._put_options(shard)), bundle.precision
 
-    def _merged(self, shard: FileInfo, _: int | None, num_parts: int) -> tuple[Counts, str]:
+    def _merged(self, shard: FileInfo, num_parts: int) -> tuple[Counts, str]:
         with opened(self._archive / shard.path) as file:
             num_rows = file.metadata.num_rows
-        predictions = self._predictions(shard)
-        predictions.remove_unfinished_copies()  # this may be a second try
-        return merge_parts(
-            [self._staged(shard, part, num_parts) for part in range(num_parts)],
-            predictions,
-            num_rows,
-            before_put=lambda: self._check(shard),
-            origin=self._origin(shard),
-        )
+        parts, target = [self._target(shard, part, num_parts) for part in range(num_parts)], self._target(shard)
+        target.remove_unfinished()  # an earlier attempt may have died
+        return merge_parts(parts, target, num_rows, **self._put_options(shard))
 
-    def _predictions(self, shard: FileInfo) -> Location:
-        return self._output / "predictions" / shard.path
+    def _target(self, shard: FileInfo, part: int = 0, num_parts: int = 1) -> Location:
+        if num_parts == 1:
+            return self._output / "predictions" / shard.path
+        return self._output / STAGING_FOLDER / staged_path(shard, self._request.fingerprint, part, num_parts)
 
-    def _staged(self, shard: FileInfo, part: int, num_parts: int) -> Location:
-        return self._output / STAGING_FOLDER / staged_path(shard, self._request_fingerprint, part, num_parts)
-
-    def _origin(self, shard: FileInfo) -> dict[str, str]:
-        return {
+    def _put_options(self, shard: FileInfo) -> dict[str, Any]:
+        origin = {
             "bertray.shard": shard.path,
             "bertray.shard_size_bytes": str(shard.size_bytes),
             "bertray.shard_version": shard.version,
-            "bertray.request_fingerprint": self._request_fingerprint,
+            "bertray.request_fingerprint": self._request.fingerprint,
             "bertray.versions": self._versions,
         }
-
-    def _is_other(self, listed: FileInfo) -> bool:
-        try:
-            now = (self._archive / listed.path).info()
-        except RequestError:
-            return False
-        return (now.size_bytes, now.version) != (listed.size_bytes, listed.version)
+        return {"before_put": partial(self._check, shard), "origin": origin}
 
     def _check(self, listed: FileInfo) -> None:
-        """Before a predictions file is put: is it still wanted, and still of this shard?"""
-        if time.monotonic() - self._held_s > _LOCK_CHECK_INTERVAL_S:
-            check_held(self._output, self._lock_number)
-            self._held_s = time.monotonic()
+        """Check before a predictions file is put: does the run hold its lock, and is the shard still the same?"""
+        if time.monotonic() - self._checked_s > _LOCK_CHECK_INTERVAL_S:
+            check_held(self._output, self._request.lock_number)
+            self._checked_s = time.monotonic()
         try:
-            now = (self._archive / listed.path).info()
+            now = self._current(listed)
         except RequestError as error:
             raise ShardError(f"it went away while it was read: {error}") from error
-        if (now.size_bytes, now.version) != (listed.size_bytes, listed.version):
+        if now != listed:
             raise ShardChangedError(
                 f"it was rewritten while it was read: {listed.size_bytes} bytes, version {listed.version}; "
                 f"now {now.size_bytes} bytes, version {now.version}"
             )
 
+    def _has_changed(self, listed: FileInfo) -> bool:
+        try:
+            return self._current(listed) != listed
+        except RequestError:
+            return False
+
+    def _current(self, listed: FileInfo) -> FileInfo:
+        return replace((self._archive / listed.path).info(), path=listed.path)
+
 
 def merge(request: Request, shard: FileInfo, num_parts: int) -> Outcome:
-    """`UnitScorer.merge`, as a function that another process can be given."""
+    """`UnitScorer.merge` as a function, for a task in another process."""
     return UnitScorer(request).merge(shard, num_parts)
+
+
+class Pool(Protocol):
+    """Processes that hold the model and score."""
+
+    num_processes: int
+    unit_bytes: int  # Parquet bytes of a unit
+
+    def run(self, work: Work) -> Iterator[Outcome]:
+        """Score the units and merge what is staged; an outcome for each shard and each part, in any order.
+
+        BundleError if the bundle was replaced, or no process can load it.
+        """
+
+
+class LocalPool:
+    """Scores in this process, with the model in one child process (a `bundle.isolated.IsolatedBundle`); no Ray.
+
+    A file that crashes this process ends the run. The next run reads its suspects in child processes first, and lists
+    that file as failed.
+    """
+
+    num_processes = 1
+
+    def __init__(self, request: Request, predictor: Predictor) -> None:
+        self.unit_bytes = request.step_bytes
+        self._request, self._scorer, self._predictor = request, UnitScorer(request, fatal=(BundleError,)), predictor
+
+    def run(self, work: Work) -> Iterator[Outcome]:
+        """See `Pool.run`; scores units one after the other."""
+        for shard in work.complete():
+            yield self._scorer.merge(shard, work.num_parts[shard])
+        for unit in work.units:
+            is_suspect = any(shard.path in self._request.suspects for shard in unit.shards)
+            for outcome in self._scorer.score(unit, self._predictor, is_suspect=is_suspect):
+                yield outcome
+                if (ready := work.take(outcome)) is not None:
+                    yield self._scorer.merge(ready, work.num_parts[ready])

@@ -1,4 +1,4 @@
-"""A shard of the archive, read as steps of some megabytes of text: what is in memory does not grow with the shard."""
+"""Read a shard in steps of some megabytes of text, so that memory does not grow with the shard."""
 
 from __future__ import annotations
 
@@ -18,32 +18,17 @@ from bertray.errors import RequestError, ShardError
 from bertray.storage.location import Location
 from bertray.tokenization.columns import check_text_type, num_text_bytes
 
-# Rows read at a time, of which steps are put together: how much text they hold is known only then, for Parquet counts
+# Rows of one read; a step consists of reads. The text in a read is known only afterwards, because Parquet counts
 # the bytes of a repeated text once.
 _READ_ROWS = 1024
 _READ_BYTES = 1 << 20
-_ROWS_A_GROUP_READER = 16 * _READ_ROWS
-# Of a step, beside its text: a row without text may have long kept columns.
+# A step may hold 8 times as many bytes beside its text: kept columns, and some bytes of predictions a row.
 _OTHERS_A_TEXT = 8
 _PREDICTED_BYTES = 64
 
 
-def read_schema(shard: Location) -> pa.Schema:
-    """Columns of a shard, from its footer.
-
-    Raises:
-        ShardError: it is not a readable Parquet file.
-    """
-    with opened(shard) as file:
-        return file.schema_arrow
-
-
 def check_columns(schema: pa.Schema, text_column: str, keep_columns: list[str]) -> None:
-    """See that a shard has the columns.
-
-    Raises:
-        ShardError: one is missing, or there twice, or the text column holds no text.
-    """
+    """Raise a ShardError if a column is missing or occurs twice, or the text column does not hold text."""
     for name in (text_column, *keep_columns):
         found = schema.names.count(name)
         if found != 1:
@@ -55,18 +40,14 @@ def check_columns(schema: pa.Schema, text_column: str, keep_columns: list[str]) 
 
 @contextmanager
 def opened(shard: Location) -> Iterator[pq.ParquetFile]:
-    """The shard's file inside the block.
-
-    Raises:
-        ShardError: it is not there, or not a readable Parquet file.
-    """
+    """The shard's Parquet file, open inside the block; ShardError if there is no readable one."""
     try:
         stream: Any = shard.open()
     except RequestError as error:
         raise ShardError(str(error)) from error
     with stream:
         try:
-            # A piece at a time: else the bytes of a whole row group are held while it is read.
+            # In small reads: otherwise Arrow holds the bytes of a whole row group while it decodes it.
             file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_READ_BYTES)
         except (pa.ArrowException, OSError) as error:
             raise ShardError(f"not a readable Parquet file: {error}") from error
@@ -76,17 +57,20 @@ def opened(shard: Location) -> Iterator[pq.ParquetFile]:
 def steps(
     file: pq.ParquetFile, text_column: str, keep_columns: list[str], step_bytes: int, rows: range | None = None
 ) -> Iterator[pa.Table]:
-    """The rows in order, or a range of them, in tables of so much text, or of one read; of less where rows hold more.
+    """All rows, or a range, in tables of `step_bytes` of text or slightly more; of less text if other columns are long.
 
     Raises:
-        ShardError: a page cannot be read, or the text column holds no text.
+        ShardError: a page cannot be read, or the text column does not hold text.
     """
     rows = range(file.metadata.num_rows) if rows is None else rows
     held: list[pa.RecordBatch] = []
     held_bytes = 0
     for batch in _batches(file, text_column, keep_columns, step_bytes, rows):
         held.append(batch)
-        held_bytes += max(num_text_bytes(batch[text_column]), _num_other_bytes(batch, keep_columns) // _OTHERS_A_TEXT)
+        kept = [batch[name] for name in keep_columns]
+        kept_bytes = sum((one.indices if pa.types.is_dictionary(one.type) else one).nbytes for one in kept)
+        other_bytes = kept_bytes + _PREDICTED_BYTES * len(batch)
+        held_bytes += max(num_text_bytes(batch[text_column]), other_bytes // _OTHERS_A_TEXT)
         if held_bytes >= step_bytes:
             yield pa.Table.from_batches(held)
             held, held_bytes = [], 0
@@ -94,17 +78,9 @@ def steps(
         yield pa.Table.from_batches(held)
 
 
-def _num_other_bytes(batch: pa.RecordBatch, keep_columns: list[str]) -> int:
-    """What rows take beside their text: kept columns, and what is predicted."""
-    kept = (batch[name] for name in keep_columns)
-    arrays = (column.indices if pa.types.is_dictionary(column.type) else column for column in kept)
-    return int(sum(array.nbytes for array in arrays)) + _PREDICTED_BYTES * len(batch)
-
-
 def group_edges(file: pq.ParquetFile) -> list[int]:
-    """The first row of every row group, and behind the last one the number of rows."""
-    metadata = file.metadata
-    sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    """The first row of every row group, then the number of rows."""
+    sizes = (file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))
     return list(itertools.accumulate(sizes, initial=0))
 
 
@@ -112,12 +88,15 @@ def _batches(
     file: pq.ParquetFile, text_column: str, keep_columns: list[str], step_bytes: int, rows: range
 ) -> Iterator[pa.RecordBatch]:
     columns = list(dict.fromkeys([text_column, *keep_columns]))
-    edges = group_edges(file)
-    for groups in _group_runs(edges, rows):
-        num_bytes = _num_bytes(file.metadata, groups, text_column)
-        first_row, end_row = edges[groups[0]], edges[groups[-1] + 1]
+    for group, (first_row, end_row) in enumerate(itertools.pairwise(group_edges(file))):
+        if end_row <= rows.start or first_row >= rows.stop:
+            continue
+        info = file.metadata.row_group(group)
+        chunks = [info.column(column) for column in range(info.num_columns)]
+        num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == text_column)
         read_rows = min(_READ_ROWS, max(1, step_bytes * (end_row - first_row) // max(1, num_bytes)))
-        batches = file.iter_batches(batch_size=read_rows, row_groups=groups, columns=columns)
+        # A row group at a time: Arrow keeps the bytes of all row groups of a reader until it has read the last one.
+        batches = file.iter_batches(batch_size=read_rows, row_groups=[group], columns=columns)
         while first_row < rows.stop:
             try:
                 batch = next(batches)
@@ -131,49 +110,22 @@ def _batches(
                 yield wanted
 
 
-def _group_runs(edges: list[int], rows: range) -> Iterator[list[int]]:
-    """Row groups to read together. Arrow's reader keeps the bytes of a row group until it has read its last one."""
-    groups: list[int] = []
-    num_rows = 0
-    for group, (first_row, end_row) in enumerate(itertools.pairwise(edges)):
-        if end_row <= rows.start or first_row >= rows.stop:
-            continue
-        groups.append(group)
-        num_rows += end_row - first_row
-        if num_rows >= _ROWS_A_GROUP_READER:
-            yield groups
-            groups, num_rows = [], 0
-    if groups:
-        yield groups
-
-
-def _num_bytes(metadata: pq.FileMetaData, groups: list[int], text_column: str) -> int:
-    """Bytes of the text of some row groups, as it is encoded."""
-    infos = [metadata.row_group(group) for group in groups]
-    chunks = [info.column(column) for info in infos for column in range(info.num_columns)]
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == text_column)
-
-
 def read_in_isolation(shard: Location, text_column: str, keep_columns: list[str], step_bytes: int) -> None:
-    """Read a shard through in a process of its own, for a file that may end the process that reads it.
+    """Read a shard in a child process; raise a ShardError if the file crashes it, twice.
 
-    What else is wrong with the shard is left to whoever reads it next.
-
-    Raises:
-        ShardError: it has ended two processes.
+    Other errors are left to the next reader.
     """
-    arguments = json.dumps([shard.uri, text_column, list(keep_columns), step_bytes])
-    for _ in range(2):  # whatever killed the first one from outside does not do it twice
-        code = subprocess.run(
-            [sys.executable, "-P", "-m", "bertray.scoring.shard_reader", arguments], check=False
-        ).returncode
+    arguments = json.dumps([shard.uri, text_column, keep_columns, step_bytes])
+    command = [sys.executable, "-P", "-m", "bertray.scoring.shard_reader", arguments]
+    for _ in range(2):  # something else may have killed the first one
+        code = subprocess.run(command, check=False).returncode
         if code >= 0:
             return
     raise ShardError(f"the process that read it was ended by {signal.Signals(-code).name}")
 
 
 def main() -> None:
-    """Read a shard to its end, for `read_in_isolation`."""
+    """The child process of `read_in_isolation`."""
     uri, text_column, keep_columns, step_bytes = json.loads(sys.argv[1])
     with opened(Location.of(uri)) as file:
         for _ in steps(file, text_column, keep_columns, step_bytes):

@@ -1,8 +1,7 @@
-"""Places and files: a path or URI, S3, what appears whole or not at all, the lock of an output, small record files.
+"""Places and files: local paths and S3, atomic writes, the lock of an output, small Parquet files of records.
 
-    location   a path or URI: list, read, put in one step        s3, local     the two kinds of store under it
-    outputs    where a job may write; sha256 of files            lock          one run at a time on an output
-    records    small Parquet files of records
+    location   a path or URI: list, read, write atomically       s3            requests to S3 that fail for a while
+    outputs    the bundle guard, sha256, files of records        lock          one run at a time on an output
 
 Imports the root alone. No torch, no Ray.
 """

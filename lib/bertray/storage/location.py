@@ -1,23 +1,23 @@
-"""A path or URI becomes a file system and a root; everything that touches storage goes through here.
+"""A path or URI becomes a file system and a path in it. All access to storage goes through this module.
 
     "s3://bucket/archive"  ->  Location(fs=S3FileSystem, path="bucket/archive", uri="s3://bucket/archive")
     "data/archive"         ->  Location(fs=LocalFileSystem, path="/home/me/data/archive", uri="/home/me/data/archive")
 
-S3 endpoint, region and keys come from the standard AWS variables and files, never from an argument, so that no URI or
+S3 endpoint, region and keys come from the standard AWS variables and files, never from an argument: no URI or
 configuration that is written out holds a secret.
 
-A file appears whole or not at all: local files are written beside their place, synced and renamed; S3 objects are
-one put (or one completed multipart upload), which S3 itself makes atomic.
-
-What S3 refuses for now is asked for again (`storage.s3`). What fails for good is an `UnavailableError`, whatever the
-transport calls it.
+Writes are atomic: a local file is written beside its place, synced and renamed; an S3 object is one put or multipart
+upload. A lasting failure is an `UnavailableError`, whatever the transport calls it.
 """
 
 from __future__ import annotations
 
+import glob
 import os
-import re
+import shutil
+import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,15 +29,17 @@ from botocore.exceptions import ClientError, FlexibleChecksumError
 from fsspec.implementations.local import LocalFileSystem
 
 from bertray.errors import RequestError, UnavailableError
-from bertray.storage import local, s3
+from bertray.storage import s3
 
-_SCHEMES = ("s3", "s3a")
+_MISSING = (FileNotFoundError, NotADirectoryError)
+# A local file is written under a hidden name with this ending before it is renamed.
+_UNFINISHED = ".tmp"
 _CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or the role"
 
 
 @dataclass(frozen=True, slots=True)  # slots: a listing may hold a million
 class FileInfo:
-    """One file of a listing. `version` changes when its content does: an etag, or a modification time in ns."""
+    """One file of a listing. `version` changes with the content: an etag, or a modification time in ns."""
 
     path: str  # relative to the location that was listed
     size_bytes: int
@@ -46,7 +48,7 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class Location:
-    """A place in storage: a file or a folder, local or remote. Cheap to copy and to pickle."""
+    """A file or folder, local or on S3. Cheap to copy and to pickle."""
 
     fs: Any
     path: str
@@ -54,11 +56,7 @@ class Location:
 
     @classmethod
     def of(cls, uri: str) -> Location:
-        """Resolve a local path or an fsspec URI.
-
-        Raises:
-            RequestError: the URI's scheme is none of those, or it names no place.
-        """
+        """Resolve a local path or an s3:// URI; RequestError for another scheme, or if it names no place."""
         scheme, has_scheme, rest = str(uri).partition("://")
         scheme = scheme.lower()
         if not has_scheme:
@@ -66,12 +64,12 @@ class Location:
             return cls(LocalFileSystem(), path, path)
         if scheme == "file":
             return cls.of(rest)
-        if scheme not in _SCHEMES:
+        if scheme not in ("s3", "s3a"):
             raise RequestError(f"cannot open {uri!r}: use a local path or an s3:// URI")
-        if not rest.strip("/"):
+        path = rest.strip("/")
+        if not path:
             raise RequestError(f"{uri!r} names no place: give a bucket and a path, as in {scheme}://bucket/folder")
-        fs = s3.connect(scheme)
-        return cls(fs, rest.strip("/"), f"{scheme}://{rest.strip('/')}")
+        return cls(s3.connect(scheme), path, f"{scheme}://{path}")
 
     @property
     def is_local(self) -> bool:
@@ -88,17 +86,13 @@ class Location:
         return self.uri
 
     def parent(self) -> Location:
-        """The folder that this lies in.
-
-        Raises:
-            RequestError: this is a bucket.
-        """
+        """The folder that holds this file or folder; RequestError for a bucket."""
         if "/" not in self.path:
             raise RequestError(f"{self} is a whole bucket: name a folder in it, as in {self}/folder")
         return Location(self.fs, self.path.rsplit("/", 1)[0], self.uri.rsplit("/", 1)[0])
 
     def ancestors(self) -> list[Location]:
-        """The folders that this lies in, the innermost first; a bucket lies in none."""
+        """All folders above, the innermost first; a bucket has none."""
         place, found = self, list[Location]()
         while "/" in place.path.strip("/"):
             place = place.parent()
@@ -107,73 +101,64 @@ class Location:
 
     def contains(self, other: Location) -> bool:
         """Whether `other` is this place or lies below it."""
-        same_store = type(self.fs) is type(other.fs)
-        return same_store and f"{other.path}/".startswith(f"{self.path}/")
+        return type(self.fs) is type(other.fs) and f"{other.path}/".startswith(f"{self.path}/")
 
     def exists(self) -> bool:
-        with _explained(self):
-            if self.is_local:
-                return bool(self.fs.exists(self.path))
-            try:
-                self.fs.info(self.path)
-            except FileNotFoundError:
-                return False
-            return True
+        return self._type() is not None
 
     def is_file(self) -> bool:
+        # A folder that a policy allows access to may itself be "forbidden": S3 says so of the folder's own name.
+        return self._type((*_MISSING, PermissionError)) == "file"
+
+    def _type(self, missing: tuple[type[OSError], ...] = _MISSING) -> str | None:
+        """`file` or `directory`; None: nothing is there, which these errors say."""
         with _explained(self):
-            if self.is_local:
-                return bool(self.fs.isfile(self.path))
-            # s3fs' isfile says no to whatever goes wrong. "Forbidden" may mean no: where a policy allows only what lies
-            # in a folder, S3 says so of the folder's own name.
             try:
-                return bool(self.fs.info(self.path)["type"] == "file")
-            except (FileNotFoundError, PermissionError):
-                return False
+                return str(self.fs.info(self.path)["type"])
+            except missing:
+                return None
 
-    def files(self, suffixes: tuple[str, ...] = ()) -> list[FileInfo]:
-        """The files at or below this place, by one listing, sorted by path; hidden and `_`-prefixed names left out.
+    def files(self, suffixes: tuple[str, ...] = ("",)) -> list[FileInfo]:
+        """List the files at or below this place, sorted by path; none if it does not exist.
 
-        A place that does not exist lists as empty.
-
-        Raises:
-            RequestError: a folder cannot be read, or the name of a file is not UTF-8.
+        Leaves out names that start with `.` or `_`. RequestError for an unreadable folder, or a name that is not UTF-8.
         """
         infos = []
         with _explained(self):
             for file in self._find():
-                if any(part.startswith((".", "_")) for part in file.path.split("/")):
+                is_hidden = any(part.startswith((".", "_")) for part in file.path.split("/"))
+                if is_hidden or not file.path.lower().endswith(suffixes):
                     continue
-                if not suffixes or file.path.lower().endswith(suffixes):
-                    if not _is_utf8(file.path):
-                        raise RequestError(f"the name of {file.path!a} in {self} is not UTF-8: rename it")
-                    infos.append(file)
+                # Python keeps bytes that are not UTF-8 as lone surrogates, which cannot be encoded.
+                if file.path.encode(errors="replace").decode() != file.path:
+                    raise RequestError(f"the name of {file.path!a} in {self} is not UTF-8: rename it")
+                infos.append(file)
         return sorted(infos, key=lambda info: info.path)
 
     def _find(self) -> Iterator[FileInfo]:
-        """`files`, hidden ones included, in any order."""
+        """The files at or below this place, hidden ones included, in any order."""
         root = len(self.path) + 1
-        if self.is_local:
-            for path, facts in local.find(self.path):
+        if self.is_local:  # not by fsspec, which lists a folder that it cannot read as empty
+            for path, facts in _find_local(self.path):
                 yield FileInfo(path[root:] or self.name, facts.st_size, str(facts.st_mtime_ns))
         else:
             for path, detail in s3.find(self.fs, self.path).items():
-                yield FileInfo(path[root:] or self.name, detail["size"], _version(detail))
+                yield FileInfo(path[root:] or self.name, detail["size"], _etag(detail))
 
     def glob(self) -> list[Location]:
-        """The places that this one's path, a pattern, matches, sorted."""
+        """The places that match this one's path as a pattern, sorted."""
         root = self.uri.removesuffix(self.path)
         with _explained(self):
             paths = {path.rstrip("/") for path in self.fs.glob(self.path)}
         return [Location(self.fs, path, root + path) for path in sorted(paths)]
 
     def is_empty(self) -> bool:
-        """Whether no file lies at or below this place, hidden ones included."""
+        """Whether there is no file at or below this place, not even a hidden one."""
         with _explained(self):
             return next(self._find(), None) is None
 
     def folders(self) -> list[str]:
-        """Names of the folders that lie in this one, sorted; a place that does not exist has none."""
+        """The names of the folders directly in this one, sorted; a place that does not exist has none."""
         with _explained(self):
             try:
                 found = self.fs.ls(self.path, detail=True)
@@ -183,44 +168,46 @@ class Location:
 
     def info(self) -> FileInfo:
         with _explained(self):
+            if self.is_local:
+                facts = Path(self.path).stat()
+                return FileInfo(self.name, facts.st_size, str(facts.st_mtime_ns))
             detail = self.fs.info(self.path)
-            return FileInfo(self.name, detail["size"], _version(detail))
+            return FileInfo(self.name, detail["size"], _etag(detail))
 
     def open(self) -> Any:
-        """A binary, seekable file object to read from.
+        """Open for reading: a binary, seekable file object.
 
-        On S3 all that is read is of one version (where the store heeds If-Match), and what a read raises is both an
-        `UnavailableError` and an `OSError`.
+        On S3 all reads see one version (if the store respects If-Match). A failed read raises an error that is both
+        an `UnavailableError` and an `OSError`.
         """
         with _explained(self):
-            explained = partial(_explained, self, _ReadError)
-            return self.fs.open(self.path, "rb") if self.is_local else s3.Reader(self.fs, self.path, explained)
+            if self.is_local:
+                return self.fs.open(self.path, "rb")
+            return s3.open_object(self.fs, self.path, partial(_explained, self, _ReadError))
 
     def read_bytes(self) -> bytes:
         with _explained(self):
-            return bytes(self.fs.cat_file(self.path)) if self.is_local else s3.read_object(self.fs, self.path)
+            return Path(self.path).read_bytes() if self.is_local else s3.read_object(self.fs, self.path)
 
     def put(self, data: bytes) -> None:
-        """Write the whole file in one atomic step, over what was there."""
+        """Write the whole file atomically; replaces what was there."""
         with _explained(self), self.staged() as path:
             path.write_bytes(data)
 
     def create(self, data: bytes) -> bool:
-        """Write the whole file in one atomic step where nothing is; False: there is something, and it stays.
+        """Write the whole file atomically if nothing is there; False: something is, and stays.
 
-        On S3 a conditional put (If-None-Match); a store that ignores the condition writes over what is there. When the
-        answer to a put that was carried out is lost, its repetition meets the file: what holds `data` is then taken to
-        be this call's work. Callers therefore write bytes that no other writes, such as a run's id.
+        On S3 this is a conditional put (If-None-Match); a store that ignores the condition overwrites. If the answer
+        to a put is lost, its repetition finds the file: one that holds `data` counts as created by this call. So
+        callers write bytes that no other process writes, such as a run's id.
         """
         with _explained(self):
             if not self.is_local:
                 return s3.create_object(self.fs, self.path, data)
-            target = Path(self.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staging = local.beside(target)
+            staging = _staging_path(Path(self.path))
             try:
                 staging.write_bytes(data)
-                os.link(staging, target)  # a rename would replace what is there
+                os.link(staging, self.path)  # unlike a rename, a link never replaces a file
             except FileExistsError:
                 return False
             finally:
@@ -229,7 +216,7 @@ class Location:
 
     @contextmanager
     def staged(self) -> Iterator[Path]:
-        """A local path to write to; when the block ends without an error its content appears here atomically."""
+        """A local path to write to; if the block ends without an error, its content appears here atomically."""
         if not self.is_local:
             with tempfile.TemporaryDirectory(prefix="bertray-") as folder:
                 staging = Path(folder) / self.name
@@ -237,38 +224,35 @@ class Location:
                 with _explained(self):
                     s3.upload(self.fs, self.path, staging)
             return
-        target = Path(self.path)
         with _explained(self):
-            target.parent.mkdir(parents=True, exist_ok=True)
-        staging = local.beside(target)
+            staging = _staging_path(Path(self.path))
         try:
             yield staging
             with _explained(self):
-                with staging.open("rb") as file:
-                    os.fsync(file.fileno())
-                staging.replace(target)
+                _sync(staging)
+                staging.replace(self.path)
         finally:
             staging.unlink(missing_ok=True)
 
     def put_folder(self, folder: Path, *, last: str) -> None:
-        """Copy a local folder here, over what was there.
+        """Copy a local folder here; replaces what was there.
 
-        Locally it appears by one rename. Remotely the file named `last` goes after all others (and an old one goes
-        first): its presence says that all is there.
+        A local folder appears by one rename. On S3 the file named `last` is removed first and written last: if it is
+        there, so is all the rest.
         """
         with _explained(self):
             if self.is_local:
-                local.replace_folder(folder, Path(self.path))
+                _replace_folder(folder, Path(self.path))
                 return
             (self / last).remove()
             self.remove()
-            names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-            for name in [*(name for name in names if name != last), last]:
+            names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+            for name in [*sorted(names - {last}), last]:
                 s3.upload(self.fs, f"{self.path}/{name}", folder / name)
 
     @contextmanager
     def local_copy(self) -> Iterator[Path]:
-        """This folder as a local one: itself where it is local, else a temporary download."""
+        """This folder if it is local, else a temporary download of it."""
         if self.is_local:
             yield Path(self.path)
             return
@@ -278,56 +262,92 @@ class Location:
             yield Path(folder)
 
     def remove_unfinished(self) -> None:
-        """Remove what a process that was killed has left half-written below this folder.
+        """Remove what killed processes left half-written of this place and below it. Nobody else may be writing here.
 
-        On S3 nothing of it is visible; parts of a multipart upload go by the bucket's own rule for incomplete ones.
+        On S3 it is invisible; the bucket's rule for incomplete multipart uploads removes it.
         """
         if self.is_local:
-            for path in Path(self.path).rglob(f".*{local.UNFINISHED}"):
-                local.remove(path)
-
-    def remove_unfinished_copies(self) -> None:
-        """Remove what processes that were killed have half-written of this place; nobody else may be at work on it."""
-        if self.is_local:
             target = Path(self.path)
-            # Not `.bundle.v2.0123….tmp`, which is bundle.v2's.
-            is_own = re.compile(re.escape(f".{target.name}.") + "[0-9a-f]{12}" + re.escape(local.UNFINISHED))
-            for path in target.parent.glob(f".*{local.UNFINISHED}"):
-                if is_own.fullmatch(path.name):
-                    local.remove(path)
+            # All of the name: `.bundle.v2.0123456789ab.tmp` belongs to bundle.v2, not to bundle.
+            own = f".{glob.escape(target.name)}.{'[0-9a-f]' * 12}{_UNFINISHED}"
+            for path in [*target.parent.glob(own), *target.rglob(f".*{_UNFINISHED}")]:
+                _remove_local(path)
 
     def remove(self) -> None:
-        """Remove the file or folder if it is there."""
+        """Remove the file or folder if it exists."""
         with _explained(self):
-            if not self.is_local:
+            if self.is_local:
+                _remove_local(Path(self.path))
+            else:
                 s3.remove_objects(self.fs, self.path)
-            elif self.fs.exists(self.path):
-                self.fs.rm(self.path, recursive=True)
+
+
+def _find_local(path: str) -> Iterator[tuple[str, os.stat_result]]:
+    """The files at or below a path, each with its `stat`. Follows links. A missing path has no files."""
+    todo = [(path, frozenset[tuple[int, int]]())]  # with the folders above it: a link back to one of them is skipped
+    while todo:
+        path, above = todo.pop()
+        try:
+            facts = os.stat(path)  # noqa: PTH116
+            inode = facts.st_dev, facts.st_ino
+            if stat.S_ISREG(facts.st_mode):
+                yield path, facts
+            elif stat.S_ISDIR(facts.st_mode) and inode not in above:
+                below = above | {inode}
+                with os.scandir(path) as entries:
+                    todo += [(entry.path, below) for entry in entries]
+        except (FileNotFoundError, NotADirectoryError):  # a broken link, or it was removed meanwhile
+            continue
+
+
+def _remove_local(path: Path) -> None:
+    """Remove a file, a folder or a link if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink(missing_ok=True)
+
+
+def _staging_path(target: Path) -> Path:
+    """A hidden, unused name in the target's folder, which is created: a rename stays within one file system."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}{_UNFINISHED}"
+
+
+def _sync(path: Path) -> None:
+    """Make the file's content durable, before a rename makes it visible."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    """Copy a folder to a place where another may be; readers see the old one until the copy is complete."""
+    staging, replaced = _staging_path(target), _staging_path(target)
+    try:
+        shutil.copytree(source, staging, copy_function=lambda file, copy: _sync(Path(shutil.copyfile(file, copy))))
+        if target.exists():
+            target.replace(replaced)
+        staging.replace(target)
+    except BaseException:
+        if replaced.exists() and not target.exists():
+            replaced.replace(target)
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 class _ReadError(UnavailableError, OSError):
-    """What goes wrong in a file that is open; whoever is handed a file expects an OSError."""
+    """A failed read of an open file; code that is given a file expects an OSError."""
 
 
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # bytes that Python holds as halves of surrogate pairs
-        return False
-    return True
-
-
-def _version(detail: dict[str, Any]) -> str:
-    if "ETag" in detail:
-        return str(detail["ETag"]).strip('"')
-    if "ino" in detail:  # a local file: fsspec gives seconds as a float, which loses nanoseconds
-        return str(os.stat(detail["name"]).st_mtime_ns)  # noqa: PTH116
-    return str(detail.get("mtime") or detail.get("LastModified"))
+def _etag(detail: dict[str, Any]) -> str:
+    return str(detail.get("ETag", "")).strip('"')
 
 
 @contextmanager
 def _explained(location: Location, kind: type[UnavailableError] = UnavailableError) -> Iterator[None]:
-    """Turn the storage's own refusals into an error that names the place and what to check."""
+    """Translate errors of the storage into one that names the place and what to check."""
     try:
         yield
     except RequestError:
@@ -340,10 +360,10 @@ def _explained(location: Location, kind: type[UnavailableError] = UnavailableErr
 
 
 def _explanation(location: Location, error: Exception) -> str | None:
-    """What to tell the user; None: it is no matter of storage."""
-    # What S3 answered, the operation and the number of attempts are in the error that s3fs has translated.
+    """The message for the user; None: the error does not come from the storage."""
+    # s3fs translates errors: S3's answer, with the operation and the number of attempts, is the cause.
     answer = error.__cause__ if isinstance(error.__cause__, ClientError) else None
-    # A timeout of fsspec says nothing, but has a cause.
+    # fsspec's timeout is empty, but has a cause.
     reason = (str(answer or error) or str(error.__cause__ or "") or type(error).__name__).rstrip(".")
     if isinstance(error, FileNotFoundError):
         check = "the path" if location.is_local else "the path, the bucket and AWS_ENDPOINT_URL"
@@ -351,18 +371,16 @@ def _explanation(location: Location, error: Exception) -> str | None:
     if isinstance(error, PermissionError):
         check = "its mode and owner" if location.is_local else f"{_CREDENTIALS} and the bucket's policy"
         return f"no permission for {location}: {reason}. Check {check}"
-    if isinstance(error, FlexibleChecksumError):
-        # As `rclone serve s3` does.
-        advice = "needs AWS_RESPONSE_CHECKSUM_VALIDATION=when_required"
+    if isinstance(error, FlexibleChecksumError):  # `rclone serve s3`, for one
         return (
-            f"cannot read {location}: {reason}. A store that sends a whole file's checksum with a part of it {advice}"
+            f"cannot read {location}: {reason}. A store that sends the checksum of a whole file with a part of it "
+            "needs AWS_RESPONSE_CHECKSUM_VALIDATION=when_required"
         )
     if not location.is_local and isinstance(error, s3.transport_errors()):
         return f"cannot reach {location}: {reason}. Check {_CREDENTIALS} and AWS_ENDPOINT_URL"
     if not isinstance(error, OSError):
         return None
-    # A file where a folder should be, a full disk, an answer of S3 that s3fs has no name for.
-    if answer is None:
+    if answer is None:  # a full disk, a file where a folder should be
         return f"storage refused {location}: {reason}"
     overloaded = answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
     advice = "Try again later" if overloaded else f"Check {_CREDENTIALS}, the region and AWS_ENDPOINT_URL"

@@ -1,29 +1,29 @@
-"""Where a job may write: not into a bundle, whose files are known by their sha256."""
+"""What jobs need for their outputs: the guard of bundles, the sha256 of a file, small Parquet files of records."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from bertray.errors import RequestError
 from bertray.storage.location import Location
 
-# A folder that holds this file is a bundle; what it says is read in `bertray.bundle.info`.
+# A folder that holds this file is a bundle; `bertray.bundle.info` reads it.
 BUNDLE_FILE = "bundle.json"
+_NUM_READERS = 16
 
 
 def refuse_in_bundle(output: Location, folders: Sequence[Location] | None = None) -> None:
-    """See that what a job writes does not enter a bundle, which would be altered by it.
-
-    Args:
-        folders: that may be bundles; by default the output and all that it lies in.
-
-    Raises:
-        RequestError: one of them is.
-    """
+    """Raise a RequestError if one of the folders (by default the output and all above it) is a bundle."""
     for folder in [output, *output.ancestors()] if folders is None else folders:
-        # Not `exists`: a policy of S3 may allow no look at what lies above the output.
+        # Not `exists`: an S3 policy may forbid access to the folders above the output.
         if (folder / BUNDLE_FILE).is_file():
             raise RequestError(
                 f"--output {output} lies in the bundle {folder}, which no other file may enter: choose another folder"
@@ -34,3 +34,30 @@ def sha256_of(path: Path) -> str:
     """The file's sha256 as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def put_records(file: Location, records: pa.Table) -> None:
+    """Write records as one Parquet file, atomically."""
+    buffer = io.BytesIO()
+    pq.write_table(records, buffer, compression="zstd")
+    file.put(buffer.getvalue())
+
+
+def read_records(files: list[Location], schema: pa.Schema) -> pa.Table:
+    """All records of the files, in order. A nullable column that an older file lacks is filled with nulls."""
+
+    def read(file: Location) -> pa.Table:
+        # pq.read_table starts threads that may abort the interpreter if it exits soon after: apache/arrow#33975.
+        with pq.ParquetFile(io.BytesIO(file.read_bytes())) as parquet:
+            return parquet.read(columns=schema.names, use_threads=False)
+
+    with ThreadPoolExecutor(_NUM_READERS) as readers:
+        tables = [schema.empty_table(), *readers.map(read, files)]
+    return pa.concat_tables(tables, promote_options="default").cast(schema)
+
+
+def last_of_each_path(records: pa.Table) -> pa.Table:
+    """Keep the last record of every `path`."""
+    rows = pa.table({"path": records["path"], "row": pa.array(np.arange(len(records)))})
+    last = rows.group_by("path", use_threads=False).aggregate([("row", "max")])["row_max"]
+    return records.combine_chunks().take(last.combine_chunks())

@@ -133,7 +133,7 @@ def write_bundle(
             target_precision=config.target_precision,
             oos_label=dataset.oos_label,
         )
-        output.remove_unfinished_copies()  # of a killed run
+        output.remove_unfinished()  # files of a killed run
         output.put_folder(folder, last=BUNDLE_FILE)
     return info
 
