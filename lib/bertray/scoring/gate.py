@@ -15,8 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bertray.metrics.drift import js_distance, mean_change
-from bertray.metrics.profile import Profile
+from bertray.metrics.profile import Profile, js_distance, mean_change
 from bertray.scoring.config import ScoreConfig
 
 # Stands for the rows without any, of a bundle with several labels a row; a label is never empty.
