@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 from bertray.data.cleaning import Cleaned, clean, drop_shared
 from bertray.data.config import PrepareConfig
 from bertray.data.dataset import LABELS_FILE, REPORT_FILE
-from bertray.data.readers import GROUP, find_files, map_values, read_labelled
-from bertray.data.splits import hold_out, hold_out_multi_label
+from bertray.data.readers import GROUP, find_files, read_labelled
+from bertray.data.splits import hold_out
 from bertray.errors import RequestError
 from bertray.schema import (
     DATASET_SCHEMA,
@@ -38,7 +38,10 @@ from bertray.schema import (
     LABELS,
     MULTI_LABEL_SCHEMA,
     NO_CLASS,
+    SOURCE,
+    SOURCE_ROW,
     SPLITS,
+    TEXT,
 )
 from bertray.storage.location import Location
 from bertray.storage.outputs import refuse_in_bundle
@@ -123,9 +126,8 @@ def _separate(cleaned: dict[str, Cleaned]) -> None:
     """What stands on two given sides leaves the one nearer to training: test > validation > input."""
     for name, held_out in (("validation", "test"), ("input", "test"), ("input", "validation")):
         if name in cleaned and held_out in cleaned:
-            separated = drop_shared(cleaned[name].rows, cleaned[held_out].rows, held_out)
-            cleaned[name].rows = separated.rows
-            cleaned[name].rows_out += separated.rows_out
+            cleaned[name].rows, rows_out = drop_shared(cleaned[name].rows, cleaned[held_out].rows, held_out)
+            cleaned[name].rows_out += rows_out
 
 
 def _split(cleaned: dict[str, Cleaned], config: PrepareConfig) -> tuple[dict[str, pa.Table], list[str]]:
@@ -138,10 +140,8 @@ def _split(cleaned: dict[str, Cleaned], config: PrepareConfig) -> tuple[dict[str
         # Both shares are of all the kept rows, so the second is a larger share of what the first has left.
         share = fraction * num_rows / max(rows.num_rows, 1)
         groups = rows[GROUP].to_pylist() if GROUP in rows.column_names else None
-        if config.multi_label:
-            staying, held_out, absent = hold_out_multi_label(rows[LABELS].to_pylist(), share, config.seed, groups)
-        else:
-            staying, held_out, absent = hold_out(rows[LABEL].to_pylist(), share, config.seed, groups)
+        labels = rows[LABELS if config.multi_label else LABEL].to_pylist()
+        staying, held_out, absent = hold_out(labels, share, config.seed, groups)
         if absent:
             warnings.append(f"{name} has no row of these classes, too small to share: {', '.join(absent)}")
         splits[name], rows = rows.take(pa.array(held_out)), rows.take(pa.array(staying))
@@ -193,11 +193,11 @@ def _with_ids(rows: pa.Table, labels: list[str]) -> pa.Table:
     if LABELS not in rows.column_names:
         ids = pc.index_in(rows[LABEL], value_set=pa.array(labels)).fill_null(NO_CLASS)
         return rows.append_column(LABEL_ID, ids).select(DATASET_SCHEMA.names).cast(DATASET_SCHEMA)
-    ids = map_values(rows[LABELS], lambda values: pc.index_in(values, value_set=pa.array(labels)))
-    ids = pa.chunked_array([pa.array([sorted(of_row) for of_row in ids.to_pylist()], ids.type)])
-    names = map_values(ids, lambda values: pc.take(pa.array(labels), values))
-    rows = rows.set_column(rows.column_names.index(LABELS), LABELS, names).append_column(LABEL_IDS, ids)
-    return rows.select(MULTI_LABEL_SCHEMA.names).cast(MULTI_LABEL_SCHEMA)
+    id_of = {label: number for number, label in enumerate(labels)}
+    ids_of_rows = [sorted(id_of[label] for label in of_row) for of_row in rows[LABELS].to_pylist()]
+    columns = {name: rows[name] for name in (TEXT, SOURCE, SOURCE_ROW)}
+    columns[LABELS] = [[labels[number] for number in of_row] for of_row in ids_of_rows]
+    return pa.table({**columns, LABEL_IDS: ids_of_rows}).select(MULTI_LABEL_SCHEMA.names).cast(MULTI_LABEL_SCHEMA)
 
 
 def sort_labels(labels: list[str]) -> list[str]:
