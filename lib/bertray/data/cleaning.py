@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,9 @@ class Cleaned:
 
     rows: pa.Table
     rows_out: Counter[str]
-    conflicts: list[dict[str, Any]] = field(default_factory=list)
-    num_conflicts: int = 0
+    num_rows_in: int
+    conflicts: list[dict[str, Any]]  # at most MAX_CONFLICTS_LISTED of them
+    num_conflicts: int
 
 
 def clean(rows: pa.Table) -> Cleaned:
@@ -88,12 +90,12 @@ def clean(rows: pa.Table) -> Cleaned:
     is_conflict = votes["key"].isin(counts.loc[counts["key"].duplicated(), "key"])
     conflicting = votes[is_conflict].groupby("key", sort=False)["label"]
     conflicts = []
-    for key, of_text in list(conflicting)[:MAX_CONFLICTS_LISTED]:
+    for key, of_text in islice(conflicting, MAX_CONFLICTS_LISTED):
         by_label = dict(Counter(of_text).most_common())
         excerpt = rows[TEXT][of_text.index[0]].as_py()[:_EXCERPT_CHARS]
         kept = None if key in tied_keys else next(iter(by_label))
         conflicts.append({"text": excerpt, "labels": by_label, "kept": kept})
-    return Cleaned(*_take_out(rows, reasons), conflicts, conflicting.ngroups)
+    return Cleaned(*_take_out(rows, reasons), rows.num_rows, conflicts, conflicting.ngroups)
 
 
 def drop_shared(rows: pa.Table, held_out: pa.Table, held_out_name: str) -> tuple[pa.Table, Counter[str]]:

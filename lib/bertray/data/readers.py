@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from bertray.errors import RequestError
@@ -43,9 +42,8 @@ _QUOTING_HELP = (
 )
 _LIST_TYPES = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
 
-# Arrow counts in an int32 the bytes of a block (one block a file lets a row be as long as the file), and those of a
-# column of strings whose rows are reordered.
-_MAX_BLOCK_BYTES = _MAX_COLUMN_BYTES = 2**31 - 1
+# Arrow counts the bytes of a column of strings whose rows are reordered in an int32.
+_MAX_COLUMN_BYTES = 2**31 - 1
 
 
 def read_labelled(
@@ -105,10 +103,10 @@ def _read_file(file: Location, columns: dict[str, str], separator: str | None) -
     try:
         table = _parse(file, columns)
         _check_names(table.column_names, columns, file)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, csv.Error, OSError) as error:
         raise RequestError(f"cannot read {file}: {error}") from error
     except UnicodeError as error:
-        raise RequestError(f"a column name of {file} is not UTF-8: {error}. Save the file as UTF-8") from error
+        raise RequestError(f"cannot read {file}, which is not UTF-8: {error}. Save the file as UTF-8") from error
     strings: dict[str, pa.ChunkedArray] = {}
     for name, column in columns.items():
         what = f"column {column!r} of {file}"
@@ -152,65 +150,61 @@ def _parse(file: Location, columns: dict[str, str]) -> pa.Table:
         content = pa.CompressedInputStream(pa.BufferReader(content), compression).read()
     if text_format == "json":
         return _parse_json_lines(content, file, list(columns.values()))
-    delimiter = "\t" if text_format == "tsv" else ","
-    _check_quotes(content, delimiter, columns, file)
-    return pa.csv.read_csv(
-        pa.BufferReader(content),
-        read_options=pa.csv.ReadOptions(block_size=min(len(content) + 1, _MAX_BLOCK_BYTES)),
-        parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        # Only an empty cell is null: "NA" and "None" may be labels or texts.
-        convert_options=pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(columns.values(), pa.string()),
-            null_values=[""],
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
-        ),
-    )
-
-
-def _check_quotes(content: bytes, delimiter: str, columns: dict[str, str], file: Location) -> None:
-    """Refuse a cell that begins with a quotation mark, does not end with one, and so swallows the rows behind it.
-
-    A cell that ends with a quotation mark may have swallowed rows too: a warning names one with tabs and line breaks.
-    """
-    if b'"' not in content:
-        return
     limit_before = csv.field_size_limit(len(content) + 1)
-    text = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", "replace", newline="")
-    names = next(csv.reader(text, delimiter=delimiter))
-    text.seek(0)
-    rows = csv.reader(text, delimiter=delimiter, strict=True)
-    num_rows = num_lines = 0
-    swallowing: list[int] = []
     try:
-        while True:
-            num_rows, num_lines = num_rows + 1, rows.line_num
-            try:
-                if any("\t" in cell and "\n" in cell for cell in next(rows)):
-                    swallowing.append(num_rows)
-            except csv.Error as error:
-                _check_names(names, columns, file)  # first: the delimiter may be wrong
-                what = "has text behind the closing one, lines later: it may have swallowed the rows between:"
-                if is_open := "unexpected end of data" in str(error):
-                    what = "does not end: all behind it would be one text. Is the file cut off? Else"
-                if is_open or rows.line_num > num_lines + 1:
-                    raise RequestError(
-                        f"row {num_rows} of {file}, counting the header, has a cell that begins with a quotation "
-                        f"mark and {what} {_QUOTING_HELP}"
-                    ) from error
-    except StopIteration:
-        pass
+        return _parse_csv(content, "\t" if text_format == "tsv" else ",", columns, file)
     finally:
         csv.field_size_limit(limit_before)
-    if delimiter == "\t" and swallowing:
+
+
+def _parse_csv(content: bytes, delimiter: str, columns: dict[str, str], file: Location) -> pa.Table:
+    """The wanted columns. Only an empty cell is null: "NA" and "None" may be labels or texts."""
+    lines = list(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=""))
+    rows = csv.reader(lines, delimiter=delimiter)
+    names = next(rows, [])
+    _check_names(names, columns, file)
+    positions = {name: names.index(name) for name in columns.values()}
+    values: dict[str, list[str | None]] = {name: [] for name in positions}
+    num_rows, end, with_lines = 1, rows.line_num, []
+    for cells in rows:
+        begin, end = end, rows.line_num
+        if not cells:
+            continue
+        num_rows += 1
+        where = f"row {num_rows} of {file}, counting the header,"
+        if end > begin + 1 or end == len(lines):
+            _check_quotes(lines[begin:end], delimiter, where)
+        if len(cells) != len(names):
+            raise RequestError(f"{where} has {len(cells)} cells, and the header has {len(names)}. {_QUOTING_HELP}")
+        if end > begin + 1 and any("\t" in cell and "\n" in cell for cell in cells):
+            with_lines.append(where)
+        for name, position in positions.items():
+            values[name].append(cells[position] or None)
+    if delimiter == "\t" and with_lines:
         _log.warning(
-            "warning: cells with tabs and line breaks in %d rows of %s, first in row %d, counting the header. If these "
-            "are rows that a quotation mark at the beginning of a cell has swallowed: %s",
-            len(swallowing),
-            file,
-            swallowing[0],
+            "warning: %d rows have a cell with tabs and line breaks; the first is %s. If these are rows that a "
+            "quotation mark at the beginning of a cell has swallowed: %s",
+            len(with_lines),
+            with_lines[0].rstrip(","),
             _QUOTING_HELP,
         )
+    return pa.table({name: pa.array(column, pa.string()) for name, column in values.items()})
+
+
+def _check_quotes(lines: list[str], delimiter: str, where: str) -> None:
+    """Refuse a row with a cell that begins with a quotation mark, does not end with one, and swallows lines."""
+    try:
+        next(csv.reader(lines, delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            what = "does not end: all behind it would be one text. Is the file cut off? Else"
+        elif len(lines) > 1:
+            what = "has text behind the closing one, lines later: it may have swallowed the rows between:"
+        else:
+            return
+        raise RequestError(
+            f"{where} has a cell that begins with a quotation mark and {what} {_QUOTING_HELP}"
+        ) from error
 
 
 def _parse_json_lines(data: bytes, file: Location, wanted: list[str]) -> pa.Table:

@@ -18,8 +18,6 @@ from bertray.errors import RequestError
 # Moves end after one to four passes over real labels; a smaller gain is rounding.
 _MAX_PASSES, _LEAST_GAIN = 10, 1e-9
 
-_MAX_LABELS_NAMED = 5
-
 
 def hold_out(
     labels: list[str] | list[list[str]], fraction: float, seed: int, groups: list[str | None] | None = None
@@ -51,12 +49,10 @@ def hold_out(
 
 
 def folds(label_sets: list[list[str]], num_folds: int, seed: int, groups: list[str]) -> np.ndarray:
-    """Divide rows into folds, so that each has its share of every label as nearly as the groups allow.
+    """Divide rows into folds; each has its share of every label as nearly as the groups allow. Deterministic.
 
     Args:
         label_sets: labels of each row, without repeats.
-        num_folds: at least 2.
-        seed: the same label sets, groups, number and seed give the same folds.
         groups: one a row; rows of one group stay together.
 
     Returns:
@@ -69,8 +65,8 @@ def folds(label_sets: list[list[str]], num_folds: int, seed: int, groups: list[s
     num_units_K = (counts_UK > 0).sum(axis=0).tolist()
     too_few = {label: num for label, num in zip(labels_K, num_units_K, strict=True) if label and num < num_folds}
     if too_few:
-        listed = ", ".join(f"{label!r} ({num})" for label, num in list(too_few.items())[:_MAX_LABELS_NAMED])
-        more = f" and {len(too_few) - _MAX_LABELS_NAMED} others" if len(too_few) > _MAX_LABELS_NAMED else ""
+        listed = ", ".join(f"{label!r} ({num})" for label, num in list(too_few.items())[:5])
+        more = f" and {len(too_few) - 5} others" if len(too_few) > 5 else ""
         fewest = min(too_few.values())
         lower = f"Lower --folds to {fewest}, add rows" if fewest > 1 else "Add rows"
         raise RequestError(
