@@ -15,7 +15,6 @@ If a row has several labels, its set of labels is compared as a whole:
 
     "Well done, love"  [love, admiration]  kept
     "Well done, love"  [admiration, love]  duplicate
-    "Well done, love"  [love]              label_outvoted
     "Nothing to say"   []                  kept            (no label, on purpose)
     "Nothing at all"   ["", " "]           label_missing
 """
@@ -87,14 +86,14 @@ def clean(rows: pa.Table) -> Cleaned:
     ):
         reasons[votes.index[is_out]] = reason
 
-    is_conflict = votes["key"].isin(counts.loc[counts["key"].duplicated(), "key"])
-    conflicting = votes[is_conflict].groupby("key", sort=False)["label"]
+    has_several = votes["key"].isin(counts.loc[counts["key"].duplicated(), "key"])
+    conflicting = votes[has_several].groupby("key", sort=False)["label"]
     conflicts = []
     for key, of_text in islice(conflicting, MAX_CONFLICTS_LISTED):
         by_label = dict(Counter(of_text).most_common())
-        excerpt = rows[TEXT][of_text.index[0]].as_py()[:_EXCERPT_CHARS]
+        text = rows[TEXT][of_text.index[0]].as_py()
         kept = None if key in tied_keys else next(iter(by_label))
-        conflicts.append({"text": excerpt, "labels": by_label, "kept": kept})
+        conflicts.append({"text": text[:_EXCERPT_CHARS], "labels": by_label, "kept": kept})
     return Cleaned(*_take_out(rows, reasons), rows.num_rows, conflicts, conflicting.ngroups)
 
 

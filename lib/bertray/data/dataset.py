@@ -72,9 +72,7 @@ class Dataset:
     def targets(self, rows: pa.Table) -> np.ndarray:
         """What a model should predict for rows of this data set.
 
-        Returns:
-            Label ids (int64 [N]), `schema.NO_CLASS` for rows out of scope; with several labels a row multi-hot
-            (float32 [N, C]).
+        Label ids (int64 [N]), `NO_CLASS` for rows out of scope; with several labels a row multi-hot (float32 [N, C]).
         """
         if self.problem_type == "single_label_classification":
             return np.asarray(rows[LABEL_ID].to_numpy(), dtype=np.int64)

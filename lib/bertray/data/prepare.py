@@ -39,21 +39,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """A data set that was prepared.
+    """A data set that was prepared."""
 
-    Attributes:
-        output: the folder of the data set.
-        labels: by id.
-        num_rows: of every split.
-        warnings: what a person should look at.
-        report: the content of report.json: what became of every row that was read.
-    """
-
-    output: str
-    labels: tuple[str, ...]
-    num_rows: dict[str, int]
-    warnings: list[str]
-    report: dict[str, Any]
+    output: str  # the folder of the data set
+    labels: tuple[str, ...]  # by id
+    num_rows: dict[str, int]  # by split
+    warnings: list[str]  # what a person should look at
+    report: dict[str, Any]  # the content of report.json: what became of every row that was read
 
 
 def prepare(config: PrepareConfig) -> PrepareResult:
@@ -110,7 +102,7 @@ def _read_clean(name: str, patterns: list[str], config: PrepareConfig) -> Cleane
 
 
 def _refuse_own_input(output: Location, sources: dict[str, list[str]]) -> None:
-    """A data set has a train.parquet; the folder that the rows come from may have one too."""
+    # A data set has a train.parquet; the folder that the rows come from may have one too.
     for file in (file for patterns in sources.values() for pattern in patterns for file in find_files(pattern)):
         if output.contains(file):
             raise RequestError(f"--output {output} holds {file}, which is read: choose another folder")

@@ -150,15 +150,12 @@ def _parse(file: Location, columns: dict[str, str]) -> pa.Table:
         content = pa.CompressedInputStream(pa.BufferReader(content), compression).read()
     if text_format == "json":
         return _parse_json_lines(content, file, list(columns.values()))
-    limit_before = csv.field_size_limit(len(content) + 1)
-    try:
-        return _parse_csv(content, "\t" if text_format == "tsv" else ",", columns, file)
-    finally:
-        csv.field_size_limit(limit_before)
+    return _parse_csv(content, "\t" if text_format == "tsv" else ",", columns, file)
 
 
 def _parse_csv(content: bytes, delimiter: str, columns: dict[str, str], file: Location) -> pa.Table:
     """The wanted columns. Only an empty cell is null: "NA" and "None" may be labels or texts."""
+    csv.field_size_limit(_MAX_COLUMN_BYTES)
     lines = list(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=""))
     rows = csv.reader(lines, delimiter=delimiter)
     names = next(rows, [])
@@ -184,9 +181,7 @@ def _parse_csv(content: bytes, delimiter: str, columns: dict[str, str], file: Lo
         _log.warning(
             "warning: %d rows have a cell with tabs and line breaks; the first is %s. If these are rows that a "
             "quotation mark at the beginning of a cell has swallowed: %s",
-            len(with_lines),
-            with_lines[0].rstrip(","),
-            _QUOTING_HELP,
+            *(len(with_lines), with_lines[0].rstrip(","), _QUOTING_HELP),
         )
     return pa.table({name: pa.array(column, pa.string()) for name, column in values.items()})
 
@@ -236,8 +231,7 @@ def _as_array(values: Sequence[Any], name: str, file: Location) -> pa.Array:
     try:
         return pa.array(values)
     except OverflowError as error:
-        reason = "integers that do not fit into 64 bits: write them as strings"
-        raise RequestError(f"{name!r} of {file} holds {reason} ({error})") from error
+        raise RequestError(f"{name!r} of {file} holds integers beyond 64 bits: write them as strings") from error
     except UnicodeEncodeError as error:
         raise RequestError(f"{name!r} of {file} holds text that is not Unicode (half a character): {error}") from error
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

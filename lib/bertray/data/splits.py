@@ -67,8 +67,7 @@ def folds(label_sets: list[list[str]], num_folds: int, seed: int, groups: list[s
     if too_few:
         listed = ", ".join(f"{label!r} ({num})" for label, num in list(too_few.items())[:5])
         more = f" and {len(too_few) - 5} others" if len(too_few) > 5 else ""
-        fewest = min(too_few.values())
-        lower = f"Lower --folds to {fewest}, add rows" if fewest > 1 else "Add rows"
+        lower = f"Lower --folds to {fewest}, add rows" if (fewest := min(too_few.values())) > 1 else "Add rows"
         raise RequestError(
             f"--folds {num_folds} needs {num_folds} different texts of every label; fewer have {listed}{more}. "
             f"{lower}, merge these labels with others, or prepare a data set without them"

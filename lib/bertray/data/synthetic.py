@@ -4,7 +4,7 @@
                  {"title": ["Data Analyst", ...], "company": ["Diaz Ltd", ...], "skill": ["SQL", ...], ...}
     2. sentence  a template of the section, or one that several sections share, filled with these words
                  "{done} {artefact} for {company}, {result}" -> "Rewrote a chat bot for Diaz Ltd, won second prize"
-    3. chunk     sentences up to a drawn length; every fifth chunk also holds a piece of a neighbouring section
+    3. chunk     sentences up to a drawn length; every fifth chunk also holds a piece of the next section
     4. noise     headings, bullets, odd casing
     5. table     labelled chunks with the dirt of a hand-made table; unlabelled résumés in shards of uneven size
 
@@ -30,7 +30,6 @@ from bertray.errors import missing_extra
 LABELS = ("Contact Information", "Summary", "Work Experience", "Projects", "Education", "Skills")
 _SHARES = (0.07, 0.07, 0.36, 0.13, 0.19, 0.18)
 
-_MAX_CHUNK_WORDS = 70  # before bullets and headings
 _LABEL_NOISE = 0.015
 _SHARED_RATE = 0.6  # with this and the next rate the baseline scores between 0.85 and 0.93
 _MIXED_RATE = 0.2
@@ -121,11 +120,9 @@ class _Writer:
         self.fake.seed_instance(seed)
 
     def new_person(self) -> None:
-        """Start another résumé."""
         fake, rng = self.fake, self.rng
         titles, skills = rng.choice(_FIELDS)
-        _, stray_skills = rng.choice(_FIELDS)
-        skills = list(dict.fromkeys(rng.sample(skills, 10) + rng.sample(stray_skills, 3)))
+        skills = rng.sample(skills, 10)
         years = sorted(rng.sample(range(1998, 2026), 4))
         self.words = _WORDS | {
             "name": [fake.name()],
@@ -173,16 +170,15 @@ class _Writer:
         """One noisy chunk, the larger part of which belongs to `label`."""
         rng = self.rng
         # The median is about 25 words, of contact details half that: the demo trains on two CPU cores.
-        num_words = int(min(max(rng.lognormvariate(3.2, 0.5), 5), _MAX_CHUNK_WORDS))
+        num_words = int(min(max(rng.lognormvariate(3.2, 0.5), 5), 70))
         if label == "Contact Information":
             num_words = max(4, num_words // 2)
         num_foreign = int(num_words * rng.uniform(0.2, 0.45)) if rng.random() < _MIXED_RATE else 0
         lines = self.section(label, num_words - num_foreign)
         if rng.random() < 0.2:
             lines.insert(0, rng.choice((label, f"{label}:", label.upper())))
-        step = rng.choice((-1, 1))
-        neighbour = self.section(LABELS[(LABELS.index(label) + step) % len(LABELS)], num_foreign)
-        return self.noise(neighbour + lines if step < 0 else lines + neighbour)
+        following = LABELS[(LABELS.index(label) + 1) % len(LABELS)]
+        return self.noise(lines + self.section(following, num_foreign))
 
     def noise(self, lines: list[str]) -> str:
         """The lines as one text, as a converter from paper or PDF would leave it."""

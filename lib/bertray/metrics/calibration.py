@@ -72,9 +72,7 @@ def fit_temperature(logits_NC: np.ndarray, targets: np.ndarray) -> float:
     2.03. On 50 draws of 20 clinc150 rows the smallest T was 0.58, and 0.05 without the prior; on draws of 2,000 rows
     the median is the same (benchmarks/how_sure.py).
     Loss and prior are convex in 1 / T: there is one minimum, which is searched for within `TEMPERATURE_BOUNDS`.
-
-    Returns:
-        T; 1 if no other T is better, or without rows.
+    Without rows, or if no other T is better, T is 1.
     """
     logits_NC, targets = _checked(logits_NC, targets)
     if logits_NC.size == 0:
@@ -135,9 +133,6 @@ def tune_thresholds(
     labels that have too few, or of all labels if those have too few even together. In the same measurement
     (benchmarks/how_sure.py) the factor is 4 instead of 121, and micro-F1 is 0.45 instead of 0.39.
 
-    Args:
-        true_NC: multi-hot.
-
     Returns:
         thresholds_C (float64); `DEFAULT_THRESHOLD` for a label without positives, and for rare labels if all labels
         together have fewer than `min_positives`.
@@ -177,7 +172,7 @@ def _best_f1_cut(cuts: _Cuts) -> float:
 def threshold_for_precision(
     scores_N: np.ndarray, is_right_N: np.ndarray, target_precision: float, confidence: float = CONFIDENCE
 ) -> float | None:
-    """The lowest score such that of all rows with this score or more, at least the target share is right.
+    """The lowest score such that of all rows with this score or more, at least the target share is right; None: none.
 
     The share is not that of these rows, but with `confidence` that of all rows that they are a sample of: the lower
     bound of Clopper and Pearson (1934). Without the bound, other rows miss the target half of the time. So few rows
@@ -186,17 +181,12 @@ def threshold_for_precision(
 
     The bound holds for each cut alone, and the lowest of many cuts is taken. That costs nothing if scores tell right
     from wrong. If the precision is the same at all scores, half a point or a point below the target, the target was
-    wrongly promised in 15 to 19 % of simulated cases.
-
-    The result is a score that occurs: a row that has it is reviewed if another precision lowers it a little.
+    wrongly promised in 15 to 19 % of simulated cases. The result is a score that occurs: a row that has it is reviewed
+    if another arithmetic precision lowers it a little.
 
     Args:
         scores_N: of the likeliest label.
         is_right_N: whether the row has that label.
-        target_precision: between 0 and 1.
-
-    Returns:
-        None if no score is enough.
     """
     cuts = _cuts(scores_N, is_right_N)
     # NaN, which reaches no target, where no row is right.

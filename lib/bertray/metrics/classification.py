@@ -4,9 +4,7 @@
 `f1_macro` weighs them alike, and is the better measure for an imbalanced archive.
 
 With several labels a row, `f1_micro` counts all N * C decisions alike, `f1_macro` again weighs the labels alike, and
-`subset_accuracy` is the share of rows whose labels are all right and complete.
-
-A share of no rows is None.
+`subset_accuracy` is the share of rows whose labels are all right and complete. A share of no rows is None.
 
 Legend: N rows, C classes.
 """

@@ -31,25 +31,19 @@ _WORST_WEIGHT = 0.8
 
 @dataclass(frozen=True)
 class LabelIssues:
-    """What N rows say about their labels.
+    """Doubts about the labels of N rows.
 
-    Attributes:
-        quality_N: from 0 (wrong) to 1; rows are ranked by it.
-        is_suspect_N: the label, or one of the labels, is probably wrong.
-        suggested: what the model would give instead: label ids (int64 [N]), or multi-hot (bool [N, C]).
-        given_probability_N, suggested_probability_N: of the given and the suggested label. With several labels: of all
-            decisions in which the two differ; 1 if they do not differ.
-        noise: estimated share of wrong labels; with several labels the share of all N * C decisions.
-        by_label: facts about every label, in the order of their ids.
+    The probabilities are those of the given and the suggested label. With several labels a row: of all decisions in
+    which the two differ; 1 if they do not differ.
     """
 
-    quality_N: np.ndarray
-    is_suspect_N: np.ndarray
-    suggested: np.ndarray
+    quality_N: np.ndarray  # from 0 (wrong) to 1; rows are ranked by it
+    is_suspect_N: np.ndarray  # the label, or one of the labels, is probably wrong
+    suggested: np.ndarray  # what the model would give instead: label ids (int64 [N]), or multi-hot (bool [N, C])
     given_probability_N: np.ndarray
     suggested_probability_N: np.ndarray
-    noise: float
-    by_label: list[dict[str, Any]]
+    noise: float  # estimated share of wrong labels; with several labels a row, of wrong decisions among N * C
+    by_label: list[dict[str, Any]]  # facts about every label, in the order of their ids
 
 
 def find_issues(label_ids_N: np.ndarray, probabilities_NC: np.ndarray) -> LabelIssues:
@@ -106,7 +100,7 @@ def find_multi_label_issues(given_NC: np.ndarray, probabilities_NC: np.ndarray) 
     is_doubted_NC = np.zeros_like(given_NC)
     quality_N = np.ones(len(given_NC))
     by_label = []
-    is_judged_C = ~given_NC.all(axis=0)
+    is_judged_C = np.logical_not(given_NC.all(axis=0))
     for label, given_N in enumerate(given_NC.T):
         noise = 0.0
         if is_judged_C[label]:
@@ -130,7 +124,7 @@ def find_multi_label_issues(given_NC: np.ndarray, probabilities_NC: np.ndarray) 
         quality_N = quality_N + (_WORST_WEIGHT if number else 1) * (worse_N - quality_N)
     return LabelIssues(
         quality_N,
-        is_doubted_NC.any(axis=1),
+        np.asarray(is_doubted_NC.any(axis=1)),
         given_NC ^ is_doubted_NC,
         np.prod(given_probability_NC, axis=1, where=is_doubted_NC),
         np.prod(1 - given_probability_NC, axis=1, where=is_doubted_NC),

@@ -15,17 +15,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 from scipy.special import chdtri, rel_entr
 
-from bertray.schema import (
-    ERROR,
-    LABEL,
-    LABELS,
-    NUM_LENGTH_BINS,
-    NUM_SCORE_BINS,
-    NUM_TOKENS,
-    REVIEW,
-    SCORE,
-    TRUNCATED,
-)
+from bertray.schema import ERROR, LABEL, LABELS, NUM_LENGTH_BINS, NUM_SCORE_BINS, NUM_TOKENS, REVIEW, SCORE, TRUNCATED
 
 # How often samples of one distribution differ at a limit of 0: a nightly comparison does once in 27 years.
 _CHANCE = 1e-4
