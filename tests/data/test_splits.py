@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bertray.data.splits import folds, hold_out, hold_out_multi_label
+from bertray.data.splits import folds, hold_out
 from bertray.errors import RequestError
 from tests.conftest import SHARED_DATA, needs_shared_data
 
@@ -127,7 +127,7 @@ def random_label_sets(num_rows: int, num_labels: int, seed: int) -> list[list[st
 @given(st.integers(20, 300), st.integers(1, 9), st.sampled_from([0.1, 0.2, 0.3, 0.5]), st.integers(0, 2**31))
 def test_every_label_is_divided_by_the_fraction(num_rows: int, num_labels: int, fraction: float, seed: int) -> None:
     label_sets = random_label_sets(num_rows, num_labels, seed)
-    staying, held_out, absent = hold_out_multi_label(label_sets, fraction, seed)
+    staying, held_out, absent = hold_out(label_sets, fraction, seed)
     assert sorted([*staying, *held_out]) == list(range(num_rows))
     assert all((np.diff(side) > 0).all() for side in (staying, held_out))
     total, held = label_counts(label_sets, range(num_rows)), label_counts(label_sets, held_out)
@@ -144,7 +144,7 @@ def test_groups_of_several_labels_are_not_divided(num_rows: int, num_labels: int
     drawn = np.random.default_rng(seed).integers(num_rows // 3, size=num_rows)
     groups: list[str | None] = [None if group == 0 else str(group) for group in drawn]
     try:
-        staying, held_out, _ = hold_out_multi_label(label_sets, fraction, seed, groups)
+        staying, held_out, _ = hold_out(label_sets, fraction, seed, groups)
     except RequestError:
         assume(False)
     assert sorted([*staying, *held_out]) == list(range(num_rows))
@@ -156,7 +156,7 @@ def test_groups_of_several_labels_are_not_divided(num_rows: int, num_labels: int
 def test_rows_without_labels_are_divided_too() -> None:
     for seed in range(20):
         label_sets = random_label_sets(300, 6, seed)
-        _, held_out, absent = hold_out_multi_label(label_sets, 0.2, seed)
+        _, held_out, absent = hold_out(label_sets, 0.2, seed)
         num_unlabelled = label_sets.count([])
         assert abs(sum(not label_sets[row] for row in held_out) - 0.2 * num_unlabelled) <= 2
         assert "" not in absent
@@ -165,14 +165,14 @@ def test_rows_without_labels_are_divided_too() -> None:
 def test_a_label_of_one_row_stays_in_training_whatever_the_fraction() -> None:
     label_sets = [["a"]] * 50 + [["a", "b"]] * 50 + [["b", "rare"]]
     for seed in range(5):
-        staying, _, absent = hold_out_multi_label(label_sets, 0.8, seed)
+        staying, _, absent = hold_out(label_sets, 0.8, seed)
         assert 100 in staying
         assert absent == ["rare"]
 
 
 def test_the_seed_decides_where_rows_with_several_labels_go() -> None:
     label_sets = random_label_sets(200, 5, seed=0)
-    first, same, other = (hold_out_multi_label(label_sets, 0.2, seed)[1].tolist() for seed in (1, 1, 2))
+    first, same, other = (hold_out(label_sets, 0.2, seed)[1].tolist() for seed in (1, 1, 2))
     assert first == same
     assert first != other
 
@@ -180,12 +180,12 @@ def test_the_seed_decides_where_rows_with_several_labels_go() -> None:
 @pytest.mark.parametrize("num_rows", [0, 1, 4])
 def test_too_few_rows_with_several_labels_are_refused(num_rows: int) -> None:
     with pytest.raises(RequestError, match=rf"^{num_rows} rows with . labels .*hold out 0\.1 .*nearest is 0 .*--test"):
-        hold_out_multi_label([["a"]] * num_rows, 0.1, seed=0)
+        hold_out([["a"]] * num_rows, 0.1, seed=0)
 
 
 def test_too_few_groups_with_several_labels_are_refused() -> None:
     with pytest.raises(RequestError, match=r"100 rows in 2 groups with 1 labels are too few.*nearest is 0 rows"):
-        hold_out_multi_label([["a"]] * 100, 0.1, seed=0, groups=["x", "y"] * 50)
+        hold_out([["a"]] * 100, 0.1, seed=0, groups=["x", "y"] * 50)
 
 
 @needs_shared_data
@@ -194,7 +194,7 @@ def test_emotions_are_divided_to_within_a_few_rows(group_size: int) -> None:
     column = pq.ParquetFile(SHARED_DATA / "goemotions_multilabel" / "train.parquet").read(["label"])["label"]
     label_sets = [labels.split(";") for labels in column.to_pylist()]
     groups: list[str | None] = [str(row // group_size) for row in range(len(label_sets))]
-    _, held_out, _ = hold_out_multi_label(label_sets, 0.1, seed=0, groups=groups)
+    _, held_out, _ = hold_out(label_sets, 0.1, seed=0, groups=groups)
     total, held = label_counts(label_sets, range(len(label_sets))), label_counts(label_sets, held_out)
     assert len(total) == 28
     assert max(abs(held[label] - 0.1 * count) for label, count in total.items()) < 3

@@ -15,7 +15,6 @@ from bertray.metrics.calibration import (
     fit_temperature,
     negative_log_likelihood,
     probabilities,
-    reliability,
     threshold_for_precision,
     tune_thresholds,
 )
@@ -118,28 +117,20 @@ def test_worse_than_chance_is_not_believed_at_all() -> None:
 @pytest.mark.parametrize(
     ("values", "targets", "message"),
     [
-        (np.zeros((3, 2)), np.zeros(2, dtype=int), r"shape \(3, 2\) need label ids \(3,\)"),
-        (np.zeros((3, 2)), np.zeros((3, 3)), r"targets have \(3, 3\)"),
         (np.full((3, 2), np.nan), np.zeros(3, dtype=int), "leave out the rows without tokens"),
-        (
-            np.zeros((2, 2)),
-            np.array([0, -1]),
-            "from -1 to 0, .* in 0 to 1: leave out the rows without a class",
-        ),
-        (np.zeros((2, 2)), np.array([[0, 1], [0, 2]]), "from 0 to 2, and must lie in 0 to 1"),
+        (np.zeros((2, 2)), np.array([0, -1]), "leave out the rows without a class"),
     ],
 )
-def test_what_does_not_go_together_is_refused(values: np.ndarray, targets: np.ndarray, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_rows_without_a_prediction_or_a_class_are_refused(
+    values: np.ndarray, targets: np.ndarray, message: str
+) -> None:
+    with pytest.raises(AssertionError, match=message):
         fit_temperature(values, targets)
 
 
 def test_calibration_error_by_hand() -> None:
     probabilities_NC = np.array([[0.9, 0.1], [0.8, 0.2], [0.35, 0.65], [0.35, 0.65]])
-    found = reliability(probabilities_NC, np.array([0, 0, 1, 0]), num_bins=5)
-    assert found.num_rows_B.tolist() == [0, 0, 0, 3, 1]  # 0.8, on an edge, belongs below
-    np.testing.assert_allclose(found.mean_score_B, [np.nan, np.nan, np.nan, 0.7, 0.9])
-    np.testing.assert_allclose(found.accuracy_B, [np.nan, np.nan, np.nan, 2 / 3, 1])
+    # Three rows in the bin up to 0.8, which is on an edge and belongs below, and one above.
     error = expected_calibration_error(probabilities_NC, np.array([0, 0, 1, 0]), num_bins=5)
     assert error == pytest.approx(3 / 4 * (0.7 - 2 / 3) + 1 / 4 * 0.1)
 
@@ -150,17 +141,20 @@ def test_calibration_error_of_several_labels_is_of_every_decision() -> None:
 
 
 @given(seeds, st.integers(0, 40), st.integers(1, 20), st.booleans())
-def test_reliability_counts_every_decision_once(seed: int, num_rows: int, num_bins: int, multi_hot: bool) -> None:
+def test_calibration_error_is_that_of_the_formula(seed: int, num_rows: int, num_bins: int, multi_hot: bool) -> None:
     logits_NC, targets = drawn(np.random.default_rng(seed), num_rows, 3, multi_hot=multi_hot)
     kind = "multi_label_classification" if multi_hot else "single_label_classification"
-    probabilities_NC = probabilities(logits_NC, kind)
-    found = reliability(probabilities_NC, targets, num_bins)
-    assert found.num_rows_B.sum() == targets.size
-    filled = found.num_rows_B > 0
-    edges = np.linspace(0, 1, num_bins + 1)
-    assert (found.mean_score_B[filled] >= edges[:-1][filled] - 1e-6).all()
-    assert (found.mean_score_B[filled] <= edges[1:][filled] + 1e-6).all()
-    assert 0 <= expected_calibration_error(probabilities_NC, targets, num_bins) <= 1
+    probabilities_NC = probabilities(logits_NC, kind).astype(np.float64)
+    scores = probabilities_NC.ravel() if multi_hot else probabilities_NC.max(axis=1)
+    is_right = targets.ravel() > 0 if multi_hot else probabilities_NC.argmax(axis=1) == targets
+    expected, num_counted = 0.0, 0
+    for number in range(num_bins):
+        inside = (scores * num_bins > number) & (scores * num_bins <= number + 1)
+        num_counted += inside.sum()
+        if inside.any():
+            expected += inside.mean() * abs(scores[inside].mean() - is_right[inside].mean())
+    assert num_counted == targets.size
+    assert expected_calibration_error(probabilities_NC, targets, num_bins) == pytest.approx(expected)
 
 
 # Few distinct values, so that ties are common.
@@ -277,18 +271,3 @@ def test_the_precision_holds_on_other_rows() -> None:
 
     assert 0.35 < missed(0.5) < 0.75
     assert missed(0.95) < 0.12
-
-
-@pytest.mark.parametrize(
-    ("scores_N", "is_right_N", "target", "message"),
-    [
-        ([0.5], [True], 1.0, r"target_precision is 1\.0; it must be above 0 and below 1"),
-        ([0.5, 0.6], [True], 0.9, r"\(2,\) finite scores and as many truths are needed, got \(1,\)"),
-        ([np.nan], [True], 0.9, "finite scores"),
-    ],
-)
-def test_precisions_that_cannot_be_asked_for(
-    scores_N: list[float], is_right_N: list[bool], target: float, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        threshold_for_precision(np.array(scores_N), np.array(is_right_N), target)

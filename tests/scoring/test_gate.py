@@ -5,8 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from bertray.metrics.drift import js_distance, mean_change
-from bertray.metrics.profile import Profile
+from bertray.metrics.profile import Profile, js_distance, mean_change
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.gate import Verdict, judge
 

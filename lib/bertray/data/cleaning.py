@@ -1,8 +1,8 @@
-"""Which labelled rows stay, and why the others go.
+"""Which labelled rows stay, and why the others are taken out.
 
-Every function takes a table of `bertray.data.readers` and returns the rows that stay and a count for every reason, so
-that rows in = rows kept + rows out, always. Texts are compared trimmed and in Unicode NFC but kept as they were read:
-the model must train on what it will meet in the archive.
+Every function takes a table of `bertray.data.readers` and returns the rows that stay and a count for every reason:
+rows in = rows kept + rows out, always. Texts are compared trimmed and in Unicode NFC, but kept as they were read: the
+model must train on what it will meet in the archive.
 
     " Skills: Python"  Skills     kept
     "Skills: Python "  Skills     duplicate
@@ -11,11 +11,10 @@ the model must train on what it will meet in the archive.
     "M.Sc. Physics"    Projects   label_outvoted
     "   "              Skills     text_empty
 
-A row with several labels is judged by its set of labels as a whole:
+If a row has several labels, its set of labels is compared as a whole:
 
     "Well done, love"  [love, admiration]  kept
     "Well done, love"  [admiration, love]  duplicate
-    "Well done, love"  [love]              label_outvoted
     "Nothing to say"   []                  kept            (no label, on purpose)
     "Nothing at all"   ["", " "]           label_missing
 """
@@ -24,7 +23,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bertray.data.readers import GROUP, map_values
+from bertray.data.readers import GROUP
 from bertray.schema import LABEL, LABELS, TEXT
 
 _KEPT = ""
@@ -42,68 +42,70 @@ _EXCERPT_CHARS = 200
 
 @dataclass
 class Cleaned:
-    """Rows that stay, how many went for which reason, and texts that stood with several labels."""
+    """Rows that stay, the number taken out for each reason, and texts that occur with several labels."""
 
     rows: pa.Table
-    rows_out: Counter[str] = field(default_factory=Counter)
-    conflicts: list[dict[str, Any]] = field(default_factory=list)
-    num_conflicts: int = 0
+    rows_out: Counter[str]
+    num_rows_in: int
+    conflicts: list[dict[str, Any]]  # at most MAX_CONFLICTS_LISTED of them
+    num_conflicts: int
 
 
 def clean(rows: pa.Table) -> Cleaned:
-    """Take out unusable rows and merge equal texts; labels come back trimmed, lists of them sorted, each label once.
+    """Take out unusable rows and merge equal texts; labels are trimmed, lists of them sorted, without repeats.
 
-    Reasons: `text_missing` (null), `text_empty` (empty or white space), `label_missing` (null, empty or white space;
-    of a list: null, or blanks alone), `duplicate` (an earlier row has the same text and label), `label_outvoted` (most
-    rows of this text have another label), `label_tied` (several labels share the lead, so none can be believed).
-    In lists blanks are dropped, and "label" above means the set of them; in `conflicts` it is a JSON array.
+    Reasons: `text_missing` (null), `text_empty` (empty or white space), `label_missing` (null, empty or white space; of
+    lists: null, or nothing but blanks), `duplicate` (an earlier row has the same text and label), `label_outvoted`
+    (most rows with this text have another label), `label_tied` (no label has more rows than all others).
+    With several labels a row, "label" means the set of them, without blanks; in `conflicts` it is a JSON array.
     """
     if LABELS in rows.column_names:
-        rows = _set(rows, LABELS, _label_sets(rows[LABELS]))
-        labels = _as_json(rows[LABELS])
+        sets = [_label_set(of_row) for of_row in rows[LABELS].to_pylist()]
+        rows = _with_column(rows, LABELS, pa.array(sets, pa.list_(pa.string())))
+        labels = [None if of_row is None else json.dumps(of_row, ensure_ascii=False) for of_row in sets]
     else:
-        labels = pc.utf8_trim_whitespace(rows[LABEL])
-        rows = _set(rows, LABEL, labels)
+        trimmed = pc.utf8_trim_whitespace(rows[LABEL])
+        rows, labels = _with_column(rows, LABEL, trimmed), trimmed.to_pylist()
     keys = comparison_keys(rows)
     reasons = np.full(rows.num_rows, _KEPT, dtype=object)
-    reasons[_mask(pc.or_kleene(pc.is_null(labels), pc.equal(labels, "")))] = "label_missing"
-    reasons[_mask(pc.equal(keys, ""))] = "text_empty"
-    reasons[_mask(pc.is_null(keys))] = "text_missing"
+    reasons[[not label for label in labels]] = "label_missing"
+    reasons[pc.equal(keys, "").fill_null(False).to_numpy()] = "text_empty"
+    reasons[pc.is_null(keys).to_numpy()] = "text_missing"
 
-    usable = np.flatnonzero(reasons == _KEPT)
-    votes = pd.DataFrame({"key": _codes(keys)[usable], "label": _codes(labels)[usable], "row": usable})
-    counts = votes.groupby(["key", "label"], sort=False).size().rename("votes").reset_index()
-    lead = counts.groupby("key")["votes"].transform("max")
-    leaders = counts[counts["votes"] == lead]
-    tied_keys = leaders.loc[leaders["key"].duplicated(), "key"].unique()
+    key_ids = keys.combine_chunks().dictionary_encode().indices.to_pandas()
+    votes = pd.DataFrame({"key": key_ids, "label": pd.Series(labels, dtype=object)})[reasons == _KEPT]
+    counts = votes.value_counts(sort=False).reset_index()
+    leaders = counts[counts["count"] == counts.groupby("key")["count"].transform("max")]
+    tied_keys = set(leaders.loc[leaders["key"].duplicated(), "key"])
     winners = leaders.drop_duplicates("key").set_index("key")["label"]
 
-    outvoted = votes["label"] != votes["key"].map(winners)
-    tied = votes["key"].isin(tied_keys)
-    duplicate = votes.duplicated(["key", "label"])
-    for mask, reason in ((duplicate, "duplicate"), (outvoted, "label_outvoted"), (tied, "label_tied")):
-        reasons[votes.loc[mask, "row"]] = reason
+    for is_out, reason in (
+        (votes.duplicated(), "duplicate"),
+        (votes["label"] != votes["key"].map(winners), "label_outvoted"),
+        (votes["key"].isin(tied_keys), "label_tied"),
+    ):
+        reasons[votes.index[is_out]] = reason
 
-    conflict_keys = counts.loc[counts["key"].duplicated(), "key"].unique()
-    conflicts = [
-        _describe(rows[TEXT], labels, votes[votes["key"] == key], key in tied_keys)
-        for key in conflict_keys[:MAX_CONFLICTS_LISTED]
-    ]
-    cleaned = _take_out(rows, reasons)
-    return Cleaned(cleaned.rows, cleaned.rows_out, conflicts, len(conflict_keys))
+    has_several = votes["key"].isin(counts.loc[counts["key"].duplicated(), "key"])
+    conflicting = votes[has_several].groupby("key", sort=False)["label"]
+    conflicts = []
+    for key, of_text in islice(conflicting, MAX_CONFLICTS_LISTED):
+        by_label = dict(Counter(of_text).most_common())
+        text = rows[TEXT][of_text.index[0]].as_py()
+        kept = None if key in tied_keys else next(iter(by_label))
+        conflicts.append({"text": text[:_EXCERPT_CHARS], "labels": by_label, "kept": kept})
+    return Cleaned(*_take_out(rows, reasons), rows.num_rows, conflicts, conflicting.ngroups)
 
 
-def drop_shared(rows: pa.Table, held_out: pa.Table, held_out_name: str) -> Cleaned:
-    """Take out training-side rows whose text, or group, also stands in a held-out split.
+def drop_shared(rows: pa.Table, held_out: pa.Table, held_out_name: str) -> tuple[pa.Table, Counter[str]]:
+    """Take out training rows whose text or group occurs in a held-out split too; return the others, and the counts.
 
     Reasons: `text_in_<name>`, `group_in_<name>`.
     """
     reasons = np.full(rows.num_rows, _KEPT, dtype=object)
     if GROUP in rows.column_names:
-        groups = pc.drop_null(held_out[GROUP])
-        reasons[_mask(pc.is_in(rows[GROUP], value_set=groups.combine_chunks()))] = f"group_in_{held_out_name}"
-    held_out_keys = comparison_keys(held_out).combine_chunks()
-    reasons[_mask(pc.is_in(comparison_keys(rows), value_set=held_out_keys))] = f"text_in_{held_out_name}"
+        reasons[_is_in(rows[GROUP], pc.drop_null(held_out[GROUP]))] = f"group_in_{held_out_name}"
+    reasons[_is_in(comparison_keys(rows), comparison_keys(held_out))] = f"text_in_{held_out_name}"
     return _take_out(rows, reasons)
 
 
@@ -112,41 +114,20 @@ def comparison_keys(rows: pa.Table) -> pa.ChunkedArray:
     return pc.utf8_normalize(pc.utf8_trim_whitespace(rows[TEXT]), form="NFC")
 
 
-def _set(rows: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
+def _label_set(labels: list[str | None] | None) -> list[str] | None:
+    """Sorted, trimmed, without blanks and repeats; None if there was nothing but blanks."""
+    named = sorted({label.strip() for label in labels or () if label} - {""})
+    return None if labels is None or (labels and not named) else named
+
+
+def _with_column(rows: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
     return rows.set_column(rows.column_names.index(name), name, column)
 
 
-def _label_sets(lists: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Each list trimmed, sorted and without blanks and repeats; null where it had nothing but blanks."""
-    sets = []
-    for labels in map_values(lists, pc.utf8_trim_whitespace).to_pylist():
-        named = sorted(set(labels or ()) - {"", None})
-        sets.append(None if labels is None or (labels and not named) else named)
-    return pa.chunked_array([pa.array(sets, lists.type)])
+def _is_in(values: pa.ChunkedArray, others: pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(pc.is_in(values, value_set=others.combine_chunks()).to_numpy())
 
 
-def _as_json(lists: pa.ChunkedArray) -> pa.ChunkedArray:
-    """One string for each list: what sets of labels are compared by."""
-    texts = [None if labels is None else json.dumps(labels, ensure_ascii=False) for labels in lists.to_pylist()]
-    return pa.chunked_array([pa.array(texts, pa.string())])
-
-
-def _take_out(rows: pa.Table, reasons: np.ndarray) -> Cleaned:
-    kept = reasons == _KEPT
-    return Cleaned(rows.filter(pa.array(kept)), Counter(reasons[~kept].tolist()))
-
-
-def _mask(condition: pa.ChunkedArray) -> np.ndarray:
-    return np.asarray(condition.fill_null(False).to_numpy())
-
-
-def _codes(strings: pa.ChunkedArray) -> np.ndarray:
-    """An integer for every distinct string, -1 for null."""
-    return np.asarray(strings.combine_chunks().dictionary_encode().indices.fill_null(-1))
-
-
-def _describe(texts: pa.ChunkedArray, labels: pa.ChunkedArray, votes: pd.DataFrame, tied: bool) -> dict[str, Any]:
-    first = int(votes["row"].iloc[0])
-    counts = Counter(labels.take(pa.array(votes["row"].to_numpy())).to_pylist())
-    text = str(texts[first].as_py())[:_EXCERPT_CHARS]
-    return {"text": text, "labels": dict(counts.most_common()), "kept": None if tied else counts.most_common(1)[0][0]}
+def _take_out(rows: pa.Table, reasons: np.ndarray) -> tuple[pa.Table, Counter[str]]:
+    is_kept = reasons == _KEPT
+    return rows.filter(pa.array(is_kept)), Counter(reasons[~is_kept].tolist())

@@ -1,4 +1,4 @@
-"""The options of bertray prepare; how they are read, `bertray.config` says."""
+"""The options of bertray prepare; `bertray.config` tells how they are read."""
 
 from typing import Self
 
@@ -6,8 +6,7 @@ from pydantic import Field, model_validator
 
 from bertray.config import JobConfig, LabelName, Paths, Place
 
-# Between the labels of one row, where they are written as one string.
-DEFAULT_LABEL_SEPARATOR = ";"
+_DEFAULT_LABEL_SEPARATOR = ";"
 
 
 class PrepareConfig(JobConfig):
@@ -37,7 +36,7 @@ class PrepareConfig(JobConfig):
         default=None,
         min_length=1,
         description="with --multi-label: the separator of the labels, if they are one string; "
-        f"default: {DEFAULT_LABEL_SEPARATOR}",
+        f"default: {_DEFAULT_LABEL_SEPARATOR}",
     )
     oos_label: LabelName | None = Field(
         default=None,
@@ -59,11 +58,11 @@ class PrepareConfig(JobConfig):
 
     @property
     def separator(self) -> str | None:
-        """What stands between the labels of a row: --label-separator or its default; None: a row has one label."""
-        return (self.label_separator or DEFAULT_LABEL_SEPARATOR) if self.multi_label else None
+        """Separates the labels of a row; None: a row has one label."""
+        return (self.label_separator or _DEFAULT_LABEL_SEPARATOR) if self.multi_label else None
 
     @model_validator(mode="after")
-    def _options_of_several_labels(self) -> Self:
+    def _options_fit(self) -> Self:
         if self.label_separator is not None and not self.multi_label:
             raise ValueError(
                 f"label_separator {self.label_separator!r} has no meaning where a row has one label: "
@@ -71,13 +70,9 @@ class PrepareConfig(JobConfig):
             )
         if self.oos_label is not None and self.multi_label:
             raise ValueError(
-                f"oos_label {self.oos_label!r} has no meaning with multi_label, where a text outside of every class "
-                "is a row with an empty list of labels: leave one of the two out"
+                f"oos_label {self.oos_label!r} has no meaning with multi_label, where a text out of scope has an empty "
+                "list of labels: leave one of the two out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _leave_rows_to_train_on(self) -> Self:
         held_out = (0 if self.validation else self.validation_fraction) + (0 if self.test else self.test_fraction)
         if held_out >= 1:
             raise ValueError(

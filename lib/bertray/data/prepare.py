@@ -1,9 +1,9 @@
 """Labelled files become a data set: what bertray prepare does.
 
 1. read     labelled files -> text, label, source, source_row             bertray.data.readers
-2. clean    empty, duplicate and contradictory rows go out, counted       bertray.data.cleaning
+2. clean    take out empty, duplicate and contradictory rows, and count   bertray.data.cleaning
 3. split    train / validation / test: your own files, or held out        bertray.data.splits
-4. separate a text or group on two sides leaves the training side
+4. separate a text or group on two given sides leaves the training side
 5. encode   labels in sorted order become 0 … n-1; a held-out label that is out of scope becomes -1
 6. write    train.parquet, validation.parquet, test.parquet, labels.json, and report.json last
 
@@ -12,7 +12,6 @@ With several labels a row (problem type multi_label_classification) the steps ar
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import re
@@ -22,27 +21,17 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bertray.data.cleaning import Cleaned, clean, drop_shared
 from bertray.data.config import PrepareConfig
 from bertray.data.dataset import LABELS_FILE, REPORT_FILE
-from bertray.data.readers import GROUP, find_files, map_values, read_labelled
-from bertray.data.splits import hold_out, hold_out_multi_label
+from bertray.data.readers import GROUP, find_files, read_labelled
+from bertray.data.splits import hold_out
 from bertray.errors import RequestError
-from bertray.schema import (
-    DATASET_SCHEMA,
-    LABEL,
-    LABEL_ID,
-    LABEL_IDS,
-    LABELS,
-    MULTI_LABEL_SCHEMA,
-    NO_CLASS,
-    SPLITS,
-)
+from bertray.schema import DATASET_SCHEMA, LABEL, LABEL_ID, LABEL_IDS, LABELS, MULTI_LABEL_SCHEMA, NO_CLASS, SPLITS
 from bertray.storage.location import Location
 from bertray.storage.outputs import refuse_in_bundle
-from bertray.types import ProblemType
+from bertray.storage.records import put_records
 from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
@@ -50,82 +39,73 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What became of labelled files.
+    """A data set that was prepared."""
 
-    Attributes:
-        output: the data set's place.
-        labels: by id.
-        num_rows: of every split.
-        warnings: what a person should look at.
-        report: what report.json holds: every row that was read, by what became of it.
-    """
-
-    output: str
-    labels: tuple[str, ...]
-    num_rows: dict[str, int]
-    warnings: list[str]
-    report: dict[str, Any]
+    output: str  # the folder of the data set
+    labels: tuple[str, ...]  # by id
+    num_rows: dict[str, int]  # by split
+    warnings: list[str]  # what a person should look at
+    report: dict[str, Any]  # the content of report.json: what became of every row that was read
 
 
 def prepare(config: PrepareConfig) -> PrepareResult:
     """Read, clean, split and write a data set.
 
     Raises:
-        RequestError: unreadable input, no row that can be used, unseen labels in a held-out split, an out-of-scope
-            label that no row has, too few rows to split; nothing is written.
+        RequestError: unreadable input, no usable row, unseen labels in a held-out split, an out-of-scope label that no
+            row has, or too few rows to split; nothing is written.
     """
     output = Location.of(config.output)
     refuse_in_bundle(output)
     sources = {"input": config.input}
     sources |= {name: [path] for name in ("validation", "test") if (path := getattr(config, name))}
     _refuse_own_input(output, sources)
-    num_rows_in: dict[str, int] = {}
-    cleaned: dict[str, Cleaned] = {}
-    for name, patterns in sources.items():
-        rows = read_labelled(
-            patterns,
-            text_column=config.text_column,
-            label_column=config.label_column,
-            group_column=config.group_column,
-            separator=config.separator,
-        )
-        num_rows_in[name] = rows.num_rows
-        if not rows.num_rows:
-            raise RequestError(f"--{name} {' '.join(patterns)} has no rows")
-        cleaned[name] = clean(rows)
-        if not cleaned[name].rows.num_rows:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in cleaned[name].rows_out.most_common())
-            raise RequestError(
-                f"none of the {rows.num_rows} rows of --{name} {' '.join(patterns)} can be used: {reasons}. Are "
-                "--text-column and --label-column the right ones?"
-            )
-        _log.info("%s: %d rows read, %d stay after cleaning", name, rows.num_rows, cleaned[name].rows.num_rows)
-
-    _separate(cleaned)
+    cleaned = {name: _read_clean(name, patterns, config) for name, patterns in sources.items()}
+    # A text or group in two given splits leaves the one nearer to training.
+    for name, held_out in (("validation", "test"), ("input", "test"), ("input", "validation")):
+        if name in cleaned and held_out in cleaned:
+            cleaned[name].rows, rows_out = drop_shared(cleaned[name].rows, cleaned[held_out].rows, held_out)
+            cleaned[name].rows_out += rows_out
     splits, warnings = _split(cleaned, config)
-    labels = _encode(splits, config.oos_label)
-    report = _report(config, num_rows_in, cleaned, splits, labels, warnings)
+    counts = {name: _count_labels(rows) for name, rows in splits.items()}
+    labels = _sorted_labels(splits, counts, config.oos_label)
+    report = _report(config, cleaned, splits, counts, labels, warnings)
     for warning in warnings:
         _log.warning("warning: %s", warning)
-    _write(output, splits, labels, report)
+    (output / REPORT_FILE).remove()  # without a report the folder is no data set: a crash leaves no mixture
+    for name, rows in splits.items():
+        put_records(output / f"{name}.parquet", _with_ids(rows, labels))
+    for file, content in ((LABELS_FILE, labels), (REPORT_FILE, report)):
+        (output / file).put((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     return PrepareResult(str(output), tuple(labels), report["splits"], warnings, report)
 
 
+def _read_clean(name: str, patterns: list[str], config: PrepareConfig) -> Cleaned:
+    rows = read_labelled(
+        patterns,
+        text_column=config.text_column,
+        label_column=config.label_column,
+        group_column=config.group_column,
+        separator=config.separator,
+    )
+    if not rows.num_rows:
+        raise RequestError(f"--{name} {' '.join(patterns)} has no rows")
+    cleaned = clean(rows)
+    if not cleaned.rows.num_rows:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in cleaned.rows_out.most_common())
+        raise RequestError(
+            f"none of the {rows.num_rows} rows of --{name} {' '.join(patterns)} can be used: {reasons}. Are "
+            "--text-column and --label-column the right ones?"
+        )
+    _log.info("%s: %d rows read, %d stay after cleaning", name, rows.num_rows, cleaned.rows.num_rows)
+    return cleaned
+
+
 def _refuse_own_input(output: Location, sources: dict[str, list[str]]) -> None:
-    """A data set has a train.parquet; so may have the folder that the rows come from."""
-    for patterns in sources.values():
-        for file in (file for pattern in patterns for file in find_files(pattern)):
-            if output.contains(file):
-                raise RequestError(f"--output {output} holds {file}, which is read: writing there could destroy it")
-
-
-def _separate(cleaned: dict[str, Cleaned]) -> None:
-    """What stands on two given sides leaves the one nearer to training: test > validation > input."""
-    for name, held_out in (("validation", "test"), ("input", "test"), ("input", "validation")):
-        if name in cleaned and held_out in cleaned:
-            separated = drop_shared(cleaned[name].rows, cleaned[held_out].rows, held_out)
-            cleaned[name].rows = separated.rows
-            cleaned[name].rows_out += separated.rows_out
+    # A data set has a train.parquet; the folder that the rows come from may have one too.
+    for file in (file for patterns in sources.values() for pattern in patterns for file in find_files(pattern)):
+        if output.contains(file):
+            raise RequestError(f"--output {output} holds {file}, which is read: choose another folder")
 
 
 def _split(cleaned: dict[str, Cleaned], config: PrepareConfig) -> tuple[dict[str, pa.Table], list[str]]:
@@ -135,55 +115,53 @@ def _split(cleaned: dict[str, Cleaned], config: PrepareConfig) -> tuple[dict[str
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if name in splits:
             continue
-        # Both shares are of all the kept rows, so the second is a larger share of what the first has left.
+        # Both fractions are of all kept rows, so the second is a larger share of what the first has left.
         share = fraction * num_rows / max(rows.num_rows, 1)
         groups = rows[GROUP].to_pylist() if GROUP in rows.column_names else None
-        if config.multi_label:
-            staying, held_out, absent = hold_out_multi_label(rows[LABELS].to_pylist(), share, config.seed, groups)
-        else:
-            staying, held_out, absent = hold_out(rows[LABEL].to_pylist(), share, config.seed, groups)
+        labels = rows[LABELS if config.multi_label else LABEL].to_pylist()
+        staying, held_out, absent = hold_out(labels, share, config.seed, groups)
         if absent:
-            warnings.append(f"{name} has no row of these classes, too small to share: {', '.join(absent)}")
+            warnings.append(
+                f"{name} has no row of these classes, which are too small to be divided: {', '.join(absent)}"
+            )
         splits[name], rows = rows.take(pa.array(held_out)), rows.take(pa.array(staying))
     splits["train"] = rows
     return {name: splits[name] for name in SPLITS}, warnings
 
 
-def _encode(splits: dict[str, pa.Table], oos_label: str | None) -> list[str]:
-    """Number the training labels in sorted order, in place; a held-out `oos_label` that is none of them is no class.
+def _sorted_labels(splits: dict[str, pa.Table], counts: dict[str, Counter[str]], oos_label: str | None) -> list[str]:
+    """The training labels, sorted; a held-out `oos_label` that is none of them is no class.
 
     Raises:
         RequestError: fewer than two labels, a split without a row of a class, a held-out label that training never
             sees, or an `oos_label` that no row has.
     """
-    counts = {name: _count_labels(rows) for name, rows in splits.items()}
     labels = sort_labels(list(counts["train"]))
     if len(labels) < 2:
         raise RequestError(f"the training rows have {len(labels)} distinct labels ({labels}); a classifier needs two")
+    trained = f"training has {', '.join(map(repr, labels))}"
     if oos_label is not None and not any(oos_label in of_split for of_split in counts.values()):
         raise RequestError(
-            f"no row has the label {oos_label!r} of --oos-label: correct its spelling, or leave the option out; "
-            f"training has {', '.join(map(repr, labels))}"
+            f"no row has the label {oos_label!r} of --oos-label: correct its spelling, or leave it out; {trained}"
         )
     for name, rows in splits.items():
         unseen = {label: count for label, count in sorted(counts[name].items()) if label not in counts["train"]}
-        num_rows_of_no_class = unseen.pop(oos_label, 0) if oos_label is not None else 0
-        if rows.num_rows == num_rows_of_no_class:
-            what = "row of a class" if num_rows_of_no_class else "row"
+        num_rows_oos = unseen.pop(oos_label, 0) if oos_label is not None else 0
+        if rows.num_rows == num_rows_oos:
+            what = "row of a class" if num_rows_oos else "row"
             raise RequestError(f"no {what} is left for the {name} split. Add rows or check the columns and the report")
         if unseen:
             listed = ", ".join(f"{label!r} ({count} rows)" for label, count in unseen.items())
             no_class = "" if LABELS in rows.column_names else "name the one that stands for no class with --oos-label, "
             raise RequestError(
                 f"the {name} split has labels that no training row has: {listed}. Add training rows with them, take "
-                f"them out of {name}, {no_class}or correct the spelling; training has {', '.join(map(repr, labels))}"
+                f"them out of {name}, {no_class}or correct the spelling; {trained}"
             )
-        splits[name] = _with_ids(rows, labels)
     return labels
 
 
 def _count_labels(rows: pa.Table) -> Counter[str]:
-    """Rows with each label; a row with several counts for each of them."""
+    """Rows by label; a row with several labels counts for each of them."""
     labels = pc.list_flatten(rows[LABELS]) if LABELS in rows.column_names else rows[LABEL]
     return Counter(labels.to_pylist())
 
@@ -193,11 +171,11 @@ def _with_ids(rows: pa.Table, labels: list[str]) -> pa.Table:
     if LABELS not in rows.column_names:
         ids = pc.index_in(rows[LABEL], value_set=pa.array(labels)).fill_null(NO_CLASS)
         return rows.append_column(LABEL_ID, ids).select(DATASET_SCHEMA.names).cast(DATASET_SCHEMA)
-    ids = map_values(rows[LABELS], lambda values: pc.index_in(values, value_set=pa.array(labels)))
-    ids = pa.chunked_array([pa.array([sorted(of_row) for of_row in ids.to_pylist()], ids.type)])
-    names = map_values(ids, lambda values: pc.take(pa.array(labels), values))
-    rows = rows.set_column(rows.column_names.index(LABELS), LABELS, names).append_column(LABEL_IDS, ids)
-    return rows.select(MULTI_LABEL_SCHEMA.names).cast(MULTI_LABEL_SCHEMA)
+    id_of = {label: number for number, label in enumerate(labels)}
+    ids_of_rows = [sorted(id_of[label] for label in of_row) for of_row in rows[LABELS].to_pylist()]
+    lists = {LABELS: [[labels[number] for number in of_row] for of_row in ids_of_rows], LABEL_IDS: ids_of_rows}
+    columns = [lists[name] if name in lists else rows[name] for name in MULTI_LABEL_SCHEMA.names]
+    return pa.table(columns, schema=MULTI_LABEL_SCHEMA)
 
 
 def sort_labels(labels: list[str]) -> list[str]:
@@ -208,64 +186,40 @@ def sort_labels(labels: list[str]) -> list[str]:
 
 def _report(
     config: PrepareConfig,
-    num_rows_in: dict[str, int],
     cleaned: dict[str, Cleaned],
     splits: dict[str, pa.Table],
+    counts: dict[str, Counter[str]],
     labels: list[str],
     warnings: list[str],
 ) -> dict[str, Any]:
-    sources = {}
+    num_rows = {name: rows.num_rows for name, rows in splits.items()}
     for name, part in cleaned.items():
-        assert num_rows_in[name] == part.rows.num_rows + part.rows_out.total(), f"rows of {name} were lost"
-        sources[name] = {
-            "num_rows_in": num_rows_in[name],
-            "num_rows_kept": part.rows.num_rows,
-            "num_rows_out": dict(sorted(part.rows_out.items())),
-            "num_label_conflicts": part.num_conflicts,
-            "label_conflicts": part.conflicts,
-        }
-    counts = {name: _count_labels(rows) for name, rows in splits.items()}
-    assert sum(part.rows.num_rows for part in cleaned.values()) == sum(rows.num_rows for rows in splits.values())
-    problem_type: ProblemType = "multi_label_classification" if config.multi_label else "single_label_classification"
+        assert part.num_rows_in == part.rows.num_rows + part.rows_out.total(), f"rows of {name} were lost"
+    assert sum(part.rows.num_rows for part in cleaned.values()) == sum(num_rows.values())
     report: dict[str, Any] = {
-        "num_rows_in": sum(num_rows_in.values()),
-        "num_rows_kept": sum(rows.num_rows for rows in splits.values()),
+        "num_rows_in": sum(part.num_rows_in for part in cleaned.values()),
+        "num_rows_kept": sum(num_rows.values()),
         "num_rows_out": dict(sorted(sum((part.rows_out for part in cleaned.values()), Counter()).items())),
-        "splits": {name: rows.num_rows for name, rows in splits.items()},
+        "splits": num_rows,
         "labels": {label: {name: counts[name][label] for name in SPLITS} for label in labels},
-        "problem_type": problem_type,
+        "problem_type": "multi_label_classification" if config.multi_label else "single_label_classification",
         "oos_label": config.oos_label,
     }
     if config.oos_label is not None:
         report["num_rows_oos"] = {name: counts[name][config.oos_label] for name in SPLITS}
     if config.multi_label:
-        report["num_rows_by_labels"] = _num_rows_by_labels(splits)
-    return report | {
-        "sources": sources,
-        "warnings": warnings,
-        "config": config.model_dump(),
-        "versions": versions(),
+        num_labels = {name: Counter(map(len, rows[LABELS].to_pylist())) for name, rows in splits.items()}
+        by_number = {str(num): {name: num_labels[name][num] for name in SPLITS} for num in range(3)}
+        more = {name: num_rows[name] - sum(num_labels[name][num] for num in range(3)) for name in SPLITS}
+        report["num_rows_by_labels"] = {**by_number, "3+": more}
+    report["sources"] = {
+        name: {
+            "num_rows_in": part.num_rows_in,
+            "num_rows_kept": part.rows.num_rows,
+            "num_rows_out": dict(sorted(part.rows_out.items())),
+            "num_label_conflicts": part.num_conflicts,
+            "label_conflicts": part.conflicts,
+        }
+        for name, part in cleaned.items()
     }
-
-
-def _num_rows_by_labels(splits: dict[str, pa.Table]) -> dict[str, dict[str, int]]:
-    """Rows of every split that have 0, 1, 2, and 3 or more labels."""
-    num_labels = {name: pc.min_element_wise(pc.list_value_length(rows[LABELS]), 3) for name, rows in splits.items()}
-    counts = {name: Counter(of_split.to_pylist()) for name, of_split in num_labels.items()}
-    return {
-        shown: {name: counts[name][number] for name in SPLITS} for number, shown in enumerate(("0", "1", "2", "3+"))
-    }
-
-
-def _write(output: Location, splits: dict[str, pa.Table], labels: list[str], report: dict[str, Any]) -> None:
-    (output / REPORT_FILE).remove()  # without a report the folder is no data set: a crash leaves no mixture
-    for name, rows in splits.items():
-        buffer = io.BytesIO()
-        pq.write_table(rows, buffer, compression="zstd")
-        (output / f"{name}.parquet").put(buffer.getvalue())
-    (output / LABELS_FILE).put(_json(labels))
-    (output / REPORT_FILE).put(_json(report))
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    return report | {"warnings": warnings, "config": config.model_dump(), "versions": versions()}

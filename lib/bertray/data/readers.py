@@ -5,8 +5,7 @@
 3. Text and label become strings:      text="B.Sc. in Physics"  label="1"  source="cv/a.csv"  source_row=7
    or labels a list of strings:        text="thanks, lovely!"  labels=["love", " gratitude"]  source=…
 
-Nothing is cleaned or dropped here: nulls, empty texts and blanks between separators pass through, so that cleaning can
-count them.
+Nothing is dropped here: nulls, empty texts and blanks between separators pass through, so that cleaning counts them.
 """
 
 from __future__ import annotations
@@ -16,13 +15,12 @@ import glob
 import io
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from bertray.errors import RequestError
@@ -39,13 +37,13 @@ _SUFFIXES = (".parquet", *(text + packed for text in _TEXT_FORMATS for packed in
 _FORMATS_HELP = "CSV (.csv, .tsv), JSON Lines (.jsonl, .ndjson, .json), each also .gz or .zst, and .parquet"
 
 _QUOTING_HELP = (
-    'put such a cell into quotation marks, and double those within, as """Yes"", she said.", or save the table as '
+    'put such a cell into quotation marks and double those within, as """Yes"", she said.", or save the table as '
     "Parquet or JSON Lines"
 )
+_LIST_TYPES = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
 
-# Arrow counts bytes in an int32: a block's, and one block a file lets a row be as long as the file; and those of a
-# column of strings whose rows are put into another order.
-_MAX_BLOCK_BYTES = _MAX_COLUMN_BYTES = 2**31 - 1
+# Arrow counts the bytes of a column of strings whose rows are reordered in an int32.
+_MAX_COLUMN_BYTES = 2**31 - 1
 
 
 def read_labelled(
@@ -58,21 +56,22 @@ def read_labelled(
 ) -> pa.Table:
     """Read files, folders and globs into one table.
 
-    With a `separator` a row has several labels: a list, or one string that is split at it. An empty list stays one; an
-    empty string becomes a list of one empty string, so that the two can be told apart.
+    With a `separator` a row has several labels: a list, or one string that is split at the separator. An empty list
+    stays empty; an empty string becomes a list with one empty string, so that the two can be told apart.
 
     Returns:
-        Columns `text`, `label`, with a group column `group` (all string, nullable), `source` and `source_row`;
-        files in sorted order, rows in file order. With a `separator`, `labels` (list of strings, nullable) for `label`.
+        Columns `text`, `label`, `group` if there is a group column (all string, nullable), `source` and `source_row`;
+        files in sorted order, rows in file order. With a `separator`, `labels` (list of strings, nullable) instead of
+        `label`.
 
     Raises:
-        RequestError: nothing matches, a file cannot be parsed, a column is missing or of a type without labels, or
-            there is more text than fits.
+        RequestError: nothing matches, a file cannot be parsed, a column is missing or of the wrong type, or there is
+            too much text.
     """
     columns = {TEXT: text_column, LABEL: label_column}
     if group_column is not None:
         columns[GROUP] = group_column
-    # Patterns may meet, as `a.csv` and `*.csv`: a row that is read twice would have two votes.
+    # Patterns may overlap, as `a.csv` and `*.csv`: a row that is read twice would have two votes.
     files = {file.uri: file for pattern in patterns for file in find_files(pattern)}
     rows = pa.concat_tables([_read_file(file, columns, separator) for file in files.values()])
     for name in (TEXT, SOURCE):
@@ -89,13 +88,11 @@ def find_files(pattern: str) -> list[Location]:
     """The labelled files at a path, folder or glob, sorted.
 
     Raises:
-        RequestError: there is none.
+        RequestError: there are none.
     """
     place = Location.of(pattern)
-    is_pattern = glob.has_magic(place.path) and not place.exists()
-    places = place.glob() if is_pattern else [place]
     files: list[Location] = []
-    for found in places:
+    for found in place.glob() if glob.has_magic(place.path) and not place.exists() else [place]:
         files += [found] if found.is_file() else [found / info.path for info in found.files(_SUFFIXES)]
     if not files:
         raise RequestError(f"no labelled files at {pattern}. Give a file, a folder or a glob of {_FORMATS_HELP}")
@@ -106,28 +103,28 @@ def _read_file(file: Location, columns: dict[str, str], separator: str | None) -
     try:
         table = _parse(file, columns)
         _check_names(table.column_names, columns, file)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, csv.Error, OSError) as error:
         raise RequestError(f"cannot read {file}: {error}") from error
     except UnicodeError as error:
-        raise RequestError(f"the name of a column of {file} is no Unicode: {error}. Save the file as UTF-8") from error
+        raise RequestError(f"cannot read {file}, which is not UTF-8: {error}. Save the file as UTF-8") from error
     strings: dict[str, pa.ChunkedArray] = {}
     for name, column in columns.items():
+        what = f"column {column!r} of {file}"
         if name == LABEL and separator is not None:
-            strings[LABELS] = _as_lists(table[column], column, file, separator)
-        elif name == LABEL and _is_list(table[column].type):
+            strings[LABELS] = _as_lists(table[column], what, separator)
+        elif name == LABEL and isinstance(table[column].type, _LIST_TYPES):
             raise RequestError(
-                f"column {column!r} of {file} is of type {table[column].type}: if a row may have several labels, add "
-                "--multi-label"
+                f"{what} is of type {table[column].type}: if a row has several labels, add --multi-label"
             )
         else:
-            strings[name] = _as_strings(table[column], column, file, numbers=name != TEXT)
+            strings[name] = _as_strings(table[column], what, is_text=name == TEXT)
     strings[SOURCE] = pa.chunked_array([pa.repeat(pa.scalar(str(file)), table.num_rows)])
     strings[SOURCE_ROW] = pa.chunked_array([pa.array(range(table.num_rows), pa.int64())])
     return pa.table(strings)
 
 
 def _check_names(found: list[str], columns: dict[str, str], file: Location) -> None:
-    """Refuse a file that does not have each column once."""
+    """Refuse a file that does not have each wanted column exactly once."""
     for name, column in columns.items():
         num_found = found.count(column)
         if num_found != 1:
@@ -138,8 +135,8 @@ def _check_names(found: list[str], columns: dict[str, str], file: Location) -> N
 
 
 def _parse(file: Location, columns: dict[str, str]) -> pa.Table:
-    """Read one file by its name's endings. Text formats give the wanted columns as they are written: 007 stays 007."""
-    name, wanted = file.name.lower(), list(columns.values())
+    """Read one file by its suffixes. Text formats give the wanted columns as they are written: 007 stays 007."""
+    name = file.name.lower()
     if name.endswith(".parquet"):
         with file.open() as stream:
             return pq.ParquetFile(stream).read()
@@ -147,77 +144,62 @@ def _parse(file: Location, columns: dict[str, str]) -> pa.Table:
     stem = name.rsplit(".", 1)[0] if compression else name
     text_format = next((kind for suffix, kind in _TEXT_FORMATS.items() if stem.endswith(suffix)), None)
     if text_format is None:
-        raise RequestError(f"{file} is of no known format. Accepted are {_FORMATS_HELP}")
+        raise RequestError(f"{file} has no known format. Accepted are {_FORMATS_HELP}")
     content = file.read_bytes()
     if compression:
         content = pa.CompressedInputStream(pa.BufferReader(content), compression).read()
     if text_format == "json":
-        return _parse_json_lines(content, file, wanted)
-    delimiter = "\t" if text_format == "tsv" else ","
-    _check_quotes(content, delimiter, columns, file)
-    table = pa.csv.read_csv(
-        pa.BufferReader(content),
-        read_options=pa.csv.ReadOptions(block_size=min(len(content) + 1, _MAX_BLOCK_BYTES)),
-        parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        # Only an empty cell is null: "NA" and "None" may be labels or texts.
-        convert_options=pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(wanted, pa.string()),
-            null_values=[""],
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
-        ),
-    )
-    if text_format == "tsv":
-        _check_cells(table.select([name for name in wanted if table.column_names.count(name) == 1]), file)
-    return table
+        return _parse_json_lines(content, file, list(columns.values()))
+    return _parse_csv(content, "\t" if text_format == "tsv" else ",", columns, file)
 
 
-def _check_quotes(content: bytes, delimiter: str, columns: dict[str, str], file: Location) -> None:
-    """Refuse a cell that begins with a quotation mark and does not end with one, where it swallows rows behind it."""
-    if b'"' not in content:
-        return
-    limit_before = csv.field_size_limit(len(content) + 1)
-    text = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", "replace", newline="")
-    names = next(csv.reader(text, delimiter=delimiter))
-    text.seek(0)
-    rows = csv.reader(text, delimiter=delimiter, strict=True)
-    num_rows = num_lines = 0
+def _parse_csv(content: bytes, delimiter: str, columns: dict[str, str], file: Location) -> pa.Table:
+    """The wanted columns. Only an empty cell is null: "NA" and "None" may be labels or texts."""
+    csv.field_size_limit(_MAX_COLUMN_BYTES)
+    lines = list(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=""))
+    rows = csv.reader(lines, delimiter=delimiter)
+    names = next(rows, [])
+    _check_names(names, columns, file)
+    positions = {name: names.index(name) for name in columns.values()}
+    values: dict[str, list[str | None]] = {name: [] for name in positions}
+    num_rows, end, with_lines = 1, rows.line_num, []
+    for cells in rows:
+        begin, end = end, rows.line_num
+        if not cells:
+            continue
+        num_rows += 1
+        where = f"row {num_rows} of {file}, counting the header,"
+        if end > begin + 1 or end == len(lines):
+            _check_quotes(lines[begin:end], delimiter, where)
+        if len(cells) != len(names):
+            raise RequestError(f"{where} has {len(cells)} cells, and the header has {len(names)}. {_QUOTING_HELP}")
+        if end > begin + 1 and any("\t" in cell and "\n" in cell for cell in cells):
+            with_lines.append(where)
+        for name, position in positions.items():
+            values[name].append(cells[position] or None)
+    if delimiter == "\t" and with_lines:
+        _log.warning(
+            "warning: %d rows have a cell with tabs and line breaks; the first is %s. If these are rows that a "
+            "quotation mark at the beginning of a cell has swallowed: %s",
+            *(len(with_lines), with_lines[0].rstrip(","), _QUOTING_HELP),
+        )
+    return pa.table({name: pa.array(column, pa.string()) for name, column in values.items()})
+
+
+def _check_quotes(lines: list[str], delimiter: str, where: str) -> None:
+    """Refuse a row with a cell that begins with a quotation mark, does not end with one, and swallows lines."""
     try:
-        while True:
-            try:
-                next(rows)
-            except csv.Error as error:
-                _check_names(names, columns, file)  # first: another delimiter may be meant
-                what = "has text behind the closing one, lines later: it may have swallowed the rows between:"
-                if is_open := "unexpected end of data" in str(error):
-                    what = "does not end: all behind it would be one text. Is the file cut off? Else"
-                if is_open or rows.line_num > num_lines + 1:
-                    raise RequestError(
-                        f"row {num_rows + 1} of {file}, counting the header, has a cell that begins with a quotation "
-                        f"mark and {what} {_QUOTING_HELP}"
-                    ) from error
-            num_rows, num_lines = num_rows + 1, rows.line_num
-    except StopIteration:
-        return
-    finally:
-        csv.field_size_limit(limit_before)
-
-
-def _check_cells(table: pa.Table, file: Location) -> None:
-    """Tell of cells with tabs and line breaks in them, which may be rows between two quotation marks of texts."""
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        is_swallowed = pc.and_(pc.match_substring(column, "\t"), pc.match_substring(column, "\n"))
-        num_swallowed = pc.sum(is_swallowed).as_py() or 0
-        if num_swallowed:
-            _log.warning(
-                "warning: %r of %d rows of %s holds tabs and line breaks, first in row %d, counting the header. If "
-                "these are rows that a quotation mark at the beginning of a text has swallowed: %s",
-                name,
-                num_swallowed,
-                file,
-                pc.index(is_swallowed, True).as_py() + 2,
-                _QUOTING_HELP,
-            )
+        next(csv.reader(lines, delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            what = "does not end: all behind it would be one text. Is the file cut off? Else"
+        elif len(lines) > 1:
+            what = "has text behind the closing one, lines later: it may have swallowed the rows between:"
+        else:
+            return
+        raise RequestError(
+            f"{where} has a cell that begins with a quotation mark and {what} {_QUOTING_HELP}"
+        ) from error
 
 
 def _parse_json_lines(data: bytes, file: Location, wanted: list[str]) -> pa.Table:
@@ -225,9 +207,8 @@ def _parse_json_lines(data: bytes, file: Location, wanted: list[str]) -> pa.Tabl
 
     Arrow's own reader would turn dates into timestamps and refuse columns of mixed type that nobody asked for.
     """
-    values: dict[str, list[Any]] = {}
-    others: dict[str, None] = {}
-    num_rows = 0
+    rows: list[list[Any]] = []
+    names: dict[str, None] = {}
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -237,86 +218,53 @@ def _parse_json_lines(data: bytes, file: Location, wanted: list[str]) -> pa.Tabl
             raise RequestError(f"line {number} of {file} is not JSON: {error}. Write one object a line") from error
         if not isinstance(row, dict):
             raise RequestError(f"line {number} of {file} holds a {type(row).__name__}. Write one object a line")
-        others |= dict.fromkeys(row)
-        for name in wanted:
-            if name in row and name not in values:
-                values[name] = [None] * num_rows
-        for name, column in values.items():
-            column.append(row.get(name))
-        num_rows += 1
-    if not num_rows:
-        others = dict.fromkeys(wanted)
-    columns = {name: _as_array(column, name, file) for name, column in values.items()}
-    return pa.table({**columns, **{name: pa.nulls(num_rows) for name in others if name not in columns}})
+        names |= dict.fromkeys(row)
+        rows.append([row.get(name) for name in wanted])
+    columns = {name: pa.nulls(len(rows)) for name in names or wanted}
+    for name, values in zip(wanted, zip(*rows, strict=True), strict=False):
+        if name in columns:
+            columns[name] = _as_array(values, name, file)
+    return pa.table(columns)
 
 
-def _as_array(values: list[Any], name: str, file: Location) -> pa.Array:
+def _as_array(values: Sequence[Any], name: str, file: Location) -> pa.Array:
     try:
-        try:
-            return pa.array(values)
-        except OverflowError:  # integers of more than 64 bits, as of users or hashes
-            return pa.array(_spelt_out(values))
+        return pa.array(values)
     except OverflowError as error:
-        raise RequestError(f"{name!r} of {file} holds integers of more than 64 bits in objects: {error}") from error
+        raise RequestError(f"{name!r} of {file} holds integers beyond 64 bits: write them as strings") from error
     except UnicodeEncodeError as error:
-        raise RequestError(f"{name!r} of {file} holds text that is no Unicode (half a character): {error}") from error
+        raise RequestError(f"{name!r} of {file} holds text that is not Unicode (half a character): {error}") from error
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise RequestError(f"{name!r} of {file} holds values of several types: {error}") from error
 
 
-def _spelt_out(values: Any) -> Any:
-    """Integers, in lists too, as strings."""
-    if isinstance(values, list):
-        return [_spelt_out(one) for one in values]
-    return str(values) if isinstance(values, int) else values
+def _as_lists(column: pa.ChunkedArray, what: str, separator: str) -> pa.ChunkedArray:
+    """Lists of strings from a label column with lists, or with strings that have separators."""
+    if not isinstance(column.type, _LIST_TYPES):
+        return pc.split_pattern(_as_strings(column, what), separator)
+    lists = column.combine_chunks()
+    offsets = np.append(0, np.cumsum(pc.list_value_length(lists).fill_null(0))).astype(np.int32)
+    values = _as_strings(pa.chunked_array([pc.list_flatten(lists)]), what).combine_chunks()
+    return pa.chunked_array([pa.ListArray.from_arrays(offsets, values, mask=lists.is_null())])
 
 
-def map_values(lists: pa.ChunkedArray, function: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> pa.ChunkedArray:
-    """The same lists with `function` applied to the values of all at once; a null list stays null."""
-    array = lists.combine_chunks()
-    offsets = np.zeros(len(array) + 1, dtype=np.int32)
-    np.cumsum(pc.list_value_length(array).fill_null(0), out=offsets[1:])
-    values = function(pa.chunked_array([pc.list_flatten(array)])).combine_chunks()
-    return pa.chunked_array([pa.ListArray.from_arrays(offsets, values, mask=array.is_null())])
-
-
-def _as_lists(column: pa.ChunkedArray, name: str, file: Location, separator: str) -> pa.ChunkedArray:
-    """Lists of strings of a label column that holds lists, or strings with separators."""
-    if _is_list(column.type):
-        return map_values(column, lambda values: _as_strings(values, name, file, numbers=True))
-    return pc.split_pattern(_as_strings(column, name, file, numbers=True), separator)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(kind)
-        or pa.types.is_large_list(kind)
-        or pa.types.is_fixed_size_list(kind)
-        or pa.types.is_list_view(kind)
-        or pa.types.is_large_list_view(kind)
-    )
-
-
-def _as_strings(column: pa.ChunkedArray, name: str, file: Location, *, numbers: bool) -> pa.ChunkedArray:
-    """Strings of a text, label or group column. Labels can be whole numbers (also as floats: 1.0), dates, booleans."""
+def _as_strings(column: pa.ChunkedArray, what: str, *, is_text: bool = False) -> pa.ChunkedArray:
+    """Strings; labels and groups may also be whole numbers (floats too: 1.0), dates and booleans."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if numbers and pa.types.is_floating(kind):
-        try:
+    allowed = [pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null]
+    if not is_text:
+        allowed += [pa.types.is_integer, pa.types.is_boolean, pa.types.is_temporal]
+    try:
+        if pa.types.is_floating(kind) and not is_text:
             column = column.cast(pa.int64())
-        except pa.ArrowInvalid as error:
-            raise RequestError(f"column {name!r} of {file} holds fractions, not classes: {error}") from error
-    elif not (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_null(kind)
-        or (numbers and (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_temporal(kind)))
-    ):
-        allowed = "strings, whole numbers, dates or booleans" if numbers else "strings"
-        raise RequestError(f"column {name!r} of {file} is of type {kind}; it must hold {allowed}")
+        elif not any(is_kind(kind) for is_kind in allowed):
+            values = "strings" if is_text else "strings, whole numbers, dates or booleans"
+            raise RequestError(f"{what} is of type {kind}; it must hold {values}")
+    except pa.ArrowInvalid as error:
+        raise RequestError(f"{what} holds fractions, not classes: {error}") from error
     strings = column.cast(pa.string())
     try:
         strings.validate(full=True)
     except pa.ArrowInvalid as error:
-        raise RequestError(f"column {name!r} of {file} is not valid UTF-8: {error}") from error
+        raise RequestError(f"{what} is not valid UTF-8: {error}") from error
     return strings

@@ -1,8 +1,8 @@
-"""Numbers about predictions: how good, how sure, how alike, which labels are probably wrong.
+"""Numbers about predictions: how good and how sure they are, which labels are probably wrong.
 
     classification  accuracy, F1 and the like             calibration   temperature, thresholds, review
     baseline        TF-IDF + logistic regression          label_issues  labels that are probably wrong
-    profile         predictions in counts                 drift         have counts or means moved?
+    profile         counts over predictions, and drift
 
 Imports the root alone. No torch, no Ray.
 """

@@ -1,17 +1,17 @@
-"""How sure a model is: one temperature for its logits, and the scores from which its labels may be relied on.
+"""How sure a model is: a temperature for its logits, and the scores from which its labels can be relied on.
 
-    logits_NC [[4, 0], [4, 0], [4, 0], [0, 4]], label ids [0, 0, 1, 1], and 100 times so: it claims 98 %, 75 % are right
-      1. fit       divided by T = 3.53, logits claim 76 %                    temperature, goes into the model's weights
+    logits_NC [[4, 0], [4, 0], [4, 0], [0, 4]], label ids [0, 0, 1, 1], all 100 times: 98 % claimed, 75 % right
+      1. fit       divided by T = 3.53, the logits claim 76 %                temperature, goes into the model's weights
       2. measure   expected calibration error 0.23 before, 0.01 after        calibration, goes into bundle.json
       3. choose    the score from which a wanted share of labels is right    review_below, goes into bundle.json
-                   of several labels a row: from which each is given         thresholds, go into bundle.json
+                   several labels a row: the score from which each is given  thresholds, go into bundle.json
 
-All of it is read off validation rows. A division of the logits by T > 0 changes no row's likeliest label.
+All of it is computed on validation rows. Dividing the logits by T > 0 changes no row's likeliest label.
 
-Targets are label ids (int [N]) where a row has one label of all, or multi-hot [N, C] where each label of a row is a
-decision of its own.
+Targets are label ids (int [N]) if each row has one label, or multi-hot [N, C] if each label of a row is a decision of
+its own. Values must be finite: leave out rows without tokens, and rows without a class.
 
-Legend: N rows, C classes, B bins.
+Legend: N rows, C classes.
 """
 
 from __future__ import annotations
@@ -21,42 +21,35 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import betaincinv, logsumexp
+from scipy.special import betaincinv, expit, logsumexp, softmax
 
 from bertray.types import ProblemType
 
 # Beyond them scores are all alike, or all 0 and 1: no validation split can ask for that.
 TEMPERATURE_BOUNDS = (0.05, 20.0)
-# Of the Gamma distribution that 1 / T is taken to have; its mode is 1.
-_PRIOR_RATE = 4.0
-NUM_BINS = 15  # Guo et al. (2017), and those who compare with them
-DEFAULT_THRESHOLD = 0.5  # of a label, where nothing better is known
-# A label of fewer validation rows does not choose a threshold alone.
-MIN_POSITIVES = 20
-# That the precision wanted is really reached.
-CONFIDENCE = 0.95
+_PRIOR_RATE = 4.0  # of the Gamma prior of 1 / T, whose mode is 1
+NUM_BINS = 15  # as in Guo et al. (2017) and in papers that compare with them
+DEFAULT_THRESHOLD = 0.5
+MIN_POSITIVES = 20  # a label with fewer validation rows does not choose a threshold alone
+CONFIDENCE = 0.95  # that new rows reach the precision wanted
 
 
 def probabilities(logits_NC: np.ndarray, problem_type: ProblemType) -> np.ndarray:
     """Probabilities of each row, float32; NaN rows stay NaN.
 
-    One label of all: softmax, each row sums to 1. Several labels: the sigmoid of each, independent of the others.
+    One label a row: the softmax, each row sums to 1. Several labels: the sigmoid of each logit.
     """
     if problem_type == "multi_label_classification":
-        with np.errstate(over="ignore"):  # exp(100) is infinite in float32, and 1 / infinity is right
-            return np.asarray(1 / (1 + np.exp(-logits_NC)), dtype=np.float32)
-    odds_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
-    return np.asarray(odds_NC / odds_NC.sum(axis=1, keepdims=True), dtype=np.float32)
+        return np.asarray(expit(logits_NC), dtype=np.float32)
+    return np.asarray(softmax(logits_NC, axis=1), dtype=np.float32)
 
 
 def calibrate(logits_NC: np.ndarray, targets: np.ndarray) -> tuple[float, dict[str, float]]:
-    """The temperature of `fit_temperature`, and what it does to these rows: `BundleInfo.calibration`.
+    """Fit a temperature, and measure its effect on these rows.
 
     Returns:
-        The temperature, and ece_before, ece_after, nll_before, nll_after; without rows none of these.
-
-    Raises:
-        ValueError: as `fit_temperature`.
+        The temperature, and ece_before, ece_after, nll_before, nll_after (`BundleInfo.calibration`); without rows none
+        of these.
     """
     temperature = fit_temperature(logits_NC, targets)
     if not len(logits_NC):
@@ -70,21 +63,16 @@ def calibrate(logits_NC: np.ndarray, targets: np.ndarray) -> tuple[float, dict[s
 
 
 def fit_temperature(logits_NC: np.ndarray, targets: np.ndarray) -> float:
-    """The temperature T by which logits are divided for the least mean negative log-likelihood.
+    """The temperature T that minimizes the mean negative log-likelihood of the logits divided by T, plus a prior.
 
     Guo et al., On Calibration of Modern Neural Networks (2017): softmax of label ids, sigmoid of multi-hot targets.
 
-    Few rows tell little of T, and a model that is right in all of them would be told to be certain of everything. So
-    1 / T has a prior, as a parameter that is estimated: a Gamma distribution of shape 5 and rate 4, whose mode is 1
-    and in which nine of ten T lie between 0.44 and 2.03. On 50 draws of 20 clinc150 rows the smallest T was 0.58, and
-    0.05 without it; on draws of 2,000 rows the median is the same (benchmarks/how_sure.py).
+    Few rows say little about T, and without a prior a model that is right on all of them would become certain of
+    everything. So 1 / T has a Gamma prior of shape 5 and rate 4: its mode is 1, and nine of ten T lie between 0.44 and
+    2.03. On 50 draws of 20 clinc150 rows the smallest T was 0.58, and 0.05 without the prior; on draws of 2,000 rows
+    the median is the same (benchmarks/how_sure.py).
     Loss and prior are convex in 1 / T: there is one minimum, which is searched for within `TEMPERATURE_BOUNDS`.
-
-    Returns:
-        T; 1 where another would not be better, as without rows.
-
-    Raises:
-        ValueError: shapes differ, a logit is not finite, or a label id is none of the classes.
+    Without rows, or if no other T is better, T is 1.
     """
     logits_NC, targets = _checked(logits_NC, targets)
     if logits_NC.size == 0:
@@ -92,7 +80,7 @@ def fit_temperature(logits_NC: np.ndarray, targets: np.ndarray) -> float:
 
     def loss(log_temperature: float) -> float:
         sharpness = math.exp(-log_temperature)
-        prior = _PRIOR_RATE * (sharpness + log_temperature)  # its negative logarithm, but for a constant
+        prior = _PRIOR_RATE * (sharpness + log_temperature)  # its negative logarithm, up to a constant
         return _mean_loss(logits_NC * sharpness, targets) + prior / len(targets)
 
     low, high = np.log(TEMPERATURE_BOUNDS)
@@ -101,14 +89,7 @@ def fit_temperature(logits_NC: np.ndarray, targets: np.ndarray) -> float:
 
 
 def negative_log_likelihood(logits_NC: np.ndarray, targets: np.ndarray) -> float:
-    """Mean over rows of one label (cross-entropy), or over the N × C decisions of several (binary cross-entropy).
-
-    Args:
-        logits_NC: of one row at least.
-
-    Raises:
-        ValueError: as `fit_temperature`.
-    """
+    """Mean over one row or more (cross-entropy), or with several labels over N × C decisions (binary cross-entropy)."""
     return _mean_loss(*_checked(logits_NC, targets))
 
 
@@ -120,23 +101,12 @@ def _mean_loss(logits_NC: np.ndarray, targets: np.ndarray) -> float:
     return float(losses.mean())
 
 
-class Reliability(NamedTuple):
-    """A reliability diagram: what is claimed and what is true, in bins of the score of equal width from 0 to 1."""
+def expected_calibration_error(probabilities_NC: np.ndarray, targets: np.ndarray, num_bins: int = NUM_BINS) -> float:
+    """Mean distance of score and accuracy over bins of equal width from 0 to 1, weighted by rows; without rows 0.
 
-    num_rows_B: np.ndarray  # or decisions
-    mean_score_B: np.ndarray  # NaN in an empty bin, as below
-    accuracy_B: np.ndarray
-
-
-def reliability(probabilities_NC: np.ndarray, targets: np.ndarray, num_bins: int = NUM_BINS) -> Reliability:
-    """Rows, mean score and accuracy by score.
-
-    One label a row: the score is the likeliest label's probability, accuracy the share of rows where it is the true
-    one. Several: each of the N × C decisions counts, its score is the label's probability, accuracy the share of
-    decisions where the row has the label.
-
-    Raises:
-        ValueError: as `fit_temperature`.
+    Naeini et al. (2015). One label a row: the score is the likeliest label's probability, and the accuracy is the share
+    of rows that have this label. Several labels: each of the N × C decisions counts like a row. If most decisions are
+    easy, as with rare labels, the error is small: do not compare it between data sets.
     """
     probabilities_NC, targets = _checked(probabilities_NC, targets)
     if targets.ndim == 1:
@@ -144,60 +114,38 @@ def reliability(probabilities_NC: np.ndarray, targets: np.ndarray, num_bins: int
     else:
         scores, is_right = probabilities_NC.ravel(), targets.ravel()
     # A score on an edge belongs to the bin below, as in Guo et al.
-    bins = np.clip(np.ceil(scores * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
-    num_rows_B = np.bincount(bins, minlength=num_bins)
-    sums = (np.bincount(bins, weights, minlength=num_bins) for weights in (scores, is_right))
-    with np.errstate(invalid="ignore"):
-        mean_score_B, accuracy_B = (sum_B / num_rows_B for sum_B in sums)
-    return Reliability(num_rows_B, mean_score_B, accuracy_B)
-
-
-def expected_calibration_error(probabilities_NC: np.ndarray, targets: np.ndarray, num_bins: int = NUM_BINS) -> float:
-    """Mean distance of score and accuracy over the bins of `reliability`, by rows: 0 is calibrated; without rows 0.
-
-    Naeini et al. (2015). Where most decisions are easy, as of rare labels, it is small by nature: compare it with
-    itself, not between data sets.
-    """
-    found = reliability(probabilities_NC, targets, num_bins)
-    distance_B = np.nan_to_num(np.abs(found.accuracy_B - found.mean_score_B))
-    return float(distance_B @ found.num_rows_B / max(1, found.num_rows_B.sum()))
+    bins = np.maximum(np.ceil(scores * num_bins).astype(np.int64) - 1, 0)
+    claimed_B, right_B = np.bincount(bins, scores), np.bincount(bins, is_right)  # B bins
+    return float(np.abs(claimed_B - right_B).sum() / max(1, len(scores)))
 
 
 def tune_thresholds(
     probabilities_NC: np.ndarray, true_NC: np.ndarray, min_positives: int = MIN_POSITIVES
 ) -> np.ndarray:
-    """For each label the probability from which giving it has the best F1 on these rows.
+    """For each label the threshold with the best F1 on these rows: rows that reach it are given the label.
 
-    Every cut between two scores is tried; of equal ones the highest is taken, and the threshold is its middle, so that
-    a score may differ by rounding.
+    Every cut between two scores is tried; among equals the highest is taken. The threshold is the middle of the cut, so
+    that rounding of a score does not matter.
 
-    With few positives the best cut is chance: chosen on 500 rows of a 28-label data set, it gave some rare label to 121
+    With few positives the best cut is chance: chosen on 500 rows of a 28-label data set, it gave one rare label to 121
     times as many rows as have it. (Yang, A Study on Thresholding Strategies for Text Categorization, 2001, names the
-    problem.) So a label of fewer positives than `min_positives` is filled up to that number with the average of all
-    labels that have too few; where these have too few even together, with the average of all labels. In the same
-    measurement (benchmarks/how_sure.py) that is 4 times as many, and micro-F1 is 0.45, not 0.39.
-
-    Args:
-        probabilities_NC: as in `probabilities`.
-        true_NC: multi-hot.
+    problem.) So a label with fewer than `min_positives` positives is filled up to that number with the average of all
+    labels that have too few, or of all labels if those have too few even together. In the same measurement
+    (benchmarks/how_sure.py) the factor is 4 instead of 121, and micro-F1 is 0.45 instead of 0.39.
 
     Returns:
-        thresholds_C (float64); `DEFAULT_THRESHOLD` for a label without a positive, and where all labels together have
-        fewer than `min_positives`.
-
-    Raises:
-        ValueError: as `fit_temperature`.
+        thresholds_C (float64); `DEFAULT_THRESHOLD` for a label without positives, and for rare labels if all labels
+        together have fewer than `min_positives`.
     """
     probabilities_NC, true_NC = _checked(probabilities_NC, true_NC)
     num_positives_C = true_NC.sum(axis=0)
     is_rare_C = (num_positives_C > 0) & (num_positives_C < min_positives)
-    pooled_C = is_rare_C if num_positives_C[is_rare_C].sum() >= min_positives else num_positives_C > 0
-    pool = _cuts(probabilities_NC[:, pooled_C].ravel(), true_NC[:, pooled_C].ravel()) if is_rare_C.any() else None
+    pooled_C = num_positives_C > 0 if 0 < num_positives_C[is_rare_C].sum() < min_positives else is_rare_C
+    pool = _cuts(probabilities_NC[:, pooled_C].ravel(), true_NC[:, pooled_C].ravel())
     thresholds_C = np.full(true_NC.shape[1], DEFAULT_THRESHOLD)
     for label in np.flatnonzero(num_positives_C):
         cuts = _cuts(probabilities_NC[:, label], true_NC[:, label])
         if is_rare_C[label]:
-            assert pool is not None
             if pool.num_right[-1] < min_positives:
                 continue
             cuts = _filled_up(cuts, pool, min_positives)
@@ -206,7 +154,7 @@ def tune_thresholds(
 
 
 def _filled_up(cuts: _Cuts, pool: _Cuts, min_positives: int) -> _Cuts:
-    """With so much of the pool, of which they are part, that the positives are `min_positives`."""
+    """Add such a part of the pool, which includes `cuts`, that the positives are `min_positives`."""
     share = (min_positives - cuts.num_right[-1]) / pool.num_right[-1]
     reached = np.searchsorted(-cuts.scores, -pool.scores, side="right")
     num_rows, num_right = (np.append(0, count)[reached] for count in (cuts.num_rows, cuts.num_right))
@@ -214,10 +162,9 @@ def _filled_up(cuts: _Cuts, pool: _Cuts, min_positives: int) -> _Cuts:
 
 
 def _best_f1_cut(cuts: _Cuts) -> float:
-    """The middle between the scores that are above and below it."""
-    f1 = 2 * cuts.num_right / (cuts.num_rows + cuts.num_right[-1])
-    best = int(f1.argmax())
-    score, below = cuts.scores[best], cuts.scores[best + 1] if best + 1 < len(cuts.scores) else 0.0
+    """The middle between the scores above and below the cut."""
+    best = int(np.argmax(2 * cuts.num_right / (cuts.num_rows + cuts.num_right[-1])))
+    score, below = np.append(cuts.scores, 0.0)[best : best + 2]
     middle = (score + below) / 2
     return float(middle if middle > below else score)
 
@@ -225,47 +172,31 @@ def _best_f1_cut(cuts: _Cuts) -> float:
 def threshold_for_precision(
     scores_N: np.ndarray, is_right_N: np.ndarray, target_precision: float, confidence: float = CONFIDENCE
 ) -> float | None:
-    """The lowest score such that of the rows at or above it, at least this share is right; None: there is none.
+    """The lowest score such that of all rows with this score or more, at least the target share is right; None: none.
 
-    The share must be reached not by these rows alone but, with `confidence`, by all that they are a sample of: their
-    lower bound after Clopper and Pearson (1934) is compared with it. The lowest cut that reaches it on the rows alone
-    misses it on others every second time. So few rows never suffice: all right, it takes 59 for 0.95 and 299 for 0.99.
-    For few more rows than that it is strict, and many rows are below it.
+    The share is not that of these rows, but with `confidence` that of all rows that they are a sample of: the lower
+    bound of Clopper and Pearson (1934). Without the bound, other rows miss the target half of the time. So few rows
+    never suffice: if all are right, it takes 59 for 0.95 and 299 for 0.99. With few more rows than that the bound is
+    strict, and many rows are below the score.
 
-    The bound is of every cut by itself, and the lowest of many is taken. Where scores tell right from wrong that costs
-    nothing; where the precision is the same at all scores, and a point or half a point below the target, it was
-    promised all the same in 15 to 19 % of simulated cases.
-
-    Rows of equal scores stand on the same side. It is a score that occurs: a row that has it, and in another
-    precision a little less, is reviewed.
+    The bound holds for each cut alone, and the lowest of many cuts is taken. That costs nothing if scores tell right
+    from wrong. If the precision is the same at all scores, half a point or a point below the target, the target was
+    wrongly promised in 15 to 19 % of simulated cases. The result is a score that occurs: a row that has it is reviewed
+    if another arithmetic precision lowers it a little.
 
     Args:
         scores_N: of the likeliest label.
-        is_right_N: whether it is the true one, or one of them.
-
-    Raises:
-        ValueError: the precision is not between 0 and 1, shapes differ, or a score is not finite.
+        is_right_N: whether the row has that label.
     """
-    scores_N, is_right_N = np.asarray(scores_N, dtype=np.float64), np.asarray(is_right_N, dtype=bool)
-    if not 0 < target_precision < 1:
-        raise ValueError(f"target_precision is {target_precision}; it must be above 0 and below 1")
-    if scores_N.shape != is_right_N.shape or not np.isfinite(scores_N).all():
-        raise ValueError(f"{scores_N.shape} finite scores and as many truths are needed, got {is_right_N.shape}")
-    if not len(scores_N):
-        return None
     cuts = _cuts(scores_N, is_right_N)
-    reached = np.flatnonzero(_lower_bound(cuts.num_right, cuts.num_rows, confidence) >= target_precision)
+    # NaN, which reaches no target, where no row is right.
+    bounds = betaincinv(cuts.num_right, cuts.num_rows - cuts.num_right + 1, 1 - confidence)
+    reached = np.flatnonzero(bounds >= target_precision)
     return float(cuts.scores[reached[-1]]) if len(reached) else None
 
 
-def _lower_bound(num_right: np.ndarray, num_rows: np.ndarray, confidence: float) -> np.ndarray:
-    """What a share is not below, with this confidence, when so many of so many rows are right."""
-    bound = betaincinv(np.maximum(num_right, 1), num_rows - num_right + 1, 1 - confidence)
-    return np.where(num_right > 0, bound, 0.0)
-
-
 class _Cuts(NamedTuple):
-    """The distinct scores, falling, and of the rows at or above each how many there are, and how many are right.
+    """The distinct scores, falling, and for each the number of rows, and of right rows, with this score or more.
 
     Rows may be counted in part.
     """
@@ -278,28 +209,13 @@ class _Cuts(NamedTuple):
 def _cuts(scores_N: np.ndarray, is_right_N: np.ndarray) -> _Cuts:
     order = np.argsort(-scores_N, kind="stable")
     scores = scores_N[order]
-    last_of_each = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+    last_of_each = np.flatnonzero(np.diff(scores, append=-np.inf))
     return _Cuts(scores[last_of_each], last_of_each + 1, np.cumsum(is_right_N[order])[last_of_each])
 
 
 def _checked(values_NC: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As float64, and targets as whole numbers.
-
-    Raises:
-        ValueError: they do not go together.
-    """
+    """The values as float64, the targets as whole numbers."""
     values_NC, targets = np.asarray(values_NC, dtype=np.float64), np.asarray(targets).astype(np.int64)
-    if values_NC.ndim != 2 or targets.shape not in (values_NC.shape, values_NC.shape[:1]):
-        raise ValueError(
-            f"values of shape {values_NC.shape} need label ids {values_NC.shape[:1]} or multi-hot targets of the same "
-            f"shape; targets have {targets.shape}"
-        )
-    if not np.isfinite(values_NC).all():
-        raise ValueError("a value is not finite: leave out the rows without tokens")
-    num_choices = values_NC.shape[1] if targets.ndim == 1 else 2
-    if targets.size and not 0 <= targets.min() <= targets.max() < num_choices:
-        raise ValueError(
-            f"targets go from {targets.min()} to {targets.max()}, and must lie in 0 to {num_choices - 1}: leave out "
-            "the rows without a class"
-        )
+    assert np.isfinite(values_NC).all(), "a value is not finite: leave out the rows without tokens"
+    assert targets.size == 0 or targets.min() >= 0, "a target is negative: leave out the rows without a class"
     return values_NC, targets

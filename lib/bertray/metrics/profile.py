@@ -1,34 +1,31 @@
-"""What predictions look like as a whole: counts that add up over shards, and that two sets of rows are compared by.
+"""Counts over predictions, which add up over shards, and how far two sets of counts or means differ.
 
 Legend: N rows.
 """
 
 from __future__ import annotations
 
-from typing import Self
+import math
+from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
+from scipy.special import chdtri, rel_entr
 
-from bertray.schema import (
-    ERROR,
-    LABEL,
-    LABELS,
-    NUM_LENGTH_BINS,
-    NUM_SCORE_BINS,
-    NUM_TOKENS,
-    REVIEW,
-    SCORE,
-    TRUNCATED,
-)
+from bertray.schema import ERROR, LABEL, LABELS, NUM_LENGTH_BINS, NUM_SCORE_BINS, NUM_TOKENS, REVIEW, SCORE, TRUNCATED
+
+# How often samples of one distribution differ at a limit of 0: a nightly comparison does once in 27 years.
+_CHANCE = 1e-4
+_LEAST_VARIANCE = 1e-12  # below it is rounding
 
 
 class Profile(BaseModel):
-    """Rows, and of those without an error the labels, scores and lengths.
+    """Counts of rows; labels, scores and lengths count rows without an error only.
 
-    Where a row may have several labels, each of them counts in `labels`, and a row with none in `num_rows_unlabelled`.
+    With several labels a row, `labels` counts each of them, and `num_rows_unlabelled` counts the rows without any.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,19 +33,19 @@ class Profile(BaseModel):
     num_rows: int = 0
     num_rows_error: int = 0
     num_rows_truncated: int = 0
-    num_rows_review: int = 0  # that a person is to look at, those with an error included
+    num_rows_review: int = 0  # to be reviewed, those with an error included
     num_rows_unlabelled: int = 0
     num_tokens: int = 0  # of all rows, special tokens included
-    labels: dict[str, int] = {}  # rows that have it, by label
-    scores: tuple[int, ...] = (0,) * NUM_SCORE_BINS  # rows by score, in twentieths of the way from 0 to 1
-    lengths: tuple[int, ...] = (0,) * NUM_LENGTH_BINS  # rows by tokens: 1, 2 to 3, 4 to 7, and so on
+    labels: dict[str, int] = {}  # rows by label
+    scores: tuple[int, ...] = (0,) * NUM_SCORE_BINS  # rows by score, in bins of equal width from 0 to 1
+    lengths: tuple[int, ...] = (0,) * NUM_LENGTH_BINS  # rows by number of tokens: 1, 2 to 3, 4 to 7, and so on
     score_sum: float = 0.0
     score_square_sum: float = 0.0
     length_square_sum: float = 0.0
 
     @classmethod
     def of(cls, predictions: pa.Table) -> Self:
-        """Of a table in a `schema.prediction_schema`."""
+        """Count the rows of a table in a `schema.prediction_schema`."""
         scored = predictions.filter(predictions[ERROR].is_null())
         scores_N = scored[SCORE].to_numpy().astype(np.float64)
         lengths_N = scored[NUM_TOKENS].to_numpy().astype(np.float64)
@@ -73,34 +70,25 @@ class Profile(BaseModel):
         )
 
     def __add__(self, other: Profile) -> Profile:
-        labels = {
-            label: self.labels.get(label, 0) + other.labels.get(label, 0) for label in {**self.labels, **other.labels}
-        }
-        return Profile(
-            num_rows=self.num_rows + other.num_rows,
-            num_rows_error=self.num_rows_error + other.num_rows_error,
-            num_rows_truncated=self.num_rows_truncated + other.num_rows_truncated,
-            num_rows_review=self.num_rows_review + other.num_rows_review,
-            num_rows_unlabelled=self.num_rows_unlabelled + other.num_rows_unlabelled,
-            num_tokens=self.num_tokens + other.num_tokens,
-            labels=labels,
-            scores=tuple(np.add(self.scores, other.scores).tolist()),
-            lengths=tuple(np.add(self.lengths, other.lengths).tolist()),
-            score_sum=self.score_sum + other.score_sum,
-            score_square_sum=self.score_square_sum + other.score_square_sum,
-            length_square_sum=self.length_square_sum + other.length_square_sum,
-        )
+        total: dict[str, Any] = {}
+        for name, one in self:
+            two = getattr(other, name)
+            if isinstance(one, dict):
+                total[name] = {label: one.get(label, 0) + two.get(label, 0) for label in {**one, **two}}
+            else:
+                total[name] = tuple(np.add(one, two).tolist()) if isinstance(one, tuple) else one + two
+        return Profile(**total)
 
     @property
     def num_rows_scored(self) -> int:
         return self.num_rows - self.num_rows_error
 
     def score_moments(self) -> tuple[float, float]:
-        """Mean and standard deviation of the rows' scores."""
+        """Mean and standard deviation of the scores."""
         return _moments(self.score_sum, self.score_square_sum, self.num_rows_scored)
 
     def length_moments(self) -> tuple[float, float]:
-        """Mean and standard deviation of the rows' tokens."""
+        """Mean and standard deviation of the number of tokens."""
         return _moments(self.num_tokens, self.length_square_sum, self.num_rows_scored)
 
 
@@ -114,3 +102,33 @@ def _moments(total: float, square_total: float, num_rows: int) -> tuple[float, f
         return 0.0, 0.0
     mean = total / num_rows
     return mean, max(0.0, square_total / num_rows - mean**2) ** 0.5
+
+
+def js_distance(before: Sequence[int], now: Sequence[int]) -> float:
+    """Jensen-Shannon distance (0 to 1) of two counts over the same categories, less what chance causes.
+
+    To second order the divergence is, in nats, 1/8 of the sum of (p - q)² / p. For samples of n and m rows from one
+    distribution over k categories this sum, divided by (1/n + 1/m), is chi-squared with k - 1 degrees of freedom.
+    """
+    p, q = (np.asarray(counts, dtype=np.float64) for counts in (before, now))
+    num_categories = int(((p + q) > 0).sum())
+    chance = chdtri(num_categories - 1, _CHANCE) / 8 * (1 / p.sum() + 1 / q.sum()) if num_categories > 1 else 0.0
+    p, q = p / p.sum(), q / q.sum()
+    middle = (p + q) / 2
+    divergence = (rel_entr(p, middle) + rel_entr(q, middle)).sum() / 2
+    return math.sqrt(max(0.0, divergence - chance) / math.log(2))
+
+
+def mean_change(before: tuple[float, float], now: tuple[float, float], num_rows: int, num_rows_now: int) -> float:
+    """How far a mean moved, in standard deviations, less what chance causes; at most 2.
+
+    The standard deviation is that of both sets in equal shares: a set of equal rows has none of its own.
+
+    Args:
+        before, now: mean and standard deviation.
+    """
+    change = abs(now[0] - before[0])
+    variance = (before[1] ** 2 + now[1] ** 2) / 2 + change**2 / 4
+    if variance < _LEAST_VARIANCE:
+        return 0.0
+    return math.sqrt(max(0.0, change**2 / variance - chdtri(1, _CHANCE) * (1 / num_rows + 1 / num_rows_now)))

@@ -14,8 +14,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bertray.metrics.drift import js_distance, mean_change
-from bertray.metrics.profile import Profile
+from bertray.metrics.profile import Profile, js_distance, mean_change
 from bertray.scoring.config import ScoreConfig
 
 
