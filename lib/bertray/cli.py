@@ -61,7 +61,6 @@ def run_job(
         config = load_config(name, config_class, sys.argv[1:] if argv is None else argv)
         _log_to_stderr()
         _refuse_relative_output(config)
-        keep_ray_on_loopback()
         with redirect_stdout(sys.stderr), _sigterm_raises():
             outcome = run(config)
     except KeyboardInterrupt:

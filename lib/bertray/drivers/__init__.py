@@ -1,12 +1,12 @@
-"""One module a job, which wires the rooms together, and the Ray workers that it places.
+"""One module per job, which connects the rooms, and the Ray workers that it starts.
 
     prepare  train  tune  audit  evaluate  predict  score  demo    the jobs
     config         the options of evaluate, predict and demo
     cluster        which Ray, which devices
-    actor_pool     units through a pool of Ray actors     scoring_actor     such an actor
+    actor_pool     the Ray actors that score
     train_on_ray, tune_on_ray, score_plan                 parts of train, tune and score
     train_worker, trial_worker, cross_validation          what runs in Ray's processes
-    status_actors  where workers and driver meet
+    status_actors  actors through which workers and driver communicate
 
-Imports every room. The only room that imports Ray; a driver itself loads torch as late as it can.
+Imports every room. The only room that imports Ray; drivers import torch only after they have checked the request.
 """

@@ -1,4 +1,4 @@
-"""From labelled files to a data set: the driver of bertray prepare; `data.prepare` does the work."""
+"""bertray prepare: `data.prepare` does the work; this module prints its report."""
 
 from bertray.cli import JobResult
 from bertray.data.config import PrepareConfig

@@ -1,15 +1,15 @@
-"""The nightly job: every shard of an archive that has no predictions yet gets them.
+"""The nightly job: score every shard of an archive that has no predictions yet.
 
 1. lock      one run at a time on an output                                            [storage.lock]
-2. plan      one listing of the input, held against the manifest                       [scoring.plan]
-3. stream    units of pending shards -> a pool of processes that hold the model         [scoring.pool]
-4. score     the shard becomes a predictions file, put in one atomic step              [scoring.score_unit]
+2. plan      one listing of the input, compared with the manifest                      [scoring.plan]
+3. stream    units of pending shards -> a pool of processes that hold the model        [scoring.pool]
+4. score     each shard becomes a predictions file, put in one atomic step             [scoring.score_unit]
 5. commit    the shard's record goes into the manifest                                 [scoring.manifest]
-6. judge     does what is new look like what was before?                               [scoring.gate]
+6. judge     do the new predictions look like the earlier ones?                        [scoring.gate]
 7. announce  runs/<run-id>/summary.json, then runs/latest.json                         [scoring.runs]
 
-What fails with a shard is listed with its path and reason; the others go on. Running again is the recovery. Here
-nothing is imported that takes time: a run that has nothing to do starts neither Ray nor torch.
+A shard that fails is listed with its path and reason, and the others continue. To recover, run the command again.
+A run with nothing to do starts neither Ray nor torch, so this module imports neither.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from bertray.scoring.manifest import Manifest, fingerprint
 from bertray.scoring.plan import Plan, plan
 from bertray.scoring.pool import LocalPool, Pool
 from bertray.scoring.recorder import Recorder
-from bertray.scoring.runs import Announcement, Rate, Runs, Unannounced
+from bertray.scoring.runs import Announcement, Runs, Unannounced
 from bertray.scoring.score_shard import STEP_BYTES
 from bertray.scoring.score_unit import Request
 from bertray.scoring.units import ENGINE_FOLDER, Work, divide
@@ -44,26 +44,25 @@ from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
-# Of shards that are rewritten while they are read.
+# How often shards are read again that were rewritten while they were read.
 _MAX_PASSES = 3
-# A run that died had these in hand, in the same order; what it had done for longer than some seconds is recorded.
+# A run that died was scoring the first pending shards; it recorded everything older than a few seconds.
 _MAX_SUSPECTS = 1000
-# What the gate holds new predictions against.
+# What the gate compares new predictions with.
 _LAST, _VALIDATION = "what was announced last", "the bundle's validation rows"
-
 
 OpenPool = Callable[[Request, list[FileInfo]], AbstractContextManager[Pool]]
 
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """What a scoring run came to.
+    """The result of a scoring run.
 
     Attributes:
-        output: its place.
-        summary: the figures that the command line prints; docs say what each means.
+        output: the output folder.
+        summary: the figures that the command line prints; docs/glossary.md explains them.
         failures: path and reason of every shard that failed; the next run tries it again.
-        verdict: what the gate says; None: nothing is to be announced.
+        verdict: the gate's verdict; None: there is nothing to announce.
         shards_with_errors: those with most rows that have an error: path, num_rows_error, num_rows, failure.
     """
 
@@ -75,7 +74,7 @@ class ScoreResult:
 
     @property
     def is_held(self) -> bool:
-        """Whether the gate holds the run back: predictions are in place, and not announced."""
+        """Whether the gate holds the run back: predictions are in place but not announced."""
         return self.verdict is not None and self.verdict.is_held
 
 
@@ -91,53 +90,20 @@ def run(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> JobResult:
     print_scoring(scored.summary, scored.failures)
     if scored.verdict and scored.verdict.reasons:
         print_verdict(scored.verdict, scored.shards_with_errors)
-    if scored.is_held:
-        return JobResult(scored.summary, EXIT_HELD)
-    return JobResult(scored.summary, EXIT_SHARDS_FAILED if scored.failures else EXIT_OK)
-
-
-@contextmanager
-def pool_of(request: Request, pending: list[FileInfo]) -> Iterator[Pool]:
-    """The pool that the request's configuration asks for, inside the block.
-
-    Args:
-        pending: what is to be scored.
-
-    Raises:
-        RequestError: this machine or cluster cannot do what was asked.
-    """
-    if request.config.num_actors == 0:
-        with _local_pool(request) as pool:
-            yield pool
-        return
-    keep_ray_on_loopback()
-    # Ray: seconds, which a run with nothing to do need not take.
-    from bertray.drivers import actor_pool, cluster
-
-    with cluster.session():
-        yield actor_pool.ActorPool(request, actor_pool.place(request.config, pending))
-
-
-@contextmanager
-def _local_pool(request: Request) -> Iterator[Pool]:
-    config = request.config
-    with IsolatedBundle(request.model_spec(config.device)) as bundle:
-        if bundle.info.fingerprint() != request.bundle_fingerprint:
-            raise was_replaced(config.bundle)
-        bundle.ready()
-        _log.info("the model runs in a child process (%s)", bundle.device)
-        yield LocalPool(replace(request, step_bytes=STEP_BYTES[bundle.device]), bundle)
+    return JobResult(
+        scored.summary, EXIT_HELD if scored.is_held else EXIT_SHARDS_FAILED if scored.failures else EXIT_OK
+    )
 
 
 def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreResult:
-    """Score what is pending, and announce it if the gate lets it pass.
+    """Score pending shards, and announce the run if the gate passes it.
 
     Args:
-        open_pool: opens what units are scored by; None: what `config` asks for.
+        open_pool: opens the pool that scores units; None: the pool that `config` asks for.
 
     Raises:
         RequestError: bundle, input, output or columns do not fit; nothing was started.
-        LockedError: another run is at work on this output, or has taken it from this one.
+        LockedError: another run is using this output, or has taken it over from this run.
     """
     started_s = time.monotonic()
     if config.plan:
@@ -157,7 +123,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         announced = runs.latest()
         if announced and announced.run_id >= run_id:
             raise RequestError(
-                f"run {announced.run_id} of {output} was later than now, {run_id}: set this machine's clock"
+                f"run {announced.run_id} of {output} is later than this machine's time, {run_id}: set its clock"
             )
         remember(archive, output, has_moved=config.input_moved)
         todo = plan(archive.shards, manifest.latest(), request_fingerprint, is_whole=archive.is_whole)
@@ -165,7 +131,8 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         recorder = Recorder(manifest, runs, run_id, output, request_fingerprint, lock)
         engine: dict[str, Any] = {"engine": "openvino" if config.engine == "openvino" else "torch"}
         if todo.pending:
-            runs.begin(run_id, _request(config, info), {**todo.counts(), "pending_bytes": todo.pending_bytes})
+            asked = {"config": config.model_dump(), "bundle_fingerprint": info.fingerprint(), "versions": versions()}
+            runs.begin(run_id, asked, {**todo.counts(), "pending_bytes": todo.pending_bytes})
             _log.info("scoring %.1f MB in run %s", todo.pending_bytes / 1e6, run_id)
             request = Request(
                 config=config,
@@ -175,24 +142,26 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
                 lock_number=lock.number,
                 suspects=_suspects(todo, runs, lock) if config.num_actors == 0 else frozenset(),
             )
-            engine = _prepare_engine(config, output)
+            if config.engine == "openvino":
+                from bertray.bundle.openvino import prepare  # imports torch
+
+                # Export once, to where actors on other nodes and the next run find it.
+                engine = prepare(config.bundle, config.precision, output / ENGINE_FOLDER).summary()
             engine["num_actors"] = _stream(request, archive, todo, recorder, open_pool or pool_of)
-            if config.engine != "openvino":  # what the processes have decided
+            if config.engine != "openvino":  # the scoring processes have chosen the precision
                 engine |= torch_summary(output / ENGINE_FOLDER, info, config.precision, recorder.precision)
         else:
             _log.info("nothing to do: every shard is committed under this bundle and these columns")
-            # Maybe by a run that had recorded its last shard, and not yet removed its parts.
-            if lock.was_left_behind:
+            if lock.was_left_behind:  # that run may have ended after its last record, before it removed parts
                 recorder.remove_stale(Work(), archive)
                 recorder.finish()
         num_pruned = 0
         if config.prune:
             lock.check()
-            # Listed anew: the listing is from before the lock, and hours have passed.
+            # Hours have passed since the first listing, which was made before the lock.
             num_pruned = _prune(output, manifest, run_id, list_shards(source, output).shards)
-        # A part of the archive does not say what else is still there.
-        present = archive.paths() if archive.is_whole else None
-        news = runs.unannounced(announced, present)
+        # A listing of only a part does not tell which other shards still exist.
+        news = runs.unannounced(announced, archive.paths() if archive.is_whole else None)
         verdict = _judge(news, announced, info, config) if news.num_shards else None
         summary = {
             "output": str(output),
@@ -207,33 +176,58 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
             lock.check()
             runs.finish(run_id, {**summary, "failures": recorder.failures, "movements": verdict.table()})
             if not verdict.is_held:
+                rate = announced.rate if announced else None
                 measured = recorder.rate(summary["num_actors"]) if todo.pending else None
-                runs.announce(_announcement(run_id, news, announced, verdict, info, measured))
+                if measured and measured.says_more_than(rate):
+                    rate = measured
+                accepted = _accepted_bundle(announced, verdict, info)
+                runs.announce(Announcement(run_id=run_id, profile=news.profile, accepted_bundle=accepted, rate=rate))
     return ScoreResult(str(output), summary, recorder.failures, verdict, news.shards_with_errors)
 
 
+def _log_plan(todo: Plan, config: ScoreConfig) -> None:
+    reasons = {
+        "new": todo.new,
+        "changed": todo.changed,
+        "scored before with another bundle, column, engine or precision": todo.anew,
+    }
+    why = ", ".join(f"{len(shards)} {reason}" for reason, shards in reasons.items() if shards)
+    _log.info("%d shards to score%s, %d done before", len(todo.pending), f" ({why})" if why else "", todo.num_done)
+    if todo.gone and not config.prune:
+        _log.info("%d shards left the archive; their predictions stay (--prune removes them)", len(todo.gone))
+
+
 def _suspects(todo: Plan, runs: Runs, lock: RunLock) -> frozenset[str]:
-    """Pending shards that may end the process which reads them: what failed last; after a run that died, the first."""
+    """Pending shards that may crash their reader: those that failed last and, after a crash, the first ones."""
     first = todo.pending[:_MAX_SUSPECTS] if lock.was_left_behind else []
     return frozenset(runs.failed_last() | {shard.path for shard in first})
 
 
-def _prepare_engine(config: ScoreConfig, output: Location) -> dict[str, Any]:
-    """Do once what every process would do, and say what the summary should of the engine.
+@contextmanager
+def pool_of(request: Request, pending: list[FileInfo]) -> Iterator[Pool]:
+    """Open the pool that the request's configuration asks for.
 
     Raises:
-        RequestError: the engine is not installed, or cannot run the model.
+        RequestError: this machine or cluster cannot do it.
     """
-    if config.engine != "openvino":
-        return {"engine": "torch"}
-    from bertray.bundle.openvino import prepare  # torch
+    config = request.config
+    if config.num_actors == 0:
+        with IsolatedBundle(request.model_spec(config.device)) as bundle:
+            if bundle.info.fingerprint() != request.bundle_fingerprint:
+                raise was_replaced(config.bundle)
+            bundle.ready()
+            _log.info("the model runs in a child process (%s)", bundle.device)
+            yield LocalPool(replace(request, step_bytes=STEP_BYTES[bundle.device]), bundle)
+        return
+    keep_ray_on_loopback()
+    from bertray.drivers import actor_pool, cluster  # importing Ray takes seconds
 
-    # Beside the predictions, where actors on other nodes find it, and the next run.
-    return prepare(config.bundle, config.precision, output / ENGINE_FOLDER).summary()
+    with cluster.session():
+        yield actor_pool.ActorPool(request, actor_pool.place(config, pending))
 
 
 def _stream(request: Request, archive: Archive, todo: Plan, recorder: Recorder, open_pool: OpenPool) -> int:
-    """Score pending shards, those again that are rewritten meanwhile; returns how many processes held the model."""
+    """Score pending shards, again if they are rewritten meanwhile; return how many processes held the model."""
     pending = todo.pending
     with open_pool(request, pending) as pool:
         recorder.begin(todo.replaced)
@@ -244,37 +238,18 @@ def _stream(request: Request, archive: Archive, todo: Plan, recorder: Recorder, 
             changed = recorder.follow(pool.run(work), work, is_last_pass=num_passes == _MAX_PASSES)
             if not changed:
                 break
-            pending = [FileInfo(path, now.size_bytes, now.version) for path, now in _listed(archive.root, changed)]
+            places = ((path, archive.root / path) for path in changed)
+            pending = [replace(place.info(), path=path) for path, place in places if place.exists()]
             _log.warning("%d shards were rewritten while they were read; reading them again", len(pending))
         num_processes = pool.num_processes
     recorder.finish()
     return num_processes
 
 
-def _listed(archive: Location, paths: list[str]) -> list[tuple[str, FileInfo]]:
-    return [(path, (archive / path).info()) for path in paths if (archive / path).exists()]
-
-
-def _log_plan(todo: Plan, config: ScoreConfig) -> None:
-    reasons = [
-        f"{len(shards)} {reason}"
-        for shards, reason in (
-            (todo.new, "new"),
-            (todo.changed, "changed"),
-            (todo.anew, "scored before with another bundle, column, engine or precision"),
-        )
-        if shards
-    ]
-    why = f" ({', '.join(reasons)})" if reasons else ""
-    _log.info("%d shards to score%s, %d done before", len(todo.pending), why, todo.num_done)
-    if todo.gone and not config.prune:
-        _log.info("%d shards left the archive; their predictions stay (--prune removes them)", len(todo.gone))
-
-
 def _prune(output: Location, manifest: Manifest, run_id: str, shards: list[FileInfo]) -> int:
-    """Remove predictions of shards that the archive has no more; their number.
+    """Remove the predictions of shards that have left the archive; return how many.
 
-    The manifest forgets them first: after a crash in between, files that nobody lists are left, for the next time.
+    The manifest forgets them first: after a crash in between, the files are extra again and the next run removes them.
     """
     present = {shard.path for shard in shards}
     extra = [info.path for info in (output / "predictions").files((".parquet",)) if info.path not in present]
@@ -290,27 +265,16 @@ def _judge(news: Unannounced, announced: Announcement | None, info: BundleInfo, 
     references = {}
     if announced:
         references[_LAST] = announced.profile
-    if info.validation_profile and not (announced and announced.accepted_bundle == info.fingerprint()):
+    if info.validation_profile and not _was_accepted(announced, info):
         references[_VALIDATION] = info.validation_profile
     return judge(news.profile, references, news.num_shards, news.num_shards_failed, config)
 
 
-def _announcement(
-    run_id: str,
-    news: Unannounced,
-    before: Announcement | None,
-    verdict: Verdict,
-    info: BundleInfo,
-    measured: Rate | None,
-) -> Announcement:
+def _was_accepted(announced: Announcement | None, info: BundleInfo) -> bool:
+    """Whether a person has accepted that the archive differs from the bundle's validation rows."""
+    return announced is not None and announced.accepted_bundle == info.fingerprint()
+
+
+def _accepted_bundle(announced: Announcement | None, verdict: Verdict, info: BundleInfo) -> str | None:
     differs = any(movement.is_beyond for movement in verdict.movements if movement.against == _VALIDATION)
-    was_accepted = before is not None and before.accepted_bundle == info.fingerprint()
-    accepted = info.fingerprint() if differs or was_accepted else None
-    rate = before.rate if before else None
-    if measured and measured.says_more_than(rate):
-        rate = measured
-    return Announcement(run_id=run_id, profile=news.profile, accepted_bundle=accepted, rate=rate)
-
-
-def _request(config: ScoreConfig, info: BundleInfo) -> dict[str, Any]:
-    return {"config": config.model_dump(), "bundle_fingerprint": info.fingerprint(), "versions": versions()}
+    return info.fingerprint() if differs or _was_accepted(announced, info) else None

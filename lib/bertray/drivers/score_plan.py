@@ -1,7 +1,7 @@
-"""What a scoring run would do, without doing it: shards by reason, and how long it would take.
+"""`bertray score --plan`: which shards would be scored and why, and an estimate of the time.
 
-Tokens are estimated from the first texts of some pending shards: tokens a row there times the rows that each of these
-shards has, in proportion to the bytes of all pending ones. Hours follow from the last long run on the same output.
+The first texts of some pending shards give tokens per row there. Times the rows of these shards, scaled by bytes to all
+pending shards, this is the number of tokens. The hours follow from the rate of the last long run on the same output.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SAMPLED_BYTES = 1 << 18  # of text, from each
 
 
 def preview(config: ScoreConfig) -> dict[str, Any]:
-    """What `score.score` would find to do, and an estimate of what it takes; nothing is written.
+    """The shards that `score.score` would score, and an estimate of the time; writes nothing.
 
     Raises:
         RequestError: bundle, input, output or columns do not fit.
@@ -46,16 +46,16 @@ def preview(config: ScoreConfig) -> dict[str, Any]:
     }
     if not todo.pending:
         return facts
-    from bertray.bundle.bundle import load_tokenizer  # torch, after the checks
+    from bertray.bundle.bundle import load_tokenizer  # imports torch
 
     with opened_bundle(config.bundle) as (folder, _):
         tokenizer = load_tokenizer(folder, info)
     facts |= _estimate(tokenizer, archive.root, todo.pending, config)
     announced = Runs(output).latest()
-    rate = announced.rate if announced else None
-    if rate is None:
-        _log.info("no run on %s has measured a rate yet: hours are unknown", output)
+    if announced is None or announced.rate is None:
+        _log.info("no run on %s has measured a rate yet: the hours are unknown", output)
         return facts
+    rate = announced.rate
     num_actors = rate.num_actors if config.num_actors is None else max(1, config.num_actors)
     tokens_per_s_an_actor = rate.tokens_per_s / rate.num_actors
     hours = facts["num_tokens_estimated"] / (tokens_per_s_an_actor * num_actors) / 3600
@@ -80,16 +80,15 @@ def _estimate(
         try:
             with opened(archive / shard.path) as file:
                 check_columns(file.schema_arrow, config.text_column, [])
-                step = next(steps(file, config.text_column, [], _SAMPLED_BYTES), None)
-                if step is not None:
-                    tokens_a_row = tokenizer.encode(step[config.text_column]).num_tokens / len(step)
-                    num_tokens += tokens_a_row * file.metadata.num_rows
+                for step in steps(file, config.text_column, [], _SAMPLED_BYTES):
+                    num_tokens_read = tokenizer.encode(step[config.text_column]).num_tokens
+                    num_tokens += num_tokens_read / len(step) * file.metadata.num_rows
                     num_rows += file.metadata.num_rows
+                    break
+            num_bytes += shard.size_bytes
         except ShardError as error:
             _log.warning("cannot be scored: %s: %s", shard.path, error)
             num_unreadable += 1
-            continue
-        num_bytes += shard.size_bytes
     share = sum(shard.size_bytes for shard in shards) / max(1, num_bytes)
     return {
         "num_shards_sampled": len(sampled),
