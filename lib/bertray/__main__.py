@@ -21,11 +21,11 @@ from bertray.config import JobConfig
 
 # Configuration class and driver of each job, in the order in which people need them.
 COMMANDS = {
-    "demo": ("bertray.drivers.config:DemoConfig", "bertray.drivers.demo:run"),
-    "prepare": ("bertray.data.config:PrepareConfig", "bertray.drivers.prepare:run"),
+    "demo": ("bertray.drivers.config:DemoConfig", "bertray.drivers.local_jobs:run_demo"),
+    "prepare": ("bertray.data.config:PrepareConfig", "bertray.drivers.local_jobs:run_prepare"),
     "train": ("bertray.training.config:TrainConfig", "bertray.drivers.train:run"),
     "evaluate": ("bertray.drivers.config:EvaluateConfig", "bertray.drivers.evaluate:run"),
-    "predict": ("bertray.drivers.config:PredictConfig", "bertray.drivers.predict:run"),
+    "predict": ("bertray.drivers.config:PredictConfig", "bertray.drivers.local_jobs:run_predict"),
     "score": ("bertray.scoring.config:ScoreConfig", "bertray.drivers.score:run"),
     "tune": ("bertray.training.config:TuneConfig", "bertray.drivers.tune:run"),
     "audit": ("bertray.training.config:AuditConfig", "bertray.drivers.audit:run"),

@@ -117,9 +117,7 @@ MANIFEST_SCHEMA = pa.schema(
         _required("size_bytes", pa.int64()),
         _required("version", pa.string()),  # the shard's etag (S3) or modification time (files)
         _required("fingerprint", pa.string()),  # of bundle, columns, engine and precision: see scoring.manifest
-        _required("num_rows", pa.int64()),
-        _required("num_rows_error", pa.int64()),
-        _required("num_tokens", pa.int64()),
+        *(_required(name, pa.int64()) for name in ("num_rows", "num_rows_error", "num_tokens")),
         _required("run_id", pa.string()),
         _required("committed_at", pa.timestamp("us", tz="UTC")),
     ]
@@ -132,18 +130,14 @@ SHARD_REPORT_SCHEMA = pa.schema(
     [
         _required("path", pa.string()),  # of the shard, relative to the input
         pa.field("failure", pa.string()),  # why it has no predictions; then all counts are 0
-        _required("num_rows", pa.int64()),
-        _required("num_rows_error", pa.int64()),
-        _required("num_rows_truncated", pa.int64()),
+        *(_required(name, pa.int64()) for name in ("num_rows", "num_rows_error", "num_rows_truncated")),
         pa.field("num_rows_review", pa.int64()),  # this and the next are null in old reports
         pa.field("num_rows_unlabelled", pa.int64()),
         _required("num_tokens", pa.int64()),
         _required("labels", pa.map_(pa.string(), pa.int64())),
         _required("scores", pa.list_(pa.int32(), NUM_SCORE_BINS)),
         _required("lengths", pa.list_(pa.int32(), NUM_LENGTH_BINS)),
-        _required("score_sum", pa.float64()),
-        _required("score_square_sum", pa.float64()),
-        _required("length_square_sum", pa.float64()),
+        *(_required(name, pa.float64()) for name in ("score_sum", "score_square_sum", "length_square_sum")),
     ]
 )
 
@@ -177,18 +171,14 @@ TRIAL_SCHEMA = pa.schema(
         _required("learning_rate", pa.float64()),
         _required("batch_size", pa.int32()),
         _required("epochs", pa.int32()),
-        _required("warmup_fraction", pa.float64()),
-        _required("label_smoothing", pa.float64()),
-        _required("layer_decay", pa.float64()),
+        *(_required(name, pa.float64()) for name in ("warmup_fraction", "label_smoothing", "layer_decay")),
         _required("seed", pa.int64()),
         _required("status", pa.string()),  # done, pruned or failed
         _required("is_best", pa.bool_()),
         _required("num_epochs_run", pa.int32()),
         # This and the next three are about the epoch whose weights were kept, on validation; null if no epoch ended.
         pa.field("best_epoch", pa.int32()),
-        pa.field("loss", pa.float64()),
-        pa.field("accuracy", pa.float64()),
-        pa.field("f1_macro", pa.float64()),
+        *(pa.field(name, pa.float64()) for name in ("loss", "accuracy", "f1_macro")),
         _required("wall_s", pa.float64()),  # of all epochs, validation included
         pa.field("failure", pa.string()),
     ]

@@ -1,6 +1,7 @@
-"""One module per job, which connects the rooms, and the Ray workers that it starts.
+"""The jobs, which connect the rooms, and the Ray workers that they start.
 
-    prepare  train  tune  audit  evaluate  predict  score  demo    the jobs
+    train  tune  audit  evaluate  score                   one job each
+    local_jobs     prepare, predict and demo
     config         the options of evaluate, predict and demo
     cluster        which Ray, which devices
     actor_pool     the Ray actors that score

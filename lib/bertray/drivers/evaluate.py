@@ -27,20 +27,7 @@ from bertray.cli import JobResult
 from bertray.data.dataset import Dataset
 from bertray.drivers.config import MAX_BASELINE_ROWS, EvaluateConfig
 from bertray.errors import RequestError
-from bertray.metrics import baseline
-from bertray.metrics.calibration import (
-    expected_calibration_error,
-    negative_log_likelihood,
-    probabilities,
-    tune_thresholds,
-)
-from bertray.metrics.classification import (
-    full_metrics,
-    multi_label_metrics,
-    out_of_scope_metrics,
-    review_metrics,
-    summary_metrics,
-)
+from bertray.metrics import baseline, calibration, classification
 from bertray.reports.terminal import SUMMARY_METRICS, print_evaluation
 from bertray.schema import LABEL, NO_CLASS, NUM_TOKENS, REVIEW, SCORE, TEXT, TRUNCATED
 from bertray.storage.location import Location
@@ -96,16 +83,15 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     info, rows = bundle.info, dataset.split(config.split)
     _log.info("predicting %d rows in %s", rows.num_rows, bundle.encoder.precision)
     tokens, logits_NC = bundle.logits(rows[TEXT])
-    probabilities_NC = np.nan_to_num(probabilities(logits_NC, info.problem_type))
+    probabilities_NC = np.nan_to_num(calibration.probabilities(logits_NC, info.problem_type))
     split = _Split(info, dataset, rows, bundle.predictions(tokens, logits_NC), logits_NC, probabilities_NC)
     train = _baseline_rows(dataset) if config.baseline else None
-    compared = (_multi_label if dataset.problem_type == "multi_label_classification" else _single_label)(split, train)
-    measured_by = {} if train is None else {"name": baseline.NAME, "num_training_rows": train.num_rows}
+    compare = _multi_label if dataset.problem_type == "multi_label_classification" else _single_label
+    compared, is_right_N, predicted, baseline_predicted = compare(split, train)
     metrics = {
-        **compared.metrics,
-        "baseline": {**measured_by, **compared.baseline} or None,
+        **compared,
         **_calibration(split),
-        "review": _review(split, compared.is_right_N),
+        "review": _review(split, is_right_N),
         "out_of_scope": _out_of_scope(split, config.oos_threshold),
         "problem_type": dataset.problem_type,
         "split": config.split,
@@ -121,11 +107,10 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     }
     if not metrics["same_data_as_training"]:
         _log.warning("warning: the bundle was trained on another data set; this split may hold its training rows")
-    table = rows.append_column(PREDICTED, compared.predicted)
+    table = rows.append_column(PREDICTED, predicted)
     for name in (SCORE, REVIEW, NUM_TOKENS, TRUNCATED):
         table = table.append_column(name, split.predictions[name])
-    nothing = pa.nulls(rows.num_rows, compared.predicted.type)
-    table = table.append_column(BASELINE_PREDICTED, nothing if train is None else compared.baseline_predicted)
+    table = table.append_column(BASELINE_PREDICTED, baseline_predicted)
     put_records(output / "predictions.parquet", table)
     (output / "metrics.json").put((json.dumps(metrics, indent=2, ensure_ascii=False) + "\n").encode())
     return EvaluateResult(str(output), metrics, table)
@@ -180,12 +165,8 @@ class _Split(NamedTuple):
         return np.asarray(ids.fill_null(NO_CLASS).to_numpy(), dtype=np.int64)
 
 
-class _Compared(NamedTuple):
-    metrics: dict[str, Any]
-    is_right_N: np.ndarray  # the row has the label in `label`
-    predicted: pa.Array | pa.ChunkedArray
-    baseline: dict[str, float] = {}  # noqa: RUF012 - never changed
-    baseline_predicted: pa.Array | None = None
+# The metrics, whether each row has the label in `label`, and the labels predicted by the bundle and by the baseline.
+_Compared = tuple[dict[str, Any], np.ndarray, pa.Array, pa.Array]
 
 
 def _baseline_rows(dataset: Dataset) -> pa.Table:
@@ -199,43 +180,46 @@ def _baseline_rows(dataset: Dataset) -> pa.Table:
     return train
 
 
+def _baseline_metrics(train: pa.Table, scores: dict[str, float]) -> dict[str, Any]:
+    return {"name": baseline.NAME, "num_training_rows": train.num_rows, **scores}
+
+
 def _single_label(split: _Split, train: pa.Table | None) -> _Compared:
     """Compare over the rows that have a class."""
     labels, true_N, predicted_N = split.dataset.labels, split.targets(), split.predicted_N()
     has_class_N = true_N != NO_CLASS
-    metrics = full_metrics(true_N[has_class_N], predicted_N[has_class_N], labels)
-    compared = _Compared(metrics, has_class_N & (predicted_N == true_N), split.predictions[LABEL])
-    if train is None:
-        return compared
-    baseline_N = baseline.predict_baseline(train, split.rows)
-    return compared._replace(
-        baseline=summary_metrics(true_N[has_class_N], baseline_N[has_class_N], len(labels)),
-        baseline_predicted=pa.array(labels).take(pa.array(baseline_N)),
-    )
+    metrics = classification.full_metrics(true_N[has_class_N], predicted_N[has_class_N], labels)
+    metrics["baseline"], baseline_predicted = None, pa.nulls(len(true_N), pa.string())
+    if train is not None:
+        baseline_N = baseline.predict_baseline(train, split.rows)
+        scores = classification.summary_metrics(true_N[has_class_N], baseline_N[has_class_N], len(labels))
+        metrics["baseline"] = _baseline_metrics(train, scores)
+        baseline_predicted = pa.array(labels).take(pa.array(baseline_N))
+    return metrics, has_class_N & (predicted_N == true_N), split.predictions[LABEL], baseline_predicted
 
 
 def _multi_label(split: _Split, train: pa.Table | None) -> _Compared:
     """Compare; the baseline's thresholds are tuned on validation rows if the bundle's were, else 0.5 too."""
     dataset, thresholds, true_NC = split.dataset, split.info.thresholds, split.targets()
     given_NC = is_given(split.probabilities_NC, thresholds)
-    metrics = multi_label_metrics(true_NC, given_NC, dataset.labels)
+    metrics = classification.multi_label_metrics(true_NC, given_NC, dataset.labels)
     for label, threshold in zip(dataset.labels, thresholds or (), strict=False):
         metrics["per_class"][label]["threshold"] = threshold
+    predicted = label_lists(split.probabilities_NC, given_NC, dataset.labels)
+    metrics["baseline"], baseline_predicted = None, pa.nulls(len(true_NC), predicted.type)
+    if train is not None:
+        validation = dataset.split("validation")
+        texts = pa.concat_tables([validation, split.rows])
+        both_NC = baseline.predict_multi_label_baseline(train, dataset.targets(train), texts)
+        validation_NC, baseline_NC = np.split(both_NC, [len(validation)])
+        tuned = thresholds and calibration.tune_thresholds(validation_NC, dataset.targets(validation))
+        given_NC = is_given(baseline_NC, tuned)
+        scores = classification.multi_label_metrics(true_NC, given_NC, dataset.labels)
+        names = ("f1_micro", "f1_macro", "subset_accuracy")
+        metrics["baseline"] = _baseline_metrics(train, {name: scores[name] for name in names})
+        baseline_predicted = label_lists(baseline_NC, given_NC, dataset.labels)
     is_right_N = true_NC[np.arange(len(true_NC)), split.probabilities_NC.argmax(axis=1)] > 0
-    compared = _Compared(metrics, is_right_N, label_lists(split.probabilities_NC, given_NC, dataset.labels))
-    if train is None:
-        return compared
-    validation = dataset.split("validation")
-    texts = pa.concat_tables([validation, split.rows])
-    both_NC = baseline.predict_multi_label_baseline(train, dataset.targets(train), texts)
-    validation_NC, baseline_NC = np.split(both_NC, [len(validation)])
-    tuned = None if thresholds is None else tune_thresholds(validation_NC, dataset.targets(validation))
-    baseline_given_NC = is_given(baseline_NC, tuned)
-    scores = multi_label_metrics(true_NC, baseline_given_NC, dataset.labels)
-    return compared._replace(
-        baseline={name: scores[name] for name in ("f1_micro", "f1_macro", "subset_accuracy")},
-        baseline_predicted=label_lists(baseline_NC, baseline_given_NC, dataset.labels),
-    )
+    return metrics, is_right_N, predicted, baseline_predicted
 
 
 def _calibration(split: _Split) -> dict[str, float | None]:
@@ -248,8 +232,8 @@ def _calibration(split: _Split) -> dict[str, float | None]:
     if not len(targets):
         return {"ece": None, "nll": None}
     return {
-        "ece": expected_calibration_error(probabilities(logits_NC, problem_type), targets),
-        "nll": negative_log_likelihood(logits_NC, targets),
+        "ece": calibration.expected_calibration_error(calibration.probabilities(logits_NC, problem_type), targets),
+        "nll": calibration.negative_log_likelihood(logits_NC, targets),
     }
 
 
@@ -258,7 +242,7 @@ def _review(split: _Split, is_right_N: np.ndarray) -> dict[str, Any] | None:
     if split.info.review_below is None:
         return None
     chosen = {"review_below": split.info.review_below, "target_precision": split.info.target_precision}
-    return chosen | review_metrics(is_right_N, split.predictions[REVIEW].to_numpy())
+    return chosen | classification.review_metrics(is_right_N, split.predictions[REVIEW].to_numpy())
 
 
 def _out_of_scope(split: _Split, threshold: float | None) -> dict[str, Any] | None:
@@ -277,5 +261,5 @@ def _out_of_scope(split: _Split, threshold: float | None) -> dict[str, Any] | No
         score_N = split.probabilities_NC.max(axis=1).astype(np.float64)
         is_rejected_N = score_N < (0 if threshold is None else threshold)
     # A row without a prediction is NO_CLASS already, which counts as rejected.
-    metrics = out_of_scope_metrics(true_N, np.where(is_rejected_N, NO_CLASS, predicted_N), score_N)
+    metrics = classification.out_of_scope_metrics(true_N, np.where(is_rejected_N, NO_CLASS, predicted_N), score_N)
     return {"label": label, "is_class": label in labels, "threshold": threshold, **metrics}
