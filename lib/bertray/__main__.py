@@ -30,6 +30,15 @@ COMMANDS = {
     "tune": ("bertray.training.config:TuneConfig", "bertray.drivers.tune:run"),
     "audit": ("bertray.training.config:AuditConfig", "bertray.drivers.audit:run"),
 }
+_OVERVIEW = """\
+usage: bertray COMMAND [OPTIONS]
+
+Fine-tune a BERT classifier on labelled texts, and label a large archive with it.
+
+{jobs}
+
+To begin: bertray demo. It runs four of these commands on generated data and prints each before it runs.
+bertray COMMAND --help shows examples and every option."""
 
 
 def config_class(name: str) -> type[JobConfig]:
@@ -59,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in COMMANDS:
         return command(name)(arguments)
     if name in ("", "-h", "--help", "help"):
-        print(_overview())
+        jobs = "\n".join(f"  {job:<10}{describe(config_class(job)).rstrip('.')}" for job in COMMANDS)
+        print(_OVERVIEW.format(jobs=jobs))
     elif name in ("-V", "--version"):
         print(f"bertray {__version__}")
     else:
@@ -72,19 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run() -> NoReturn:
     """Entry point of the installed command `bertray`."""
     leave(main())
-
-
-def _overview() -> str:
-    jobs = "\n".join(f"  {name:<10}{describe(config_class(name)).rstrip('.')}" for name in COMMANDS)
-    return f"""\
-usage: bertray COMMAND [OPTIONS]
-
-Fine-tune a BERT classifier on labelled texts, and label a large archive with it.
-
-{jobs}
-
-To begin: bertray demo. It runs four of these commands on generated data and prints each before it runs.
-bertray COMMAND --help shows examples and every option."""
 
 
 def _imported(place: str) -> Any:

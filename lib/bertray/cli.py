@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -97,9 +96,6 @@ def leave(exit_code: int) -> NoReturn:
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
     """Turn SIGTERM (preemption, `ray job stop`) into an exception, so that the job cleans up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def stop(*_: object) -> None:
         raise SystemExit(EXIT_TERMINATED)
@@ -141,7 +137,7 @@ def load_config(name: str, config_class: type[Config], argv: Sequence[str]) -> C
 
 def describe(config_class: type[JobConfig]) -> str:
     """What a job does, in one line."""
-    return inspect.cleandoc(config_class.__doc__ or "").partition("\n")[0]
+    return (config_class.__doc__ or "").partition("\n")[0]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -150,12 +146,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _read_flags(name: str, config_class: type[JobConfig], argv: Sequence[str]) -> dict[str, Any]:
-    doc = inspect.cleandoc(config_class.__doc__ or "")
+    examples = inspect.cleandoc(config_class.__doc__ or "").partition("\n")[2].strip("\n")
     parser = _Parser(
         prog=f"bertray {name}",
         usage="%(prog)s [OPTIONS]",
         description=describe(config_class),
-        epilog=doc.partition("\n")[2].strip("\n") + f"\n\n{_EXIT_CODES}",
+        epilog=f"{examples}\n\n{_EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,

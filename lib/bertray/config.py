@@ -1,12 +1,8 @@
-"""What the configurations of all jobs share. Each job has a class; each option is a field with unit and reason.
+"""What the configurations of all jobs share: base class, help texts, and types of options with a syntax of their own.
 
-Values come from the defaults in the class, a YAML file (`--config`), the environment
-(`BERTRAY_TRAIN_LEARNING_RATE=3e-5`) and flags (`--learning-rate 3e-5`); later ones override earlier ones. `bertray.cli`
-reads them.
-
-This module has the base class, the help of options that several jobs have, and the types of options with a syntax of
-their own: lists, ranges of workers, intervals to search. Their values stay text, so that bundle.json shows an option as
-the user typed it. The classes are in `data.config`, `training.config`, `scoring.config` and `drivers.config`.
+`bertray.cli` reads options: defaults < YAML (`--config`) < environment (`BERTRAY_TRAIN_LEARNING_RATE=3e-5`) < flags
+(`--learning-rate 3e-5`). Each job has a class, in `data.config`, `training.config`, `scoring.config` or
+`drivers.config`. Ranges and intervals stay text, so that bundle.json shows an option as the user typed it.
 """
 
 import math
@@ -20,12 +16,8 @@ Place = Annotated[str, StringConstraints(min_length=1)]
 LabelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
-def _comma_separated(value: Any) -> Any:
+def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _one_or_many(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
 
 
 def _as_range(value: Any) -> Any:
@@ -65,13 +57,13 @@ def _as_numbers(value: Any) -> Any:
     return ",".join(parts)
 
 
-Paths = Annotated[list[Place], BeforeValidator(_one_or_many)]
-Texts = Annotated[list[str], BeforeValidator(_one_or_many)]
-Columns = Annotated[list[str], BeforeValidator(_comma_separated)]
+_one_or_many = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+Paths = Annotated[list[Place], _one_or_many]
+Texts = Annotated[list[str], _one_or_many]
+Columns = Annotated[list[str], BeforeValidator(_split)]
 Workers = Annotated[str, BeforeValidator(_as_range)]
 Bounds = Annotated[str, BeforeValidator(_as_bounds)]
 Numbers = Annotated[str, BeforeValidator(_as_numbers)]
-
 
 DEVICE_HELP = "device of the workers; auto is cuda if the cluster has a GPU now; use cuda if GPU nodes start on demand"
 PRECISION_HELP = "precision of the model's arithmetic; auto is bf16 if the processor or GPU supports it, else fp32"

@@ -1,24 +1,12 @@
-"""All errors that bertray raises on purpose.
-
-    BertrayError            base class: exit code 1
-      RequestError          an option, a path, data or storage does not fit: exit code 2
-        BundleError         a bundle is missing, incomplete or altered
-        UnavailableError    storage or a server refuses, or does not answer
-      LockedError           another run is using the same output: exit code 4
-      DivergedError         the training loss is not a number
-      ShardError            a shard of the archive cannot be scored; it is listed and the others continue
-        ShardChangedError   the shard was rewritten while it was read
-
-A message states the value, the limit, the path and the next step.
-"""
+"""All errors that bertray raises on purpose. A message states the value, the limit, the path and the next step."""
 
 
 class BertrayError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose: exit code 1."""
 
 
 class RequestError(BertrayError, ValueError):
-    """A request that cannot be carried out; the message says what to change."""
+    """An option, a path, data or storage does not fit; the message says what to change. Exit code 2."""
 
 
 class BundleError(RequestError):
@@ -30,11 +18,11 @@ class UnavailableError(RequestError):
 
 
 class LockedError(BertrayError):
-    """Another run holds the output; the message says which, since when, and when its lock expires."""
+    """Another run holds the output; the message says which, since when, and when its lock expires. Exit code 4."""
 
 
 class ShardError(BertrayError):
-    """A shard of the archive cannot be scored; the message is the reason listed in the summary."""
+    """A shard of the archive cannot be scored; it is listed with this message, and the others continue."""
 
 
 class ShardChangedError(ShardError):

@@ -5,7 +5,7 @@
     config         the options of evaluate, predict and demo
     cluster        which Ray, which devices
     actor_pool     the Ray actors that score
-    train_on_ray, tune_on_ray, score_plan                 parts of train, tune and score
+    train_on_ray, tune_on_ray                             parts of train and tune
     train_worker, trial_worker, cross_validation          what runs in Ray's processes
     status_actors  actors through which workers and driver communicate
 

@@ -25,7 +25,6 @@ from bertray.bundle.isolated import IsolatedBundle
 from bertray.drivers import cluster
 from bertray.drivers.status_actors import LogBook, log_to, show
 from bertray.scoring import score_unit
-from bertray.scoring.config import ScoreConfig
 from bertray.scoring.pool import Parts
 from bertray.scoring.score_shard import STEP_BYTES
 from bertray.scoring.score_unit import Request, UnitScorer
@@ -43,30 +42,23 @@ _MAX_UNITS_IN_FLIGHT = 2
 _MAX_ACTOR_RESTARTS, _MAX_RETRIES = 100, 10
 
 
-def place(config: ScoreConfig, pending: list[FileInfo]) -> cluster.Placement:
-    """How many actors hold the model (no more than there are pieces to score), and the resources of each.
+class ActorPool:
+    """A `scoring.pool.Pool` of Ray actors, no more than there are pieces to score; it sets the request's `step_bytes`.
 
     Raises:
         RequestError: this machine is too small for the request.
     """
-    device = "cpu" if config.engine == "openvino" else config.device
-    placement = cluster.place(device, config.num_actors, "--num-actors")
-    unit_bytes = STEP_BYTES["cuda" if placement.use_gpu else "cpu"]
-    num_units = sum(num_pieces(shard, unit_bytes) for shard in pending)
-    placement = replace(placement, num_processes=min(placement.num_processes, num_units))
-    _log.info("actors: %d, each with %s", placement.num_processes, placement.share)
-    return placement
 
-
-class ActorPool:
-    """A `scoring.pool.Pool` of Ray actors; it sets the `step_bytes` of the request."""
-
-    def __init__(self, request: Request, placement: cluster.Placement) -> None:
-        self._placement = placement
-        self._device: Literal["cpu", "cuda"] = "cuda" if placement.use_gpu else "cpu"
-        self.num_processes = placement.num_processes
+    def __init__(self, request: Request, pending: list[FileInfo]) -> None:
+        config = request.config
+        device = "cpu" if config.engine == "openvino" else config.device
+        self._placement = cluster.place(device, config.num_actors, "--num-actors")
+        self._device: Literal["cpu", "cuda"] = "cuda" if self._placement.use_gpu else "cpu"
         self.unit_bytes = STEP_BYTES[self._device]
         self._request = replace(request, step_bytes=self.unit_bytes)
+        num_units = sum(num_pieces(shard, self.unit_bytes) for shard in pending)
+        self.num_processes = min(self._placement.num_processes, num_units)
+        _log.info("actors: %d, each with %s", self.num_processes, self._placement.share)
 
     def run(self, work: Work) -> Iterator[Outcome]:
         """See `scoring.pool.Pool.run`."""
@@ -157,10 +149,9 @@ class ScoringActor:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         outcomes = self._thread.run(self._score, Unit.model_validate_json(rows["unit"][0].as_py()))
-        logs = [self._book.logged() for _ in outcomes]  # the first one gets all lines
-        return pa.table(
-            {"outcome": [outcome.model_dump_json() for outcome in outcomes], "log": [json.dumps(one) for one in logs]}
-        )
+        # The first row gets all log lines.
+        answers = [{"outcome": one.model_dump_json(), "log": json.dumps(self._book.logged())} for one in outcomes]
+        return pa.Table.from_pylist(answers)
 
     def _score(self, unit: Unit) -> list[Outcome]:
         if not self._num_suspect_units:

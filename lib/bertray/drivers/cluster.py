@@ -146,13 +146,7 @@ def place(device: Device, num_processes: int | None, what: str, at_most: int | N
         return Placement(num_processes, True, 1)
     if num_processes > have:
         return Placement(num_processes, False, CPUS_PER_PROCESS)
-    num_nodes = sum(cpus > 0 for cpus in node_cpus)
-    return Placement(num_processes, False, _largest_share(node_cpus, max(num_processes, min(at_most or 1, num_nodes))))
-
-
-def _largest_share(node_cpus: list[int], num_processes: int) -> int:
-    """The most CPUs that each process can have so that all fit: 3 processes on nodes of 8 and 4 get 4 each."""
-    for share in range(max(node_cpus, default=1), 1, -1):
-        if sum(cpus // share for cpus in node_cpus) >= num_processes:
-            return share
-    return 1
+    # The most CPUs that each process can have so that all fit: 3 processes on nodes of 8 and 4 get 4 each.
+    most = max(num_processes, min(at_most or 1, sum(cpus > 0 for cpus in node_cpus)))
+    shares = (share for share in range(max(node_cpus), 0, -1) if sum(cpus // share for cpus in node_cpus) >= most)
+    return Placement(num_processes, False, next(shares, 1))

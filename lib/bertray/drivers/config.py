@@ -33,9 +33,7 @@ class EvaluateConfig(JobConfig):
         "has no such training rows; default: the bundle's review_below",
     )
     baseline: bool = Field(
-        default=True,
-        description="compare with TF-IDF and logistic regression, fitted on at most "
-        f"{MAX_BASELINE_ROWS:,} training rows",
+        default=True, description=f"compare with TF-IDF + logistic regression on up to {MAX_BASELINE_ROWS:,} rows"
     )
     engine: Engine = Field(default="auto", description=ENGINE_HELP)
     precision: InferencePrecision = Field(default="auto", description=INFERENCE_PRECISION_HELP)

@@ -75,8 +75,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     output = Location.of(config.output)
     refuse_in_bundle(output)
     dataset = Dataset.open(config.data)
-    _check_threshold(config.oos_threshold, dataset)
-    _check_labels(read_info(Location.of(config.bundle)), dataset)
+    _check(config.oos_threshold, dataset, read_info(Location.of(config.bundle)))
     from bertray.bundle.openvino import open_bundle  # imports torch, which takes seconds
 
     bundle, engine = open_bundle(config.bundle, config.engine, config.precision)
@@ -91,7 +90,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     metrics = {
         **compared,
         **_calibration(split),
-        "review": _review(split, is_right_N),
+        "review": None if info.review_below is None else _review(split, is_right_N),
         "out_of_scope": _out_of_scope(split, config.oos_threshold),
         "problem_type": dataset.problem_type,
         "split": config.split,
@@ -116,23 +115,14 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     return EvaluateResult(str(output), metrics, table)
 
 
-def _check_threshold(threshold: float | None, dataset: Dataset) -> None:
-    if threshold is None:
-        return
-    what = f"--oos-threshold {threshold:g} has no meaning"
-    if dataset.oos_label is None:
-        raise RequestError(
-            f"{what}: {dataset.location} has no label for texts out of scope. Leave it out, or prepare the data set "
-            "with --oos-label"
-        )
-    if dataset.oos_label in dataset.labels:
-        raise RequestError(
-            f"{what}: {dataset.oos_label!r} is a class of {dataset.location}, which the bundle predicts itself. Leave "
-            "it out"
-        )
-
-
-def _check_labels(info: BundleInfo, dataset: Dataset) -> None:
+def _check(threshold: float | None, dataset: Dataset, info: BundleInfo) -> None:
+    if threshold is not None and (dataset.oos_label is None or dataset.oos_label in dataset.labels):
+        why = f"{dataset.oos_label!r} is a class of {dataset.location}, which the bundle predicts itself. Leave it out"
+        if dataset.oos_label is None:
+            why = (
+                f"{dataset.location} has no label for texts out of scope. Leave it out, or prepare it with --oos-label"
+            )
+        raise RequestError(f"--oos-threshold {threshold:g} has no meaning: {why}")
     if info.problem_type != dataset.problem_type:
         raise RequestError(
             f"the bundle is for {info.problem_type}, {dataset.location} for {dataset.problem_type}: evaluate the "
@@ -237,10 +227,8 @@ def _calibration(split: _Split) -> dict[str, float | None]:
     }
 
 
-def _review(split: _Split, is_right_N: np.ndarray) -> dict[str, Any] | None:
+def _review(split: _Split, is_right_N: np.ndarray) -> dict[str, Any]:
     """Over all rows: a text out of scope that is not reviewed counts as wrong."""
-    if split.info.review_below is None:
-        return None
     chosen = {"review_below": split.info.review_below, "target_precision": split.info.target_precision}
     return chosen | classification.review_metrics(is_right_N, split.predictions[REVIEW].to_numpy())
 

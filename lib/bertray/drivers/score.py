@@ -9,12 +9,14 @@
 7. announce  runs/<run-id>/summary.json, then runs/latest.json                         [scoring.runs]
 
 A shard that fails is listed with its path and reason, and the others continue. To recover, run the command again.
-A run with nothing to do starts neither Ray nor torch, so this module imports neither.
+With --plan it stops after step 2 and estimates the time. A run with nothing to do starts neither Ray nor torch, so this
+module imports neither.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -22,10 +24,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bertray.bundle.guard import torch_summary
-from bertray.bundle.info import BundleInfo, read_info, was_replaced
+from bertray.bundle.info import BundleInfo, opened, read_info, was_replaced
 from bertray.bundle.isolated import IsolatedBundle
 from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, JobResult, keep_ray_on_loopback
-from bertray.errors import RequestError
+from bertray.errors import RequestError, ShardError
 from bertray.reports.terminal import print_scoring, print_verdict
 from bertray.scoring.archive import Archive, list_shards, probe, remember, resolved
 from bertray.scoring.config import ScoreConfig
@@ -37,6 +39,8 @@ from bertray.scoring.recorder import Recorder
 from bertray.scoring.runs import Announcement, Runs, Unannounced
 from bertray.scoring.score_shard import STEP_BYTES
 from bertray.scoring.score_unit import Request
+from bertray.scoring.shard_reader import check_columns, steps
+from bertray.scoring.shard_reader import opened as opened_shard
 from bertray.scoring.units import ENGINE_FOLDER, Work, divide
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock, new_run_id
@@ -50,6 +54,9 @@ _MAX_PASSES = 3
 _MAX_SUSPECTS = 1000
 # What the gate compares new predictions with.
 _LAST, _VALIDATION = "what was announced last", "the bundle's validation rows"
+# For the estimate of --plan.
+_NUM_SAMPLED_SHARDS = 16
+_SAMPLED_BYTES = 1 << 18  # of text, from each
 
 OpenPool = Callable[[Request, list[FileInfo]], AbstractContextManager[Pool]]
 
@@ -81,8 +88,6 @@ class ScoreResult:
 def run(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> JobResult:
     """The job of the command line; see `score`."""
     if config.plan:
-        from bertray.drivers.score_plan import preview
-
         facts = preview(config)
         print_scoring(facts, [], title="plan: nothing was scored")
         return JobResult(facts)
@@ -223,7 +228,7 @@ def pool_of(request: Request, pending: list[FileInfo]) -> Iterator[Pool]:
     from bertray.drivers import actor_pool, cluster  # importing Ray takes seconds
 
     with cluster.session():
-        yield actor_pool.ActorPool(request, actor_pool.place(config, pending))
+        yield actor_pool.ActorPool(request, pending)
 
 
 def _stream(request: Request, archive: Archive, todo: Plan, recorder: Recorder, open_pool: OpenPool) -> int:
@@ -278,3 +283,74 @@ def _was_accepted(announced: Announcement | None, info: BundleInfo) -> bool:
 def _accepted_bundle(announced: Announcement | None, verdict: Verdict, info: BundleInfo) -> str | None:
     differs = any(movement.is_beyond for movement in verdict.movements if movement.against == _VALIDATION)
     return info.fingerprint() if differs or _was_accepted(announced, info) else None
+
+
+def preview(config: ScoreConfig) -> dict[str, Any]:
+    """The shards that `score` would score, by reason, and an estimate of the time; writes nothing.
+
+    The hours follow from the rate of the last long run on the same output.
+
+    Raises:
+        RequestError: bundle, input, output or columns do not fit.
+    """
+    config, source, output = resolved(config)
+    info = read_info(Location.of(config.bundle))
+    archive = list_shards(source, output, has_moved=config.input_moved)
+    probe(archive, config)
+    todo = plan(archive.shards, Manifest(output).latest(), fingerprint(info, config), is_whole=archive.is_whole)
+    facts: dict[str, Any] = {
+        **todo.counts(),
+        "num_shards_pending": len(todo.pending),
+        "pending_bytes": todo.pending_bytes,
+    }
+    if not todo.pending:
+        return facts
+    facts |= _estimate(todo.pending, archive.root, config)
+    announced = Runs(output).latest()
+    if announced is None or announced.rate is None:
+        _log.info("no run on %s has measured a rate yet: the hours are unknown", output)
+        return facts
+    rate = announced.rate
+    num_actors = rate.num_actors if config.num_actors is None else max(1, config.num_actors)
+    tokens_per_s_an_actor = rate.tokens_per_s / rate.num_actors
+    hours = facts["num_tokens_estimated"] / (tokens_per_s_an_actor * num_actors) / 3600
+    facts |= {
+        "rate_of_run": rate.run_id,
+        "tokens_per_s_an_actor": round(tokens_per_s_an_actor, 1),
+        "num_actors": num_actors,
+        "hours_estimated": round(hours, 3),
+    }
+    if config.price_per_hour is not None:
+        facts["cost_estimated"] = round(hours * num_actors * config.price_per_hour, 2)
+    return facts
+
+
+def _estimate(shards: list[FileInfo], archive: Location, config: ScoreConfig) -> dict[str, Any]:
+    """Tokens per row in the first texts of some shards, times their rows, scaled by bytes to all shards."""
+    from bertray.bundle.bundle import load_tokenizer  # imports torch
+
+    with opened(config.bundle) as (folder, info):
+        tokenizer = load_tokenizer(folder, info)
+    sampled = random.Random(0).sample(shards, min(_NUM_SAMPLED_SHARDS, len(shards)))
+    num_bytes = num_rows = num_unreadable = 0
+    num_tokens = 0.0
+    for shard in sampled:
+        try:
+            with opened_shard(archive / shard.path) as file:
+                check_columns(file.schema_arrow, config.text_column, [])
+                for step in steps(file, config.text_column, [], _SAMPLED_BYTES):
+                    num_tokens_read = tokenizer.encode(step[config.text_column]).num_tokens
+                    num_tokens += num_tokens_read / len(step) * file.metadata.num_rows
+                    num_rows += file.metadata.num_rows
+                    break
+            num_bytes += shard.size_bytes
+        except ShardError as error:
+            _log.warning("cannot be scored: %s: %s", shard.path, error)
+            num_unreadable += 1
+    share = sum(shard.size_bytes for shard in shards) / max(1, num_bytes)
+    return {
+        "num_shards_sampled": len(sampled),
+        "num_shards_unreadable": num_unreadable,
+        "num_rows_estimated": round(num_rows * share),
+        "num_tokens_estimated": round(num_tokens * share),
+    }

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -105,16 +106,12 @@ def _print_classes(metrics: dict[str, Any]) -> None:
         if has_thresholds:
             row.append(f"{scores['threshold']:.3f}")
         if has_confusion:
-            row.append(_confused_with(metrics, label))
+            index = metrics["labels"].index(label)
+            counts = np.array(metrics["confusion_matrix"][index])
+            counts[index] = 0
+            row.append(f"{metrics['labels'][counts.argmax()]} ({counts.max()})" if counts.any() else "")
         rows.append(row)
     _print("by class, the weakest first", columns, rows, rest="in metrics.json")
-
-
-def _confused_with(metrics: dict[str, Any], label: str) -> str:
-    index = metrics["labels"].index(label)
-    counts = [0 if other == index else count for other, count in enumerate(metrics["confusion_matrix"][index])]
-    most = max(counts)
-    return f"{metrics['labels'][counts.index(most)]} ({most})" if most else ""
 
 
 def print_scoring(summary: dict[str, Any], failures: list[dict[str, str]], title: str = "scoring") -> None:
