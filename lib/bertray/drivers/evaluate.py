@@ -40,8 +40,6 @@ _log = logging.getLogger(__name__)
 _ENGINE = ("engine", "precision", "accuracy_fp32", "accuracy_int8", "accuracy_fp16", "accuracy_drop_points")
 _SUMMARY = ("num_rows", *SUMMARY_METRICS, "ece", "nll", "review", "out_of_scope", "baseline", *_ENGINE, "wall_s")
 
-PREDICTED, BASELINE_PREDICTED = "predicted", "baseline_predicted"
-
 
 @dataclass(frozen=True)
 class EvaluateResult:
@@ -106,10 +104,10 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     }
     if not metrics["same_data_as_training"]:
         _log.warning("warning: the bundle was trained on another data set; this split may hold its training rows")
-    table = rows.append_column(PREDICTED, predicted)
+    table = rows.append_column("predicted", predicted)
     for name in (SCORE, REVIEW, NUM_TOKENS, TRUNCATED):
         table = table.append_column(name, split.predictions[name])
-    table = table.append_column(BASELINE_PREDICTED, baseline_predicted)
+    table = table.append_column("baseline_predicted", baseline_predicted)
     put_records(output / "predictions.parquet", table)
     (output / "metrics.json").put((json.dumps(metrics, indent=2, ensure_ascii=False) + "\n").encode())
     return EvaluateResult(str(output), metrics, table)

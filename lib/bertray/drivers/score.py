@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bertray.bundle.guard import torch_summary
-from bertray.bundle.info import BundleInfo, opened, read_info, was_replaced
+from bertray.bundle.info import opened, read_info, was_replaced
 from bertray.bundle.isolated import IsolatedBundle
 from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, JobResult, keep_ray_on_loopback
 from bertray.errors import RequestError, ShardError
@@ -36,7 +36,7 @@ from bertray.scoring.manifest import Manifest, fingerprint
 from bertray.scoring.plan import Plan, plan
 from bertray.scoring.pool import LocalPool, Pool
 from bertray.scoring.recorder import Recorder
-from bertray.scoring.runs import Announcement, Runs, Unannounced
+from bertray.scoring.runs import Announcement, Runs
 from bertray.scoring.score_shard import STEP_BYTES
 from bertray.scoring.score_unit import Request
 from bertray.scoring.shard_reader import check_columns, steps
@@ -167,7 +167,14 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
             num_pruned = _prune(output, manifest, run_id, list_shards(source, output).shards)
         # A listing of only a part does not tell which other shards still exist.
         news = runs.unannounced(announced, archive.paths() if archive.is_whole else None)
-        verdict = _judge(news, announced, info, config) if news.num_shards else None
+        # A person has accepted before that the archive differs from the bundle's validation rows.
+        was_accepted = announced is not None and announced.accepted_bundle == info.fingerprint()
+        references = {_LAST: announced.profile} if announced else {}
+        if info.validation_profile and not was_accepted:
+            references[_VALIDATION] = info.validation_profile
+        verdict = None
+        if news.num_shards:
+            verdict = judge(news.profile, references, news.num_shards, news.num_shards_failed, config)
         summary = {
             "output": str(output),
             "run_id": run_id if todo.pending or verdict else None,
@@ -185,7 +192,8 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
                 measured = recorder.rate(summary["num_actors"]) if todo.pending else None
                 if measured and measured.says_more_than(rate):
                     rate = measured
-                accepted = _accepted_bundle(announced, verdict, info)
+                differs = any(one.is_beyond for one in verdict.movements if one.against == _VALIDATION)
+                accepted = info.fingerprint() if was_accepted or differs else None
                 runs.announce(Announcement(run_id=run_id, profile=news.profile, accepted_bundle=accepted, rate=rate))
     return ScoreResult(str(output), summary, recorder.failures, verdict, news.shards_with_errors)
 
@@ -264,25 +272,6 @@ def _prune(output: Location, manifest: Manifest, run_id: str, shards: list[FileI
             (output / "predictions" / path).remove()
         _log.info("removed %d predictions files of shards that left the archive", len(extra))
     return len(extra)
-
-
-def _judge(news: Unannounced, announced: Announcement | None, info: BundleInfo, config: ScoreConfig) -> Verdict:
-    references = {}
-    if announced:
-        references[_LAST] = announced.profile
-    if info.validation_profile and not _was_accepted(announced, info):
-        references[_VALIDATION] = info.validation_profile
-    return judge(news.profile, references, news.num_shards, news.num_shards_failed, config)
-
-
-def _was_accepted(announced: Announcement | None, info: BundleInfo) -> bool:
-    """Whether a person has accepted that the archive differs from the bundle's validation rows."""
-    return announced is not None and announced.accepted_bundle == info.fingerprint()
-
-
-def _accepted_bundle(announced: Announcement | None, verdict: Verdict, info: BundleInfo) -> str | None:
-    differs = any(movement.is_beyond for movement in verdict.movements if movement.against == _VALIDATION)
-    return info.fingerprint() if differs or _was_accepted(announced, info) else None
 
 
 def preview(config: ScoreConfig) -> dict[str, Any]:
