@@ -108,7 +108,15 @@ def print_verdict(verdict: Verdict, shards_with_errors: list[dict[str, Any]]) ->
     """Print what the gate compared, and what to do if it holds the run back."""
     _print("the gate", [{**one, "is_beyond": "yes" if one["is_beyond"] else ""} for one in verdict.table()])
     if verdict.error_fraction > verdict.max_error_fraction:
-        _print("shards with most errors", [{**one, "failure": one["failure"] or ""} for one in shards_with_errors])
+        worst = [
+            {
+                "path": one["path"],
+                "rows with an error": f"{one['num_rows_error']} of {one['num_rows']}",
+                "failure": one["failure"] or "",
+            }
+            for one in shards_with_errors
+        ]
+        _print("shards with most errors", worst)
     if verdict.is_held:
         reasons = "\n  ".join(verdict.reasons)
         _say(f"held: predictions are in place, but runs/latest.json does not announce them:\n  {reasons}")
