@@ -143,7 +143,7 @@ def _phases(run: Ran) -> dict[str, float]:
     """A run's time from its first moment to its last, by what it waited for."""
     driver = run.first("enter session").pid
     imported = next(span for span in run.spans["import bertray.drivers.cluster"] if span.pid == driver)
-    loaded, in_actor = run.first("Actor.__init__"), run.first("import bertray.drivers.scoring_actor")
+    loaded, in_actor = run.first("ScoringActor._load"), run.first("ScoringActor.__init__")
     units = run.spans["UnitScorer.score"]
     edges = [
         ("interpreter, configuration, listing, plan", run.start_s),

@@ -180,7 +180,7 @@ def test_the_command_lists_jobs_and_refuses_what_is_none(capsys: pytest.CaptureF
     assert capsys.readouterr().out == f"bertray {bertray.__version__}\n"
     assert main(["scroe", "--bundle", "b"]) == 2
     captured = capsys.readouterr()
-    assert (captured.out, captured.err[:56]) == ("", "error: no command 'scroe'. Did you mean 'score'? There a")
+    assert (captured.out, captured.err[:56]) == ("", "error: no command 'scroe'. Did you mean 'score'? Command")
 
 
 def test_the_installed_command_is_the_job(tmp_path: Path) -> None:

@@ -32,8 +32,7 @@ TRACED = {
     "bertray.drivers.cluster": (),
     "bertray.bundle.bundle": ("Bundle.load", "Bundle.predict_column"),
     "bertray.scoring.score_unit": ("UnitScorer.score",),
-    "bertray.drivers.scoring_actor": ("Actor.__init__",),
-    "bertray.drivers.actor_pool": ("ScoringActor.__init__", "ActorPool._dataset"),
+    "bertray.drivers.actor_pool": ("ScoringActor.__init__", "ScoringActor._load", "ActorPool._dataset"),
 }
 
 

@@ -1,12 +1,12 @@
-"""bertray: fine-tune a BERT classifier and apply it to very large document archives.
+"""bertray: fine-tune a BERT classifier and score very large document archives with it.
 
     from bertray import Bundle, ScoreConfig, score
 
     Bundle.load("bundle").predict(["B.Sc. in Physics, 2014", "Python, SQL, Spark"])
     score(ScoreConfig(bundle="bundle", input="archive", output="scored"))
 
-The names in `__all__` are the public interface; everything else may change. A configuration holds what its
-constructor is given, and defaults: YAML files and the environment belong to the command line.
+The names in `__all__` are the public interface; everything else may change. A configuration takes its values from its
+constructor and its defaults. Only the command line reads YAML files and the environment.
 """
 
 from importlib import import_module
@@ -60,30 +60,26 @@ __all__ = [
     "train",
 ]
 
-# Importing torch takes seconds; `import bertray` must not.
-_PLACES = {
-    "Bundle": "bertray.bundle.bundle",
-    "EvaluateConfig": "bertray.drivers.config",
-    "EvaluateResult": "bertray.drivers.evaluate",
-    "Prediction": "bertray.bundle.bundle",
-    "PrepareConfig": "bertray.data.config",
-    "PrepareResult": "bertray.data.prepare",
-    "ScoreConfig": "bertray.scoring.config",
-    "ScoreResult": "bertray.drivers.score",
-    "TrainConfig": "bertray.training.config",
-    "TrainResult": "bertray.drivers.train",
-    "evaluate": "bertray.drivers.evaluate",
-    "prepare": "bertray.data.prepare",
-    "score": "bertray.drivers.score",
-    "train": "bertray.drivers.train",
+# Imported on first use: torch takes seconds to import, and `import bertray` must not.
+_LAZY = {
+    "bertray.bundle.bundle": ("Bundle", "Prediction"),
+    "bertray.data.config": ("PrepareConfig",),
+    "bertray.data.prepare": ("PrepareResult", "prepare"),
+    "bertray.drivers.config": ("EvaluateConfig",),
+    "bertray.drivers.evaluate": ("EvaluateResult", "evaluate"),
+    "bertray.drivers.score": ("ScoreResult", "score"),
+    "bertray.drivers.train": ("TrainResult", "train"),
+    "bertray.scoring.config": ("ScoreConfig",),
+    "bertray.training.config": ("TrainConfig",),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PLACES:
-        return getattr(import_module(_PLACES[name]), name)
+    for module, names in _LAZY.items():
+        if name in names:
+            return getattr(import_module(module), name)
     raise AttributeError(f"module 'bertray' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_PLACES]
+    return [*__all__, "__version__"]

@@ -1,11 +1,11 @@
-"""The command `bertray`: one table of jobs, which the shell, `python -m bertray` and jobs/ all go through.
+"""The command `bertray`. The shell, `python -m bertray` and the scripts in jobs/ all use the same table of jobs.
 
     bertray score --bundle bundle --input archive --output scored
-      1. find      ("bertray.scoring.config:ScoreConfig", "bertray.drivers.score:run")             COMMANDS
-      2. read      options from YAML, environment and flags, checked by the configuration's class  [bertray.cli]
-      3. run       the driver, which is imported only now; its summary is the last line of stdout
+      1. find      ("bertray.scoring.config:ScoreConfig", "bertray.drivers.score:run")          COMMANDS
+      2. read      options from YAML, environment and flags; the configuration class checks them  [bertray.cli]
+      3. run       import the driver and run it; its summary is the last line of stdout
 
-The one file outside of `drivers` that knows drivers.
+No other file outside `drivers` refers to drivers.
 """
 
 from __future__ import annotations
@@ -19,17 +19,26 @@ from bertray import __version__
 from bertray.cli import EXIT_BAD_REQUEST, EXIT_OK, describe, did_you_mean, leave, run_job
 from bertray.config import JobConfig
 
-# The configuration's class, and what carries it out; in the order in which people need them.
+# Configuration class and driver of each job, in the order in which people need them.
 COMMANDS = {
-    "demo": ("bertray.drivers.config:DemoConfig", "bertray.drivers.demo:run"),
-    "prepare": ("bertray.data.config:PrepareConfig", "bertray.drivers.prepare:run"),
+    "demo": ("bertray.drivers.config:DemoConfig", "bertray.drivers.local_jobs:run_demo"),
+    "prepare": ("bertray.data.config:PrepareConfig", "bertray.drivers.local_jobs:run_prepare"),
     "train": ("bertray.training.config:TrainConfig", "bertray.drivers.train:run"),
     "evaluate": ("bertray.drivers.config:EvaluateConfig", "bertray.drivers.evaluate:run"),
-    "predict": ("bertray.drivers.config:PredictConfig", "bertray.drivers.predict:run"),
+    "predict": ("bertray.drivers.config:PredictConfig", "bertray.drivers.local_jobs:run_predict"),
     "score": ("bertray.scoring.config:ScoreConfig", "bertray.drivers.score:run"),
     "tune": ("bertray.training.config:TuneConfig", "bertray.drivers.tune:run"),
     "audit": ("bertray.training.config:AuditConfig", "bertray.drivers.audit:run"),
 }
+_OVERVIEW = """\
+usage: bertray COMMAND [OPTIONS]
+
+Fine-tune a BERT classifier on labelled texts, and label a large archive with it.
+
+{jobs}
+
+To begin: bertray demo. It runs four of these commands on generated data and prints each before it runs.
+bertray COMMAND --help shows examples and every option."""
 
 
 def config_class(name: str) -> type[JobConfig]:
@@ -42,7 +51,7 @@ def command(name: str, module_name: str = "") -> Callable[[Sequence[str] | None]
     """The main function of a job: takes command line arguments, returns the exit code.
 
     Args:
-        module_name: `__name__` of the caller; as "__main__" the job is run, and the process ends with its exit code.
+        module_name: `__name__` of the caller. If it is "__main__", run the job and end the process.
     """
 
     def main(argv: Sequence[str] | None = None) -> int:
@@ -54,38 +63,25 @@ def command(name: str, module_name: str = "") -> Callable[[Sequence[str] | None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carry out `bertray NAME …`; returns the exit code."""
-    name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or [""]
+    """Run `bertray NAME …` and return the exit code."""
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
     if name in COMMANDS:
         return command(name)(arguments)
     if name in ("", "-h", "--help", "help"):
-        print(_overview())
-        return EXIT_OK
-    if name in ("-V", "--version"):
+        jobs = "\n".join(f"  {job:<10}{describe(config_class(job)).rstrip('.')}" for job in COMMANDS)
+        print(_OVERVIEW.format(jobs=jobs))
+    elif name in ("-V", "--version"):
         print(f"bertray {__version__}")
-        return EXIT_OK
-    print(f"error: no command {name!r}.{did_you_mean(name, COMMANDS)} There are {', '.join(COMMANDS)}", file=sys.stderr)
-    return EXIT_BAD_REQUEST
+    else:
+        known = ", ".join(COMMANDS)
+        print(f"error: no command {name!r}.{did_you_mean(name, COMMANDS)} Commands: {known}", file=sys.stderr)
+        return EXIT_BAD_REQUEST
+    return EXIT_OK
 
 
 def run() -> NoReturn:
-    """What the shell's `bertray` calls."""
+    """Entry point of the installed command `bertray`."""
     leave(main())
-
-
-def _overview() -> str:
-    lines = [f"  {name:<10}{describe(config_class(name)).rstrip('.')}" for name in COMMANDS]
-    return "\n".join(
-        [
-            "usage: bertray COMMAND [OPTIONS]",
-            "",
-            "Fine-tune a BERT classifier on labelled texts, and label a large archive with it.",
-            "",
-            *lines,
-            "",
-            "bertray COMMAND --help shows examples and every option.",
-        ]
-    )
 
 
 def _imported(place: str) -> Any:

@@ -1,8 +1,8 @@
 """From a command line to a finished job: options, logging, the summary line, the exit code.
 
-1. Options are merged from YAML, environment and flags and checked by the job's configuration class.
-2. The job runs. Logs, progress and tables go to stderr; anything printed to stdout meanwhile goes there too.
-3. The last line of stdout is the summary, one JSON object, so `bertray train … | tail -1 | jq .` works.
+1. Merge options from YAML, environment and flags; the job's configuration class checks them.
+2. Run the job. Logs, progress, tables and anything that it prints to stdout go to stderr.
+3. Print the summary as the last line of stdout: one JSON object, so `bertray train … | tail -1 | jq .` works.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -32,17 +31,17 @@ EXIT_OK, EXIT_FAILED, EXIT_BAD_REQUEST, EXIT_SHARDS_FAILED, EXIT_LOCKED, EXIT_HE
 EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 _EXIT_CODES = """\
-exit codes: 0 done; 1 failed on the way; 2 bad request, the message says what to change;
-            3 some shards failed (bertray score); 4 another run is at work on the output;
-            5 scored, but held back for a person to look at (bertray score);
+exit codes: 0 done; 1 failed while running; 2 bad request, the message says what to change;
+            3 some shards failed (bertray score); 4 another run is using the output;
+            5 scored, but held back until a person looks at it (bertray score);
             130, 143 stopped by SIGINT or SIGTERM"""
-_STOPPED = "stopped; what was finished is kept: train, tune and score go on when the same command is said again"
+_STOPPED = "stopped; what was finished is kept: repeat the command to continue train, tune or score"
 
 Config = TypeVar("Config", bound=JobConfig)
 
 
 class JobResult(NamedTuple):
-    """What a job hands back: the summary to print (None: the job printed its own output) and the exit code."""
+    """The summary to print (None: the job printed its own output) and the exit code."""
 
     summary: dict[str, Any] | None
     exit_code: int = EXIT_OK
@@ -51,20 +50,17 @@ class JobResult(NamedTuple):
 def run_job(
     name: str, config_class: type[Config], run: Callable[[Config], JobResult], argv: Sequence[str] | None
 ) -> int:
-    """Carry out one job and return its exit code.
+    """Run the job `bertray NAME` and return its exit code.
 
     Args:
-        name: of the job, as in `bertray NAME`.
-        config_class: of its options. Its docstring is shown by --help: the first paragraph above the options, the rest
-            below them.
-        argv: None: those of this process.
+        config_class: `--help` shows its docstring: the first line above the options, the rest below them.
+        argv: None: the arguments of this process.
     """
     try:
         config = load_config(name, config_class, sys.argv[1:] if argv is None else argv)
         _log_to_stderr()
         _refuse_relative_output(config)
-        keep_ray_on_loopback()
-        with redirect_stdout(sys.stderr), _ended_by_sigterm():
+        with redirect_stdout(sys.stderr), _sigterm_raises():
             outcome = run(config)
     except KeyboardInterrupt:
         print(_STOPPED, file=sys.stderr)
@@ -87,9 +83,8 @@ def run_job(
 def leave(exit_code: int) -> NoReturn:
     """End the process with the exit code of its job.
 
-    A job that was stopped may leave a thread waiting within Ray, which can crash the interpreter as it ends: Pythons
-    before 3.14 unwind such a thread, native code and all (https://github.com/python/cpython/issues/87135). So there
-    the process ends without the interpreter's own end.
+    A stopped job may leave a thread waiting in Ray. Before Python 3.14 such a thread can crash the interpreter while it
+    shuts down (https://github.com/python/cpython/issues/87135), so a stopped job skips the shutdown.
     """
     if exit_code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
         sys.stdout.flush()
@@ -99,11 +94,8 @@ def leave(exit_code: int) -> NoReturn:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM (preemption, `ray job stop`) end the block as an exception does: what is open is closed in order."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _sigterm_raises() -> Iterator[None]:
+    """Turn SIGTERM (preemption, `ray job stop`) into an exception, so that the job cleans up."""
 
     def stop(*_: object) -> None:
         raise SystemExit(EXIT_TERMINATED)
@@ -119,41 +111,47 @@ def load_config(name: str, config_class: type[Config], argv: Sequence[str]) -> C
     """Merge defaults < YAML (`--config`) < environment < flags into a checked configuration of the job `name`.
 
     Raises:
-        RequestError: an unknown key or a bad value; the message names key, value and what is allowed.
-        SystemExit: `--help` (code 0), or an unknown flag (code 2, from argparse).
+        RequestError: an unknown option or a bad value; the message names option, value and what is allowed.
+        SystemExit: `--help` (code 0).
     """
-    flags = vars(_parser(name, config_class).parse_args(argv))
-    config_path = flags.pop("config", None)
+    flags = _read_flags(name, config_class, argv)
     prefix = f"BERTRAY_{name.upper()}_"
-    values: dict[str, Any] = {}
-    given_as: dict[str, str] = {}  # how each option was given, for messages
-    for source, shown in (
-        (_read_yaml(config_class, Path(config_path)) if config_path else {}, f"{config_path}: {{key}}"),
-        (_read_environment(config_class, prefix), "{PREFIXED}"),
-        (flags, "{flag}"),
-    ):
-        values |= source
-        for key in source:
-            given_as[key] = shown.format(key=key, PREFIXED=f"{prefix}{key.upper()}", flag=_flag(key))
+    given: dict[str, tuple[str, Any]] = {}  # of each option, how it was given, and its value
+    if path := flags.pop("config", None):
+        given |= {key: (f"{path}: {key}", value) for key, value in _read_yaml(Path(path)).items()}
+    for variable, text in os.environ.items():
+        if variable.upper().startswith(prefix):
+            given[variable[len(prefix) :].lower()] = variable, text
+    given |= {key: (_flag(key), value) for key, value in flags.items()}
+    allowed = sorted(config_class.model_fields)
+    for key, (shown, _) in given.items():
+        if key not in allowed:
+            raise RequestError(f"unknown option {shown}.{did_you_mean(key, allowed)} Allowed: {', '.join(allowed)}")
     try:
-        return config_class(**values)
+        return config_class(**{key: value for key, (_, value) in given.items()})
     except ValidationError as error:
         raise RequestError(
-            "\n       ".join(_explain(config_class, prefix, item, given_as) for item in error.errors())
+            "\n       ".join(_explain(config_class, prefix, item, given) for item in error.errors())
         ) from error
 
 
 def describe(config_class: type[JobConfig]) -> str:
     """What a job does, in one line."""
-    return inspect.cleandoc(config_class.__doc__ or "").partition("\n")[0]
+    return (config_class.__doc__ or "").partition("\n")[0]
 
 
-def _parser(name: str, config_class: type[JobConfig]) -> argparse.ArgumentParser:
-    doc = inspect.cleandoc(config_class.__doc__ or "")
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message}. {self.prog} --help shows every option")
+
+
+def _read_flags(name: str, config_class: type[JobConfig], argv: Sequence[str]) -> dict[str, Any]:
+    examples = inspect.cleandoc(config_class.__doc__ or "").partition("\n")[2].strip("\n")
+    parser = _Parser(
         prog=f"bertray {name}",
+        usage="%(prog)s [OPTIONS]",
         description=describe(config_class),
-        epilog=doc.partition("\n")[2].strip("\n") + f"\n\n{_EXIT_CODES}",
+        epilog=f"{examples}\n\n{_EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -163,12 +161,17 @@ def _parser(name: str, config_class: type[JobConfig]) -> argparse.ArgumentParser
     )
     for option, field in config_class.model_fields.items():
         _add_option(parser, option, field)
-    return parser
+    flags, unknown = parser.parse_known_args(argv)
+    if unknown:
+        wrong = unknown[0].partition("=")[0]
+        close = did_you_mean(wrong, map(_flag, config_class.model_fields))
+        raise RequestError(f"unknown option {wrong}.{close} {parser.prog} --help shows every option")
+    return vars(flags)
 
 
 def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     description = (field.description or "").replace("%", "%%")
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     if extra.get("positional"):
         parser.add_argument(name, nargs="*", metavar=name.rstrip("s").upper(), help=description)
         return
@@ -176,19 +179,18 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) ->
         description += " (required)"
     elif field.default not in (None, "") and field.default_factory is None:
         description += f" (default: {str(field.default).replace('%', '%%')})"
-    flag = _flag(name)
     if extra.get("hidden"):
         description = argparse.SUPPRESS
     if field.annotation is bool:
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=description)
-    elif get_origin(field.annotation) is list and field.is_required():
-        parser.add_argument(flag, nargs="+", metavar="PATH", help=description)
+        parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=description)
     else:
-        parser.add_argument(flag, metavar=name.rsplit("_", 1)[-1].upper(), help=description)
+        is_many = get_origin(field.annotation) is list and field.is_required()
+        metavar = "PATH" if is_many else name.rsplit("_", 1)[-1].upper()
+        parser.add_argument(_flag(name), nargs="+" if is_many else None, metavar=metavar, help=description)
 
 
 class _Loader(yaml.SafeLoader):
-    """Gives scalars as they are written, but null: to YAML 1.1 1:8 is 68, 007 is 7, and no is false."""
+    """Reads scalars other than null as text: in YAML 1.1, 1:8 is 68, 007 is 7 and no is false."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -197,7 +199,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def _read_yaml(config_class: type[JobConfig], path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}  # noqa: S506 - a SafeLoader
     except OSError as error:
@@ -205,32 +207,12 @@ def _read_yaml(config_class: type[JobConfig], path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise RequestError(f"--config {path} holds a {type(values).__name__}; write one 'option: value' a line")
-    _refuse_unknown(config_class, {str(key): repr(str(key)) for key in values}, f"--config {path}: unknown key ")
-    return values
-
-
-def _read_environment(config_class: type[JobConfig], prefix: str) -> dict[str, Any]:
-    given = {name: text for name, text in os.environ.items() if name.upper().startswith(prefix)}
-    values = {name[len(prefix) :].lower(): text for name, text in given.items()}
-    _refuse_unknown(config_class, dict(zip(values, given, strict=True)), "environment: unknown option ")
-    return values
-
-
-def _refuse_unknown(config_class: type[JobConfig], shown: dict[str, str], what: str) -> None:
-    """Refuse names of options that there are not.
-
-    Args:
-        shown: how each name was written.
-    """
-    allowed = sorted(config_class.model_fields)
-    for name, written in shown.items():
-        if name not in allowed:
-            raise RequestError(f"{what}{written}.{did_you_mean(name, allowed)} Allowed: {', '.join(allowed)}")
+        raise RequestError(f"--config {path} holds a {type(values).__name__}; write one 'option: value' per line")
+    return {str(key): value for key, value in values.items()}
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """A sentence that names what is close to a name, if anything is."""
+    """A sentence that suggests the allowed name closest to `name`; empty if none is close."""
     close = difflib.get_close_matches(name, list(allowed), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -239,42 +221,37 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _explain(config_class: type[JobConfig], prefix: str, item: Any, given_as: dict[str, str]) -> str:
-    """One line for one of pydantic's complaints: key, value, what is allowed."""
+def _explain(config_class: type[JobConfig], prefix: str, item: Any, given: dict[str, tuple[str, Any]]) -> str:
+    """One line for one of pydantic's complaints: option, value, what is allowed."""
+    message = str(item["msg"]).removeprefix("Value error, ")
     if not item["loc"]:  # a check over several fields, which names them itself
-        return str(item["msg"]).removeprefix("Value error, ")
+        return message
     name = str(item["loc"][0])
     if item["type"] == "missing":
         return f"{_flag(name)} is required (or {prefix}{name.upper()}, or '{name}:' in the --config file)"
-    message = str(item["msg"]).removeprefix("Value error, ")
     is_range = f"{name}s" in config_class.model_fields and any(mark in str(item["input"]) for mark in ",:")
     several = f". To search over several values, or a range: {_flag(name)}s" if is_range else ""
-    return f"{given_as.get(name, _flag(name))}: {item['input']!r} is not allowed. {message}{several}"
+    return f"{given[name][0]}: {item['input']!r} is not allowed. {message}{several}"
 
 
 def _refuse_relative_output(config: JobConfig) -> None:
-    """Inside `ray job submit` the working folder is Ray's copy of the code, which is removed later."""
-    output = getattr(config, "output", None)
-    if (
-        "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-        and output
-        and "://" not in output
-        and not Path(output).is_absolute()
-    ):
+    """Inside `ray job submit` the working folder is Ray's copy of the code, which Ray removes later."""
+    output = getattr(config, "output", None) or "/"
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in output and not Path(output).is_absolute():
         raise RequestError(
-            f"--output {output} is relative, and would lie in Ray's temporary copy of the code: give a URI or a path "
+            f"--output {output} is relative and would lie in Ray's temporary copy of the code: give a URI, or a path "
             "that starts with / on storage that every node can reach"
         )
 
 
 def keep_ray_on_loopback() -> None:
-    """Have a Ray of this machine's own listen on loopback alone; call before Ray is imported, which reads this then."""
+    """Let a Ray started by this process listen on loopback only. Call before Ray is imported, which reads this once."""
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 class _StderrHandler(logging.StreamHandler[Any]):
-    """Writes to what stderr is at the moment: a progress bar stands in for it while it is shown."""
+    """Writes to the current sys.stderr, which a progress bar replaces while it is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr

@@ -1,53 +1,40 @@
-"""What can go wrong, as one small tree.
-
-    BertrayError            anything this project raises on purpose
-      RequestError          an option, a path, data or storage does not fit: exit code 2
-        BundleError         a bundle folder that is incomplete, altered or not a bundle
-        UnavailableError    storage or a server refuses, or does not answer
-      LockedError           another run is at work on the same output: exit code 4
-      DivergedError         the loss of a training is not a number
-      ShardError            one shard of an archive cannot be scored: it is listed, the others go on
-        ShardChangedError   it was rewritten while it was read
-
-A message states the value, the limit, the path and the next step. The command line (`bertray.cli`) shows it; a
-`ShardError` is listed with its shard (`bertray.scoring.score_unit`).
-"""
+"""All errors that bertray raises on purpose. A message states the value, the limit, the path and the next step."""
 
 
 class BertrayError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose: exit code 1."""
 
 
 class RequestError(BertrayError, ValueError):
-    """A request that cannot be carried out as it stands; the message says what to change."""
+    """An option, a path, data or storage does not fit; the message says what to change. Exit code 2."""
 
 
 class BundleError(RequestError):
-    """A model bundle that is missing, incomplete or altered."""
+    """A model bundle is missing, incomplete or altered."""
 
 
 class UnavailableError(RequestError):
-    """What storage or a server refuses, or does not answer; the same may succeed later, or on another machine."""
+    """Storage or a server refuses or does not answer; a later try, or another machine, may succeed."""
 
 
 class LockedError(BertrayError):
-    """Another run holds the output; the message says which, since when, and when its lock expires."""
+    """Another run holds the output; the message says which, since when, and when its lock expires. Exit code 4."""
 
 
 class ShardError(BertrayError):
-    """A shard of the archive that cannot be scored; the message is the reason listed in the summary."""
+    """A shard of the archive cannot be scored; it is listed with this message, and the others continue."""
 
 
 class ShardChangedError(ShardError):
-    """A shard that was rewritten while it was read; it can be read again."""
+    """A shard was rewritten while it was read; it can be read again."""
 
 
 class DivergedError(BertrayError):
-    """The loss, or its gradient, is not a number.
+    """The loss or its gradient is not a number.
 
     Attributes:
-        step: at which; with the seed it says which rows were read.
-        rows: of the training split, that the step read.
+        step: the training step at which it happened.
+        rows: the rows of the training split in that step.
     """
 
     def __init__(self, message: str, step: int, rows: list[int]) -> None:
@@ -59,11 +46,11 @@ class DivergedError(BertrayError):
 
 
 def missing_extra(what: str, extra: str, otherwise: str = "") -> RequestError:
-    """The error of something that a package is needed for which the default install lacks.
+    """The error to raise if a package is missing that only an extra installs.
 
     Args:
-        what: that needs it, as the user asked for it.
-        otherwise: what to do without it, as "leave --mlflow-uri out".
+        what: the option or command that needs it.
+        otherwise: how to do without it, as "leave --mlflow-uri out".
     """
     instead = f", or {otherwise}" if otherwise else ""
     return RequestError(

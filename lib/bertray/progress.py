@@ -1,15 +1,16 @@
-"""Progress on stderr: a bar with the time left on a terminal, a line every ten seconds in a log."""
+"""Progress on stderr: a bar on a terminal, a line every ten seconds in a log; both show the time left."""
 
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
-from types import TracebackType
+from datetime import timedelta
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 _log = logging.getLogger(__name__)
 
@@ -20,61 +21,42 @@ class ProgressBar:
     """Shows how much of `total` is done; use as a context manager.
 
     Args:
-        title: what is being done.
-        total: in steps, shards or whatever `update` counts.
-        unit: its plural, for log lines.
+        unit: what is counted, in the plural, for log lines.
     """
 
     def __init__(self, title: str, total: int, unit: str) -> None:
-        self._title, self._total, self._unit = title, total, unit
-        console = Console(stderr=True)
-        self._bar: Progress | None = None
-        if sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=console,
-            )
-            self._task = self._bar.add_task(title, total=total, note="")
-        self._logged = time.monotonic()
-        # When the first step was seen done: start-up is no part of the rate.
-        self._first: tuple[float, int] | None = None
+        self._unit = unit
+        self._bar = Progress(
+            "{task.description}",
+            BarColumn(),
+            MofNCompleteColumn(),
+            "{task.fields[note]}",
+            TimeElapsedColumn(),
+            "left",
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+            # The rate is an average since the first step was done, so that it excludes start-up.
+            speed_estimate_period=math.inf,
+            get_time=time.monotonic,
+        )
+        self._task_id = self._bar.add_task(title, total=total, note="")
+        self._logged_s = time.monotonic()
 
     def __enter__(self) -> Self:
-        if self._bar:
-            self._bar.start()
+        self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar:
+    def __exit__(self, *_: object) -> None:
+        if not self._bar.disable:  # stopped in a log, rich would print an empty line
             self._bar.stop()
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
-        """Say how much is done in all, anything else worth knowing at the moment, and a total that was found out."""
-        self._total = total or self._total
-        if self._bar:
-            self._bar.update(self._task, completed=done, total=self._total, note=note)
-            return
-        now = time.monotonic()
-        if done and self._first is None:
-            self._first = now, done
-        if self._first and done > self._first[1] and now - self._logged >= LOG_INTERVAL_S:
-            self._logged = now
-            first_s, first_done = self._first
-            left_s = (now - first_s) / (done - first_done) * (self._total - done)
-            _log.info(
-                "%s: %d of %d %s, about %s left %s", self._title, done, self._total, self._unit, _clock(left_s), note
-            )
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+        """Show that `done` units are finished, with a note; `total` replaces the total unless it is 0 or None."""
+        self._bar.update(self._task_id, completed=done, total=total or None, note=note)
+        (task,) = self._bar.tasks
+        left_s, now_s = task.time_remaining, time.monotonic()
+        if self._bar.disable and done and left_s is not None and now_s - self._logged_s >= LOG_INTERVAL_S:
+            self._logged_s = now_s
+            left = timedelta(seconds=left_s)
+            _log.info("%s: %d of %d %s, about %s left %s", task.description, done, task.total, self._unit, left, note)

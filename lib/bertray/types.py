@@ -1,9 +1,9 @@
-"""What can be chosen, as the engine and the options of the jobs both name it. No package is needed to import it."""
+"""The choices that options and engine share. Imports no package."""
 
 from typing import Literal
 
 Precision = Literal["auto", "fp32", "bf16"]
-# What a finished model can be run in by torch; nothing is trained in less than bf16.
+# fp16 and int8 are for a finished model only; training needs bf16 or more.
 TorchPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 InferencePrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 Engine = Literal["auto", "torch", "openvino"]

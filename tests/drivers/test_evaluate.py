@@ -238,6 +238,6 @@ def test_a_text_without_a_prediction_counts_as_wrong(tiny_bundle: Path, tmp_path
 
 def test_other_labels_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "abd", "abd")
-    with pytest.raises(RequestError, match=r"different labels \(c, d stand in one alone\).*a, b, c"):
+    with pytest.raises(RequestError, match=r"different labels \(only one of them has c, d\).*a, b, c"):
         evaluate(EvaluateConfig(bundle=str(tiny_bundle), data=data, output=str(tmp_path / "evaluation")))
     assert not (tmp_path / "evaluation").exists()

@@ -10,19 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from transformers import pipeline
 
 from bertray import Bundle
 from bertray.bundle.info import read_info
-from bertray.drivers.score import OpenPool, score
-from bertray.drivers.score_plan import preview
-from bertray.drivers.scoring_actor import Actor
+from bertray.drivers import actor_pool, cluster
+from bertray.drivers.score import OpenPool, preview, score
 from bertray.errors import BundleError, LockedError, RequestError
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest
@@ -213,12 +214,18 @@ def test_places_may_be_relative(
     )
 
 
-def test_a_bundle_that_is_replaced_meanwhile_is_noticed(tiny_bundle: Path, make_bundle: Any) -> None:
+def test_a_bundle_that_is_replaced_meanwhile_is_noticed(
+    tiny_bundle: Path, make_bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor_pool, "log_to", lambda _: None)  # this process is no worker
+    monkeypatch.setattr(cluster, "assigned_cpus", lambda: 1)
+    first_start = SimpleNamespace(was_current_actor_reconstructed=False)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: first_start)
     begun_with = read_info(Location.of(str(make_bundle(seed=2)))).fingerprint()
     config = ScoreConfig(bundle=str(tiny_bundle), input="archive", output="scored", precision="fp32")
     request = Request(config, "archive", "request", begun_with, 1, 1)
     with pytest.raises(BundleError, match=r"was replaced while the job ran\. Run it again"):
-        Actor("cpu", request, num_threads=1, num_suspect_units=0)
+        actor_pool.ScoringActor("cpu", request)
 
 
 def test_one_shard_alone(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:

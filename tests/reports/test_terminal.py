@@ -101,7 +101,7 @@ def test_evaluation_of_several_labels_a_row(capsys: pytest.CaptureFixture[str]) 
     print_evaluation(metrics)
     text = capsys.readouterr().err
     assert "subset_accuracy" in text and "f1_micro" in text
-    assert "most often taken for" not in text and "given from" not in text
+    assert "most often taken for" not in text and "threshold" not in text
     for scores in metrics["per_class"].values():
         scores["threshold"] = 0.123
     print_evaluation(metrics)

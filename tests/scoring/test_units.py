@@ -7,6 +7,7 @@ from hypothesis import given
 from bertray.drivers import actor_pool, cluster
 from bertray.schema import MULTI_LABEL_PREDICTION_SCHEMA
 from bertray.scoring.config import ScoreConfig
+from bertray.scoring.score_unit import Request
 from bertray.scoring.units import Counts, Outcome, Unit, Work, divide, part_rows, staged_path, stale
 from bertray.storage.location import FileInfo
 
@@ -101,7 +102,7 @@ def test_an_outcome_survives_its_way_to_the_driver() -> None:
 
 def test_a_large_shard_is_work_for_many_actors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "place", lambda *_: cluster.Placement(8, True, 1))
-    config = ScoreConfig(bundle="b", input="i", output="o")
+    request = Request(ScoreConfig(bundle="b", input="i", output="o"), "i", "request", "bundle", lock_number=1)
     large, small = FileInfo("large", 500 << 30, "1"), FileInfo("small", 1 << 20, "1")
-    assert actor_pool.place(config, [large]).num_processes == 8
-    assert actor_pool.place(config, [small, small]).num_processes == 2
+    assert actor_pool.ActorPool(request, [large]).num_processes == 8
+    assert actor_pool.ActorPool(request, [small, small]).num_processes == 2

@@ -1,12 +1,13 @@
-"""One module a job, which wires the rooms together, and the Ray workers that it places.
+"""The jobs, which connect the rooms, and the Ray workers that they start.
 
-    prepare  train  tune  audit  evaluate  predict  score  demo    the jobs
+    train  tune  audit  evaluate  score                   one job each
+    local_jobs     prepare, predict and demo
     config         the options of evaluate, predict and demo
     cluster        which Ray, which devices
-    actor_pool     units through a pool of Ray actors     scoring_actor     such an actor
-    train_on_ray, tune_on_ray, score_plan                 parts of train, tune and score
+    actor_pool     the Ray actors that score
+    train_on_ray, tune_on_ray                             parts of train and tune
     train_worker, trial_worker, cross_validation          what runs in Ray's processes
-    status_actors  where workers and driver meet
+    status_actors  actors through which workers and driver communicate
 
-Imports every room. The only room that imports Ray; a driver itself loads torch as late as it can.
+Imports every room. The only room that imports Ray; drivers import torch only after they have checked the request.
 """

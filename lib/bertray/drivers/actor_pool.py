@@ -1,10 +1,9 @@
-"""The pool of actors that score: a row of a Ray Dataset is a unit of work, which an actor scores.
+"""The pool of Ray actors that score. A row of a Ray Dataset is a unit of work; an actor scores it.
 
     units -> actors, each with the model in memory -> outcomes of shards
-                                                   -> outcomes of parts -> all staged: a task merges them
+                                                   -> outcomes of parts -> when all are staged, a task merges them
 
-What an actor does is in `drivers.scoring_actor`. Here neither torch nor transformers is imported: the driver runs no
-model.
+The driver imports this module and runs no model, so torch is imported in the actors only.
 """
 
 from __future__ import annotations
@@ -14,64 +13,64 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import ray
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
+from bertray.bundle.info import BundleInfo, was_replaced
+from bertray.bundle.isolated import IsolatedBundle
 from bertray.drivers import cluster
 from bertray.drivers.status_actors import LogBook, log_to, show
 from bertray.scoring import score_unit
-from bertray.scoring.config import ScoreConfig
 from bertray.scoring.score_shard import STEP_BYTES
-from bertray.scoring.score_unit import Request
+from bertray.scoring.score_unit import Request, UnitScorer
 from bertray.scoring.units import Outcome, Unit, Work, num_pieces
 from bertray.storage.location import FileInfo
 
+if TYPE_CHECKING:
+    from bertray.bundle.bundle import Bundle
+
 _log = logging.getLogger(__name__)
 
-# The next unit waits at the actor. A restarted actor takes both to be suspects.
+# One unit is scored and the next one waits. A restarted actor suspects both.
 _MAX_UNITS_IN_FLIGHT = 2
-# What a restarted actor suspects it reads and scores in processes of their own: a unit dies with its actor only where
-# something else ends that.
+# Without limits, Ray would retry a unit that kills its actor forever.
 _MAX_ACTOR_RESTARTS, _MAX_RETRIES = 100, 10
 
 
-def place(config: ScoreConfig, pending: list[FileInfo]) -> cluster.Placement:
-    """How many actors hold the model, no more than there are pieces to be scored, and what each is given.
+class ActorPool:
+    """A `score_unit.Pool` of Ray actors, no more than there are pieces to score; it sets the request's `step_bytes`.
 
     Raises:
-        RequestError: this machine is too small for what was asked.
-    """
-    device = "cpu" if config.engine == "openvino" else config.device
-    placement = cluster.place(device, config.num_actors, "--num-actors")
-    unit_bytes = STEP_BYTES["cuda" if placement.use_gpu else "cpu"]
-    num_units = sum(num_pieces(shard, unit_bytes) for shard in pending)
-    placement = replace(placement, num_processes=min(placement.num_processes, num_units))
-    _log.info("actors: %d, each with %s", placement.num_processes, placement.share)
-    return placement
-
-
-class ActorPool:
-    """A `scoring.score_unit.Pool` of Ray actors.
-
-    Args:
-        request: of the run; its `step_bytes` are set here.
+        RequestError: this machine is too small for the request.
     """
 
-    def __init__(self, request: Request, placement: cluster.Placement) -> None:
-        self._placement = placement
-        self._device: Literal["cpu", "cuda"] = "cuda" if placement.use_gpu else "cpu"
-        self.num_processes = placement.num_processes
+    def __init__(self, request: Request, pending: list[FileInfo]) -> None:
+        config = request.config
+        device = "cpu" if config.engine == "openvino" else config.device
+        self._placement = cluster.place(device, config.num_actors, "--num-actors")
+        self._device: Literal["cpu", "cuda"] = "cuda" if self._placement.use_gpu else "cpu"
         self.unit_bytes = STEP_BYTES[self._device]
         self._request = replace(request, step_bytes=self.unit_bytes)
+        num_units = sum(num_pieces(shard, self.unit_bytes) for shard in pending)
+        self.num_processes = min(self._placement.num_processes, num_units)
+        _log.info("actors: %d, each with %s", self.num_processes, self._placement.share)
 
     def run(self, work: Work) -> Iterator[Outcome]:
-        """See `scoring.score_unit.Pool.run`."""
-        merges = _Merges(work, self._request)
+        """See `score_unit.Pool.run`."""
+        # A merge needs no CPU of its own: actors may hold all of them, and it mostly waits for the storage.
+        merge = ray.remote(num_cpus=0, max_retries=_MAX_RETRIES, scheduling_strategy="SPREAD")(score_unit.merge)
+        merging: dict[Any, FileInfo] = {}
+
+        def start_merge(shard: FileInfo) -> None:
+            merging[merge.remote(self._request, shard, work.num_parts[shard])] = shard
+
         book = LogBook()
+        for shard in work.complete():
+            start_merge(shard)
         if work.units:
             for row in self._dataset(work.units).iter_rows():
                 for line in json.loads(row["log"]):
@@ -79,85 +78,95 @@ class ActorPool:
                 show(book.logged())
                 outcome = Outcome.model_validate_json(row["outcome"])
                 yield outcome
-                merges.take(outcome)
-                yield from merges.finished(wait=False)
-        yield from merges.finished(wait=True)
+                if (ready := work.take(outcome)) is not None:
+                    start_merge(ready)
+                yield from _merged(merging, timeout_s=0)
+        yield from _merged(merging, timeout_s=None)
 
     def _dataset(self, units: list[Unit]) -> ray.data.Dataset:
-        ray.data.DataContext.get_current().enable_progress_bars = False  # one bar, ours
+        ray.data.DataContext.get_current().enable_progress_bars = False  # bertray shows its own
         rows = [{"unit": unit.model_dump_json()} for unit in units]
         with warnings.catch_warnings():
-            # In Ray 2.60 restarts can be bounded only through arguments that 2.64 will take in another form.
+            # Ray 2.60 limits restarts only by these arguments, and announces another form for 2.64.
             warnings.simplefilter("ignore", RayDeprecationWarning)
-            # One row is one unit and one block: Ray neither mixes nor splits units, and a retry repeats one alone.
+            # One unit per row and block: Ray neither mixes nor splits units, and a retry repeats a single unit.
             return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 ScoringActor,
                 fn_constructor_kwargs={"device": self._device, "request": self._request},
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(
-                    size=self._placement.num_processes, max_tasks_in_flight_per_actor=_MAX_UNITS_IN_FLIGHT
+                    size=self.num_processes, max_tasks_in_flight_per_actor=_MAX_UNITS_IN_FLIGHT
                 ),
                 num_cpus=0 if self._placement.use_gpu else self._placement.cpus_each,
                 num_gpus=1 if self._placement.use_gpu else 0,
-                # By default a unit that kills its actor would be tried for ever.
                 max_restarts=_MAX_ACTOR_RESTARTS,
                 max_task_retries=_MAX_RETRIES,
             )
 
 
-class _Merges:
-    """Shards of which all parts are staged, on their way to a predictions file, each in a task of its own."""
-
-    def __init__(self, work: Work, request: Request) -> None:
-        self._work, self._request = work, request
-        # Actors may hold every CPU, and a merge mostly waits for the storage.
-        options = {"num_cpus": 0, "max_retries": _MAX_RETRIES, "scheduling_strategy": "SPREAD"}
-        self._merge = ray.remote(score_unit.merge).options(**options)
-        self._running: dict[Any, FileInfo] = {}
-        for shard in work.complete():
-            self._start(shard)
-
-    def take(self, outcome: Outcome) -> None:
-        """Take in what has become of a part."""
-        if (shard := self._work.take(outcome)) is not None:
-            self._start(shard)
-
-    def _start(self, shard: FileInfo) -> None:
-        merged = self._merge.remote(self._request, shard, self._work.num_parts[shard])
-        self._running[merged] = shard
-
-    def finished(self, wait: bool) -> Iterator[Outcome]:
-        """Outcomes of merges that are done, or of all."""
-        while self._running:
-            done, _ = ray.wait(list(self._running), timeout=None if wait else 0)
-            if not done:
-                return
-            shard = self._running.pop(done[0])
-            try:
-                yield ray.get(done[0])
-            except cluster.LOST_ERRORS as error:
-                yield Outcome(shard=shard, failure=f"the process that merged its parts died: {error}")
+def _merged(merging: dict[Any, FileInfo], timeout_s: float | None) -> Iterator[Outcome]:
+    """Take out the merges that end within the timeout; None: all."""
+    while merging:
+        done, _ = ray.wait(list(merging), timeout=timeout_s)
+        if not done:
+            return
+        shard = merging.pop(done[0])
+        try:
+            yield ray.get(done[0])
+        except cluster.LOST_ERRORS as error:
+            yield Outcome(shard=shard, failure=f"the process that merged its parts died: {error}")
 
 
 class ScoringActor:
-    """What Ray holds: an `scoring_actor.Actor`. Its imports take seconds, which the driver need not spend."""
+    """Holds the model and scores one unit per call.
 
-    def __init__(self, **arguments: Any) -> None:
+    If an actor dies, one of its units may be the cause. So a restarted actor first scores as many units as were in
+    flight in child processes, which find the text that crashes the process. Only then does it load the model itself.
+
+    Raises:
+        BundleError: the bundle is missing, altered, or was replaced since the run began.
+    """
+
+    def __init__(self, device: Literal["cpu", "cuda"], request: Request) -> None:
         self._book = LogBook()
         log_to(self._book.log)
-        from bertray.drivers.scoring_actor import Actor
+        import torch
 
-        self._actor = Actor(
-            **arguments,
-            num_threads=cluster.assigned_cpus(),
-            # What the actor was at work on when it died comes first: something in it may be the cause.
-            num_suspect_units=_MAX_UNITS_IN_FLIGHT if ray.get_runtime_context().was_current_actor_reconstructed else 0,
-        )
+        from bertray.model.runtime import ModelThread
+
+        self._request = request
+        # A GPU that has failed once fails every later shard, which is not the shards' fault.
+        self._scorer = UnitScorer(request, fatal=(torch.AcceleratorError,))
+        self._spec = request.model_spec(device, cluster.assigned_cpus())
+        self._bundle: Bundle | None = None
+        self._thread = ModelThread()
+        is_restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        self._num_suspect_units = _MAX_UNITS_IN_FLIGHT if is_restarted else 0
+        if not is_restarted:
+            self._thread.run(self._load)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        outcomes = self._actor.score(Unit.model_validate_json(rows["unit"][0].as_py()))
-        logs = [self._book.logged() for _ in outcomes]  # the first takes all
-        return pa.table(
-            {"outcome": [outcome.model_dump_json() for outcome in outcomes], "log": [json.dumps(one) for one in logs]}
-        )
+        outcomes = self._thread.run(self._score, Unit.model_validate_json(rows["unit"][0].as_py()))
+        # The first row gets all log lines.
+        answers = [{"outcome": one.model_dump_json(), "log": json.dumps(self._book.logged())} for one in outcomes]
+        return pa.Table.from_pylist(answers)
+
+    def _score(self, unit: Unit) -> list[Outcome]:
+        if not self._num_suspect_units:
+            return self._scorer.score(unit, self._load())
+        self._num_suspect_units -= 1
+        _log.warning("an actor died over these %d shards: scoring them in a child process", len(unit.shards))
+        with IsolatedBundle(self._spec) as isolated:
+            self._check(isolated.info)
+            return self._scorer.score(unit, isolated, is_suspect=True)
+
+    def _load(self) -> Bundle:
+        if self._bundle is None:
+            self._bundle = self._spec.load()
+            self._check(self._bundle.info)
+        return self._bundle
+
+    def _check(self, info: BundleInfo) -> None:
+        if info.fingerprint() != self._request.bundle_fingerprint:
+            raise was_replaced(self._request.config.bundle)

@@ -1,4 +1,4 @@
-"""The options of bertray evaluate, predict and demo; how they are read, `bertray.config` says."""
+"""The options of bertray evaluate, predict and demo; `bertray.config` says how they are read."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from bertray.config import ENGINE_HELP, INFERENCE_PRECISION_HELP, JobConfig, Place, Texts, check_engine
 from bertray.types import Engine, InferencePrecision
 
-# Of a million rows TF-IDF takes minutes and gigabytes, and the answer is the same.
+# On a million rows TF-IDF takes minutes and gigabytes, and the result is the same.
 MAX_BASELINE_ROWS = 50_000
 
 
@@ -29,13 +29,11 @@ class EvaluateConfig(JobConfig):
         default=None,
         ge=0,
         le=1,
-        description="score below which a text counts as out of scope, with a data set of --oos-label that has no such "
-        "training rows; default: the bundle's review_below",
+        description="score below which a text counts as out of scope, for a data set prepared with --oos-label that "
+        "has no such training rows; default: the bundle's review_below",
     )
     baseline: bool = Field(
-        default=True,
-        description="compare with TF-IDF and logistic regression, fitted on at most "
-        f"{MAX_BASELINE_ROWS:,} training rows",
+        default=True, description=f"compare with TF-IDF + logistic regression on up to {MAX_BASELINE_ROWS:,} rows"
     )
     engine: Engine = Field(default="auto", description=ENGINE_HELP)
     precision: InferencePrecision = Field(default="auto", description=INFERENCE_PRECISION_HELP)
@@ -44,19 +42,19 @@ class EvaluateConfig(JobConfig):
 
 
 class PredictConfig(JobConfig):
-    """Classify a few texts with a bundle: one JSON object a text on stdout.
+    """Classify a few texts with a bundle: one JSON object per text on stdout.
 
         bertray predict --bundle bundle "B.Sc. in Physics, 2014" "Python, SQL, Spark"
         bertray predict --bundle bundle < texts.txt | jq -r .label
 
-    Without texts it reads standard input, one text a line. Each text is a row of the predictions that bertray score
-    writes.
+    Without texts it reads standard input, one text per line. Each object is a row of predictions as bertray score
+    writes them.
     """
 
     bundle: Place = Field(description="model bundle that bertray train wrote")
     texts: Texts = Field(
         default_factory=list,
-        description="texts; without any, one text a line from standard input",
+        description="texts; without any, standard input is read, one text per line",
         json_schema_extra={"positional": True},
     )
     engine: Engine = Field(default="auto", description=ENGINE_HELP)
@@ -66,20 +64,22 @@ class PredictConfig(JobConfig):
 
 
 class DemoConfig(JobConfig):
-    """See the whole of it work: a generated résumé corpus through prepare, train, evaluate and score.
+    """Try everything on a generated résumé corpus: prepare, train, evaluate and score.
 
         bertray demo
         bertray demo --output /tmp/demo --num-labelled 400 --num-archive 400 --epochs 1
 
     The corpus is synthetic: its accuracy says nothing about your data. Every step is a command that you can type
-    yourself; it is printed before it runs.
+    yourself; the demo prints it before it runs it.
     """
 
     output: Place = Field(default="demo", description="local folder; files of an earlier demo are replaced")
-    num_labelled: int = Field(default=1839, ge=60, description="labelled chunks, as many as the reference tutorial has")
+    num_labelled: int = Field(
+        default=1839, ge=60, description="labelled chunks; the default is that of the reference tutorial"
+    )
     num_archive: int = Field(default=4000, ge=80, description="unlabelled chunks in 8 shards")
     encoder: str = Field(default="minilm", description="as in bertray train")
     epochs: int = Field(default=3, ge=1, description="as in bertray train")
     learning_rate: float = Field(
-        default=2e-4, gt=0, lt=1, description="above bertray train's: a small encoder, few rows"
+        default=2e-4, gt=0, lt=1, description="higher than in bertray train: the encoder is small, the rows are few"
     )

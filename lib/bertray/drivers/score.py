@@ -1,20 +1,22 @@
-"""The nightly job: every shard of an archive that has no predictions yet gets them.
+"""The nightly job: score every shard of an archive that has no predictions yet.
 
 1. lock      one run at a time on an output                                            [storage.lock]
-2. plan      one listing of the input, held against the manifest                       [scoring.manifest]
-3. stream    units of pending shards -> a pool of processes that hold the model         [scoring.score_unit]
-4. score     the shard becomes a predictions file, put in one atomic step              [scoring.score_unit]
+2. plan      one listing of the input, compared with the manifest                      [scoring.manifest]
+3. stream    units of pending shards -> a pool of processes that hold the model        [scoring.score_unit]
+4. score     each shard becomes a predictions file, put in one atomic step             [scoring.score_unit]
 5. commit    the shard's record goes into the manifest                                 [scoring.manifest]
-6. judge     does what is new look like what was before?                               [scoring.gate]
+6. judge     do the new predictions look like the earlier ones?                        [scoring.gate]
 7. announce  runs/<run-id>/summary.json, then runs/latest.json                         [scoring.runs]
 
-What fails with a shard is listed with its path and reason; the others go on. Running again is the recovery. Here
-nothing is imported that takes time: a run that has nothing to do starts neither Ray nor torch.
+A shard that fails is listed with its path and reason, and the others continue. To recover, run the command again.
+With --plan it stops after step 2 and estimates the time. A run with nothing to do starts neither Ray nor torch, so this
+module imports neither.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -22,18 +24,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bertray.bundle.guard import torch_summary
-from bertray.bundle.info import BundleInfo, read_info, was_replaced
+from bertray.bundle.info import opened, read_info, was_replaced
 from bertray.bundle.isolated import IsolatedBundle
 from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, JobResult, keep_ray_on_loopback
-from bertray.errors import RequestError
+from bertray.errors import RequestError, ShardError
 from bertray.reports.terminal import print_scoring, print_verdict
 from bertray.scoring.archive import Archive, list_shards, probe, remember, resolved
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.gate import Verdict, judge
 from bertray.scoring.manifest import Manifest, Plan, fingerprint, plan
-from bertray.scoring.runs import Announcement, Rate, Recorder, Runs, Unannounced
+from bertray.scoring.runs import Announcement, Recorder, Runs
 from bertray.scoring.score_shard import STEP_BYTES
 from bertray.scoring.score_unit import LocalPool, Pool, Request
+from bertray.scoring.shard_reader import check_columns, steps
+from bertray.scoring.shard_reader import opened as opened_shard
 from bertray.scoring.units import ENGINE_FOLDER, Work, divide
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock, new_run_id
@@ -41,26 +45,28 @@ from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
-# Of shards that are rewritten while they are read.
+# How often shards are read again that were rewritten while they were read.
 _MAX_PASSES = 3
-# A run that died had these in hand, in the same order; what it had done for longer than some seconds is recorded.
+# A run that died was scoring the first pending shards; it recorded everything older than a few seconds.
 _MAX_SUSPECTS = 1000
-# What the gate holds new predictions against.
+# What the gate compares new predictions with.
 _LAST, _VALIDATION = "what was announced last", "the bundle's validation rows"
-
+# For the estimate of --plan.
+_NUM_SAMPLED_SHARDS = 16
+_SAMPLED_BYTES = 1 << 18  # of text, from each
 
 OpenPool = Callable[[Request, list[FileInfo]], AbstractContextManager[Pool]]
 
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """What a scoring run came to.
+    """The result of a scoring run.
 
     Attributes:
-        output: its place.
-        summary: the figures that the command line prints; docs say what each means.
+        output: the output folder.
+        summary: the figures that the command line prints; docs/glossary.md explains them.
         failures: path and reason of every shard that failed; the next run tries it again.
-        verdict: what the gate says; None: nothing is to be announced.
+        verdict: the gate's verdict; None: there is nothing to announce.
         shards_with_errors: those with most rows that have an error: path, num_rows_error, num_rows, failure.
     """
 
@@ -72,15 +78,13 @@ class ScoreResult:
 
     @property
     def is_held(self) -> bool:
-        """Whether the gate holds the run back: predictions are in place, and not announced."""
+        """Whether the gate holds the run back: predictions are in place but not announced."""
         return self.verdict is not None and self.verdict.is_held
 
 
 def run(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> JobResult:
     """The job of the command line; see `score`."""
     if config.plan:
-        from bertray.drivers.score_plan import preview
-
         facts = preview(config)
         print_scoring(facts, [], title="plan: nothing was scored")
         return JobResult(facts)
@@ -88,53 +92,20 @@ def run(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> JobResult:
     print_scoring(scored.summary, scored.failures)
     if scored.verdict and scored.verdict.reasons:
         print_verdict(scored.verdict, scored.shards_with_errors)
-    if scored.is_held:
-        return JobResult(scored.summary, EXIT_HELD)
-    return JobResult(scored.summary, EXIT_SHARDS_FAILED if scored.failures else EXIT_OK)
-
-
-@contextmanager
-def pool_of(request: Request, pending: list[FileInfo]) -> Iterator[Pool]:
-    """The pool that the request's configuration asks for, inside the block.
-
-    Args:
-        pending: what is to be scored.
-
-    Raises:
-        RequestError: this machine or cluster cannot do what was asked.
-    """
-    if request.config.num_actors == 0:
-        with _local_pool(request) as pool:
-            yield pool
-        return
-    keep_ray_on_loopback()
-    # Ray: seconds, which a run with nothing to do need not take.
-    from bertray.drivers import actor_pool, cluster
-
-    with cluster.session():
-        yield actor_pool.ActorPool(request, actor_pool.place(request.config, pending))
-
-
-@contextmanager
-def _local_pool(request: Request) -> Iterator[Pool]:
-    config = request.config
-    with IsolatedBundle(request.model_spec(config.device)) as bundle:
-        if bundle.info.fingerprint() != request.bundle_fingerprint:
-            raise was_replaced(config.bundle)
-        bundle.ready()
-        _log.info("the model runs in a child process (%s)", bundle.device)
-        yield LocalPool(replace(request, step_bytes=STEP_BYTES[bundle.device]), bundle)
+    return JobResult(
+        scored.summary, EXIT_HELD if scored.is_held else EXIT_SHARDS_FAILED if scored.failures else EXIT_OK
+    )
 
 
 def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreResult:
-    """Score what is pending, and announce it if the gate lets it pass.
+    """Score pending shards, and announce the run if the gate passes it.
 
     Args:
-        open_pool: opens what units are scored by; None: what `config` asks for.
+        open_pool: opens the pool that scores units; None: the pool that `config` asks for.
 
     Raises:
         RequestError: bundle, input, output or columns do not fit; nothing was started.
-        LockedError: another run is at work on this output, or has taken it from this one.
+        LockedError: another run is using this output, or has taken it over from this run.
     """
     started_s = time.monotonic()
     if config.plan:
@@ -154,7 +125,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         announced = runs.latest()
         if announced and announced.run_id >= run_id:
             raise RequestError(
-                f"run {announced.run_id} of {output} was later than now, {run_id}: set this machine's clock"
+                f"run {announced.run_id} of {output} is later than this machine's time, {run_id}: set its clock"
             )
         remember(archive, output, has_moved=config.input_moved)
         todo = plan(archive.shards, manifest.latest(), request_fingerprint, is_whole=archive.is_whole)
@@ -162,7 +133,8 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         recorder = Recorder(manifest, runs, run_id, output, request_fingerprint, lock)
         engine: dict[str, Any] = {"engine": "openvino" if config.engine == "openvino" else "torch"}
         if todo.pending:
-            runs.begin(run_id, _request(config, info), {**todo.counts(), "pending_bytes": todo.pending_bytes})
+            asked = {"config": config.model_dump(), "bundle_fingerprint": info.fingerprint(), "versions": versions()}
+            runs.begin(run_id, asked, {**todo.counts(), "pending_bytes": todo.pending_bytes})
             _log.info("scoring %.1f MB in run %s", todo.pending_bytes / 1e6, run_id)
             request = Request(
                 config=config,
@@ -172,25 +144,34 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
                 lock_number=lock.number,
                 suspects=_suspects(todo, runs, lock) if config.num_actors == 0 else frozenset(),
             )
-            engine = _prepare_engine(config, output)
+            if config.engine == "openvino":
+                from bertray.bundle.openvino import prepare  # imports torch
+
+                # Export once, to where actors on other nodes and the next run find it.
+                engine = prepare(config.bundle, config.precision, output / ENGINE_FOLDER).summary()
             engine["num_actors"] = _stream(request, archive, todo, recorder, open_pool or pool_of)
-            if config.engine != "openvino":  # what the processes have decided
+            if config.engine != "openvino":  # the scoring processes have chosen the precision
                 engine |= torch_summary(output / ENGINE_FOLDER, info, config.precision, recorder.precision)
         else:
             _log.info("nothing to do: every shard is committed under this bundle and these columns")
-            # Maybe by a run that had recorded its last shard, and not yet removed its parts.
-            if lock.was_left_behind:
+            if lock.was_left_behind:  # that run may have ended after its last record, before it removed parts
                 recorder.remove_stale(Work(), archive)
                 recorder.finish()
         num_pruned = 0
         if config.prune:
             lock.check()
-            # Listed anew: the listing is from before the lock, and hours have passed.
+            # Hours have passed since the first listing, which was made before the lock.
             num_pruned = _prune(output, manifest, run_id, list_shards(source, output).shards)
-        # A part of the archive does not say what else is still there.
-        present = archive.paths() if archive.is_whole else None
-        news = runs.unannounced(announced, present)
-        verdict = _judge(news, announced, info, config) if news.num_shards else None
+        # A listing of only a part does not tell which other shards still exist.
+        news = runs.unannounced(announced, archive.paths() if archive.is_whole else None)
+        # A person has accepted before that the archive differs from the bundle's validation rows.
+        was_accepted = announced is not None and announced.accepted_bundle == info.fingerprint()
+        references = {_LAST: announced.profile} if announced else {}
+        if info.validation_profile and not was_accepted:
+            references[_VALIDATION] = info.validation_profile
+        verdict = None
+        if news.num_shards:
+            verdict = judge(news.profile, references, news.num_shards, news.num_shards_failed, config)
         summary = {
             "output": str(output),
             "run_id": run_id if todo.pending or verdict else None,
@@ -204,33 +185,59 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
             lock.check()
             runs.finish(run_id, {**summary, "failures": recorder.failures, "movements": verdict.table()})
             if not verdict.is_held:
+                rate = announced.rate if announced else None
                 measured = recorder.rate(summary["num_actors"]) if todo.pending else None
-                runs.announce(_announcement(run_id, news, announced, verdict, info, measured))
+                if measured and measured.says_more_than(rate):
+                    rate = measured
+                differs = any(one.is_beyond for one in verdict.movements if one.against == _VALIDATION)
+                accepted = info.fingerprint() if was_accepted or differs else None
+                runs.announce(Announcement(run_id=run_id, profile=news.profile, accepted_bundle=accepted, rate=rate))
     return ScoreResult(str(output), summary, recorder.failures, verdict, news.shards_with_errors)
 
 
+def _log_plan(todo: Plan, config: ScoreConfig) -> None:
+    reasons = {
+        "new": todo.new,
+        "changed": todo.changed,
+        "scored before with another bundle, column, engine or precision": todo.anew,
+    }
+    why = ", ".join(f"{len(shards)} {reason}" for reason, shards in reasons.items() if shards)
+    _log.info("%d shards to score%s, %d done before", len(todo.pending), f" ({why})" if why else "", todo.num_done)
+    if todo.gone and not config.prune:
+        _log.info("%d shards left the archive; their predictions stay (--prune removes them)", len(todo.gone))
+
+
 def _suspects(todo: Plan, runs: Runs, lock: RunLock) -> frozenset[str]:
-    """Pending shards that may end the process which reads them: what failed last; after a run that died, the first."""
+    """Pending shards that may crash their reader: those that failed last and, after a crash, the first ones."""
     first = todo.pending[:_MAX_SUSPECTS] if lock.was_left_behind else []
     return frozenset(runs.failed_last() | {shard.path for shard in first})
 
 
-def _prepare_engine(config: ScoreConfig, output: Location) -> dict[str, Any]:
-    """Do once what every process would do, and say what the summary should of the engine.
+@contextmanager
+def pool_of(request: Request, pending: list[FileInfo]) -> Iterator[Pool]:
+    """Open the pool that the request's configuration asks for.
 
     Raises:
-        RequestError: the engine is not installed, or cannot run the model.
+        RequestError: this machine or cluster cannot do it.
     """
-    if config.engine != "openvino":
-        return {"engine": "torch"}
-    from bertray.bundle.openvino import prepare  # torch
+    config = request.config
+    if config.num_actors == 0:
+        with IsolatedBundle(request.model_spec(config.device)) as bundle:
+            if bundle.info.fingerprint() != request.bundle_fingerprint:
+                raise was_replaced(config.bundle)
+            bundle.ready()
+            _log.info("the model runs in a child process (%s)", bundle.device)
+            yield LocalPool(replace(request, step_bytes=STEP_BYTES[bundle.device]), bundle)
+        return
+    keep_ray_on_loopback()
+    from bertray.drivers import actor_pool, cluster  # importing Ray takes seconds
 
-    # Beside the predictions, where actors on other nodes find it, and the next run.
-    return prepare(config.bundle, config.precision, output / ENGINE_FOLDER).summary()
+    with cluster.session():
+        yield actor_pool.ActorPool(request, pending)
 
 
 def _stream(request: Request, archive: Archive, todo: Plan, recorder: Recorder, open_pool: OpenPool) -> int:
-    """Score pending shards, those again that are rewritten meanwhile; returns how many processes held the model."""
+    """Score pending shards, again if they are rewritten meanwhile; return how many processes held the model."""
     pending = todo.pending
     with open_pool(request, pending) as pool:
         recorder.begin(todo.replaced)
@@ -241,37 +248,18 @@ def _stream(request: Request, archive: Archive, todo: Plan, recorder: Recorder, 
             changed = recorder.follow(pool.run(work), work, is_last_pass=num_passes == _MAX_PASSES)
             if not changed:
                 break
-            pending = [FileInfo(path, now.size_bytes, now.version) for path, now in _listed(archive.root, changed)]
+            places = ((path, archive.root / path) for path in changed)
+            pending = [replace(place.info(), path=path) for path, place in places if place.exists()]
             _log.warning("%d shards were rewritten while they were read; reading them again", len(pending))
         num_processes = pool.num_processes
     recorder.finish()
     return num_processes
 
 
-def _listed(archive: Location, paths: list[str]) -> list[tuple[str, FileInfo]]:
-    return [(path, (archive / path).info()) for path in paths if (archive / path).exists()]
-
-
-def _log_plan(todo: Plan, config: ScoreConfig) -> None:
-    reasons = [
-        f"{len(shards)} {reason}"
-        for shards, reason in (
-            (todo.new, "new"),
-            (todo.changed, "changed"),
-            (todo.anew, "scored before with another bundle, column, engine or precision"),
-        )
-        if shards
-    ]
-    why = f" ({', '.join(reasons)})" if reasons else ""
-    _log.info("%d shards to score%s, %d done before", len(todo.pending), why, todo.num_done)
-    if todo.gone and not config.prune:
-        _log.info("%d shards left the archive; their predictions stay (--prune removes them)", len(todo.gone))
-
-
 def _prune(output: Location, manifest: Manifest, run_id: str, shards: list[FileInfo]) -> int:
-    """Remove predictions of shards that the archive has no more; their number.
+    """Remove the predictions of shards that have left the archive; return how many.
 
-    The manifest forgets them first: after a crash in between, files that nobody lists are left, for the next time.
+    The manifest forgets them first: after a crash in between, the files are extra again and the next run removes them.
     """
     present = {shard.path for shard in shards}
     extra = [info.path for info in (output / "predictions").files((".parquet",)) if info.path not in present]
@@ -283,31 +271,72 @@ def _prune(output: Location, manifest: Manifest, run_id: str, shards: list[FileI
     return len(extra)
 
 
-def _judge(news: Unannounced, announced: Announcement | None, info: BundleInfo, config: ScoreConfig) -> Verdict:
-    references = {}
-    if announced:
-        references[_LAST] = announced.profile
-    if info.validation_profile and not (announced and announced.accepted_bundle == info.fingerprint()):
-        references[_VALIDATION] = info.validation_profile
-    return judge(news.profile, references, news.num_shards, news.num_shards_failed, config)
+def preview(config: ScoreConfig) -> dict[str, Any]:
+    """The shards that `score` would score, by reason, and an estimate of the time; writes nothing.
+
+    The hours follow from the rate of the last long run on the same output.
+
+    Raises:
+        RequestError: bundle, input, output or columns do not fit.
+    """
+    config, source, output = resolved(config)
+    info = read_info(Location.of(config.bundle))
+    archive = list_shards(source, output, has_moved=config.input_moved)
+    probe(archive, config)
+    todo = plan(archive.shards, Manifest(output).latest(), fingerprint(info, config), is_whole=archive.is_whole)
+    facts: dict[str, Any] = {
+        **todo.counts(),
+        "num_shards_pending": len(todo.pending),
+        "pending_bytes": todo.pending_bytes,
+    }
+    if not todo.pending:
+        return facts
+    facts |= _estimate(todo.pending, archive.root, config)
+    announced = Runs(output).latest()
+    if announced is None or announced.rate is None:
+        _log.info("no run on %s has measured a rate yet: the hours are unknown", output)
+        return facts
+    rate = announced.rate
+    num_actors = rate.num_actors if config.num_actors is None else max(1, config.num_actors)
+    tokens_per_s_an_actor = rate.tokens_per_s / rate.num_actors
+    hours = facts["num_tokens_estimated"] / (tokens_per_s_an_actor * num_actors) / 3600
+    facts |= {
+        "rate_of_run": rate.run_id,
+        "tokens_per_s_an_actor": round(tokens_per_s_an_actor, 1),
+        "num_actors": num_actors,
+        "hours_estimated": round(hours, 3),
+    }
+    if config.price_per_hour is not None:
+        facts["cost_estimated"] = round(hours * num_actors * config.price_per_hour, 2)
+    return facts
 
 
-def _announcement(
-    run_id: str,
-    news: Unannounced,
-    before: Announcement | None,
-    verdict: Verdict,
-    info: BundleInfo,
-    measured: Rate | None,
-) -> Announcement:
-    differs = any(movement.is_beyond for movement in verdict.movements if movement.against == _VALIDATION)
-    was_accepted = before is not None and before.accepted_bundle == info.fingerprint()
-    accepted = info.fingerprint() if differs or was_accepted else None
-    rate = before.rate if before else None
-    if measured and measured.says_more_than(rate):
-        rate = measured
-    return Announcement(run_id=run_id, profile=news.profile, accepted_bundle=accepted, rate=rate)
+def _estimate(shards: list[FileInfo], archive: Location, config: ScoreConfig) -> dict[str, Any]:
+    """Tokens per row in the first texts of some shards, times their rows, scaled by bytes to all shards."""
+    from bertray.bundle.bundle import load_tokenizer  # imports torch
 
-
-def _request(config: ScoreConfig, info: BundleInfo) -> dict[str, Any]:
-    return {"config": config.model_dump(), "bundle_fingerprint": info.fingerprint(), "versions": versions()}
+    with opened(config.bundle) as (folder, info):
+        tokenizer = load_tokenizer(folder, info)
+    sampled = random.Random(0).sample(shards, min(_NUM_SAMPLED_SHARDS, len(shards)))
+    num_bytes = num_rows = num_unreadable = 0
+    num_tokens = 0.0
+    for shard in sampled:
+        try:
+            with opened_shard(archive / shard.path) as file:
+                check_columns(file.schema_arrow, config.text_column, [])
+                for step in steps(file, config.text_column, [], _SAMPLED_BYTES):
+                    num_tokens_read = tokenizer.encode(step[config.text_column]).num_tokens
+                    num_tokens += num_tokens_read / len(step) * file.metadata.num_rows
+                    num_rows += file.metadata.num_rows
+                    break
+            num_bytes += shard.size_bytes
+        except ShardError as error:
+            _log.warning("cannot be scored: %s: %s", shard.path, error)
+            num_unreadable += 1
+    share = sum(shard.size_bytes for shard in shards) / max(1, num_bytes)
+    return {
+        "num_shards_sampled": len(sampled),
+        "num_shards_unreadable": num_unreadable,
+        "num_rows_estimated": round(num_rows * share),
+        "num_tokens_estimated": round(num_tokens * share),
+    }

@@ -1,4 +1,4 @@
-"""What people read: tables in the terminal.
+"""Tables for people, printed by `terminal`.
 
 Imports every room but drivers. No torch, no Ray.
 """

@@ -1,255 +1,184 @@
-"""Tables in the terminal, on stderr."""
+"""Tables on stderr."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from bertray.schema import (
-    ERROR,
-    GIVEN_PROBABILITY,
-    LABEL,
-    SCORE,
-    SOURCE,
-    SOURCE_ROW,
-    SPLITS,
-    SUGGESTED_LABEL,
-    SUGGESTED_PROBABILITY,
-    TEXT,
-)
+from bertray import schema
+from bertray.schema import LABEL, SCORE, SPLITS, TEXT
 from bertray.scoring.gate import Verdict
 from bertray.training.trials import SEARCHED, TrialRecord, best_of
 
 _MAX_TABLE_ROWS = 30
 _EXCERPT_CHARS = 70
 _NUM_SUSPECTS_SHOWN = 20
-_SUMMARY_METRICS = (
-    "accuracy",
-    "precision_weighted",
-    "recall_weighted",
-    "f1_weighted",
-    "f1_micro",
-    "f1_macro",
-    "subset_accuracy",
-)
+_WEIGHTED = ("precision_weighted", "recall_weighted", "f1_weighted")
+# In the order shown; single-label and multi-label metrics each have some of them.
+SUMMARY_METRICS = ("accuracy", *_WEIGHTED, "f1_micro", "f1_macro", "subset_accuracy")
+
+_Row = dict[str, Any]
+_SECTION: _Row = {}  # between two sections of a table
 
 
 def print_dataset(report: dict[str, Any]) -> None:
-    """Labels by split, rows out of scope, rows by their number of labels, and what cleaning took out."""
-    table = Table(title="data set", title_justify="left")
-    table.add_column("label")
-    for split in SPLITS:
-        table.add_column(split, justify="right")
+    """Print the rows of each label and split, rows out of scope, rows by number of labels, and what was taken out."""
+
+    def line(name: str, counts: dict[str, int]) -> _Row:
+        return {"label": name, **{split: counts[split] for split in SPLITS}}
+
     oos_label = report.get("oos_label")
-    classes = [(label, counts) for label, counts in report["labels"].items() if label != oos_label]
-    for label, counts in classes[:_MAX_TABLE_ROWS]:
-        table.add_row(label, *(str(counts[split]) for split in SPLITS))
+    classes = [line(label, counts) for label, counts in report["labels"].items() if label != oos_label]
+    rows = classes[:_MAX_TABLE_ROWS]
     if (hidden := len(classes) - _MAX_TABLE_ROWS) > 0:
-        table.add_row(f"… {hidden} more labels", *[""] * len(SPLITS))
+        rows.append({"label": f"… {hidden} more labels"})
     if oos_label is not None:
         kind = "a class" if oos_label in report["labels"] else "no class"
-        table.add_row(f"{oos_label} (out of scope, {kind})", *(str(report["num_rows_oos"][split]) for split in SPLITS))
-    table.add_section()
+        rows.append(line(f"{oos_label} (out of scope, {kind})", report["num_rows_oos"]))
+    rows.append(_SECTION)
     for number, counts in report.get("num_rows_by_labels", {}).items():
-        table.add_row(f"rows with {number} label{'s' * (number != '1')}", *(str(counts[split]) for split in SPLITS))
-    table.add_row("all", *(str(report["splits"][split]) for split in SPLITS))
+        rows.append(line(f"rows with {number} label{'s' * (number != '1')}", counts))
+    rows.append(line("all", report["splits"]))
+    _print("data set", rows)
     out = ", ".join(f"{count} {reason}" for reason, count in report["num_rows_out"].items()) or "none"
-    _print(table, f"{report['num_rows_in']} rows read, {report['num_rows_kept']} kept; taken out: {out}")
+    _say(f"{report['num_rows_in']} rows read, {report['num_rows_kept']} kept; taken out: {out}")
 
 
 def print_evaluation(metrics: dict[str, Any]) -> None:
-    """The bundle, beside the baseline if there is one, how sure it is, then every class."""
-    baseline = metrics["baseline"]
-    table = Table(title=f"{metrics['num_rows']} {metrics['split']} rows", title_justify="left")
-    table.add_column("metric")
-    table.add_column("this bundle", justify="right")
-    if baseline:
-        table.add_column(f"{baseline['name']}, {baseline['num_training_rows']:,} training rows", justify="right")
-        table.add_column("difference", justify="right")
-    for name in (name for name in _SUMMARY_METRICS if name in metrics):
-        beside = [f"{baseline[name]:.4f}", f"{metrics[name] - baseline[name]:+.4f}"] if baseline else []
-        table.add_row(name, f"{metrics[name]:.4f}", *beside)
-    _print(table)
-    _print_how_sure(metrics)
-    _print_classes(metrics)
-
-
-def _print_classes(metrics: dict[str, Any]) -> None:
-    has_thresholds = any("threshold" in scores for scores in metrics["per_class"].values())
-    classes = Table(title="by class, the weakest first", title_justify="left")
-    classes.add_column("label")
-    for name in ("precision", "recall", "f1", "rows"):
-        classes.add_column(name, justify="right")
-    if has_thresholds:
-        classes.add_column("given from", justify="right")
+    """Print metrics of the bundle and the baseline, how reliable the scores are, then every class."""
+    names = [name for name in SUMMARY_METRICS if name in metrics]
+    rows: list[_Row] = [{"metric": name, "this bundle": metrics[name]} for name in names]
+    if baseline := metrics["baseline"]:
+        heading = f"{baseline['name']}, {baseline['num_training_rows']:,} training rows"
+        for name, row in zip(names, rows, strict=True):
+            row |= {heading: baseline[name], "difference": f"{metrics[name] - baseline[name]:+.4f}"}
+    _print(f"{metrics['num_rows']} {metrics['split']} rows", rows)
+    _print("how sure it is", [{"what": what, "value": value} if what else _SECTION for what, value in _trust(metrics)])
+    classes: list[_Row] = [{"label": label, **scores} for label, scores in metrics["per_class"].items()]
     if "confusion_matrix" in metrics:
-        classes.add_column("most often taken for", justify="right")
-    ranked = sorted(metrics["per_class"].items(), key=lambda item: item[1]["f1"])
-    for label, scores in ranked[:_MAX_TABLE_ROWS]:
-        values = [*(f"{scores[name]:.3f}" for name in ("precision", "recall", "f1")), str(scores["num_rows"])]
-        if has_thresholds:
-            values.append(f"{scores['threshold']:.3f}")
-        if "confusion_matrix" in metrics:
-            values.append(_confused_with(metrics, label))
-        classes.add_row(label, *values)
-    hidden = len(ranked) - _MAX_TABLE_ROWS
-    _print(classes, f"{hidden} more in metrics.json" if hidden > 0 else "")
+        confused_CC = np.array(metrics["confusion_matrix"])
+        np.fill_diagonal(confused_CC, 0)
+        for row, counts in zip(classes, confused_CC, strict=True):
+            other = f"{metrics['labels'][counts.argmax()]} ({counts.max()})" if counts.any() else ""
+            row["most often taken for"] = other
+    _print("by class, the weakest first", sorted(classes, key=lambda row: row["f1"]), rest="in metrics.json")
 
 
-def _print_how_sure(metrics: dict[str, Any]) -> None:
-    table = Table(title="how sure it is", title_justify="left")
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    table.add_row("expected calibration error (0: scores are what they claim)", _shown(metrics["ece"]))
-    table.add_row("negative log-likelihood", _shown(metrics["nll"]))
+def _trust(metrics: dict[str, Any]) -> Iterable[tuple[str, object]]:
+    yield "expected calibration error (0: scores are what they claim)", metrics["ece"]
+    yield "negative log-likelihood", metrics["nll"]
     if review := metrics["review"]:
         wanted = "" if review["target_precision"] is None else f" (wanted: {review['target_precision']:g})"
-        table.add_section()
-        below = "every row" if review["review_below"] > 1 else f"{review['review_below']:.4f}"
-        table.add_row("rows below this score are to be reviewed", below)
-        table.add_row("coverage: rows that need no review", _shown(review["coverage"]))
-        table.add_row(f"precision of their labels{wanted}", _shown(review["precision"]))
+        yield "", None
+        below = "every row" if review["review_below"] > 1 else review["review_below"]
+        yield "rows below this score are to be reviewed", below
+        yield "coverage: rows that need no review", review["coverage"]
+        yield f"precision of their labels{wanted}", review["precision"]
     if scope := metrics["out_of_scope"]:
         rejected = f"class {scope['label']}"
         if not scope["is_class"]:
             rejected = "no threshold" if scope["threshold"] is None else f"score below {scope['threshold']:.4f}"
         num_in, num_out = scope["num_rows_in_scope"], scope["num_rows_out_of_scope"]
-        table.add_section()
-        table.add_row(f"out of scope: {num_out} of {num_in + num_out} rows; rejected by", rejected)
-        table.add_row("in-scope accuracy (a rejected row is wrong)", _shown(scope["in_scope_accuracy"]))
-        table.add_row("in-scope coverage (rows not rejected)", _shown(scope["in_scope_coverage"]))
-        table.add_row("out-of-scope recall (rows rejected)", _shown(scope["oos_recall"]))
-        table.add_row("out-of-scope precision (of rejected rows)", _shown(scope["oos_precision"]))
-        table.add_row("AUROC of the score", _shown(scope["auroc"]))
-    _print(table)
-
-
-def _shown(share: float | None) -> str:
-    return "no rows" if share is None else f"{share:.4f}"
-
-
-def _confused_with(metrics: dict[str, Any], label: str) -> str:
-    index = metrics["labels"].index(label)
-    counts = [0 if other == index else count for other, count in enumerate(metrics["confusion_matrix"][index])]
-    most = max(counts)
-    return f"{metrics['labels'][counts.index(most)]} ({most})" if most else ""
+        yield "", None
+        yield f"out of scope: {num_out} of {num_in + num_out} rows; rejected by", rejected
+        yield "in-scope accuracy (a rejected row is wrong)", scope["in_scope_accuracy"]
+        yield "in-scope coverage (rows not rejected)", scope["in_scope_coverage"]
+        yield "out-of-scope recall (rows rejected)", scope["oos_recall"]
+        yield "out-of-scope precision (of rejected rows)", scope["oos_precision"]
+        yield "AUROC of the score", scope["auroc"]
 
 
 def print_scoring(summary: dict[str, Any], failures: list[dict[str, str]], title: str = "scoring") -> None:
-    """What a scoring run did or would do, in a few lines, and why shards failed."""
-    table = Table(title=title, title_justify="left", show_header=False)
-    for key, value in summary.items():
-        table.add_row(key, f"{value:,}" if isinstance(value, int | float) else str(value))
-    _print(table)
+    """Print the summary of a scoring run or of its plan, and why shards failed."""
+    shown = {key: f"{value:,}" if isinstance(value, int | float) else str(value) for key, value in summary.items()}
+    _print(title, [{"what": key, "value": value} for key, value in shown.items()])
     if failures:
-        failed = Table(title="failed shards: the next run tries them again", title_justify="left")
-        failed.add_column("path", overflow="fold")
-        failed.add_column("reason", overflow="fold")
-        for failure in failures[:_MAX_TABLE_ROWS]:
-            failed.add_row(failure["path"], failure["reason"])
-        hidden = len(failures) - _MAX_TABLE_ROWS
-        _print(failed, f"{hidden} more in the run's summary.json" if hidden > 0 else "")
+        _print("failed shards: the next run tries them again", failures, rest="in the run's summary.json")
 
 
 def print_verdict(verdict: Verdict, shards_with_errors: list[dict[str, Any]]) -> None:
-    """What the gate compared, and what to do where it holds something back."""
-    table = Table(title="the gate", title_justify="left")
-    for name in ("against", "what", "before", "now"):
-        table.add_column(name)
-    for name in ("moved by", "limit", ""):
-        table.add_column(name, justify="right")
-    for one in verdict.movements:
-        beyond = "beyond" if one.is_beyond else ""
-        table.add_row(one.against, one.what, one.before, one.now, f"{one.value:.3f}", f"{one.limit:g}", beyond)
-    _print(table)
+    """Print what the gate compared, and what to do if it holds the run back."""
+    _print("the gate", [{**one, "is_beyond": "yes" if one["is_beyond"] else ""} for one in verdict.table()])
     if verdict.error_fraction > verdict.max_error_fraction:
-        worst = Table(title="shards with most errors", title_justify="left")
-        worst.add_column("path", overflow="fold")
-        worst.add_column("rows with an error", justify="right")
-        worst.add_column("failure", overflow="fold")
-        for shard in shards_with_errors:
-            worst.add_row(shard["path"], f"{shard['num_rows_error']} of {shard['num_rows']}", shard["failure"] or "")
-        _print(worst)
+        worst = [
+            {
+                "path": one["path"],
+                "rows with an error": f"{one['num_rows_error']} of {one['num_rows']}",
+                "failure": one["failure"] or "",
+            }
+            for one in shards_with_errors
+        ]
+        _print("shards with most errors", worst)
     if verdict.is_held:
         reasons = "\n  ".join(verdict.reasons)
         _say(f"held: predictions are in place, but runs/latest.json does not announce them:\n  {reasons}")
-        _say("Look at them. Then say --accept with the same command; or mend archive or bundle, and run it again.")
+        _say("Look at them. If they are right, repeat the command with --accept; else fix archive or bundle and rerun.")
 
 
 def print_audit(report: dict[str, Any], suspects: pa.Table) -> None:
-    """The labels with most suspects, and the first suspects."""
-    labels = Table(title="labels by suspects", title_justify="left")
+    """Print the labels with most suspects, and the first suspects."""
     is_multi_label = report["problem_type"] == "multi_label_classification"
-    labels.add_column("label")
-    for name in ("rows", "suspects", *(("missing",) if is_multi_label else ()), "estimated noise"):
-        labels.add_column(name, justify="right")
-    if not is_multi_label:
-        labels.add_column("most often probably")
-    by_suspects = sorted(
-        report["labels"].items(), key=lambda item: -item[1]["num_suspects"] - item[1].get("num_missing", 0)
-    )
-    for label, facts in by_suspects[:_MAX_TABLE_ROWS]:
-        counts = [facts[name] for name in ("num_rows", "num_suspects", "num_missing") if name in facts]
-        values = [*map(str, counts), f"{facts['noise']:.1%}"]
-        if not is_multi_label:
-            values.append(f"{facts['most_often']} ({facts['num_most_often']})" if "most_often" in facts else "")
-        labels.add_row(label, *values)
-    hidden = len(by_suspects) - _MAX_TABLE_ROWS
-    _print(labels, f"… {hidden} more labels" if hidden > 0 else "")
+    rows = []
+    for label, facts in report["labels"].items():
+        row = {"label": label, "rows": facts["num_rows"], "suspects": facts["num_suspects"]}
+        row |= {"missing": facts["num_missing"]} if is_multi_label else {}
+        row |= {"estimated noise": f"{facts['noise']:.1%}"}
+        if "most_often" in facts:
+            row["most often probably"] = f"{facts['most_often']} ({facts['num_most_often']})"
+        rows.append(row)
+    rows.sort(key=lambda row: -row["suspects"] - row.get("missing", 0))
+    _print("labels by suspects", rows, rest="labels")
 
-    table = Table(title="the most suspect rows", title_justify="left")
-    for name in ("text", "label", "p", "probably", "p", "from"):
-        table.add_column(name, overflow="fold")
+    rows = []
     for row in suspects.slice(0, _NUM_SUSPECTS_SHOWN).to_pylist():
         given, suggested = (
-            ", ".join(row[f"{name}s"]) or "none" if is_multi_label else row[name] for name in (LABEL, SUGGESTED_LABEL)
+            ", ".join(row[f"{name}s"]) or "none" if is_multi_label else row[name]
+            for name in (LABEL, schema.SUGGESTED_LABEL)
         )
-        probabilities = (f"{row[name]:.2f}" for name in (GIVEN_PROBABILITY, SUGGESTED_PROBABILITY))
-        source = f"{row[SOURCE].rsplit('/', 1)[-1]}, row {row[SOURCE_ROW]}"
-        table.add_row(_excerpt(row[TEXT]), given, next(probabilities), suggested, next(probabilities), source)
-    note = f"{report['num_suspects']} of {report['num_rows']} rows are suspect; estimated noise {report['noise']:.1%}"
-    _print(table, note)
+        given_p, suggested_p = (f"{row[name]:.2f}" for name in (schema.GIVEN_PROBABILITY, schema.SUGGESTED_PROBABILITY))
+        source = f"{row[schema.SOURCE].rsplit('/', 1)[-1]}, row {row[schema.SOURCE_ROW]}"
+        shown = {"text": _excerpt(row[TEXT]), "label": given, "p": given_p}
+        rows.append({**shown, "probably": suggested, "p ": suggested_p, "from": source})
+    _print("the most suspect rows", rows)
+    _say(f"{report['num_suspects']} of {report['num_rows']} rows are suspect; estimated noise {report['noise']:.1%}")
 
 
 def print_trials(records: Sequence[TrialRecord]) -> None:
-    """Trials that have ended, the best first: in which options they differ, and what became of them."""
+    """Print finished trials, the best first: the options in which they differ, their scores, how they ended."""
     best = best_of(records)
     varied = [name for name in SEARCHED if len({record.options[name] for record in records}) > 1]
-    # Every trial has a seed of its own, which its number tells; the terminal is narrow.
+    # The terminal is narrow, and the seed follows from the trial's number.
     varied = [name for name in varied if name != "seed"] or varied
-    table = Table(title=f"{len(records)} trials", title_justify="left")
-    for name in ("trial", *(name.replace("_", " ") for name in varied), "epochs run", "accuracy", "macro-F1"):
-        table.add_column(name, justify="right")
-    table.add_column("", overflow="fold")
-    for record in sorted(records, key=lambda one: (-one.f1_macro, one.number))[:_MAX_TABLE_ROWS]:
-        note = "best" if record is best else record.failure or ("" if record.status == "done" else record.status)
-        scores = (f"{score:.4f}" if record.scores else "" for score in (record.accuracy, record.f1_macro))
-        options = (f"{record.options[name]:g}" for name in varied)
-        table.add_row(str(record.number), *options, str(len(record.history)), *scores, note)
-    hidden = len(records) - _MAX_TABLE_ROWS
-    _print(table, f"{hidden} more in the bundle's trials.json" if hidden > 0 else "")
+    rows = []
+    for record in sorted(records, key=lambda one: (-one.f1_macro, one.number)):
+        row: _Row = {"trial": record.number}
+        row |= {name.replace("_", " "): f"{record.options[name]:g}" for name in varied}
+        row["epochs run"] = len(record.history)
+        row |= {"accuracy": record.accuracy, "macro-F1": record.f1_macro} if record.scores else {}
+        status = "" if record.status == "done" else record.status
+        rows.append({**row, "": "best" if record is best else record.failure or status})
+    _print(f"{len(records)} trials", rows, rest="in the bundle's trials.json")
 
 
 def print_look(archive: Path, predictions: Path, num_rows: int = 5) -> None:
-    """A few texts of a local archive beside what was predicted for them."""
+    """Print a few texts of a local archive beside their predictions."""
     shard = min(archive.rglob("*.parquet"))
-    texts = pq.ParquetFile(shard).read([TEXT])
-    labels = pq.ParquetFile(predictions / shard.relative_to(archive)).read()
-    table = Table(title=f"a look at {predictions / shard.relative_to(archive)}", title_justify="left")
-    for name in ("row", TEXT, LABEL, SCORE):
-        table.add_column(name)
+    file = predictions / shard.relative_to(archive)
+    texts, predicted = pq.ParquetFile(shard).read([TEXT]), pq.ParquetFile(file).read()
+    rows = []
     for row in range(0, texts.num_rows, max(1, texts.num_rows // num_rows))[:num_rows]:
+        label, score, error = (predicted[name][row].as_py() for name in (LABEL, SCORE, schema.ERROR))
         excerpt = _excerpt(texts[TEXT][row].as_py() or "")
-        label, score = labels[LABEL][row].as_py(), labels[SCORE][row].as_py()
-        table.add_row(str(row), excerpt, label or labels[ERROR][row].as_py(), "" if score is None else f"{score:.3f}")
-    _print(table)
+        rows.append({"row": row, TEXT: excerpt, LABEL: label or error, SCORE: "" if score is None else f"{score:.3f}"})
+    _print(f"a look at {file}", rows)
 
 
 def _excerpt(text: str) -> str:
@@ -257,10 +186,33 @@ def _excerpt(text: str) -> str:
     return text if len(text) <= _EXCERPT_CHARS else f"{text[:_EXCERPT_CHARS]}…"
 
 
-def _print(table: Table, note: str = "") -> None:
+def _print(title: str, rows: Iterable[_Row], rest: str = "") -> None:
+    """Print rows as a table, whose headings are their keys.
+
+    Args:
+        rest: where the rows after the first `_MAX_TABLE_ROWS` are; empty: print all rows.
+    """
+    rows = list(rows)
+    shown = rows[:_MAX_TABLE_ROWS] if rest else rows
+    table = Table(title=title, title_justify="left")
+    columns = dict.fromkeys(name for row in shown for name in row)
+    for name in columns:
+        is_number = any(isinstance(row.get(name), int | float) for row in shown)
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    for row in shown:
+        if row:
+            table.add_row(*(_shown(row.get(name, "")) for name in columns))
+        else:
+            table.add_section()
     _say(table)
-    if note:
-        _say(note)
+    if len(rows) > len(shown):
+        _say(f"{len(rows) - len(shown)} more {rest}")
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "no rows"  # a share of them
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _say(what: Table | str) -> None:

@@ -1,0 +1,93 @@
+"""The small jobs, which run in this process and need no Ray: prepare, predict and demo.
+
+Each imports what is slow to import itself: predict need not wait for scikit-learn, nor prepare for torch.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+
+from bertray.bundle.info import read_info
+from bertray.cli import EXIT_OK, JobResult
+from bertray.data.config import PrepareConfig
+from bertray.drivers.config import DemoConfig, PredictConfig
+from bertray.reports.terminal import print_dataset, print_look
+from bertray.storage.location import Location
+from bertray.storage.outputs import refuse_in_bundle
+
+_PREPARE_SUMMARY = ("num_rows_in", "num_rows_kept", "num_rows_out", "splits", "warnings")
+# Lines of standard input that are classified together: enough for a batch, few enough for a pipe to see output soon.
+_CHUNK = 256
+
+
+def run_prepare(config: PrepareConfig) -> JobResult:
+    """Prepare a data set and print its report."""
+    from bertray.data.prepare import prepare
+
+    prepared = prepare(config)
+    print_dataset(prepared.report)
+    summary = {key: prepared.report[key] for key in _PREPARE_SUMMARY}
+    return JobResult({"output": config.output, "num_labels": len(prepared.labels), **summary})
+
+
+def run_predict(config: PredictConfig) -> JobResult:
+    """Classify texts from the command line or standard input; print one JSON object per text."""
+    read_info(Location.of(config.bundle))  # a missing bundle is refused before torch is imported
+    from bertray.bundle.openvino import open_bundle
+
+    bundle, _ = open_bundle(config.bundle, config.engine, config.precision)
+    # Bytes: what is not UTF-8 is an error of its line, as in an archive.
+    texts: Iterable[bytes] = map(os.fsencode, config.texts)
+    if not config.texts:
+        texts = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+    chunk_size = 1 if not config.texts and sys.stdin.isatty() else _CHUNK
+    rest = iter(texts)
+    try:
+        while chunk := list(islice(rest, chunk_size)):
+            predictions = bundle.predict_column(pa.array(chunk, pa.large_binary())).to_pylist()
+            for text, prediction in zip(chunk, predictions, strict=True):
+                line = {"text": text.decode(errors="replace"), **prediction}
+                print(json.dumps(line, ensure_ascii=False), file=sys.__stdout__, flush=True)
+    except BrokenPipeError:  # the reader, such as head, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return JobResult(None)
+
+
+def run_demo(config: DemoConfig) -> JobResult:
+    """Generate a corpus and run other jobs on it, each as a command that a person could type."""
+    from bertray.data.synthetic import write_corpus
+
+    refuse_in_bundle(Location.of(config.output))
+    folder = Path(config.output)
+    labelled = str(write_corpus(folder, config.num_labelled, config.num_archive))
+    names = ("archive", "dataset", "bundle", "evaluation", "scored")
+    archive, dataset, bundle, evaluation, scored = places = [str(folder / name) for name in names]
+    # Without Ray, which takes longer to start than a few hundred texts take to train on.
+    training = f"--num-workers 0 --epochs {config.epochs} --learning-rate {config.learning_rate} --overwrite"
+    steps = [
+        ["prepare", "--input", labelled, "--output", dataset],
+        ["train", "--data", dataset, "--output", bundle, "--encoder", config.encoder, *training.split()],
+        ["evaluate", "--bundle", bundle, "--data", dataset, "--output", evaluation],
+        ["score", "--bundle", bundle, "--input", archive, "--output", scored, "--keep-columns", "document_id"],
+    ]
+    for words in steps:
+        print(f"\n$ bertray {shlex.join(words)}", flush=True)
+        # The job's summary goes to stderr: stdout is for the demo's own.
+        command = [sys.executable, "-P", "-m", "bertray", *words]
+        exit_code = subprocess.run(command, stdout=sys.stderr, check=False).returncode
+        if exit_code != EXIT_OK:
+            return JobResult({"failed": f"bertray {words[0]}", "exit_code": exit_code}, exit_code)
+    print_look(Path(archive), Path(scored) / "predictions")
+    summary = {"labelled": labelled, **dict(zip(names, places, strict=True))}
+    print("where everything lies:")
+    for name, place in summary.items():
+        print(f"  {name:<11} {place}")
+    print("next: notebooks/explore.ipynb (make notebooks), then your own data (README.md)")
+    return JobResult(summary)
