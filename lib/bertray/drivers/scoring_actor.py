@@ -14,7 +14,7 @@ import torch
 from bertray.bundle.bundle import Bundle
 from bertray.bundle.info import BundleInfo, was_replaced
 from bertray.bundle.isolated import IsolatedBundle
-from bertray.model.runtime import ModelThread
+from bertray.model.runtime import model_thread
 from bertray.scoring.score_unit import Request, UnitScorer
 from bertray.scoring.units import Outcome, Unit
 
@@ -45,14 +45,14 @@ class Actor:
         self._scorer = UnitScorer(request, fatal=(torch.AcceleratorError,))
         self._spec = request.model_spec(device, num_threads)
         self._bundle: Bundle | None = None
-        self._thread = ModelThread()
+        self._thread = model_thread()
         self._num_suspect_units = num_suspect_units
         if not num_suspect_units:
-            self._thread.run(self._load)
+            self._thread.submit(self._load).result()
 
     def score(self, unit: Unit) -> list[Outcome]:
         """What has become of the unit's shards."""
-        return self._thread.run(self._score, unit)
+        return self._thread.submit(self._score, unit).result()
 
     def _load(self) -> Bundle:
         if self._bundle is None:

@@ -22,9 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bertray.errors import RequestError
 from bertray.model import attention
-from bertray.model.adapter import Layout
-from bertray.model.head import to_precision
-from bertray.model.runtime import is_out_of_memory, resolve_training_precision
+from bertray.model.adapter import Layout, to_precision
+from bertray.model.runtime import is_out_of_memory, resolve_precision
 from bertray.tokenization.tokenizer import Sequences
 from bertray.training import dropout
 from bertray.training.batches import micro_batches
@@ -65,7 +64,7 @@ class Learner:
     ) -> None:
         self.model, self._device = model, device
         # `auto` may be another on each of a cluster's machines, and so may be what its attention can do.
-        has_bf16 = on_all_ranks(resolve_training_precision(precision, device) == "bf16", device)
+        has_bf16 = on_all_ranks(resolve_precision(precision, device) == "bf16", device)
         self.precision: Literal["fp32", "bf16"] = "bf16" if has_bf16 else "fp32"
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         can_pack = dtype == torch.float32 or attention.kernel_works(device, dtype, model.config, with_gradients=True)

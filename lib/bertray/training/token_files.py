@@ -30,9 +30,8 @@ from bertray.errors import RequestError
 from bertray.model.pretrained import num_special_ids
 from bertray.schema import LABEL_ID, LABEL_IDS, TEXT
 from bertray.storage.location import Location
-from bertray.tokenization.ragged import offsets, positions
 from bertray.tokenization.tokenizer import ColumnTokenizer, Sequences, TokenColumn
-from bertray.tokenization.windows import training_weights
+from bertray.tokenization.windows import offsets, positions, training_weights
 from bertray.types import ProblemType
 
 TRAIN, VALIDATION = "train", "validation"
