@@ -152,12 +152,9 @@ class IsolatedBundle(AbstractContextManager["IsolatedBundle"]):
         # -P: Python must not import modules from the working folder.
         command = [sys.executable, "-P", "-m", "bertray.bundle.isolated", json.dumps(asdict(self._spec))]
         with far_end:
-            self._child = subprocess.Popen(
-                [*command, str(far_end.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # stderr: what libraries print is no result of the job
-                pass_fds=[far_end.fileno()],
-            )
+            fd = far_end.fileno()
+            # Its stdout is our stderr, because what libraries print is no result of the job.
+            self._child = subprocess.Popen([*command, str(fd)], stdin=subprocess.DEVNULL, stdout=2, pass_fds=[fd])
         try:
             loaded = self._pipe.recv()
         except _ENDED as error:

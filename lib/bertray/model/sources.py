@@ -69,9 +69,7 @@ def _hub_folder(encoder: str) -> Path:
         return Path(snapshot_download(encoder, allow_patterns=["*.json", "*.txt", "*.model", WEIGHTS]))
     except HFValidationError as error:
         raise RequestError(f"--encoder {encoder}: neither a folder nor a Hub id. {choices}") from error
-    except LocalEntryNotFoundError as error:
-        raise UnavailableError(
-            f"--encoder {encoder}: the Hub cannot be reached and no copy is cached. {choices}"
-        ) from error
-    except HfHubHTTPError as error:
-        raise UnavailableError(f"--encoder {encoder}: the Hub refused: {error}. {choices}") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        is_offline = isinstance(error, LocalEntryNotFoundError)
+        why = "the Hub cannot be reached and no copy is cached" if is_offline else f"the Hub refused: {error}"
+        raise UnavailableError(f"--encoder {encoder}: {why}. {choices}") from error

@@ -11,10 +11,7 @@ import pyarrow.compute as pc
 
 from bertray.errors import ShardError
 
-_TEXT_TYPES = {
-    *(pa.null(), pa.string(), pa.large_string(), pa.string_view()),
-    *(pa.binary(), pa.large_binary(), pa.binary_view()),
-}
+_TYPES = {pa.null(), pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()}
 
 
 def as_text(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeStringArray, pa.StringArray]:
@@ -61,7 +58,7 @@ def check_text_type(kind: pa.DataType) -> None:
     """
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if kind not in _TEXT_TYPES:
+    if kind not in _TYPES:
         raise ShardError(f"the text column is of type {kind}; it must hold strings")
 
 

@@ -101,17 +101,12 @@ class ColumnTokenizer:
             cut_S, within_S, lengths_S = cut(lengths_S, self._window, self._stride)
             documents_S, starts_S = documents_S[cut_S], starts_S[cut_S] + within_S
             truncated_N = np.zeros(len(errors), dtype=bool)
-        ids_T, offsets_S1 = self._add_special_tokens(contents.ids_T, starts_S, lengths_S)
-        return TokenColumn(ids_T, offsets_S1, documents_S, truncated_N, errors)
-
-    def _add_special_tokens(
-        self, ids: np.ndarray, starts_S: np.ndarray, lengths_S: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Lay pieces of `ids` end to end, each between the special tokens; returns ids_T and offsets_S1."""
+        # Lay the sequences end to end, each between the special tokens.
         num_before, num_after = len(self._prefix), len(self._suffix)
         offsets_S1 = offsets(lengths_S + num_before + num_after)
         ids_T = np.empty(offsets_S1[-1], dtype=np.int32)
         ids_T[offsets_S1[:-1, None] + np.arange(num_before)] = self._prefix
         ids_T[offsets_S1[1:, None] - num_after + np.arange(num_after)] = self._suffix
-        ids_T[positions(offsets_S1[:-1] + num_before, lengths_S)] = ids[positions(starts_S, lengths_S)]
-        return ids_T, offsets_S1
+        places_T = positions(offsets_S1[:-1] + num_before, lengths_S)
+        ids_T[places_T] = contents.ids_T[positions(starts_S, lengths_S)]
+        return TokenColumn(ids_T, offsets_S1, documents_S, truncated_N, errors)
