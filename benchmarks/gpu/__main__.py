@@ -14,8 +14,7 @@ What of the library CUDA alone reaches, and the part that runs it:
     model/attention.py     _on_cuda, has_kernel, kernel_works                             attention, logits, training
     model/runtime.py       put (pinned copies), resolve_device, resolve_precision         logits, training
                            is_out_of_memory                                               logits, training
-    model/encoder.py       run_batches where memory is short; _compiled                   logits; compiled
-    model/adapter.py       filled batches                                                 compiled
+    model/encoder.py       run_batches where memory is short                              logits
     training/loop.py       fit_into_memory; validation where memory is short              training
     training/optimizer.py  AdamW on the device, gradients in two precisions               training, trainer
     training/learner.py    largest_part, torch's own dropout, kernel's gradients          training, trainer
@@ -69,7 +68,6 @@ PARTS = {
     "training": Spec(correct.training, 70, 40, TRAINING),
     "trainer": Spec(speed.trainer, 70, 30, (*TRAINING, "accelerate")),
     "levers": Spec(speed.levers, 80, 30),
-    "compiled": Spec(speed.compiled, 120, 0),
 }
 ALL_S, QUICK_S = 465, 165
 

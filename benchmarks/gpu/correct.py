@@ -19,12 +19,11 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from benchmarks.gpu.part import VOCABULARY_SIZE, Part, random_tokens
 from bertray.model import attention as packed
-from bertray.model.adapter import Layout
+from bertray.model.adapter import Layout, to_precision
 from bertray.model.encoder import Encoder
-from bertray.model.head import to_precision
 from bertray.tokenization.batching import pad
-from bertray.tokenization.ragged import offsets
 from bertray.tokenization.tokenizer import Sequences
+from bertray.tokenization.windows import offsets
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from bertray.tokenization.ragged import offsets
 from bertray.tokenization.tokenizer import TokenColumn
+from bertray.tokenization.windows import offsets
 
 VOCABULARY_SIZE = 30_522
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.part import VOCABULARY_SIZE, random_tokens
-from bertray.tokenization.ragged import offsets
 from bertray.tokenization.tokenizer import Sequences
+from bertray.tokenization.windows import offsets
 from bertray.training.config import TrainConfig
 from bertray.training.loop import FineTuning
 from bertray.training.token_files import TrainingRows

@@ -141,28 +141,6 @@ def levers(part: Part) -> None:
     part.say("a batch: until it is launched, until it is done", "measured", launched_s=launched_s, done_s=done_s)
 
 
-def compiled(part: Part) -> None:
-    """The model as it is, compiled, and recorded as CUDA graphs."""
-    if part.size.is_tiny:  # it takes a compiler, and minutes: tests/model/test_attention.py has a try of it
-        part.say("compiled, recorded", "skipped", why="needs a GPU")
-        return
-    rate, model = part.matrix_rate(), part.bert(part.size.layers)
-    tokens = random_tokens(lengths_about(128, part.size.tokens))
-    flop_a_token = flop(model, tokens.lengths_S) / tokens.num_tokens
-    eager = Encoder(copy.deepcopy(model), "bf16", part.device)
-    expected_SC = eager.logits(tokens)
-    runs = {"eager": (tokens.num_tokens, flop_a_token, lambda: eager.logits(tokens))}
-    for execution in ("graphs", "compiled"):
-        other = Encoder(copy.deepcopy(model), "bf16", part.device, execution)
-        part.check(
-            f"{execution}: logits beside eager",
-            lambda other=other: float(np.abs(other.logits(tokens) - expected_SC).max() / np.abs(expected_SC).max()),
-            0.05,
-        )
-        runs[execution] = (tokens.num_tokens, flop_a_token, lambda other=other: other.logits(tokens))
-        part.rates({name: runs[name] for name in ("eager", execution)}, rate, mean_tokens=128)
-
-
 class _Nothing(torch.nn.Module):
     """In the place of a model: it takes a batch, and computes nothing."""
 

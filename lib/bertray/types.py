@@ -8,8 +8,6 @@ TorchPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 InferencePrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 Engine = Literal["auto", "torch", "openvino"]
 Device = Literal["auto", "cpu", "cuda"]
-# How torch runs a model: operation by operation, compiled, or compiled and recorded as CUDA graphs.
-Execution = Literal["eager", "compiled", "graphs"]
 ProblemType = Literal["single_label_classification", "multi_label_classification"]  # transformers' names
 ClassWeights = Literal["none", "balanced"]
 Sampling = Literal["natural", "balanced"]

@@ -19,7 +19,7 @@ from bertray.bundle.bundle import seal
 from bertray.bundle.info import read_info
 from bertray.bundle.predictions import is_given
 from bertray.metrics.calibration import probabilities
-from bertray.model.head import scale_logits
+from bertray.model.adapter import scale_logits
 from bertray.schema import MULTI_LABEL_PREDICTION_SCHEMA, PREDICTION_SCHEMA
 from bertray.storage.location import Location
 
@@ -217,7 +217,7 @@ def test_an_added_file_is_refused(copy: Path) -> None:
     (copy / ".note").write_text("of another tool")
     Bundle.load(str(copy))
     (copy / "adapter_config.json").write_text("{}")
-    with pytest.raises(BundleError, match=r"was altered: adapter_config\.json is not its own"):
+    with pytest.raises(BundleError, match=r"was altered: adapter_config\.json does not belong to it"):
         Bundle.load(str(copy))
 
 
@@ -250,7 +250,7 @@ def test_how_training_went_is_no_part_of_what_is_hashed(copy: Path, tiny_bundle:
     assert "tensorboard/train/events.out.tfevents.1.host" in [file.path for file in place.files()]
     assert Bundle.load(s3_folder).info == info
     (copy / "tensorboard.json").write_text("")
-    with pytest.raises(BundleError, match=r"was altered: tensorboard\.json is not its own"):
+    with pytest.raises(BundleError, match=r"was altered: tensorboard\.json does not belong to it"):
         Bundle.load(str(copy))
 
 
@@ -338,7 +338,9 @@ def test_the_card_says_how_sure_it_is(make_bundle: Callable[..., Path]) -> None:
     card = (sure / "README.md").read_text()
     assert "divided by a temperature of 1.500, in the weights" in card
     assert "was 0.0712 before and is 0.0100 now." in card
-    assert "A text of a score below 0.6100 is to be reviewed by a person: of the others, 0.95 or more are right" in card
+    assert (
+        "A text with a score below 0.6100 is to be reviewed by a person: of the others, 0.95 or more are right" in card
+    )
     assert "reviewed by a person.\n" in (make_bundle(review_below=0.5) / "README.md").read_text()
     never = (make_bundle(review_below=2.0, target_precision=0.99) / "README.md").read_text()
     assert "Every text is to be reviewed by a person: no score is right often enough on validation for 0.99.\n" in never

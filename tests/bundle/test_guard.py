@@ -102,7 +102,7 @@ def test_one_process_decides_for_all(
     file.unlink()
     measure = guard.measure
 
-    def overtaken(*arguments: object) -> guard.Measured:
+    def overtaken(*arguments: object) -> dict[str, object]:
         file.write_text(json.dumps(other))
         return measure(*arguments)  # type: ignore[arg-type]
 
@@ -112,7 +112,7 @@ def test_one_process_decides_for_all(
     monkeypatch.setattr(guard, "measure", measure)
     file.write_text("{")
     assert Bundle.load(never_right_bundle, "fp16", "cpu", cache).precision == "fp16"
-    assert "fp16.json cannot be read; what it says is decided anew" in caplog.text
+    assert "fp16.json cannot be read, so fp16 is measured again" in caplog.text
     assert json.loads(file.read_text())["is_fp16"]
 
 
@@ -136,7 +136,7 @@ def test_a_cache_that_cannot_be_written_costs_the_record_alone(
     else:
         (place / "fp16.json").mkdir(parents=True)
     assert Bundle.load(never_right_bundle, "fp16", "cpu").precision == "fp16"
-    assert "what was decided is not kept, and will be decided again" in caplog.text
+    assert "the decision on fp16 cannot be kept, so the next process measures again" in caplog.text
 
 
 def test_data_that_cannot_be_read_now_is_asked_for_again(
@@ -153,12 +153,12 @@ def test_data_that_cannot_be_read_now_is_asked_for_again(
     with caplog.at_level("INFO", logger="bertray"):
         assert Bundle.load(never_right_bundle, "fp16", "cpu").precision == "fp16"
         assert Bundle.load(never_right_bundle, "fp16", "cpu").precision == "fp16"
-    assert "fp16.json to decide anew" in caplog.text
+    assert "fp16.json to decide again" in caplog.text
 
 
 def test_without_the_training_data_there_is_no_fp16(tiny_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert Bundle.load(str(tiny_bundle), "fp16", "cpu").precision == "fp32"
-    assert "warning: not fp16, for there are no texts to measure it on: " in caplog.text
+    assert "warning: not fp16, because there are no texts to measure it on: " in caplog.text
 
 
 def test_evaluate_says_what_was_measured(never_right_bundle: str, tmp_path: Path) -> None:

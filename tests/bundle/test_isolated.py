@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray import Bundle
-from bertray.bundle.isolated import IsolatedBundle, ModelSpec, _public_kind
+from bertray.bundle.isolated import IsolatedBundle, ModelSpec
 from bertray.errors import BundleError, RequestError, ShardError, UnavailableError
 from bertray.scoring.shard_reader import read_in_isolation
-from bertray.storage.location import Location
+from bertray.storage.location import Location, _ReadError
 from tests.conftest import ROOT, run_job_process, write_shard
 
 pytestmark = pytest.mark.services
@@ -186,7 +187,9 @@ def test_without_ray_a_deadly_text_ends_nothing_and_a_deadly_file_one_run(
         check_output(deadly_archive, output, tiny_bundle)
 
 
-def test_an_error_of_an_inner_class_is_told_as_its_public_one() -> None:
-    inner = type("_Inner", (UnavailableError, OSError), {})
-    assert _public_kind(inner("gone")) == "UnavailableError"
-    assert _public_kind(BundleError("altered")) == "BundleError"
+def test_an_error_of_an_inner_class_passes_through_the_pipe() -> None:
+    one, other = Pipe()
+    with one, other:
+        one.send(_ReadError("gone"))
+        found = other.recv()
+    assert isinstance(found, UnavailableError) and isinstance(found, OSError) and str(found) == "gone"

@@ -25,7 +25,6 @@ from bertray.drivers.config import EvaluateConfig, PredictConfig
 from bertray.drivers.evaluate import evaluate
 from bertray.drivers.score import score
 from bertray.errors import BundleError, RequestError
-from bertray.model import openvino_export
 from bertray.scoring.config import ScoreConfig
 from bertray.storage.location import Location
 from tests.bundle.conftest import TEXTS, copied, dataset
@@ -65,7 +64,7 @@ def test_logits_are_those_of_torch(tiny_bundle: Path, tmp_path: Path, precision:
         assert not np.array_equal(
             logits_SC, rounded_SC
         )  # the last layer's output is not rounded: close labels do not tie
-    assert summary == {"engine": "openvino", "engine_note": f"{precision}, as asked"}
+    assert summary == {"engine": "openvino", "engine_note": f"{precision}, as requested"}
     assert [one.error for one in bundle.predict([None, "text"])] == ["text is null", None]
     assert bundle.predict([]) == []
 
@@ -250,19 +249,19 @@ def test_a_missing_package_is_named(tiny_bundle: Path, tmp_path: Path, monkeypat
 def test_a_model_that_cannot_be_exported_is_refused(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = openvino_export.LogitsOnly.forward
+    forward = openvino.LogitsOnly.forward
 
     def of_one_length(self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return forward(self, input_ids, attention_mask) * len(input_ids.numpy())  # a constant in a traced graph
 
-    monkeypatch.setattr(openvino_export.LogitsOnly, "forward", of_one_length)
+    monkeypatch.setattr(openvino.LogitsOnly, "forward", of_one_length)
     with pytest.raises(RequestError, match=r"gives other logits .*Use --engine torch"):
         open_bundle(str(tiny_bundle), "openvino", "fp32", cache=Location.of(str(tmp_path)))
 
     def fails(*_: object) -> torch.Tensor:
         raise NotImplementedError("no such operator")  # as torch says of an operator that a backend lacks
 
-    monkeypatch.setattr(openvino_export.LogitsOnly, "forward", fails)
+    monkeypatch.setattr(openvino.LogitsOnly, "forward", fails)
     with pytest.raises(RequestError, match=r"BertForSequenceClassification cannot be exported .*Use --engine torch"):
         open_bundle(str(tiny_bundle), "openvino", "fp32", cache=Location.of(str(tmp_path)))
     assert not list(tmp_path.rglob("engine.json"))
@@ -285,7 +284,7 @@ def test_from_the_command_line(tiny_bundle: Path, tmp_path: Path) -> None:
     )
     assert finished.returncode == 0, finished.stderr
     assert [json.loads(line)["text"] for line in finished.stdout.splitlines()] == ["a text", "another"]
-    assert "not int8, for there are no texts to calibrate" in finished.stderr
+    assert "not int8, because there are no texts to calibrate" in finished.stderr
     assert list((tmp_path / "bertray" / "engine").rglob("engine.json"))
 
 
@@ -295,8 +294,8 @@ def test_nothing_is_reported_to_anyone(tmp_path: Path) -> None:
 import sys
 sockets = []
 sys.addaudithook(lambda event, _: sockets.append(event) if event in ("socket.connect", "socket.getaddrinfo") else None)
-from bertray.model import openvino_export
-openvino_export.openvino_package(), openvino_export.nncf_package()
+from bertray.bundle import openvino
+openvino.optional_package("openvino"), openvino.optional_package("nncf")
 import openvino.tools.ovc, threading
 for thread in threading.enumerate():
     if thread is not threading.main_thread() and not thread.daemon:

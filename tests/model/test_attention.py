@@ -1,7 +1,6 @@
 """Packed batches give the logits of the plain padded forward, on every architecture that can be packed."""
 
 import copy
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,13 @@ import torch
 import transformers
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.gpu.stand_in import standing_in
 from bertray.model import attention
+from bertray.model.adapter import begin_with_logits, scale_logits
 from bertray.model.attention import Packing, packed_attention
 from bertray.model.buckets import Rectangles
 from bertray.model.encoder import Encoder
-from bertray.model.head import begin_with_logits, scale_logits
-from bertray.tokenization.ragged import offsets
 from bertray.tokenization.tokenizer import TokenColumn
-from bertray.types import Execution
+from bertray.tokenization.windows import offsets
 
 SIZES = {
     "vocab_size": 500,
@@ -257,32 +254,6 @@ def test_a_model_without_a_last_linear_layer_stays_uncalibrated(caplog: pytest.L
 
 def test_padding_may_be_the_last_id() -> None:
     assert Encoder(build("Bert", {"pad_token_id": SIZES["vocab_size"] - 1}), "fp32", "cpu").layout.is_packed
-
-
-@pytest.mark.parametrize("execution", ["compiled", "graphs"])
-@pytest.mark.parametrize(("name", "changes"), [ARCHITECTURES[0][:2], ARCHITECTURES[3][:2]], ids=["Bert", "ModernBert"])
-def test_what_a_gpu_runs(
-    name: str, changes: dict[str, Any], execution: Execution, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A compiled model gets filled batches; what is in the filler, even NaN, reaches no logit."""
-    compile, modes = torch.compile, []
-
-    def traced(model: Any, *, mode: str | None = None, **options: Any) -> Any:
-        modes.append(mode)
-        return compile(model, backend="eager", fullgraph=True, **options)
-
-    monkeypatch.setattr(torch, "compile", traced)
-    tokens = random_tokens(40, 60)
-    with ExitStack() as stack:
-        for one in standing_in():
-            stack.enter_context(one)
-        expected_SC = Encoder(build(name, changes), "bf16", "cpu").logits(tokens)
-        torch.compiler.reset()
-        encoder = Encoder(build(name, changes), "bf16", "cpu", execution)
-        encoder.token_budget = 500
-        assert modes == {"compiled": [None], "graphs": ["reduce-overhead"]}[execution]
-        np.testing.assert_allclose(encoder.logits(tokens), expected_SC, atol=0.02)
-    assert Encoder(build(name, changes), "fp32", "cpu", execution).layout.in_few_shapes is False
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -125,9 +125,9 @@ def test_weights_of_another_configuration_are_refused(name: str, tiny_encoder: P
 @pytest.mark.parametrize(
     ("prefix", "num_layers", "message"),
     [
-        ("module.", 2, r"lacks \d+ weights .*; module\.embeddings\..* is there"),
-        ("0.auto_model.", 2, r"lacks \d+ weights .*; 0\.auto_model\..* is there"),
-        ("", 3, r"lacks 16 weights that config\.json asks for, as bert\.encoder\.layer\.2\."),
+        ("module.", 2, r"lacks \d+ weights .*; it has module\.embeddings\..*, which the model"),
+        ("0.auto_model.", 2, r"lacks \d+ weights .*; it has 0\.auto_model\..*, which the model"),
+        ("", 3, r"lacks 16 weights that config\.json asks for, such as bert\.encoder\.layer\.2\."),
     ],
 )
 def test_weights_that_are_missing_are_not_drawn_at_random(

@@ -6,19 +6,19 @@ import threading
 
 import pytest
 
-from bertray.model.runtime import ModelThread
+from bertray.model.runtime import model_thread
 
 
 def test_everything_runs_in_one_thread_of_its_own() -> None:
-    thread = ModelThread()
-    seen = {thread.run(threading.get_ident) for _ in range(5)}
+    thread = model_thread()
+    seen = {thread.submit(threading.get_ident).result() for _ in range(5)}
     assert len(seen) == 1
     assert threading.get_ident() not in seen
 
 
 def test_a_result_and_an_exception_come_through() -> None:
-    thread = ModelThread()
-    assert thread.run(max, 2, 3) == 3
+    thread = model_thread()
+    assert thread.submit(max, 2, 3).result() == 3
     with pytest.raises(ZeroDivisionError):
-        thread.run(divmod, 1, 0)
-    assert thread.run(max, 3, 4) == 4  # it goes on
+        thread.submit(divmod, 1, 0).result()
+    assert thread.submit(max, 3, 4).result() == 4  # it goes on

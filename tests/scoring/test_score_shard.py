@@ -291,7 +291,7 @@ def test_a_shard_is_scored_again_where_other_ids_are_met_in_its_midst(
     monkeypatch.setattr(bundle.tokenizer._texts, "_by_nanotoken", wrong)
     differing = bundle.tokenizer._texts._differing_row
     monkeypatch.setattr(
-        bundle.tokenizer._texts, "_differing_row", lambda *both: differing(*both) if next(is_checked) else []
+        bundle.tokenizer._texts, "_differing_row", lambda *both: differing(*both) if next(is_checked) else None
     )
     counts, table = score(bundle, shard, step_bytes=100)
     assert table.equals(expected) and counts == expected_counts

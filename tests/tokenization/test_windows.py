@@ -10,22 +10,22 @@ from bertray.types import LongDocuments
 
 
 def test_the_example_of_the_module() -> None:
-    windows = cut(np.array([3, 11]), window=5, stride=1)
-    assert [one.tolist() for one in windows] == [[0, 1, 1, 1], [0, 0, 3, 6], [3, 5, 5, 5]]
+    documents_S, *others = cut(np.array([3, 11]), window=5, stride=1)
+    assert [one.tolist() for one in (documents_S, *others)] == [[0, 1, 1, 1], [0, 0, 3, 6], [3, 5, 5, 5]]
     logits_SC = np.array([[1, 0], [2, 4], [0, 0], [4, 2]], dtype=np.float32)
-    assert aggregate(logits_SC, windows.documents_S, 2, "mean").tolist() == [[1, 0], [2, 2]]
-    assert aggregate(logits_SC, windows.documents_S, 2, "max").tolist() == [[1, 0], [4, 4]]
+    assert aggregate(logits_SC, documents_S, 2, "mean").tolist() == [[1, 0], [2, 2]]
+    assert aggregate(logits_SC, documents_S, 2, "max").tolist() == [[1, 0], [4, 4]]
 
 
 @given(st.lists(st.integers(0, 200), max_size=12), st.integers(1, 40), st.integers(0, 39))
 def test_every_token_is_covered_in_order_by_full_windows(lengths: list[int], window: int, stride: int) -> None:
     stride = min(stride, window - 1)
-    windows = cut(np.array(lengths, dtype=np.int64), window, stride)
+    documents_S, starts_S, lengths_S = windows = cut(np.array(lengths, dtype=np.int64), window, stride)
     assert all(one.dtype == np.int64 for one in windows)
-    assert windows.documents_S.tolist() == sorted(windows.documents_S.tolist())
+    assert documents_S.tolist() == sorted(documents_S.tolist())
     for document, length in enumerate(lengths):
-        mine = windows.documents_S == document
-        starts, ends = windows.starts_S[mine], (windows.starts_S + windows.lengths_S)[mine]
+        mine = documents_S == document
+        starts, ends = starts_S[mine], (starts_S + lengths_S)[mine]
         assert starts[0] == 0
         assert ends[-1] == length
         if length <= window:
@@ -41,9 +41,9 @@ def test_every_token_is_covered_in_order_by_full_windows(lengths: list[int], win
 
 def test_no_documents_and_a_very_long_one() -> None:
     assert [len(one) for one in cut(np.zeros(0, dtype=np.int64), 5, 1)] == [0, 0, 0]
-    windows = cut(np.array([10**7]), 254, 64)
-    assert len(windows.documents_S) == 52632
-    assert windows.starts_S[-1] == 10**7 - 254
+    documents_S, starts_S, _ = cut(np.array([10**7]), 254, 64)
+    assert len(documents_S) == 52632
+    assert starts_S[-1] == 10**7 - 254
 
 
 @pytest.mark.parametrize("how", ["mean", "max"])

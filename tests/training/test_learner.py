@@ -21,8 +21,8 @@ from transformers import (
 
 from bertray.model.encoder import Encoder
 from bertray.tokenization.batching import pad
-from bertray.tokenization.ragged import offsets
 from bertray.tokenization.tokenizer import Sequences
+from bertray.tokenization.windows import offsets
 from bertray.training.learner import Learner
 from bertray.training.optimizer import Optimizer
 

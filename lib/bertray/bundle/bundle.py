@@ -1,9 +1,9 @@
-"""A model bundle, ready to predict: one self-contained folder, which any Hugging Face tool can read too.
+"""A model bundle, ready to predict. It is one self-contained folder, which Hugging Face tools can read too.
 
     >>> Bundle.load("bundle").predict(["Python, SQL, Spark"])
     [Prediction(label='Skills', score=0.98, review=False, num_tokens=7, truncated=False, error=None, labels=None)]
 
-Loading checks every file against its sha256. Nothing in a bundle is executable: weights are safetensors, no pickle.
+Loading checks the sha256 of every file. Nothing in a bundle is executable: weights are safetensors, not pickle.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
 from bertray.bundle.card import model_card
-from bertray.bundle.guard import decide_half, user_cache
+from bertray.bundle.guard import allows_half, user_cache
 from bertray.bundle.info import CARD_FILE, BundleInfo, hash_files, opened
 from bertray.bundle.predictions import predictions
 from bertray.errors import RequestError, ShardError
@@ -37,39 +36,31 @@ from bertray.tokenization.windows import aggregate
 from bertray.types import Device, TorchPrecision
 from bertray.versions import versions
 
-# A list, an array or a series of strings; null where there is no text.
+if TYPE_CHECKING:
+    from bertray.bundle.openvino import OpenVinoEncoder
+
+# A list, an array or a series of strings; null: no text.
 Texts: TypeAlias = Sequence[str | None] | pa.Array | pa.ChunkedArray
 
 
 class Prediction(NamedTuple):
-    """What the model says of one text; `label`, `score` and `labels` are None where `error` is not."""
+    """The prediction for one text. `label`, `score` and `labels` are None if there is an `error`."""
 
     label: str | None  # the likeliest
-    score: float | None  # probability of the label: softmax, or sigmoid of a multi-label model
-    review: bool  # the score is below the bundle's `review_below`, or there is none
-    num_tokens: int  # read by the model, special tokens included, in all windows
-    truncated: bool
+    score: float | None  # probability of the label: softmax, or sigmoid for a multi-label model
+    review: bool  # the bundle has a `review_below`, and the score is lower or missing
+    num_tokens: int  # that the model read, in all windows, special tokens included
+    truncated: bool  # the model did not read the end
     error: str | None
-    labels: list[str] | None = None  # of a multi-label model: all that reach their threshold, likeliest first
-
-
-class Classifier(Protocol):
-    """What runs the model: `bertray.model.encoder.Encoder`, or that of another engine."""
-
-    @property
-    def precision(self) -> str:
-        """Of the arithmetic that is really used."""
-
-    def logits(self, tokens: TokenColumn) -> np.ndarray:
-        """logits_SC (float32) of every sequence."""
+    labels: list[str] | None = None  # of a multi-label model: all that reach their threshold, the likeliest first
 
 
 @dataclass
 class Bundle:
-    """A fine-tuned classifier, ready to predict; several threads may share it, and take turns."""
+    """A fine-tuned classifier, ready to predict. Threads may share it: they take turns."""
 
     info: BundleInfo
-    encoder: Classifier
+    encoder: Encoder | OpenVinoEncoder
     tokenizer: ColumnTokenizer
     _turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
@@ -80,13 +71,13 @@ class Bundle:
         """Load and verify a bundle from a path or URI.
 
         Args:
-            precision: auto is bf16 where the device has it, else fp32; on a GPU without bf16 it is, like fp16, fp16
-                if that loses at most 0.3 points of accuracy on the validation rows, else fp32.
-            cache: where what was decided of fp16 is kept; None: this user's.
+            precision: auto: bf16 if the device has it, else fp32 on CPUs and fp16 on GPUs. fp16 is used only if it
+                loses at most 0.3 points of accuracy on the validation rows, else fp32.
+            cache: where the decision on fp16 is kept; None: this user's.
 
         Raises:
             BundleError: the folder is missing, incomplete or altered.
-            RequestError: the device is not there, or lacks the precision.
+            RequestError: there is no such device, or it lacks the precision.
         """
         for name, value, allowed in (("precision", precision, TorchPrecision), ("device", device, Device)):
             if value not in get_args(allowed):
@@ -94,47 +85,46 @@ class Bundle:
         with opened(uri) as (folder, info):
             tokenizer = load_tokenizer(folder, info)
 
-            def encoder_of(precision: Literal["fp32", "bf16", "fp16"]) -> Encoder:
+            def encoder_of(precision: TorchPrecision) -> Encoder:
                 return Encoder(load_model(folder), precision, device)
 
-            real = resolve_precision(precision, resolve_device(device))
-            if real == "fp16" and not decide_half(cache or user_cache(), info, tokenizer, encoder_of).is_fp16:
+            real: TorchPrecision = resolve_precision(precision, resolve_device(device))
+            if real == "fp16" and not allows_half(cache or user_cache(), info, tokenizer, encoder_of):
                 real = "fp32"
             return cls(info, encoder_of(real), tokenizer)
 
     @property
     def precision(self) -> str:
-        """What the model is really run in."""
+        """The precision in use."""
         return self.encoder.precision
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """By id: the order of `predict_proba`'s columns."""
+        """The labels, in the order of `predict_proba`'s columns."""
         return self.info.labels
 
     @property
     def schema(self) -> pa.Schema:
-        """Of what `predict_column` gives."""
+        """The schema of `predict_column`'s tables."""
         return prediction_schema(self.info.problem_type)
 
     def predict(self, texts: Texts) -> list[Prediction]:
         """Classify texts, in order. A null or empty text gets an `error` instead of a label.
 
         Raises:
-            RequestError: these are no texts.
+            RequestError: these are not texts.
         """
         return [Prediction(**row) for row in self.predict_column(_as_column(texts)).to_pylist()]
 
     def predict_proba(self, texts: Texts) -> np.ndarray:
-        """The probability of every label, float32 [N, C], in the order of `labels`; NaN of a text with an error.
+        """The probability of every label, float32 [N, C], in the order of `labels`; NaN for a text with an error.
 
         With one label a row they add up to 1; with several, each is independent of the others.
 
         Raises:
-            RequestError: these are no texts.
+            RequestError: these are not texts.
         """
-        _, logits_NC = self.logits(_as_column(texts))
-        return probabilities(logits_NC, self.info.problem_type)
+        return probabilities(self.logits(_as_column(texts))[1], self.info.problem_type)
 
     def predict_column(self, texts: pa.Array | pa.ChunkedArray) -> pa.Table:
         """Classify an Arrow column: N texts in, a table of N rows in `schema` out.
@@ -144,39 +134,29 @@ class Bundle:
         """
         was_fast = self.tokenizer.is_fast
         table = self.predictions(*self.logits(texts))
-        # Texts of calls before may have other ids, too: whoever has a whole of several calls is to begin it again.
+        # Texts of earlier calls may have had other ids too: the caller scores the whole shard again.
         return table.replace_schema_metadata({OTHER_IDS: b""}) if was_fast and not self.tokenizer.is_fast else table
 
     def logits(self, texts: pa.Array | pa.ChunkedArray) -> tuple[TokenColumn, np.ndarray]:
-        """Tokens of N texts, and logits_NC (float32), NaN of a text without tokens.
+        """Tokens of N texts, and logits_NC (float32), NaN for a text without tokens.
 
         Raises:
             ShardError: the column holds no text.
         """
-        with self._turn:  # tokenizer and encoder keep what they are at work on
+        with self._turn:  # tokenizer and encoder keep state during a call
             tokens = self.tokenizer.encode(texts)
             logits_SC = self.encoder.logits(tokens)
         return tokens, aggregate(logits_SC, tokens.documents_S, len(tokens.errors), self.info.long_documents)
 
     def predictions(self, tokens: TokenColumn, logits_NC: np.ndarray) -> pa.Table:
-        """What the bundle says of texts with these logits, in `schema`."""
-        info = self.info
+        """Predictions for texts with these logits, in `schema`."""
+        info, limit = self.info, self.info.review_below
         return predictions(
-            tokens,
-            logits_NC,
-            info.labels,
-            info.problem_type,
-            thresholds=info.thresholds,
-            review_below=info.review_below,
+            tokens, logits_NC, info.labels, info.problem_type, thresholds=info.thresholds, review_below=limit
         )
 
 
 def _as_column(texts: Texts) -> pa.Array | pa.ChunkedArray:
-    """Texts of any kind that Python has as an Arrow column.
-
-    Raises:
-        RequestError: these are no texts.
-    """
     if isinstance(texts, str):
         raise RequestError("give a sequence of strings, not one string: [text]")
     try:
@@ -189,8 +169,8 @@ def _as_column(texts: Texts) -> pa.Array | pa.ChunkedArray:
 
 
 def load_model(folder: Path) -> Any:
-    """The classifier of an opened bundle, fp32, on the CPU."""
-    transformers_logging.disable_progress_bar()
+    """The classifier of an opened bundle, in fp32, on the CPU."""
+    logging.disable_progress_bar()
     return AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
 
@@ -201,11 +181,10 @@ def load_tokenizer(folder: Path, info: BundleInfo) -> ColumnTokenizer:
 
 
 def seal(folder: Path, **facts: Any) -> BundleInfo:
-    """Make a folder with a saved model and tokenizer a bundle: write its card and, last, bundle.json.
+    """Turn a local folder with a saved model and tokenizer into a bundle: write its card and, last, bundle.json.
 
     Args:
-        folder: local.
-        facts: the fields of `BundleInfo` but `files` and `versions`, which are found out here.
+        facts: the fields of `BundleInfo`, except `files` and `versions`.
     """
     info = BundleInfo(files=hash_files(folder), versions=versions(), **facts)
     (folder / CARD_FILE).write_text(model_card(info, folder), encoding="utf-8")

@@ -1,10 +1,10 @@
-"""The model card of a bundle: its README.md, in the form that the Hub reads."""
+"""The model card of a bundle: its README.md, in the format of the Hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import StrictUndefined, Template
 
 from bertray.bundle.info import CURVES_FILE, EVENTS_FOLDER, BundleInfo
 
@@ -38,12 +38,11 @@ validation the expected calibration error was {{ "%.4f" | format(calibration.ece
 {% endif %}
 {%- if review_below is not none %}
 {% if review_below > 1 -%}
-Every text is to be reviewed by a person{{ ":" if target_precision is not none else "." }}
-{%- if target_precision is not none %} no score is right often enough on validation for {{ target_precision }}.\
-{%- endif %}
+Every text is to be reviewed by a person{% if target_precision is not none %}: no score is right often enough on \
+validation for {{ target_precision }}{% endif %}.
 {%- else -%}
-A text of a score below {{ "%.4f" | format(review_below) }} is to be reviewed by a person
-{%- if target_precision is not none %}: of the others, {{ target_precision }} or more are right (by validation, with \
+A text with a score below {{ "%.4f" | format(review_below) }} is to be reviewed by a person\
+{% if target_precision is not none %}: of the others, {{ target_precision }} or more are right (by validation, with \
 95 % confidence){% endif %}.
 {%- endif %}
 {% endif %}
@@ -88,15 +87,10 @@ Versions: {% for name, value in versions.items() -%}
 
 
 def model_card(info: BundleInfo, folder: Path) -> str:
-    """The bundle's README.md, in the form that the Hub reads; it shows learning curves and event files that are there.
-
-    Args:
-        folder: the bundle's, local.
-    """
-    # Markdown, not HTML: nothing to escape.
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
-    return environment.from_string(_CARD).render(
+    """The bundle's README.md; it shows learning curves and event files if the folder has them."""
+    card: str = Template(_CARD, undefined=StrictUndefined, keep_trailing_newline=True).render(
         info.model_dump(),
         curves_file=CURVES_FILE if (folder / CURVES_FILE).is_file() else None,
         events_folder=EVENTS_FOLDER if (folder / EVENTS_FOLDER).is_dir() else None,
     )
+    return card

@@ -1,11 +1,9 @@
-"""Cheaper arithmetic is used where it costs no accuracy: labels of validation rows, beside those of torch in fp32.
+"""Cheaper arithmetic is used only if it costs no accuracy: its labels are compared with those of torch in fp32.
 
-1. measure   accuracy of both on up to `NUM_VALIDATION_ROWS` validation rows of the data set that it was trained on
-2. decide    a larger drop than `MAX_DROP_POINTS`, or no such data: it is not used, and the reason is kept
-3. keep      of processes that load the bundle on GPUs without bf16 and decide on fp16, the first; all follow it:
-               CACHE/<bundle's fingerprint>/fp16.json
-
-Of int8, whose graph is kept too, `bundle.openvino` has the steps.
+1. measure   the accuracy of both on up to `NUM_VALIDATION_ROWS` validation rows of the training data set
+2. decide    against it if accuracy drops by more than `MAX_DROP_POINTS`, or if there is no such data
+3. keep      the decision. Processes that load a bundle on GPUs without bf16 all follow the one that is kept first, in
+             CACHE/<bundle's fingerprint>/fp16.json. `bundle.openvino` keeps its own with the exported model.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,57 +26,54 @@ from bertray.schema import TEXT
 from bertray.storage.location import Location
 from bertray.tokenization.tokenizer import ColumnTokenizer, TokenColumn
 from bertray.tokenization.windows import aggregate
+from bertray.types import TorchPrecision
 from bertray.versions import versions
 
 if TYPE_CHECKING:
-    from bertray.bundle.bundle import Classifier
-
-Half = Literal["fp32", "fp16"]
+    from bertray.bundle.openvino import OpenVinoEncoder
+    from bertray.model.encoder import Encoder
 
 _log = logging.getLogger(__name__)
 
-# Points of accuracy that may be lost: 3 labels in 1,000. With fewer than 334 validation rows one label alone is more.
+# Points of accuracy that may be lost: 3 labels in 1,000. With fewer than 334 validation rows one label is more.
 MAX_DROP_POINTS = 0.3
-NUM_VALIDATION_ROWS = 2000  # enough to tell 0.05 points; bounds the time that it takes
+NUM_VALIDATION_ROWS = 2000  # resolves 0.05 points, and bounds the time
 
 
-class Measured(NamedTuple):
-    """What cheaper arithmetic costs.
+class Decision(BaseModel):
+    """Whether a bundle is run in cheaper arithmetic, and why, as it is kept in a cache."""
 
-    Attributes:
-        accuracy_fp32, accuracy: in fp32 and in the other; with several labels a row, the share of rows whose labels are
-            all right and complete.
-        agreement: share of the rows that get the same label, or labels, in both.
-    """
+    model_config = ConfigDict(frozen=True)
 
-    num_rows: int
-    accuracy_fp32: float
-    accuracy: float
-    agreement: float
+    format_version: int = 1
+    bundle_fingerprint: str
+    note: str  # the decision and its reason, for people
+    num_validation_rows: int = 0
+    # With several labels a row, accuracy is the share of rows whose labels are all correct and complete.
+    accuracy_fp32: float | None = None  # torch, on the validation rows
+    accuracy_drop_points: float | None = None  # 100 × (accuracy_fp32 - the other); negative: the other is better
+    versions: dict[str, str]
 
-    @property
-    def drop_points(self) -> float:
-        """100 × (accuracy_fp32 - accuracy); negative: the other is better."""
-        return 100 * (self.accuracy_fp32 - self.accuracy)
+    def summary(self) -> dict[str, Any]:
+        """The fields for the summary of a job."""
+        fields = self.model_dump(exclude_none=True).items()
+        measured = {name: value for name, value in fields if name.startswith(("accuracy_", "label_agreement_"))}
+        return {"engine_note": self.note, **measured}
 
-    @property
-    def is_allowed(self) -> bool:
-        return self.drop_points <= MAX_DROP_POINTS + 1e-9
 
-    def note(self, name: str) -> str:
-        """What was decided, and why, for people."""
-        what = (
-            f"accuracy on {self.num_rows} validation rows is {self.accuracy:.4f}, in fp32 {self.accuracy_fp32:.4f}, "
-            f"a drop of {self.drop_points:.2f} points"
-        )
-        return f"{name}: {what}" if self.is_allowed else f"not {name}: {what}, above the limit of {MAX_DROP_POINTS}"
+class HalfRecord(Decision):
+    """The content of fp16.json."""
+
+    is_fp16: bool
+    accuracy_fp16: float | None = None
+    label_agreement_fp16: float | None = None  # share of the validation rows that get the same label, or labels
 
 
 def training_data(info: BundleInfo) -> Dataset:
     """The data set that the bundle was trained on.
 
     Raises:
-        RequestError: it is gone, or not the same any more.
+        RequestError: it is gone or has changed.
     """
     dataset = Dataset.open(str(info.training["data"]))
     if dataset.fingerprint() != info.data_fingerprint:
@@ -87,24 +82,24 @@ def training_data(info: BundleInfo) -> Dataset:
 
 
 def sample(dataset: Dataset, split: str, num_rows: int, tokenizer: ColumnTokenizer) -> tuple[TokenColumn, np.ndarray]:
-    """Up to so many rows of a split that have a class: their tokens, and `Dataset.targets` of them."""
+    """Up to `num_rows` rows of a split that have a class: their tokens, and their `Dataset.targets`."""
     rows = dataset.in_scope(dataset.split(split))
-    if rows.num_rows > num_rows:
-        chosen = np.random.default_rng(0).choice(rows.num_rows, num_rows, replace=False)
-        rows = rows.take(pa.array(np.sort(chosen)))
+    chosen = np.random.default_rng(0).choice(rows.num_rows, min(num_rows, rows.num_rows), replace=False)
+    rows = rows.take(pa.array(np.sort(chosen)))
     return tokenizer.encode(rows[TEXT]), dataset.targets(rows)
 
 
 def measure(
-    info: BundleInfo, dataset: Dataset, tokenizer: ColumnTokenizer, reference: Classifier, other: Classifier
-) -> Measured:
-    """Compare two ways to run a bundle's model on validation rows; the reference is torch in fp32."""
+    info: BundleInfo, dataset: Dataset, tokenizer: ColumnTokenizer, reference: Encoder, other: Encoder | OpenVinoEncoder
+) -> dict[str, Any]:
+    """Compare cheaper arithmetic with torch in fp32 on validation rows; returns the fields of a `Decision`."""
     tokens, targets = sample(dataset, "validation", NUM_VALIDATION_ROWS, tokenizer)
-    _log.info("measuring %s on %d validation rows", other.precision, len(targets))
+    name = other.precision
+    _log.info("measuring %s on %d validation rows", name, len(targets))
 
-    def decided(classifier: Classifier) -> np.ndarray:
-        """As targets are: label ids, or which labels each row is given; of no number, none."""
-        logits_NC = aggregate(classifier.logits(tokens), tokens.documents_S, len(targets), info.long_documents)
+    def decided(encoder: Encoder | OpenVinoEncoder) -> np.ndarray:
+        """Label ids, or which labels each row is given, as targets are; no label where logits are not finite."""
+        logits_NC = aggregate(encoder.logits(tokens), tokens.documents_S, len(targets), info.long_documents)
         if info.problem_type == "multi_label_classification":
             return is_given(np.nan_to_num(probabilities(logits_NC, info.problem_type)), info.thresholds)
         return np.where(np.isfinite(logits_NC).all(axis=1), logits_NC.argmax(axis=1), -1)
@@ -112,36 +107,23 @@ def measure(
     def agreement(one: np.ndarray, other: np.ndarray) -> float:
         return float(np.mean((one == other).reshape(len(one), -1).all(axis=1)))
 
-    decided_reference, decided_other = decided(reference), decided(other)
-    return Measured(
-        len(targets),
-        agreement(decided_reference, targets),
-        agreement(decided_other, targets),
-        agreement(decided_reference, decided_other),
+    expected, found = decided(reference), decided(other)
+    accuracy_fp32, accuracy = agreement(expected, targets), agreement(found, targets)
+    drop_points = 100 * (accuracy_fp32 - accuracy)
+    is_allowed = drop_points <= MAX_DROP_POINTS + 1e-9
+    note = (
+        f"{name}: accuracy on {len(targets)} validation rows is {accuracy:.4f}, in fp32 {accuracy_fp32:.4f}, "
+        f"a drop of {drop_points:.2f} points"
     )
-
-
-class HalfRecord(BaseModel):
-    """What fp16.json holds: whether the model is run in fp16."""
-
-    model_config = ConfigDict(frozen=True)
-
-    format_version: int = 1
-    bundle_fingerprint: str
-    is_fp16: bool
-    note: str  # how it was decided, for the log
-    num_validation_rows: int = 0
-    accuracy_fp32: float | None = None
-    accuracy_fp16: float | None = None
-    accuracy_drop_points: float | None = None
-    label_agreement_fp16: float | None = None
-    versions: dict[str, str]
-
-    def summary(self) -> dict[str, Any]:
-        """What goes into the summary of a job."""
-        names = ("accuracy_fp32", "accuracy_fp16", "accuracy_drop_points", "label_agreement_fp16")
-        facts = {} if self.accuracy_fp16 is None else {name: getattr(self, name) for name in names}
-        return {"engine_note": self.note, **facts}
+    return {
+        f"is_{name}": is_allowed,
+        "note": note if is_allowed else f"not {note}, above the limit of {MAX_DROP_POINTS}",
+        "num_validation_rows": len(targets),
+        "accuracy_fp32": accuracy_fp32,
+        f"accuracy_{name}": accuracy,
+        "accuracy_drop_points": round(drop_points, 4),
+        f"label_agreement_{name}": agreement(expected, found),
+    }
 
 
 def user_cache() -> Location:
@@ -150,82 +132,64 @@ def user_cache() -> Location:
 
 
 def place_of(cache: Location, info: BundleInfo) -> Location:
-    """Where a cache keeps what belongs to a bundle."""
+    """The folder of a bundle in a cache."""
     return cache / info.fingerprint()[:16]
 
 
-def torch_summary(cache: Location, info: BundleInfo, asked: str, used: str | None) -> dict[str, Any]:
-    """What the summary of a job should say of torch's engine.
-
-    Args:
-        asked: the precision that the job was told.
-        used: the one that the model was run in.
-    """
-    facts: dict[str, Any] = {"engine": "torch"}
-    if asked in ("auto", "fp16") and used in ("fp16", "fp32"):
-        record = decided_before(cache, info)
-        if record and record.is_fp16 == (used == "fp16"):
-            facts |= record.summary()
-    return facts
+def torch_summary(cache: Location, info: BundleInfo, requested: str, used: str | None) -> dict[str, Any]:
+    """The fields about torch's engine for the summary of a job, from the precisions requested and used."""
+    asks = requested in ("auto", "fp16") and used in ("fp16", "fp32")
+    record = decided_before(cache, info) if asks else None
+    return {"engine": "torch", **(record.summary() if record and record.is_fp16 == (used == "fp16") else {})}
 
 
 def decided_before(cache: Location, info: BundleInfo) -> HalfRecord | None:
-    """What was decided of fp16; None: nothing yet, or it cannot be read."""
+    """The kept decision on fp16; None: there is none, or it cannot be read."""
     file = place_of(cache, info) / "fp16.json"
     try:
         if not file.exists():
             return None
         record = HalfRecord.model_validate_json(file.read_bytes())
     except (ValidationError, UnavailableError) as error:
-        _log.warning("warning: %s cannot be read; what it says is decided anew: %s", file, error)
+        _log.warning("warning: %s cannot be read, so fp16 is measured again: %s", file, error)
         return None
-    is_ours = (record.format_version, record.bundle_fingerprint) == (1, info.fingerprint())
-    return record if is_ours else None
+    return record if (record.format_version, record.bundle_fingerprint) == (1, info.fingerprint()) else None
 
 
-def decide_half(
-    cache: Location, info: BundleInfo, tokenizer: ColumnTokenizer, encoder_of: Callable[[Half], Classifier]
-) -> HalfRecord:
-    """Whether the model is run in fp16, decided once for all that share a cache.
+def allows_half(
+    cache: Location, info: BundleInfo, tokenizer: ColumnTokenizer, encoder_of: Callable[[TorchPrecision], Encoder]
+) -> bool:
+    """Whether the model is run in fp16; decided once for all processes that share a cache.
 
     Args:
-        encoder_of: the model, newly loaded.
+        encoder_of: loads the model in a precision.
     """
     file = place_of(cache, info) / "fp16.json"
     if record := decided_before(cache, info):
-        _log.info("%s; decided before, remove %s to decide anew", record.note, file)
-        return record
-    facts: dict[str, Any] = {"bundle_fingerprint": info.fingerprint(), "versions": versions()}
+        _log.info("%s; decided earlier, remove %s to decide again", record.note, file)
+        return record.is_fp16
+    facts: dict[str, Any] = {"is_fp16": False}
     try:
         dataset = training_data(info)
     except RequestError as error:
-        note = f"not fp16, for there are no texts to measure it on: {error}"
-        record = HalfRecord(is_fp16=False, note=note, **facts)
-        if isinstance(error, UnavailableError):  # they may be there at the next try, and what is kept holds for good
-            _log.warning("warning: %s", note)
-            return record
+        facts["note"] = f"not fp16, because there are no texts to measure it on: {error}"
+        if isinstance(error, UnavailableError):  # not kept: the next process may reach the data
+            _log.warning("warning: %s", facts["note"])
+            return False
     else:
-        measured = measure(info, dataset, tokenizer, encoder_of("fp32"), encoder_of("fp16"))
-        record = HalfRecord(
-            is_fp16=measured.is_allowed,
-            note=measured.note("fp16"),
-            num_validation_rows=measured.num_rows,
-            accuracy_fp32=measured.accuracy_fp32,
-            accuracy_fp16=measured.accuracy,
-            accuracy_drop_points=round(measured.drop_points, 4),
-            label_agreement_fp16=measured.agreement,
-            **facts,
-        )
+        facts = measure(info, dataset, tokenizer, encoder_of("fp32"), encoder_of("fp16"))
+    record = HalfRecord(bundle_fingerprint=info.fingerprint(), versions=versions(), **facts)
     if record.is_fp16:
         _log.info("%s", record.note)
     else:
         _log.warning("warning: %s", record.note)
+    content = f"{record.model_dump_json(indent=2)}\n".encode()
     try:
-        if not file.create(f"{record.model_dump_json(indent=2)}\n".encode()):
-            # Another process was faster, and what it decided holds; or the file there cannot be read.
+        if not file.create(content):
+            # Another process has decided meanwhile and its decision holds; or the file cannot be read.
             if first := decided_before(cache, info):
-                return first
-            file.put(f"{record.model_dump_json(indent=2)}\n".encode())
+                return first.is_fp16
+            file.put(content)
     except UnavailableError as error:
-        _log.warning("warning: what was decided is not kept, and will be decided again: %s", error)
-    return record
+        _log.warning("warning: the decision on fp16 cannot be kept, so the next process measures again: %s", error)
+    return record.is_fp16

@@ -1,4 +1,4 @@
-"""Logits become rows of predictions: label, score, review, error, and of several labels those that are given.
+"""Logits become rows of predictions: label, score, review, error and, with several labels a row, those that are given.
 
 Legend: N rows, C classes.
 """
@@ -11,20 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bertray import schema
 from bertray.metrics.calibration import DEFAULT_THRESHOLD, probabilities
-from bertray.schema import (
-    ERROR,
-    LABEL,
-    LABELS,
-    MULTI_LABEL_PREDICTION_SCHEMA,
-    NUM_TOKENS,
-    REVIEW,
-    SCORE,
-    TRUNCATED,
-    prediction_schema,
-)
-from bertray.tokenization.ragged import offsets
 from bertray.tokenization.tokenizer import TokenColumn
+from bertray.tokenization.windows import offsets
 from bertray.types import ProblemType
 
 
@@ -37,40 +27,34 @@ def predictions(
     thresholds: Sequence[float] | None = None,
     review_below: float | None = None,
 ) -> pa.Table:
-    """What is said of N texts, in `schema.prediction_schema`; logits of a text without tokens are NaN.
+    """Predictions for N texts, in `schema.prediction_schema`.
 
     Args:
-        thresholds: of each label, of a multi-label model; None: `calibration.DEFAULT_THRESHOLD` of all.
-        review_below: a lower score, or none, is to be reviewed; None: no row is.
+        logits_NC: NaN for a text without tokens.
+        thresholds: for each label of a multi-label model; None: `calibration.DEFAULT_THRESHOLD` for all.
+        review_below: rows with a lower score, or none, have `review` set; None: no row has.
     """
     probabilities_NC = probabilities(logits_NC, problem_type)
-    not_a_number_N = np.isnan(probabilities_NC).any(axis=1)  # also where there was nothing to read
-    errors = pc.if_else(
-        pc.and_(pa.array(not_a_number_N), tokens.errors.is_null()),
-        "the model's output is not a number",
-        tokens.errors,
-    )
+    is_nan_N = np.isnan(probabilities_NC).any(axis=1)
+    is_unexplained_N = pc.and_(pa.array(is_nan_N), tokens.errors.is_null())
     probabilities_NC = np.nan_to_num(probabilities_NC)
     best_N = probabilities_NC.argmax(axis=1)
     score_N = probabilities_NC[np.arange(len(best_N)), best_N]
+    # Compared in float64, as readers of the file do: the score is float32, the limit is not rounded to it.
+    is_low_N = score_N.astype(np.float64) < (-np.inf if review_below is None else review_below)
     columns = {
-        LABEL: pc.take(pa.array(labels, pa.string()), pa.array(best_N, mask=not_a_number_N)),
-        SCORE: pa.array(score_N, pa.float32(), mask=not_a_number_N),
-        # As readers of the file compare: the score is float32, the limit is not rounded to it.
-        REVIEW: pa.array(
-            np.zeros_like(not_a_number_N)
-            if review_below is None
-            else not_a_number_N | (score_N.astype(np.float64) < review_below)
-        ),
-        NUM_TOKENS: pa.array(tokens.num_tokens_N.astype(np.int32)),
-        TRUNCATED: pa.array(tokens.truncated_N),
-        ERROR: errors,
+        schema.LABEL: pc.take(pa.array(labels, pa.string()), pa.array(best_N, mask=is_nan_N)),
+        schema.SCORE: pa.array(score_N, pa.float32(), mask=is_nan_N),
+        schema.REVIEW: pa.array(is_low_N | (is_nan_N & (review_below is not None))),
+        schema.NUM_TOKENS: pa.array(tokens.num_tokens_N.astype(np.int32)),
+        schema.TRUNCATED: pa.array(tokens.truncated_N),
+        schema.ERROR: pc.if_else(is_unexplained_N, "the model's output is not a number", tokens.errors),
     }
     if problem_type == "multi_label_classification":
-        is_given_NC = is_given(probabilities_NC, thresholds) & ~not_a_number_N[:, None]
-        columns[LABELS] = label_lists(probabilities_NC, is_given_NC, labels, not_a_number_N)
-    schema = prediction_schema(problem_type)
-    return pa.table([columns[name] for name in schema.names], schema=schema)
+        is_given_NC = is_given(probabilities_NC, thresholds) & ~is_nan_N[:, None]
+        columns[schema.LABELS] = label_lists(probabilities_NC, is_given_NC, labels, is_nan_N)
+    wanted = schema.prediction_schema(problem_type)
+    return pa.table([columns[name] for name in wanted.names], schema=wanted)
 
 
 def is_given(probabilities_NC: np.ndarray, thresholds: Sequence[float] | np.ndarray | None) -> np.ndarray:
@@ -87,6 +71,6 @@ def label_lists(
     return pa.ListArray.from_arrays(
         pa.array(offsets(is_given_NC.sum(axis=1)), pa.int32()),
         pc.take(pa.array(labels, pa.string()), pa.array(label_ids[by_probability])),
-        type=MULTI_LABEL_PREDICTION_SCHEMA.field(LABELS).type,
+        type=schema.MULTI_LABEL_PREDICTION_SCHEMA.field(schema.LABELS).type,
         mask=None if is_null_N is None else pa.array(is_null_N),
     )

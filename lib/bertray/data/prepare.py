@@ -30,8 +30,7 @@ from bertray.data.splits import hold_out
 from bertray.errors import RequestError
 from bertray.schema import DATASET_SCHEMA, LABEL, LABEL_ID, LABEL_IDS, LABELS, MULTI_LABEL_SCHEMA, NO_CLASS, SPLITS
 from bertray.storage.location import Location
-from bertray.storage.outputs import refuse_in_bundle
-from bertray.storage.records import put_records
+from bertray.storage.outputs import put_records, refuse_in_bundle
 from bertray.versions import versions
 
 _log = logging.getLogger(__name__)

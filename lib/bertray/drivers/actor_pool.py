@@ -133,21 +133,22 @@ class ScoringActor:
         log_to(self._book.log)
         import torch
 
-        from bertray.model.runtime import ModelThread
+        from bertray.model.runtime import model_thread
 
         self._request = request
         # A GPU that has failed once fails every later shard, which is not the shards' fault.
         self._scorer = UnitScorer(request, fatal=(torch.AcceleratorError,))
         self._spec = request.model_spec(device, cluster.assigned_cpus())
         self._bundle: Bundle | None = None
-        self._thread = ModelThread()
+        self._thread = model_thread()
         is_restarted = ray.get_runtime_context().was_current_actor_reconstructed
         self._num_suspect_units = _MAX_UNITS_IN_FLIGHT if is_restarted else 0
         if not is_restarted:
-            self._thread.run(self._load)
+            self._thread.submit(self._load).result()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        outcomes = self._thread.run(self._score, Unit.model_validate_json(rows["unit"][0].as_py()))
+        unit = Unit.model_validate_json(rows["unit"][0].as_py())
+        outcomes = self._thread.submit(self._score, unit).result()
         # The first row gets all log lines.
         answers = [{"outcome": one.model_dump_json(), "log": json.dumps(self._book.logged())} for one in outcomes]
         return pa.Table.from_pylist(answers)

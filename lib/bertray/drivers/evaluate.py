@@ -31,8 +31,7 @@ from bertray.metrics import baseline, calibration, classification
 from bertray.reports.terminal import SUMMARY_METRICS, print_evaluation
 from bertray.schema import LABEL, NO_CLASS, NUM_TOKENS, REVIEW, SCORE, TEXT, TRUNCATED
 from bertray.storage.location import Location
-from bertray.storage.outputs import refuse_in_bundle
-from bertray.storage.records import put_records
+from bertray.storage.outputs import put_records, refuse_in_bundle
 from bertray.versions import versions
 
 _log = logging.getLogger(__name__)

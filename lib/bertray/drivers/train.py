@@ -212,7 +212,7 @@ def _fit_here(config: TrainConfig, dataset: Dataset, lock_number: int, tracker: 
     """Run the loop in a thread of this process, as one worker of Ray would run it in one of its own."""
     import torch
 
-    from bertray.model.runtime import ModelThread, num_cpus, resolve_device
+    from bertray.model.runtime import model_thread, num_cpus, resolve_device
     from bertray.training.checkpoints import checkpoints_of
     from bertray.training.loop import opened
 
@@ -237,7 +237,7 @@ def _fit_here(config: TrainConfig, dataset: Dataset, lock_number: int, tracker: 
         config.epochs,
         "a GPU" if device.type == "cuda" else f"{num_threads} CPU",
     )
-    done = ModelThread().start(work)
+    done = model_thread().submit(work)
     try:
         with shown(board.news, tracker):
             done.result()

@@ -1,8 +1,9 @@
-"""How the sequences of a batch are laid out for a model: end to end in one row where it allows that, else padded.
+"""Adapt a transformers classifier in place: the layout of its batches, its precision, and its last layer.
 
-1. Where the model uses transformers' attention interface, sequences lie end to end, without padding; other models get
-   a padded rectangle. Which of both is found out by trying.                          [tokenization.batching]
-2. The head sees the first token of each sequence alone, and the last layer finishes no other, if that is the same.
+1. If the model uses transformers' attention interface, the sequences of a batch lie end to end in one row, without
+   padding. Other models get a padded rectangle. A trial run decides.                  [tokenization.batching]
+2. The head reads only the first token of each sequence, so the last layer finishes only these, if the logits agree.
+3. The last linear layer, which gives the logits, takes a first bias and a temperature, and computes in fp32.
 
 Scoring and training both run their batches through a `Layout`.
 
@@ -12,7 +13,6 @@ Legend: S sequences, B sequences of a batch, C classes, L tokens of its longest,
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,159 +21,126 @@ import torch
 from bertray.model import attention
 from bertray.model.buckets import Rectangles
 from bertray.model.runtime import put
-from bertray.tokenization.batching import (
-    in_few_shapes,
-    num_filler,
-    pack,
-    packed_batches,
-    pad,
-    padded_batches,
-    power_of_two,
-)
-from bertray.tokenization.ragged import offsets
+from bertray.tokenization.batching import equal_runs, num_filler, pack, packed_batches, pad, padded_batches
 from bertray.tokenization.tokenizer import Sequences
+from bertray.tokenization.windows import offsets
 
 _log = logging.getLogger(__name__)
 
-# Logits of the same sequences, batched otherwise, differ by rounding in fp32, some 1e-6; where other positions or other
-# sequences' tokens are read, by more than this even with random weights.
-TOLERANCE = 1e-4
-# What a model's own code raises at inputs that it was not made for.
-MODEL_ERRORS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError)
+# Logits of the same sequences in other batches differ by some 1e-6 in fp32. A wrong position, or a token of another
+# sequence, makes a larger difference than this even with random weights.
+_TOLERANCE = 1e-4
+# A model's own code raises these for inputs that it does not support.
+_MODEL_ERRORS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError)
 
 
 class Layout:
-    """Adapts a classifier in place and lays batches out for it.
+    """Adapts a classifier in place, and lays batches out for it.
 
     Args:
-        model: a transformers sequence classifier: fp32, on the CPU, in evaluation mode. A wrong token makes more
-            difference there than rounding; later it may be moved, converted and trained.
-        can_pack: whether the attention over packed rows may be used where the model is going to run.
-
-    Attributes:
-        is_packed: whether batches have no padding.
-        is_cut: whether the last layer finishes the first tokens alone.
-        in_few_shapes: whether packed batches are filled up, for what is compiled or recorded a shape at a time; for
-            the kernel alone, and not for gradients: what it leaves in the states of filler is undefined.
+        model: a transformers sequence classifier, fp32, on the CPU, in evaluation mode: only there does a wrong token
+            make more difference than rounding. It may be moved, converted and trained afterwards.
+        can_pack: attention over packed rows works where the model is going to run.
     """
 
-    in_few_shapes = False
-
     def __init__(self, model: Any, *, can_pack: bool) -> None:
-        self.pad_id = model.config.pad_token_id or 0
-        self.is_packed = self.is_cut = False
+        self.is_packed = False  # batches have no padding
+        self.is_cut = False  # the last layer finishes only the first token of each sequence
+        self._pad_id = model.config.pad_token_id or 0
         self._first_position = first_position(model)
-        self._first_tokens_B: torch.Tensor | None = None  # of the batch at work, where it is packed
+        self._first_tokens_B: torch.Tensor | None = None  # of the current batch, if it is packed
         self._adapt(model, can_pack)
 
     def batches(self, lengths_S: np.ndarray, budget: int) -> list[np.ndarray]:
-        """Sequences of each batch of at most `budget` tokens, the longest first."""
+        """The sequences of each batch of at most `budget` tokens, longest first."""
         return (packed_batches if self.is_packed else padded_batches)(lengths_S, budget)
 
     def forward(self, model: Any, tokens: Sequences, rows: np.ndarray) -> torch.Tensor:
         """logits_BC (float32) of one batch, on the device.
 
         Args:
-            model: the adapted one, or what wraps it.
-            rows: sequences of the batch; those of equal length stand together.
+            model: the adapted model, or a wrapper of it.
+            rows: the sequences of the batch; those of equal length stand together.
         """
-        logits_BC: torch.Tensor
         if not self.is_packed:
-            input_ids_BL, mask_BL = pad(tokens, rows, self.pad_id)
-            logits_BC = model(input_ids=_put(input_ids_BL, model), attention_mask=_put(mask_BL, model)).logits
-        else:
-            logits_BC = self._forward_packed(model, tokens, rows)
+            return padded_logits(model, tokens, rows, self._pad_id)
+        logits_BC: torch.Tensor = self._forward_packed(model, tokens, rows)
         return logits_BC.float()
 
-    def _forward_packed(self, model: Any, tokens: Sequences, rows: np.ndarray) -> torch.Tensor:
-        batch, lengths_B, weight = pack(tokens, rows), tokens.lengths_S[rows], next(model.parameters())
-        by_kernel, rectangles = attention.has_kernel(weight.device, weight.dtype), None
-        longest = int(lengths_B.max())
-        if self.in_few_shapes:
-            batch, longest = in_few_shapes(batch, self.pad_id), power_of_two(longest)
-        input_ids_T, position_ids_T = batch.input_ids_T, batch.position_ids_T + self._first_position
-        if torch.is_grad_enabled() and not by_kernel:
-            # Numbers of tokens come again, so that oneDNN's kernels, which it makes for every shape, do.
+    def _forward_packed(self, model: Any, tokens: Sequences, rows: np.ndarray) -> Any:
+        lengths_B, weight = tokens.lengths_S[rows], next(model.parameters())
+        has_kernel, rectangles = attention.has_kernel(weight.device, weight.dtype), None
+        input_ids_T, position_ids_T, offsets_B1 = pack(tokens, rows)
+        position_ids_T += self._first_position
+        if torch.is_grad_enabled() and not has_kernel:
+            # oneDNN makes kernels for every shape; few numbers of tokens let it reuse them.
             filler = (0, num_filler(len(input_ids_T)))
-            input_ids_T = np.pad(input_ids_T, filler, constant_values=self.pad_id)
+            input_ids_T = np.pad(input_ids_T, filler, constant_values=self._pad_id)
             position_ids_T = np.pad(position_ids_T, filler, constant_values=self._first_position)
             rectangles = Rectangles(lengths_B, len(input_ids_T), weight.device)
-        runs = () if by_kernel or rectangles else batch.runs()
-        parts = (input_ids_T, position_ids_T, batch.offsets_B1)
-        on_device = put(np.concatenate(parts), weight.device)  # in one copy: each has its price on a GPU
-        ids_T, positions_T, offsets_B1 = on_device.split([len(part) for part in parts])
-        self._first_tokens_B = offsets_B1[:-1]
-        if self.in_few_shapes:  # sequences that hold no token may begin after the last one
-            self._first_tokens_B = self._first_tokens_B.clamp(max=len(input_ids_T) - 1)
-        output = model(
-            input_ids=ids_T[None],
-            position_ids=positions_T[None],
-            packing=attention.Packing(offsets_B1.int(), longest, runs, rectangles),
-        )
-        logits_BC: torch.Tensor = output.logits
-        # A copy: a recorded graph writes over what it has given.
-        return logits_BC[: len(rows)].clone() if self.in_few_shapes else logits_BC
+        runs = () if has_kernel or rectangles else equal_runs(offsets_B1)
+        parts = (input_ids_T, position_ids_T, offsets_B1)
+        on_device = put(np.concatenate(parts), weight.device)  # one copy, because each has a fixed cost on a GPU
+        ids, positions, starts = on_device.split([len(part) for part in parts])
+        self._first_tokens_B = starts[:-1]
+        packing = attention.Packing(starts.int(), int(lengths_B.max()), runs, rectangles)
+        return model(input_ids=ids[None], position_ids=positions[None], packing=packing).logits
 
-    @torch.no_grad()  # not inference_mode: what a model keeps of a probe could not be trained with
+    @torch.no_grad()  # not inference_mode: tensors that a model keeps from the probe could not be trained with
     def _adapt(self, model: Any, can_pack: bool) -> None:
-        """Do without padding, and without what the head does not read, if the logits are then the same."""
+        """Leave out padding, and states that the head does not read, if the logits stay the same."""
         encoder = getattr(model, model.base_model_prefix, None)
         if encoder is None:
             return
-        probe = probe_sequences(model.config)
         try:
-            expected = self._forward_probe(model, probe)
-        except MODEL_ERRORS as error:
+            expected = self.probe(model)
+        except _MODEL_ERRORS as error:
             _log.info("%s is run as it is (%s: %s)", type(model).__name__, type(error).__name__, error)
             return
         if not model._supports_attention_backend:
             _log.info("%s is run on padded batches (its attention cannot be replaced)", type(model).__name__)
         elif can_pack:
             before = model.config._attn_implementation
-            handle = encoder.register_forward_hook(self._only_first_tokens, with_kwargs=True)
+            hook = encoder.register_forward_hook(self._keep_first_tokens, with_kwargs=True)
             model.set_attn_implementation(attention.NAME)
             self.is_packed = True
-            if not self._gives(expected, model, probe, "padded batches"):
+            if not self._gives(expected, model, "padded batches"):
                 self.is_packed = False
-                handle.remove()
+                hook.remove()
                 model.set_attn_implementation(before)
-        handle = finish_first_tokens_alone(encoder, self._select_first_tokens)
-        if handle:
+        if (output := _last_attention_output(encoder)) is not None:
+            # The last layer's attention needs the keys and values of all tokens. What follows, three quarters of the
+            # layer's arithmetic, is then computed only for first tokens: an eighth less in all with 6 layers, a
+            # sixteenth with 12. The inputs are what attention gave, and the states that are added to it.
+            hook = output.register_forward_pre_hook(lambda _, inputs: tuple(map(self._first_tokens_of, inputs)))
             self.is_cut = True
-            if not self._gives(expected, model, probe, "all tokens of the last layer"):
+            if not self._gives(expected, model, "all tokens of the last layer"):
                 self.is_cut = False
-                handle.remove()
+                hook.remove()
 
     def probe(self, model: Any) -> torch.Tensor:
-        """Logits of some random sequences; the model is on the CPU."""
-        return self._forward_probe(model, probe_sequences(model.config))
+        """Logits of random sequences in two batches of different shape; the model is on the CPU."""
+        probe = probe_sequences(model.config)
+        rows = np.arange(len(probe.lengths_S))
+        return torch.cat([self.forward(model, probe, rows), self.forward(model, probe, rows[1:])])
 
-    def _forward_probe(self, model: Any, probe: Sequences) -> torch.Tensor:
-        """Logits of two batches of different shape."""
-        every = np.arange(len(probe.lengths_S))
-        return torch.cat([self.forward(model, probe, every), self.forward(model, probe, every[1:])])
-
-    def _gives(self, expected: torch.Tensor, model: Any, probe: Sequences, otherwise: str) -> bool:
+    def _gives(self, expected: torch.Tensor, model: Any, otherwise: str) -> bool:
         try:
-            difference = (self._forward_probe(model, probe) - expected).abs().max().item()
-        except MODEL_ERRORS as error:
-            difference, why = float("inf"), f"{type(error).__name__}: {error}"
-        else:
+            difference = (self.probe(model) - expected).abs().max().item()
             why = f"logits differ by {difference:.3g}"
-        if difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
+        except _MODEL_ERRORS as error:
+            difference, why = float("inf"), f"{type(error).__name__}: {error}"
+        if difference <= _TOLERANCE * max(1.0, expected.abs().max().item()):
             return True
         _log.info("%s is run on %s (%s)", type(model).__name__, otherwise, why)
         return False
 
-    def _select_first_tokens(self, states: torch.Tensor) -> torch.Tensor:
+    def _first_tokens_of(self, states: torch.Tensor) -> torch.Tensor:
         """[1, T, D] -> [1, B, D] of a packed row, [B, L, D] -> [B, 1, D] of a padded batch."""
         return states[:, self._first_tokens_B] if self.is_packed else states[:, :1]
 
-    def _only_first_tokens(self, encoder: Any, _: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        """Forward hook of the encoder below the head: of a packed row, leave the state of each first token.
-
-        To the head, packed sequences then look like a batch [B, 1, D].
-        """
+    def _keep_first_tokens(self, encoder: Any, _: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        """Forward hook of the encoder: give the head a packed row as a batch of first tokens [B, 1, D]."""
         states_BD = output.last_hidden_state[0] if self.is_cut else output.last_hidden_state[0, self._first_tokens_B]
         output.last_hidden_state = states_BD[:, None]
         if getattr(encoder, "pooler", None) is not None:
@@ -181,8 +148,12 @@ class Layout:
         return output
 
 
-def _put(array: np.ndarray, model: Any) -> torch.Tensor:
-    return put(array, next(model.parameters()).device)
+def padded_logits(model: Any, tokens: Sequences, rows: np.ndarray, pad_id: int) -> torch.Tensor:
+    """logits_BC (float32) of a padded batch, on the model's device."""
+    device = next(model.parameters()).device
+    input_ids_BL, mask_BL = (put(array, device) for array in pad(tokens, rows, pad_id))
+    logits_BC: torch.Tensor = model(input_ids=input_ids_BL, attention_mask=mask_BL).logits
+    return logits_BC.float()
 
 
 def first_position(model: Any) -> int:
@@ -192,34 +163,93 @@ def first_position(model: Any) -> int:
     return 0 if padding is None else padding + 1
 
 
-def probe_sequences(config: Any) -> Sequences:
-    """Random sequences of three odd lengths, the longest above the span of local attention where there is one."""
+def probe_sequences(config: Any, lengths: list[int] | None = None) -> Sequences:
+    """Random sequences; by default four, the longest beyond the span of local attention if the model has it."""
     rng = np.random.default_rng(0)
     longest = min(93, (getattr(config, "max_position_embeddings", None) or 512) - 9)
-    lengths_S = np.array([longest, 9, 9, 3])
+    lengths_S = np.array(lengths or [longest, 9, 9, 3])
     pad_id = config.pad_token_id or 0
     ids_T = rng.integers(1, config.vocab_size, lengths_S.sum()).astype(np.int32)
     ids_T[ids_T == pad_id] = (pad_id + 1) % config.vocab_size
-    return Sequences(ids_T, offsets(lengths_S), np.arange(4))
+    return Sequences(ids_T, offsets(lengths_S), np.arange(len(lengths_S)))
 
 
-def finish_first_tokens_alone(encoder: Any, select: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """After the last layer's attention, go on with some states alone.
+def _last_attention_output(encoder: Any) -> Any:
+    """The module after the last layer's attention; None if the encoder is not built as BERT's family is."""
+    layers = getattr(getattr(encoder, "encoder", None), "layer", None)
+    return getattr(getattr(layers[-1], "attention", None), "output", None) if layers else None
 
-    A BERT classifier's head reads the state of each sequence's first token, so nothing else need be finished. The last
-    layer's attention reads the keys and values of all tokens; what follows it, three quarters of that layer's
-    arithmetic, is then computed for the first tokens: an eighth less in all of a model of 6 layers, a sixteenth of 12.
+
+def scale_logits(model: Any, temperature: float) -> bool:
+    """Divide a classifier's logits by a temperature, in the weights and bias of its last linear layer.
+
+    Every tool that reads the model, such as a pipeline or an export, then gives calibrated scores.
 
     Args:
-        encoder: the part of a classifier below its head.
-        select: takes states [..., tokens, D] and returns those of the first tokens.
+        model: in fp32, on any device.
 
     Returns:
-        A handle whose `remove` undoes it; None where the encoder is not built as BERT's family is.
+        Whether the logits are divided. If the layer alone does not determine them, the model stays as it was and the
+        log says why.
     """
-    layers = getattr(getattr(encoder, "encoder", None), "layer", None)
-    output = getattr(getattr(layers[-1], "attention", None), "output", None) if layers else None
-    if output is None:
-        return None
-    # Its inputs: what attention gave, and the states that are added to it.
-    return output.register_forward_pre_hook(lambda _, inputs: tuple(map(select, inputs)))
+    assert temperature > 0, temperature
+    last, was_training = _last_layer(model), model.training
+    before = {name: weights.clone() for name, weights in last.state_dict().items()} if last else {}
+    model.eval()
+    try:
+        expected = _probe_logits(model) / temperature
+        for weights in last.parameters() if last else ():
+            weights.data /= temperature
+        difference = (_probe_logits(model) - expected).abs().max().item()
+        if difference <= _TOLERANCE * max(1.0, expected.abs().max().item()):
+            return True
+        why = f"its last linear layer alone does not divide logits by {temperature:.4g}: off by {difference:.3g}"
+    except _MODEL_ERRORS as error:
+        why = f"{type(error).__name__}: {error}"
+    finally:
+        model.train(was_training)
+    if last:
+        last.load_state_dict(before)
+    _log.warning("warning: %s stays uncalibrated (%s)", type(model).__name__, why)
+    return False
+
+
+@torch.no_grad()
+def begin_with_logits(model: Any, logits_C: torch.Tensor) -> None:
+    """Make a new classifier start with about these logits for any text, by the bias of its last layer.
+
+    A trained head, whose bias is not zero, stays as it is. If there is no such bias the log says so.
+    """
+    last = _last_layer(model)
+    if last is None or last.bias is None:
+        missing = "layer that gives the logits was found" if last is None else "bias in the layer that gives the logits"
+        _log.warning("warning: %s cannot begin at the labels' shares: no %s", type(model).__name__, missing)
+    elif not last.bias.any():
+        last.bias.copy_(logits_C)
+
+
+@torch.no_grad()
+def _probe_logits(model: Any) -> torch.Tensor:
+    probe = probe_sequences(model.config)
+    return padded_logits(model, probe, np.arange(len(probe.lengths_S)), model.config.pad_token_id or 0)
+
+
+def to_precision(model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a model to a device, and its weights to a precision.
+
+    Buffers keep theirs: rotary frequencies in bf16 would misplace distant tokens. The layer that gives the logits
+    computes in fp32, which is 0.02 % of the work and gives three more digits.
+    """
+    for weights in model.parameters():
+        weights.data = weights.data.to(dtype)
+    model.to(device)
+    last = _last_layer(model)
+    if dtype != torch.float32 and last is not None:
+        last.float()
+        last.register_forward_pre_hook(lambda _layer, inputs: tuple(one.float() for one in inputs))
+
+
+def _last_layer(model: Any) -> torch.nn.Linear | None:
+    """The last linear layer with an output for each label."""
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    return next((layer for layer in reversed(layers) if layer.out_features == model.config.num_labels), None)

@@ -1,13 +1,12 @@
-"""Attention over documents that lie end to end in one row, without a padded token.
+"""Attention over documents that lie end to end in one row, without padding.
 
-`packed_attention` is registered with transformers' attention interface: a model switched to it attends within the
-documents of a `Packing`, which travels through the model's keyword arguments. On CUDA, in 16 bits, that is one call
-of torch's variable-length kernel. Elsewhere scoring calls SDPA for every run of documents of equal length, and training
-puts documents of like length into rectangles and takes two matrix products: in bf16 on CPUs SDPA's own backward takes
+`packed_attention` is registered with transformers' attention interface. A model that is switched to it attends within
+the documents of a `Packing`, which it receives as a keyword argument. On CUDA in 16 bits this is one call of torch's
+variable-length kernel. Elsewhere scoring calls SDPA for each run of documents of equal length. Training puts documents
+of similar length into rectangles and computes two matrix products, because in bf16 on CPUs SDPA's own backward takes
 2 to 8 times as long, up to 128 tokens.
 
-In training no attention weight is dropped: the variable-length kernel cannot, and what a result is must not depend on
-the device. (Dropout of the states, which BERT has beside it, is left as it is.)
+Training drops states as BERT does, but no attention weights: the kernel cannot, and devices must not differ.
 
 Legend: B documents, B1 = B + 1, T tokens, H heads, A = B * H, D size of a head, E = H * D, L tokens of a document.
 """
@@ -20,43 +19,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bertray.model.buckets import Rectangles
-from bertray.tokenization.ragged import offsets
+from bertray.tokenization.windows import offsets
 
 _log = logging.getLogger(__name__)
 
 NAME = "bertray_packed"
-# Of the largest state or gradient: 16 bits round by 0.004, and one token too many in a window makes 0.06.
+# Relative to the largest state or gradient: rounding to 16 bits makes 0.004, one token too many in a window 0.06.
 _KERNEL_TOLERANCE = 0.02
-
-_KERNEL_HEAD_UNIT = 8  # the kernel takes heads of multiples of it
+_KERNEL_HEAD_UNIT = 8  # the kernel takes heads whose size is a multiple of this
 
 QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key and value, each [1, H, T, D]
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the documents of a packed row lie, and how they are attended: by CUDA's kernel if nothing else is given.
+    """Where the documents of a packed row lie. Attention uses the rectangles, else the runs, else CUDA's kernel."""
 
-    Attributes:
-        offsets_B1: document b holds the tokens offsets_B1[b] to offsets_B1[b + 1] (int32, on the model's device).
-        max_length: tokens of the longest document.
-        runs: (first token, number of documents, tokens of each) of every run of documents of equal length.
-        rectangles: what gradients can pass; tokens may then follow that belong to no document.
-    """
-
-    offsets_B1: torch.Tensor
-    max_length: int
-    runs: tuple[tuple[int, int, int], ...] = ()
-    rectangles: Rectangles | None = None
+    offsets_B1: torch.Tensor  # int32, on the model's device
+    max_length: int  # tokens of the longest document
+    runs: tuple[tuple[int, int, int], ...] = ()  # see `equal_runs`
+    rectangles: Rectangles | None = None  # for training; tokens that belong to no document may follow the last one
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the variable-length kernel takes these states."""
+    """Whether the variable-length kernel supports this device and precision."""
     return device.type == "cuda" and dtype != torch.float32
 
 
@@ -72,11 +63,9 @@ def packed_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention within each document; the form is that of transformers' attention functions.
+    """Attention within each document, with the signature of transformers' attention functions.
 
-    Args:
-        attention_mask: None: there is nothing to mask.
-        sliding_window: tokens further apart than this less one do not see each other (ModernBERT's local layers).
+    Tokens at a distance of `sliding_window` or more do not see each other (ModernBERT's local layers).
 
     Returns:
         The states [1, T, H, D], and None for the weights.
@@ -102,7 +91,7 @@ def _by_runs(qkv: QKV, packing: Packing, scaling: float | None, sliding_window: 
 
 
 def _by_rectangles(qkv: QKV, packing: Packing, scaling: float | None, sliding_window: int | None) -> torch.Tensor:
-    """Attention over rectangles of documents of like length; zeros for tokens that belong to no document."""
+    """Attention over rectangles of documents of similar length; zeros for tokens that belong to no document."""
     query_1HTD, key_1HTD, value_1HTD = qkv
     rectangles, (num_heads, num_tokens, size) = packing.rectangles, query_1HTD.shape[1:]
     assert rectangles is not None
@@ -117,7 +106,7 @@ def _by_rectangles(qkv: QKV, packing: Packing, scaling: float | None, sliding_wi
         query_ALD, key_ALD, value_ALD = (
             one.unflatten(2, (num_heads, size)).transpose(1, 2).flatten(0, 1) for one in (query_BLE, key_BLE, value_BLE)
         )
-        # Keys before queries: softmax over the keys then runs along the queries, which is faster, its backward more so.
+        # Keys before queries: a softmax over keys is faster along the first dimension, and its backward more so.
         affinity_ALL = torch.bmm(key_ALD, query_ALD.transpose(1, 2))
         is_near_LL = _is_near(length, sliding_window, query_1HTD.device)
         if is_near_LL is not None:
@@ -131,46 +120,34 @@ def _by_rectangles(qkv: QKV, packing: Packing, scaling: float | None, sliding_wi
 
 
 def _on_cuda(qkv: QKV, packing: Packing, scaling: float | None, sliding_window: int | None) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # 1.5 s of imports, which CPUs need not take
+    from torch.nn.attention.varlen import varlen_attn  # 1.5 s, which CPUs do without
 
     reach = -1 if sliding_window is None else sliding_window - 1
-    query_THD, key_THD, value_THD = (one[0].transpose(0, 1) for one in qkv)
-    size = query_THD.shape[-1]
+    size = qkv[0].shape[-1]
+    qkv_THD: Any = [one[0].transpose(0, 1) for one in qkv]
     if num_missing := -size % _KERNEL_HEAD_UNIT:  # zeros change no product
-        query_THD, key_THD, value_THD = (
-            torch.nn.functional.pad(one, (0, num_missing)) for one in (query_THD, key_THD, value_THD)
-        )
-    states_THD = varlen_attn(
-        query_THD,
-        key_THD,
-        value_THD,
-        packing.offsets_B1,
-        packing.offsets_B1,
-        packing.max_length,
-        packing.max_length,
-        scale=size**-0.5 if scaling is None else scaling,
-        window_size=(reach, reach),
-    )
-    assert isinstance(states_THD, torch.Tensor)  # a pair where more is asked for
+        qkv_THD = [pad(one, (0, num_missing)) for one in qkv_THD]
+    where: Any = (packing.offsets_B1, packing.offsets_B1, packing.max_length, packing.max_length)
+    scale = size**-0.5 if scaling is None else scaling
+    states_THD = varlen_attn(*qkv_THD, *where, scale=scale, window_size=(reach, reach))
+    assert isinstance(states_THD, torch.Tensor)  # with other options it is a pair
     return states_THD[None, ..., :size]
 
 
 def kernel_works(device: torch.device, dtype: torch.dtype, config: Any, *, with_gradients: bool = False) -> bool:
-    """Whether attention in this precision gives there what it gives in fp32 without the kernel; on CPUs it has none.
+    """Whether the kernel gives about the states that fp32 gives without it; True on CPUs, which have no kernel.
 
-    Builds of torch differ in what the variable-length kernel takes, and GPUs in which kernels they have.
-
-    Args:
-        config: of the model, for the size of its heads.
+    Builds of torch and GPUs differ in what the kernel supports. The model's `config` has the size of its heads.
     """
     if device.type != "cuda":
         return True
     generator = torch.Generator().manual_seed(0)
-    lengths_B, num_heads, head_size = np.array([93, 9, 9, 3]), 4, _head_size(config)
+    lengths_B, num_heads = np.array([93, 9, 9, 3]), 4
     num_tokens = int(lengths_B.sum())
-    rectangles = Rectangles(lengths_B, num_tokens, device)
-    packing = Packing(torch.from_numpy(offsets(lengths_B)).to(device, torch.int32), 93, rectangles=rectangles)
-    shape = (1, num_heads, num_tokens, head_size)
+    offsets_B1 = torch.from_numpy(offsets(lengths_B)).to(device, torch.int32)
+    packing = Packing(offsets_B1, 93, rectangles=Rectangles(lengths_B, num_tokens, device))
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    shape = (1, num_heads, num_tokens, int(head_size))
     qkv = [torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3)]
 
     def attended(attend: Any, dtype: torch.dtype, sliding_window: int | None) -> tuple[torch.Tensor, ...]:
@@ -182,36 +159,25 @@ def kernel_works(device: torch.device, dtype: torch.dtype, config: Any, *, with_
     for sliding_window in (None, 17):
         try:
             actual = attended(_on_cuda, dtype, sliding_window)
+            expected = attended(_by_rectangles, torch.float32, sliding_window)
+            pairs = zip(actual, expected, strict=True)
+            difference = max(((one.float() - other).abs().max() / other.abs().max()).item() for one, other in pairs)
+            fault = f"varlen_attn is off by {difference:.2g}" if difference > _KERNEL_TOLERANCE else ""
         except (TypeError, RuntimeError) as error:
-            _log.warning("batches will be padded: torch %s: %s: %s", torch.__version__, type(error).__name__, error)
-            return False
-        expected = attended(_by_rectangles, torch.float32, sliding_window)
-        difference = max(
-            ((one.float() - other).abs().max() / other.abs().max()).item()
-            for one, other in zip(actual, expected, strict=True)
-        )
-        if difference > _KERNEL_TOLERANCE:
-            _log.warning("batches will be padded: torch %s: varlen_attn is off by %.2g", torch.__version__, difference)
+            fault = f"{type(error).__name__}: {error}"
+        if fault:
+            _log.warning("batches will be padded: torch %s: %s", torch.__version__, fault)
             return False
     return True
 
 
-def _head_size(config: Any) -> int:
-    given = getattr(config, "head_dim", None)
-    return int(given or config.hidden_size // config.num_attention_heads)
-
-
 def _is_near(length: int, sliding_window: int | None, device: torch.device) -> torch.Tensor | None:
-    """Which tokens of a document see each other; None where all do."""
+    """Which tokens of a document see each other; None: all."""
     if sliding_window is None or length <= sliding_window:
         return None
     places_L = torch.arange(length, device=device)
     return (places_L[:, None] - places_L).abs() < sliding_window
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
-
-
 ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, lambda *_, **__: None)

@@ -1,9 +1,9 @@
-"""Sequences of like length side by side in rectangles of few different sizes, for attention in training.
+"""Put sequences of similar length into rectangles of few different sizes, for attention in training.
 
     lengths_B [5, 6, 40], tokens_T  ->  2 rows of 8 places, 1 row of 40: 56 places for 51 tokens
 
-oneDNN makes its kernels for every shape of a matrix product, which takes milliseconds, and keeps 1,024 of them: sizes
-come from few numbers, so that kernels are found again. States enter and leave by index, once each way.
+oneDNN makes kernels for every shape of a matrix product, which takes milliseconds, and keeps 1,024 of them. Few
+different sizes let it reuse them. States are moved by index, once in and once out.
 
 Legend: B sequences, T tokens of the batch, P places of all rectangles, N and M rows, E size of a state.
 """
@@ -17,9 +17,9 @@ import torch
 
 from bertray.model.runtime import put
 from bertray.tokenization.batching import num_filler
-from bertray.tokenization.ragged import offsets, positions
+from bertray.tokenization.windows import offsets, positions
 
-# Sequences share a rectangle while the longest has at most this many tokens, plus this many for each of the shortest's.
+# Sequences share a rectangle while longest <= _SLACK_TOKENS + _SLACK_FACTOR * shortest.
 _SLACK_TOKENS, _SLACK_FACTOR = 8, 1.25
 _ROUNDED_TO = 4
 
@@ -28,14 +28,13 @@ class Rectangles:
     """Where the tokens of a packed batch lie in rectangles.
 
     Args:
-        lengths_B: tokens of each sequence; those of like length stand together.
-        num_tokens: of the batch; those beyond the sequences' own stand behind them and enter no rectangle.
-        device: where the states are.
+        lengths_B: tokens of each sequence; those of similar length stand together.
+        num_tokens: of the batch; tokens after the last sequence enter no rectangle.
 
     Attributes:
         sizes: (sequences, places for each) of every rectangle.
-        is_hidden: of each rectangle, [sequences, key, query], places without a token, which tokens do not see (places
-            without a token do: they must see something); None where every place has a token.
+        is_hidden: for each rectangle [sequences, key, query]: an empty key for a token's query (an empty place sees
+            everything, because softmax needs a key). None: the rectangle has no empty place.
     """
 
     def __init__(self, lengths_B: np.ndarray, num_tokens: int, device: torch.device) -> None:
@@ -60,19 +59,19 @@ class Rectangles:
         has_empty_R = np.logical_or.reduceat(is_empty_P, offsets(places_R)[:-1])
         parts = put(is_empty_P, device).split(places_R.tolist())
         self.is_hidden = [
-            # On the device: it is quadratic in the places.
+            # Made on the device, because it is quadratic in the places.
             is_empty.view(size)[:, :, None] & ~is_empty.view(size)[:, None] if has_empty else None
             for is_empty, size, has_empty in zip(parts, self.sizes, has_empty_R, strict=True)
         ]
 
     def enter(self, states_TE: torch.Tensor) -> list[torch.Tensor]:
-        """The states at their places, zeros at the others, of each rectangle: [sequences, places, E]."""
+        """The states of each rectangle, [sequences, places, E]; zeros at empty places."""
         states_PE = _Taken.apply(states_TE, self._tokens_P, self._places_T)
         parts = states_PE.split([num_rows * width for num_rows, width in self.sizes])
         return [part.unflatten(0, size) for part, size in zip(parts, self.sizes, strict=True)]
 
     def leave(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        """states_TE of the rectangles' tokens; zeros for those that are in none."""
+        """states_TE from the rectangles' states; zeros for tokens that are in no rectangle."""
         flat = [part.flatten(0, 1) for part in parts]
         states_PE = flat[0] if len(flat) == 1 else torch.cat(flat)
         states_TE: torch.Tensor = _Taken.apply(states_PE, self._places_T, self._tokens_P)
@@ -80,7 +79,7 @@ class Rectangles:
 
 
 class _Rows:
-    """Which rows to take; -1: zeros."""
+    """Rows to take; -1 gives zeros."""
 
     def __init__(self, rows_M: np.ndarray, device: torch.device) -> None:
         self._rows_M, self._none = put(rows_M.clip(min=0), device), put(np.flatnonzero(rows_M < 0), device)
@@ -91,7 +90,7 @@ class _Rows:
 
 
 class _Taken(torch.autograd.Function):
-    """Rows of states, none of them twice: the gradient takes them back, where index_select's own adds up row by row."""
+    """Rows of states, each at most once, so that backward can take rows too; index_select's adds them up one by one."""
 
     @staticmethod
     def forward(ctx: Any, states_NE: torch.Tensor, there: _Rows, back: _Rows) -> torch.Tensor:

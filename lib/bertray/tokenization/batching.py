@@ -1,28 +1,26 @@
-"""Sequences become batches with little or no padding.
+"""Group sequences into batches with little or no padding.
 
-    lengths_S [3, 120, 4, 118]  ->  batches [1, 3], [2, 0]: sequences of like length share a batch
+    lengths_S [3, 120, 4, 118]  ->  batches [1, 3], [2, 0]: sequences of similar length share a batch
 
-For inference a batch is a budget of tokens: `packed_batches` for models that read sequences end to end,
-`padded_batches` for the others. For training it is a number of sequences: `bertray.training.batches`.
+For inference a batch has a budget of tokens: `packed_batches` serves models that read sequences end to end,
+`padded_batches` the others. In training it has a number of sequences: see `bertray.training.batches`.
 
 Legend: S sequences, B sequences of a batch, B1 = B + 1, T tokens of a batch, L tokens of its longest sequence.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from bertray.tokenization.ragged import offsets, positions
 from bertray.tokenization.tokenizer import Sequences
+from bertray.tokenization.windows import offsets, positions
 
-# A padded batch that has this share of its budget ends before it would hold more than this share of padding.
+# A padded batch that has used _ENOUGH of its budget ends before more than _MAX_PADDING of it is padding.
 _ENOUGH, _MAX_PADDING = 0.25, 0.02
 
 
 def packed_batches(lengths_S: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Sequences of each batch, longest first, so that memory is known to suffice after the first batch.
+    """The sequences of each batch, longest first: if the first batch fits into memory, all do.
 
     A batch holds at most `token_budget` tokens, or one sequence.
     """
@@ -37,10 +35,10 @@ def packed_batches(lengths_S: np.ndarray, token_budget: int) -> list[np.ndarray]
 
 
 def padded_batches(lengths_S: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Sequences of each batch, longest first.
+    """The sequences of each batch, longest first.
 
-    A batch holds at most `token_budget` tokens, padding included, or one sequence; it is cut shorter where sequences of
-    much smaller length begin.
+    A batch holds at most `token_budget` tokens, padding included, or one sequence. It ends early where much shorter
+    sequences follow.
     """
     order = np.argsort(-lengths_S, kind="stable")
     lengths = lengths_S[order]
@@ -56,62 +54,31 @@ def padded_batches(lengths_S: np.ndarray, token_budget: int) -> list[np.ndarray]
     return batches
 
 
-@dataclass(frozen=True)
-class PackedBatch:
-    """Sequences end to end: input_ids_T, position_ids_T (int64, from 0 in each), offsets_B1 (int64)."""
-
-    input_ids_T: np.ndarray
-    position_ids_T: np.ndarray
-    offsets_B1: np.ndarray
-
-    def runs(self) -> tuple[tuple[int, int, int], ...]:
-        """(first token, number of sequences, tokens of each) of every run of sequences of equal length."""
-        lengths_B = np.diff(self.offsets_B1)
-        firsts = np.flatnonzero(np.diff(lengths_B, prepend=-1))
-        counts = np.diff(firsts, append=len(lengths_B))
-        return tuple(
-            (int(self.offsets_B1[first]), int(count), int(lengths_B[first]))
-            for first, count in zip(firsts, counts, strict=True)
-        )
-
-
-def in_few_shapes(batch: PackedBatch, pad_id: int) -> PackedBatch:
-    """The batch with filler: powers of two of tokens, and of sequences, of which those added hold no token."""
-    num_tokens, num_sequences = len(batch.input_ids_T), len(batch.offsets_B1) - 1
-    filler = (0, power_of_two(num_tokens) - num_tokens)
-    return PackedBatch(
-        np.pad(batch.input_ids_T, filler, constant_values=pad_id),
-        np.pad(batch.position_ids_T, filler),
-        np.pad(batch.offsets_B1, (0, power_of_two(num_sequences) - num_sequences), mode="edge"),
-    )
-
-
-def power_of_two(number: int) -> int:
-    """The least that is not below a number from 1."""
-    return 1 << (number - 1).bit_length()
-
-
 def num_filler(num_tokens: int, unit: int = 8) -> int:
-    """Tokens to append so that few different numbers are left: multiples of `unit`, at most 16 for every doubling."""
+    """Tokens to append so that few different sizes remain: multiples of `unit`, at most 16 per power of two."""
     return -num_tokens % max(unit, 1 << max(0, num_tokens.bit_length() - 5))
 
 
-def pack(tokens: Sequences, rows: np.ndarray) -> PackedBatch:
-    """One batch as sequences end to end, in the order of `rows`."""
+def pack(tokens: Sequences, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lay the sequences `rows` end to end: input_ids_T, position_ids_T (from 0 in each) and offsets_B1 (all int64)."""
     lengths_B = tokens.lengths_S[rows]
-    return PackedBatch(
-        tokens.ids_T[positions(tokens.offsets_S1[rows], lengths_B)].astype(np.int64),
-        positions(np.zeros_like(lengths_B), lengths_B),
-        offsets(lengths_B),
-    )
+    input_ids_T = tokens.ids_T[positions(tokens.offsets_S1[rows], lengths_B)].astype(np.int64)
+    return input_ids_T, positions(np.zeros_like(lengths_B), lengths_B), offsets(lengths_B)
+
+
+def equal_runs(offsets_B1: np.ndarray) -> tuple[tuple[int, int, int], ...]:
+    """(first token, number of sequences, tokens of each) of every run of packed sequences of equal length."""
+    lengths_B = np.diff(offsets_B1)
+    firsts = np.flatnonzero(np.diff(lengths_B, prepend=-1))
+    counts = np.diff(firsts, append=len(lengths_B))
+    return tuple(zip(*(one.tolist() for one in (offsets_B1[firsts], counts, lengths_B[firsts])), strict=True))
 
 
 def pad(tokens: Sequences, rows: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """One batch as rectangles: input_ids_BL (int64) and attention_mask_BL (int64, 1 on tokens)."""
+    """Pad the sequences `rows` to one length: input_ids_BL and attention_mask_BL (int64, 1 on tokens)."""
     lengths_B = tokens.lengths_S[rows]
-    starts_B = tokens.offsets_S1[rows]
     columns_L = np.arange(int(lengths_B.max()))
     mask_BL = columns_L < lengths_B[:, None]
     input_ids_BL = np.full(mask_BL.shape, pad_id, dtype=np.int64)
-    input_ids_BL[mask_BL] = tokens.ids_T[(starts_B[:, None] + columns_L)[mask_BL]]
+    input_ids_BL[mask_BL] = tokens.ids_T[(tokens.offsets_S1[rows][:, None] + columns_L)[mask_BL]]
     return input_ids_BL, mask_BL.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Columns of text: as they stand in Parquet files, as valid strings, and each text once.
+"""Columns of text as files hold them: turned into valid strings, and reduced to distinct texts.
 
 Legend: N texts.
 """
@@ -11,108 +11,72 @@ import pyarrow.compute as pc
 
 from bertray.errors import ShardError
 
+_TYPES = {pa.null(), pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()}
+
 
 def as_text(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeStringArray, pa.StringArray]:
-    """The column as valid strings, and for every row null or the reason why it cannot be scored.
+    """The column as valid strings, and for each row null or the reason why it cannot be scored.
 
     Raises:
         ShardError: the column's type holds no text.
     """
     column = _as_bytes(column)
-    not_utf8_N = _not_utf8(column)
-    strings = pc.if_else(pa.array(not_utf8_N), pa.scalar(b"", pa.large_binary()), column).cast(pa.large_string())
-    errors = pc.case_when(
-        pc.make_struct(pa.array(not_utf8_N), pc.is_null(strings), pc.fill_null(_is_empty(strings), False)),
-        pa.scalar("text is not UTF-8"),
-        pa.scalar("text is null"),
-        pa.scalar("text is empty"),
-        pa.scalar(None, pa.string()),
-    )
-    return strings, errors
+    is_invalid_N = pa.array(_is_not_utf8(column))
+    strings = pc.if_else(is_invalid_N, pa.scalar(b"", pa.large_binary()), column).cast(pa.large_string())
+    is_empty_N = pc.or_(pc.utf8_is_space(strings), pc.equal(pc.binary_length(strings), 0))
+    conditions = pc.make_struct(is_invalid_N, pc.is_null(strings), is_empty_N)
+    return strings, pc.case_when(conditions, "text is not UTF-8", "text is null", "text is empty")
 
 
-def distinct(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeBinaryArray, pa.Int32Array]:
-    """The column's distinct texts, null among them, and for every row the place of its text there.
-
-    Raises:
-        ShardError: the column's type holds no text.
-    """
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    texts, places, num_before = [pa.array([], pa.large_binary())], [np.zeros(0, dtype=np.int64)], 0
-    for chunk in chunks:
-        texts_of_chunk, places_of_chunk = _distinct(chunk)
-        places.append(places_of_chunk.to_numpy() + num_before)
-        texts.append(texts_of_chunk)
-        num_before += len(texts_of_chunk)
+def distinct(column: pa.ChunkedArray) -> tuple[pa.LargeBinaryArray, pa.Int32Array]:
+    """The column's distinct texts, null among them, and for each row the position of its text there."""
+    texts, positions, num_before = [pa.array([], pa.large_binary())], [np.zeros(0, dtype=np.int64)], 0
+    for chunk in column.chunks:
+        # A dictionary is not decoded, because a few long texts may stand in many rows. Its entries may be unused, null
+        # or repeated.
+        is_dictionary = pa.types.is_dictionary(chunk.type)
+        encoded = (chunk.indices if is_dictionary else _as_bytes(chunk)).dictionary_encode(null_encoding="encode")
+        texts.append(_as_bytes(chunk.dictionary).take(encoded.dictionary) if is_dictionary else encoded.dictionary)
+        positions.append(encoded.indices.to_numpy() + num_before)
+        num_before += len(texts[-1])
     encoded = pa.concat_arrays(texts).dictionary_encode(null_encoding="encode")
-    return encoded.dictionary, encoded.indices.take(pa.array(np.concatenate(places)))
-
-
-def _distinct(column: pa.Array) -> tuple[pa.LargeBinaryArray, pa.Int32Array]:
-    """Its texts, hardly any of them twice, and for every row the place of its text."""
-    if not pa.types.is_dictionary(column.type):
-        encoded = _as_bytes(column).dictionary_encode(null_encoding="encode")
-        return encoded.dictionary, encoded.indices
-    # Not decoded: a few long texts may stand in very many rows. Its entries may be unused, null, or there twice.
-    used = column.indices.dictionary_encode(null_encoding="encode")
-    return _as_bytes(column.dictionary).take(used.dictionary), used.indices
+    return encoded.dictionary, encoded.indices.take(pa.array(np.concatenate(positions)))
 
 
 def num_text_bytes(column: pa.Array) -> int:
-    """Bytes of all rows' texts, repeated ones counted each time."""
-    if pa.types.is_dictionary(column.type):
-        lengths_N = pc.binary_length(_as_bytes(column.dictionary)).take(column.indices)
-    else:
-        lengths_N = pc.binary_length(_as_bytes(column))
-    return pc.sum(lengths_N).as_py() or 0
-
-
-def _as_bytes(column: pa.Array | pa.ChunkedArray) -> pa.LargeBinaryArray:
-    if isinstance(column, pa.ChunkedArray):
-        check_text_type(column.type)
-        return pa.concat_arrays([pa.array([], pa.large_binary()), *map(_as_bytes, column.chunks)])
-    if pa.types.is_dictionary(column.type):
-        return _as_bytes(column.dictionary).take(column.indices)
-    check_text_type(column.type)
-    if pa.types.is_string_view(column.type):
-        column = column.cast(pa.large_string())
-    # Large: a column of two billion bytes must not overflow 32-bit offsets in a kernel.
-    return column.cast(pa.large_binary())
+    """Bytes of the texts of all rows; repeated texts count each time."""
+    is_dictionary = pa.types.is_dictionary(column.type)
+    lengths = pc.binary_length(_as_bytes(column.dictionary if is_dictionary else column))
+    return pc.sum(lengths.take(column.indices) if is_dictionary else lengths).as_py() or 0
 
 
 def check_text_type(kind: pa.DataType) -> None:
     """Refuse a column that cannot hold text.
 
     Raises:
-        ShardError: it holds neither strings nor bytes nor nulls alone.
+        ShardError: the type is neither string, binary nor null, nor a dictionary of these.
     """
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if not (
-        pa.types.is_null(kind)
-        or pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
-    ):
+    if kind not in _TYPES:
         raise ShardError(f"the text column is of type {kind}; it must hold strings")
 
 
-def _is_empty(strings: pa.LargeStringArray) -> pa.BooleanArray:
-    return pc.or_(pc.utf8_is_space(strings), pc.equal(pc.binary_length(strings), 0))
+def _as_bytes(column: pa.Array | pa.ChunkedArray) -> pa.LargeBinaryArray:
+    check_text_type(column.type)
+    if isinstance(column, pa.ChunkedArray):
+        return pa.concat_arrays([pa.array([], pa.large_binary()), *map(_as_bytes, column.chunks)])
+    if pa.types.is_dictionary(column.type):
+        return _as_bytes(column.dictionary).take(column.indices)
+    if pa.types.is_string_view(column.type):
+        column = column.cast(pa.large_string())
+    return column.cast(pa.large_binary())  # large: 32-bit offsets overflow at two billion bytes
 
 
-def _not_utf8(column: pa.LargeBinaryArray) -> np.ndarray:
-    """Which rows are not valid UTF-8; rows are looked at one by one only where the whole column is not."""
-    invalid_N = np.zeros(len(column), dtype=bool)
+def _is_not_utf8(column: pa.LargeBinaryArray) -> np.ndarray:
     try:
         column.cast(pa.large_string())
-    except pa.ArrowInvalid:
-        for row, value in enumerate(column):
-            try:
-                (value.as_py() or b"").decode("utf-8")
-            except UnicodeDecodeError:
-                invalid_N[row] = True
-    return invalid_N
+        return np.zeros(len(column), dtype=bool)
+    except pa.ArrowInvalid:  # only then look at each row
+        texts = (text or b"" for text in column.to_pylist())
+        return np.array([text.decode(errors="ignore").encode() != text for text in texts])

@@ -1,8 +1,8 @@
-"""Token ids of texts, without special tokens: those of the reference tokenizer, by a faster one where that is exact.
+"""Token ids of texts, without special tokens: the reference tokenizer's ids, from a faster tokenizer where it is exact.
 
-The reference is the encoder's own tokenizer (Hugging Face's `tokenizers`). nanotoken gives the same ids of WordPiece
-tokenizers many times as fast, and refuses tokenizers that it cannot do exactly. It is checked at load, with texts
-around which a shortcut could go wrong, and with one text of every call. After one difference the reference does all.
+The reference is the encoder's own tokenizer (Hugging Face's `tokenizers`). nanotoken gives the same ids for WordPiece
+many times as fast. It is compared with the reference at load, on texts that a shortcut could get wrong, and in each
+call, on one text. After one difference only the reference is used.
 
 Legend: N texts, T tokens.
 """
@@ -10,14 +10,13 @@ Legend: N texts, T tokens.
 from __future__ import annotations
 
 import logging
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from bertray.tokenization.ragged import offsets
+from bertray.tokenization.windows import offsets
 
 try:
     import nanotoken
@@ -26,11 +25,11 @@ except ImportError:  # no wheel for this platform
 
 _log = logging.getLogger(__name__)
 
-# Texts handed to the reference tokenizer at a time: bounds the Python strings and encodings that live at once.
+# Texts per call of the reference tokenizer: bounds the encodings that are in memory at once.
 _CALL_ROWS = 1024
-# The text of a call that both tokenise has at most so many bytes.
+# The text that is compared in each call has at most this size.
 _CHECKED_BYTES = 10_000
-# What texts are made of that a shortcut could take for something else.
+# Every pair of these is compared at load: pieces of text that a shortcut could get wrong.
 _PIECES = (
     "the cat's café",
     "unbelievable ANTIDISESTABLISHMENTARIANISM",
@@ -58,14 +57,14 @@ class Ids(NamedTuple):
 
 
 class TextTokenizer:
-    """Gives texts their ids; not for use by two threads at once.
+    """Turns texts into ids; one thread at a time.
 
     Args:
-        tokenizer: the reference; it is copied, so that its own padding and truncation stay as they are.
-        limit: texts of more tokens come back with `limit` + 1 of them, the first ones; None: with all.
+        tokenizer: the reference; it is copied, so that its own padding and truncation do not change.
+        limit: a longer text yields its first `limit` + 1 ids; None: all.
 
     Attributes:
-        is_fast: whether nanotoken is used, so far.
+        is_fast: nanotoken is in use; False for good after the first difference.
     """
 
     def __init__(self, tokenizer: Tokenizer, limit: int | None) -> None:
@@ -77,70 +76,58 @@ class TextTokenizer:
         self.is_fast = self._fast is not None
 
     def encode(self, strings: pa.LargeStringArray) -> Ids:
-        """Ids of every text; of a null, none.
-
-        Args:
-            strings: valid UTF-8.
-        """
-        if not self.is_fast:
-            return self._by_reference(strings)
-        found = self._by_nanotoken(self._fast, strings)
-        if row := self._differing_row(strings, found):
-            _log.warning("warning: nanotoken gives row %d of a step other ids than the reference tokenizer", row[0])
+        """The ids of each text; none for a null."""
+        if self.is_fast:
+            found = self._by_nanotoken(self._fast, strings)
+            row = self._differing_row(strings, found)
+            if row is None:
+                return found
+            _log.warning("warning: nanotoken gives row %d of a step other ids than the reference tokenizer", row)
             self.is_fast = False
-            return self._by_reference(strings)
-        return found
+        return self._by_reference(strings)
 
     def _by_reference(self, strings: pa.LargeStringArray) -> Ids:
-        pieces, lengths = [np.zeros(0, dtype=np.int32)], []
+        pieces = [np.zeros(0, dtype=np.int32)]
         for start in range(0, len(strings), _CALL_ROWS):
-            texts = [text or "" for text in strings[start : start + _CALL_ROWS].to_pylist()]
-            for encoding in self._reference.encode_batch_fast(texts, add_special_tokens=False):
-                pieces.append(np.array(encoding.ids, dtype=np.int32))
-                lengths.append(len(pieces[-1]))
-        return Ids(np.concatenate(pieces), offsets(lengths))
+            texts = strings[start : start + _CALL_ROWS].fill_null("").to_pylist()
+            encodings = self._reference.encode_batch_fast(texts, add_special_tokens=False)
+            pieces += [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return Ids(np.concatenate(pieces), offsets([len(piece) for piece in pieces[1:]]))
 
     def _by_nanotoken(self, fast: Any, strings: pa.LargeStringArray) -> Ids:
         texts = strings.fill_null("").cast(pa.large_binary()).to_pylist()
-        # On this thread: the processor's others are the model's.
+        # On this thread: the model uses the other cores.
         ids_T, offsets_N1 = fast.encode_batch(
             texts, add_special_tokens=False, max_length=self._num_kept, parallel=False
         )
         return Ids(ids_T.view(np.int32), offsets_N1)
 
     def _faster(self) -> Any:
-        """nanotoken's tokenizer; None: it is not installed, refuses this one, or gives other ids."""
+        """nanotoken's tokenizer; None if it is not installed, does not support this one, or gives other ids."""
         if nanotoken is None:
             return None
         try:
             fast = nanotoken.WordPieceTokenizer.from_json(self._reference.to_str())
         except nanotoken.UnsupportedTokenizerError:
             return None
-        texts = pa.array(_checked_texts(), pa.large_string())
-        expected, found = self._by_reference(texts), self._by_nanotoken(fast, texts)
-        if all(map(np.array_equal, expected, found)):
+        texts = pa.array([one + other for one in _PIECES for other in _PIECES], pa.large_string())
+        if all(map(np.array_equal, self._by_reference(texts), self._by_nanotoken(fast, texts))):
             return fast
         _log.warning("warning: nanotoken gives other ids than the reference tokenizer, which is used instead")
         return None
 
-    def _differing_row(self, strings: pa.LargeStringArray, found: Ids) -> list[int]:
-        """The first row that is no long text, where its ids are not the reference's."""
+    def _differing_row(self, strings: pa.LargeStringArray, found: Ids) -> int | None:
+        """The row of the first short text, if its ids differ from the reference's."""
         for row, text in enumerate(strings[:16].to_pylist()):
             if text and len(text) * 4 <= _CHECKED_BYTES:
                 expected = self._reference.encode(text, add_special_tokens=False).ids
                 ids = found.ids_T[found.offsets_N1[row] : found.offsets_N1[row + 1]]
-                return [] if np.array_equal(ids, expected) else [row]
-        return []
-
-
-@cache
-def _checked_texts() -> list[str]:
-    """Some two hundred texts: each piece after each other one."""
-    return [one + other for one in _PIECES for other in _PIECES]
+                return None if np.array_equal(ids, expected) else row
+        return None
 
 
 def plain_copy(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer without padding and truncation; the original stays as it is."""
+    """A copy of the tokenizer without padding and truncation."""
     copy = Tokenizer.from_str(tokenizer.to_str())
     copy.no_padding()
     copy.no_truncation()

@@ -1,4 +1,4 @@
-"""An Arrow text column becomes flat token ids, offsets, and a reason for every row that has no text to score.
+"""Turn an Arrow text column into flat token ids, offsets, and a reason for each row that cannot be scored.
 
     ["B.Sc. Physics", null, "Python"]
       -> ids_T       [101, 1038, …, 102, 101, 18750, 102]     int32, all sequences end to end
@@ -7,8 +7,8 @@
          truncated_N [False, False, False]
          errors      [null, "text is null", null]             a row with an error has no sequence
 
-A sequence is what the model reads at once, special tokens included: the beginning of a long document, or one of the
-overlapping windows that cover it. Then the document stands in documents_S once for every window.
+A sequence is what the model reads at once, special tokens included: the beginning of a document, or one of the
+overlapping windows that cover it. A document with several windows stands in documents_S once for each.
 
 Legend: N documents, S sequences, S1 = S + 1, T tokens.
 """
@@ -24,13 +24,12 @@ from tokenizers import Tokenizer
 
 from bertray.tokenization.columns import as_text
 from bertray.tokenization.ids import TextTokenizer, plain_copy
-from bertray.tokenization.ragged import offsets, positions
-from bertray.tokenization.windows import cut
+from bertray.tokenization.windows import cut, offsets, positions
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """What a model reads: token ids end to end, and the document of every sequence."""
+    """What a model reads: token ids end to end, and the document of each sequence."""
 
     ids_T: np.ndarray
     offsets_S1: np.ndarray
@@ -54,24 +53,23 @@ class TokenColumn(Sequences):
 
     @property
     def num_tokens_N(self) -> np.ndarray:
-        """Tokens that the model reads of each document, in all its windows (int64)."""
+        """Tokens of each document that the model reads, in all its windows (int64)."""
         return np.bincount(self.documents_S, self.lengths_S, minlength=len(self.errors)).astype(np.int64)
 
 
 class ColumnTokenizer:
-    """A bundle's tokenizer applied to whole columns.
+    """A bundle's tokenizer for whole columns.
 
     Args:
-        tokenizer: the reference tokenizer; it is copied, so that its own padding and truncation stay as they are.
+        tokenizer: the reference tokenizer; a copy of it is used.
         max_length: tokens of a sequence, special tokens included.
-        stride: tokens that neighbouring windows of a longer document share at least; None: it is truncated.
-
-    Attributes:
-        is_fast: see `TextTokenizer`; false from the column on in which other ids than the reference's were met.
+        stride: tokens by which the windows of a longer document overlap at least; None: truncate it.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int, stride: int | None = None) -> None:
-        self._prefix, self._suffix = _special_tokens(plain_copy(tokenizer))
+        encoding = plain_copy(tokenizer).encode("a")
+        content = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
+        self._prefix, self._suffix = encoding.ids[: content[0]], encoding.ids[content[-1] + 1 :]
         self._window = max_length - len(self._prefix) - len(self._suffix)
         self._stride = stride
         assert stride is None or 0 <= stride < self._window, f"{self._window} tokens fit, the overlap is {stride}"
@@ -79,13 +77,11 @@ class ColumnTokenizer:
 
     @property
     def is_fast(self) -> bool:
+        """See `TextTokenizer`."""
         return self._texts.is_fast
 
     def encode(self, texts: pa.Array | pa.ChunkedArray) -> TokenColumn:
-        """Tokenise a column.
-
-        Args:
-            texts: string, large_string, string_view, binary (UTF-8), or a dictionary of one of these.
+        """Tokenize a column of strings, of UTF-8 in bytes, or of a dictionary of these.
 
         Raises:
             ShardError: the column is of another type.
@@ -93,7 +89,7 @@ class ColumnTokenizer:
         strings, errors = as_text(texts)
         contents = self._texts.encode(strings)
         num_tokens_N = np.diff(contents.offsets_N1)
-        if not self._prefix and not self._suffix:  # a text of control characters alone leaves nothing to read
+        if not self._prefix and not self._suffix:  # then a text of control characters alone has no tokens at all
             errors = pc.if_else(pc.and_(pa.array(num_tokens_N == 0), errors.is_null()), "text has no tokens", errors)
         documents_S = np.flatnonzero(errors.is_null().to_numpy(zero_copy_only=False))
         starts_S = contents.offsets_N1[:-1][documents_S]
@@ -102,31 +98,15 @@ class ColumnTokenizer:
             lengths_S = np.minimum(lengths_S, self._window)
             truncated_N = num_tokens_N > self._window
         else:
-            windows = cut(lengths_S, self._window, self._stride)
-            documents_S = documents_S[windows.documents_S]
-            starts_S = starts_S[windows.documents_S] + windows.starts_S
-            lengths_S = windows.lengths_S
+            cut_S, within_S, lengths_S = cut(lengths_S, self._window, self._stride)
+            documents_S, starts_S = documents_S[cut_S], starts_S[cut_S] + within_S
             truncated_N = np.zeros(len(errors), dtype=bool)
-        ids_T, offsets_S1 = self._add_special_tokens(contents.ids_T, starts_S, lengths_S)
-        return TokenColumn(ids_T, offsets_S1, documents_S, truncated_N, errors)
-
-    def _add_special_tokens(
-        self, ids: np.ndarray, starts_S: np.ndarray, lengths_S: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Lay the pieces of `ids` end to end, each between the special tokens; returns ids_T and offsets_S1."""
+        # Lay the sequences end to end, each between the special tokens.
         num_before, num_after = len(self._prefix), len(self._suffix)
         offsets_S1 = offsets(lengths_S + num_before + num_after)
         ids_T = np.empty(offsets_S1[-1], dtype=np.int32)
-        for at, special in enumerate(self._prefix):
-            ids_T[offsets_S1[:-1] + at] = special
-        for at, special in enumerate(self._suffix):
-            ids_T[offsets_S1[1:] - num_after + at] = special
-        ids_T[positions(offsets_S1[:-1] + num_before, lengths_S)] = ids[positions(starts_S, lengths_S)]
-        return ids_T, offsets_S1
-
-
-def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """What the tokenizer sets before and after a text."""
-    encoding = tokenizer.encode("a")
-    content = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
-    return encoding.ids[: content[0]], encoding.ids[content[-1] + 1 :]
+        ids_T[offsets_S1[:-1, None] + np.arange(num_before)] = self._prefix
+        ids_T[offsets_S1[1:, None] - num_after + np.arange(num_after)] = self._suffix
+        places_T = positions(offsets_S1[:-1] + num_before, lengths_S)
+        ids_T[places_T] = contents.ids_T[positions(starts_S, lengths_S)]
+        return TokenColumn(ids_T, offsets_S1, documents_S, truncated_N, errors)

@@ -1,61 +1,53 @@
-"""Documents longer than the model's window: cut into overlapping windows, whose logits become the document's.
+"""Cut documents that exceed the model's window into overlapping windows, and combine the windows' logits.
 
-    lengths_N [3, 11], windows of 5 tokens of which neighbours share at least 1
-      1. count    the fewest windows that do: 1 and 3, as transformers' tokenizers cut with stride=1
-      2. spread   documents_S [0, 1, 1, 1], starts_S [0, 0, 3, 6], lengths_S [3, 5, 5, 5]
-      3. logits   [[1, 0], [2, 4], [0, 0], [4, 2]] of the windows
-                  -> mean [[1, 0], [2, 2]], max [[1, 0], [4, 4]] of the documents
+    lengths_N [3, 11], windows of 5 tokens that overlap by at least 1
+      cut        documents_S [0, 1, 1, 1], starts_S [0, 0, 3, 6], lengths_S [3, 5, 5, 5]
+      aggregate  logits_SC [[1, 0], [2, 4], [0, 0], [4, 2]] -> mean [[1, 0], [2, 2]], max [[1, 0], [4, 4]]
 
-A document that fits has one window, which is what truncation leaves of it. Every window of a longer one is full, and
-they lie evenly between its first token and its last: a short last window would weigh in the mean like a full one
-though it holds next to nothing new, and one moved back until it is full would count the document's end twice.
-The number of windows is not limited: whoever asks for whole documents gets them, 10 MB of text as some 13,000 windows
-of 256 tokens.
+A document has as few windows as possible, and their number has no limit: 10 MB of text are some 13,000 windows of 256
+tokens. A document that fits has one, the same that truncation gives. Otherwise all windows are full and spread evenly:
+a short last window would weigh in the mean like a full one, and one moved back until it is full would count the
+document's end twice.
+
+`offsets` and `positions` are for pieces of unequal length that lie end to end in one array:
+[[5, 6], [], [7]] are the values [5, 6, 7] and the offsets [0, 2, 2, 3].
 
 Legend: N documents, S windows, C classes.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from bertray.tokenization.ragged import positions
 from bertray.types import LongDocuments
 
 
-class Windows(NamedTuple):
-    """Pieces of documents in the documents' order, those of a document in its own order (all int64)."""
-
-    documents_S: np.ndarray
-    starts_S: np.ndarray  # in the document
-    lengths_S: np.ndarray
-
-
-def cut(lengths_N: np.ndarray, window: int, stride: int) -> Windows:
-    """Cover documents with windows.
+def cut(lengths_N: np.ndarray, window: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cover documents with windows, in the order of the documents and of their text; an empty document has one too.
 
     Args:
-        lengths_N: tokens of every document; an empty one has one empty window.
-        window: tokens of a window, at least 1.
-        stride: tokens that neighbouring windows share at least, below `window`.
+        window, stride: tokens of a window, and by how many windows overlap at least, below `window`.
+
+    Returns:
+        documents_S, starts_S (within the document) and lengths_S (all int64).
     """
     excess_N = np.maximum(lengths_N - window, 0)
-    num_more_N = -(-excess_N // (window - stride))  # windows after the first, rounded up
+    num_more_N = -(-excess_N // (window - stride))  # windows after the first
     documents_S = np.repeat(np.arange(len(lengths_N)), num_more_N + 1)
     number_S = positions(np.zeros_like(num_more_N), num_more_N + 1)  # of the window in its document, from 0
-    # The last of `num_more` steps ends at `excess`; none is longer than window - stride.
+    # The last window starts at `excess`; no step is longer than window - stride.
     starts_S = number_S * excess_N[documents_S] // np.maximum(num_more_N, 1)[documents_S]
-    return Windows(documents_S, starts_S, np.minimum(lengths_N, window)[documents_S])
+    return documents_S, starts_S, np.minimum(lengths_N, window)[documents_S]
 
 
 def aggregate(logits_SC: np.ndarray, documents_S: np.ndarray, num_documents: int, how: LongDocuments) -> np.ndarray:
-    """logits_NC (float32) of documents from those of their windows; of a document without windows, NaN.
+    """logits_NC (float32) of documents from those of their windows; NaN for a document without windows.
 
     Args:
-        documents_S: ascending, as `cut` gives them.
-        how: mean or max of each class; truncate: every document has one window at most.
+        documents_S: the document of each window, ascending.
+        how: mean or max over the windows, for each class; truncate: no document has more than one window.
     """
     logits_NC = np.full((num_documents, logits_SC.shape[1]), np.nan, dtype=np.float32)
     if how == "truncate":
@@ -72,11 +64,21 @@ def aggregate(logits_SC: np.ndarray, documents_S: np.ndarray, num_documents: int
 
 
 def training_weights(documents_S: np.ndarray) -> np.ndarray:
-    """What each window counts in the loss (float32): the same for every document in all, and 1 on average.
+    """The weight of each window in the loss (float32): equal in sum for each document, 1 on average.
 
-    Unweighted, a book among letters would be most of the training; metrics count documents. Without windows all are 1.
+    Without weights one book among letters would dominate the training; metrics count documents.
     """
     num_windows_N = np.bincount(documents_S)
-    num_documents = np.count_nonzero(num_windows_N)
-    weights_S: np.ndarray = len(documents_S) / num_documents / num_windows_N[documents_S]
+    weights_S: np.ndarray = len(documents_S) / np.count_nonzero(num_windows_N) / num_windows_N[documents_S]
     return weights_S.astype(np.float32)
+
+
+def offsets(lengths: Any) -> np.ndarray:
+    """Where each piece begins, and where the last one ends (int64)."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """start, start + 1, …, start + length - 1 of every piece, end to end (int64)."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(lengths.sum())

@@ -26,8 +26,8 @@ from bertray.data.dataset import Dataset
 from bertray.errors import RequestError, missing_extra
 from bertray.metrics.calibration import calibrate, probabilities, threshold_for_precision, tune_thresholds
 from bertray.metrics.profile import Profile
+from bertray.model.adapter import scale_logits
 from bertray.model.encoder import Encoder
-from bertray.model.head import scale_logits
 from bertray.model.pretrained import load_classifier, load_tokenizer
 from bertray.schema import LABEL_ID, NO_CLASS, TEXT
 from bertray.storage.location import Location

@@ -28,9 +28,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bertray.errors import RequestError
 from bertray.model import attention
-from bertray.model.adapter import Layout
-from bertray.model.head import to_precision
-from bertray.model.runtime import is_out_of_memory, resolve_training_precision
+from bertray.model.adapter import Layout, to_precision
+from bertray.model.runtime import is_out_of_memory, resolve_precision
 from bertray.tokenization.tokenizer import Sequences
 from bertray.training.batches import micro_batches
 from bertray.types import Precision
@@ -70,7 +69,7 @@ class Learner:
     ) -> None:
         self.model = self._parallel = model
         # The machines of a cluster may differ in what `auto` means and in what their attention can do.
-        has_bf16 = least_of_ranks(resolve_training_precision(precision, device) == "bf16", device)
+        has_bf16 = least_of_ranks(resolve_precision(precision, device) == "bf16", device)
         self.precision: Literal["fp32", "bf16"] = "bf16" if has_bf16 else "fp32"
         dtype = torch.bfloat16 if has_bf16 else torch.float32
         can_pack = not has_bf16 or attention.kernel_works(device, dtype, model.config, with_gradients=True)

@@ -28,8 +28,8 @@ import torch
 import torch.distributed
 
 from bertray.errors import DivergedError, RequestError
+from bertray.model.adapter import begin_with_logits
 from bertray.model.encoder import run_batches
-from bertray.model.head import begin_with_logits
 from bertray.model.pretrained import load_classifier
 from bertray.model.runtime import TOKEN_BUDGET, put
 from bertray.storage.location import Location

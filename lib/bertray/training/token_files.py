@@ -30,8 +30,8 @@ from bertray.errors import RequestError
 from bertray.model.pretrained import num_special_ids
 from bertray.schema import LABEL_ID, LABEL_IDS, TEXT
 from bertray.storage.location import Location
-from bertray.tokenization.ragged import positions
 from bertray.tokenization.tokenizer import ColumnTokenizer, Sequences, TokenColumn
+from bertray.tokenization.windows import positions
 from bertray.types import ProblemType
 
 _SPLITS, _VOCABULARY = ("train", "validation"), "vocabulary.arrow"
