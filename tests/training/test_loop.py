@@ -325,7 +325,7 @@ def test_validation_that_does_not_fit_is_run_in_smaller_batches(
         monkeypatch.setattr(Layout, "forward", limited)
         run.run()
     assert run.validation_budget <= 100 < run.token_budget
-    assert f"batches are of {run.validation_budget} tokens from now on, not {run.token_budget}" in caplog.text
+    assert f"batches have {run.validation_budget} tokens from now on, not {run.token_budget}" in caplog.text
     assert run.progress.history[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-5)
     assert run.progress.history[0]["accuracy"] == expected[0]["accuracy"]
 
