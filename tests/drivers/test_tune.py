@@ -25,7 +25,7 @@ from bertray.storage.location import Location
 from bertray.storage.lock import RunLock
 from bertray.training.config import TrainConfig, TuneConfig
 from bertray.training.run_folder import TrainingRun
-from bertray.training.trials import TrialRecord, best_of_all, options_of, train_config
+from bertray.training.trials import TrialRecord, best_of, options_of, train_config
 from tests.conftest import WHAT_A_DIVERGING_WORKER_LOGS
 from tests.kills import end_driver, job, killing
 
@@ -238,7 +238,9 @@ def test_the_best_of_more_trials_than_are_asked_for_now_stays_the_best(tmp_path:
     fewer.read()
     assert [record.number for record in fewer.ended] == [0, 1, 2, 3]
     assert fewer.missing() == []
-    assert (run.trial_checkpoints(best_of_all(fewer.ended).number) / "weights").exists()
+    best = best_of(fewer.ended)
+    assert best is not None
+    assert (run.trial_checkpoints(best.number) / "weights").exists()
 
 
 class TestRungs:

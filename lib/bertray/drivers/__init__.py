@@ -5,7 +5,8 @@
     cluster        which Ray, which devices
     actor_pool     units through a pool of Ray actors     scoring_actor     such an actor
     train_on_ray, tune_on_ray, score_plan                 parts of train, tune and score
-    train_worker, trial_worker, cross_validation          what runs in Ray's processes
+    attempt        one attempt at a run of train or tune: what both share
+    workers, cross_validation                             what runs in Ray's processes
     status_actors  where workers and driver meet
 
 Imports every room. The only room that imports Ray; a driver itself loads torch as late as it can.

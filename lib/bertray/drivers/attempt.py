@@ -170,8 +170,8 @@ def follow(
     """Look at work twice a second, and once when it has ended; returns its result.
 
     Args:
-        look: runs in another thread, so that a signal does not interrupt it. Stops the work if it raises.
-        stop: has the work write its checkpoints. After Ctrl-C or SIGTERM, this waits for them for `STOP_S`.
+        look: runs in another thread, so that a signal does not interrupt it. If it raises, the work is stopped.
+        stop: has the work write its checkpoints, after Ctrl-C or SIGTERM too; they have `STOP_S` for that.
         num_at_work: how many checkpoints there are to wait for.
     """
     with ThreadPoolExecutor(1) as looker:
@@ -199,10 +199,11 @@ def tracker_of(config: TrainConfig, event_files: Path, mlflow_run_id: str | None
     return Tracker(event_files, config.mlflow_uri, config.mlflow_experiment, name, options, mlflow_run_id=mlflow_run_id)
 
 
-def log_start(config: TrainingOptions, dataset: Dataset, how: str) -> None:
-    """Log what is trained on which data, and how: with how many workers."""
+def log_start(config: TrainingOptions, dataset: Dataset, workers: str, share: str) -> None:
+    """Log what is trained on which data, by which workers, and their share of the cluster or machine."""
     num_rows, num_labels = dataset.num_rows("train"), len(dataset.labels)
-    _log.info("fine-tuning %s on %d rows of %d labels; %s", config.encoder, num_rows, num_labels, how)
+    message = "fine-tuning %s on %d rows of %d labels; %s with %s"
+    _log.info(message, config.encoder, num_rows, num_labels, workers, share)
 
 
 def log_epoch(metrics: Mapping[str, float], name: str) -> None:

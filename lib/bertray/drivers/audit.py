@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Models that agree with a smaller share of the labels have learnt too little to doubt any.
-_FEWEST_AGREED = 0.5
-
 _SUMMARY = ("num_rows", "num_rows_without_tokens", "num_suspects", "noise", "out_of_fold", "warnings", "wall_s")
 
 SUSPECTS_FILE, REPORT_FILE = "suspects.parquet", "label_quality.json"
@@ -175,7 +172,7 @@ def _suspects(dataset: Dataset, rows: pa.Table, judged: np.ndarray, issues: Labe
 def _warnings(metrics: dict[str, float]) -> list[str]:
     """Warnings about models with these scores on rows that they were not trained on."""
     name = "accuracy" if "accuracy" in metrics else "f1_micro"
-    if metrics[name] >= _FEWEST_AGREED:
+    if metrics[name] >= 0.5:  # models that agree with fewer labels have learnt too little to doubt any
         return []
     return [
         f"the models' {name} on rows that they have not seen is {metrics[name]:.2f}: the suspects then say more about "

@@ -14,7 +14,6 @@ Legend: N rows, C classes, V tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -49,7 +48,6 @@ def out_of_fold_logits(
     """Fine-tune a model for every fold on the other folds; needs a Ray session.
 
     Args:
-        config: its encoder is one that every node can read.
         rows: of the data set, to train on and to judge.
         fold_N: the fold of each row, from 0 to `config.folds` - 1.
 
@@ -64,7 +62,7 @@ def out_of_fold_logits(
     """
     placement = cluster.place(config.device, config.num_workers, "--num-workers")
     num_at_a_time = min(placement.num_processes, config.folds)
-    log_start(config, dataset, f"{config.folds} folds, {num_at_a_time} at a time, each with {placement.share}")
+    log_start(config, dataset, f"{config.folds} folds, {num_at_a_time} at a time, each", placement.share)
     tokens = tokenizer.encode(rows[TEXT])
     compact_V, vocabulary_V = compact_vocabulary([tokens], encoder_config.vocab_size, num_special_ids(encoder_config))
     label_ids = label_id_lists(rows, dataset.problem_type).take(pa.array(tokens.documents_S))
@@ -78,36 +76,28 @@ def out_of_fold_logits(
     )(_judge)
     # Once for all folds, in Ray's object store.
     data = ray.put((config, training_rows, vocabulary_V, fold_N, dataset.labels, dataset.problem_type))
-    board = cluster.start_board(RunBoard)
+    board, num_steps = cluster.start_board(RunBoard), 1
     logits_NC = np.full((len(fold_N), len(dataset.labels)), np.nan, dtype=np.float32)
-    for fold, found_MC in _run_folds(lambda fold: task.remote(data, fold, board), board, config, num_at_a_time):
-        logits_NC[fold_N == fold] = found_MC
-    return logits_NC
-
-
-def _run_folds(
-    start: Callable[[int], Any], board: Any, config: AuditConfig, num_at_a_time: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """The logits of every fold's rows, as folds end."""
-    waiting, num_done, num_steps = iter(range(config.folds)), 0, 1
+    waiting, num_done = iter(range(config.folds)), 0
     running: dict[Any, int] = {}
     try:
         with ProgressBar("training", 1, "steps") as bar:
             while num_done < config.folds:
-                running |= {start(fold): fold for fold in islice(waiting, num_at_a_time - len(running))}
+                for fold in islice(waiting, num_at_a_time - len(running)):
+                    running[task.remote(data, fold, board)] = fold
                 done, _ = ray.wait(list(running), timeout=LOOK_INTERVAL_S)
                 num_steps = max(num_steps, news_of(board).num_steps)
                 note = f"{num_done} of {config.folds} folds done"
                 bar.update(ray.get(board.num_steps_taken.remote()), note, num_steps * config.folds)
                 for one in done:
                     fold = running.pop(one)
-                    found_MC, metrics = _result(one, fold, config.max_failures)
+                    logits_NC[fold_N == fold], metrics = _result(one, fold, config.max_failures)
                     log_epoch(metrics, f"fold {fold + 1} of {config.folds}")
                     num_done += 1
-                    yield fold, found_MC
     finally:
         for one in running:
             ray.cancel(one, force=True)
+    return logits_NC
 
 
 def _result(done: Any, fold: int, max_failures: int) -> tuple[np.ndarray, dict[str, float]]:
@@ -115,9 +105,7 @@ def _result(done: Any, fold: int, max_failures: int) -> tuple[np.ndarray, dict[s
         result: tuple[np.ndarray, dict[str, float]] = ray.get(done)
         return result
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, BertrayError):
-            raise error.cause from None
-        raise
+        raise (error.cause if isinstance(error.cause, BertrayError) else error) from None
     except cluster.LOST_ERRORS as error:
         raise BertrayError(
             f"fold {fold + 1} was lost {max_failures + 1} times, more often than --max-failures {max_failures} allows: "

@@ -64,10 +64,7 @@ class _Handler(logging.Handler):
 
 
 class RunBoard(Board, LogBook):
-    """A `Board` as a Ray actor, for the workers of a run, the trials of a search or the folds of an audit.
-
-    Trials and folds are known by their numbers; rank 0 of a run has number 0.
-    """
+    """A `Board` as a Ray actor, for trials and folds, known by their numbers, and for rank 0 of a run: number 0."""
 
     def __init__(self) -> None:
         Board.__init__(self)

@@ -32,10 +32,8 @@ class TrainResult:
     """The result of a training run.
 
     Attributes:
-        output: where the bundle is.
-        best_epoch: the epoch whose weights the bundle has.
-        num_epochs: epochs that were run.
-        validation: the scores of the best epoch on the validation rows.
+        best_epoch: the epoch whose weights the bundle has, of `num_epochs` that were run.
+        validation: its scores on the validation rows.
         num_train_tokens, train_tokens_per_s: over all epochs.
         wall_s: of this call; an interrupted run took longer in all.
         fingerprint: of the bundle; bundles with equal fingerprints predict alike.
@@ -56,9 +54,7 @@ class TrainResult:
 def run(config: TrainConfig) -> JobResult:
     """The job of the command line."""
     summary = asdict(train(config))
-    if not summary["resumed_from_step"]:
-        del summary["resumed_from_step"]
-    return JobResult(summary)
+    return JobResult({name: value for name, value in summary.items() if value or name != "resumed_from_step"})
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -144,5 +140,5 @@ def _fit_here(attempt: Attempt[TrainConfig], tell: Callable[[News], None]) -> No
             loop.run()
 
     share = "a GPU" if device.type == "cuda" else f"{num_threads} CPU"
-    log_start(config, attempt.dataset, f"epochs: {config.epochs}; in this process, with {share}")
+    log_start(config, attempt.dataset, f"epochs: {config.epochs}; in this process,", share)
     follow(ModelThread().start(work), lambda: tell(board.news()), board.stop)

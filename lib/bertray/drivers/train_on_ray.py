@@ -27,10 +27,7 @@ _RESIZE_INTERVAL_S = 60.0
 
 @cluster.session()
 def fit(attempt: Attempt[TrainConfig], tell: Callable[[News], None]) -> None:
-    """Run workers until the last step; restart them when one is lost.
-
-    Args:
-        tell: shows what the workers tell.
+    """Run workers until the last step, and `tell` what they report; restart them when one is lost.
 
     Raises:
         BertrayError: a worker raised it on purpose.
@@ -39,8 +36,7 @@ def fit(attempt: Attempt[TrainConfig], tell: Callable[[News], None]) -> None:
     config, run = attempt.config, attempt.run
     fewest, most = config.worker_range
     placement = cluster.place(config.device, fewest, "--num-workers", most)
-    how = f"epochs: {config.epochs}; workers: {config.num_workers}, each with {placement.share}"
-    log_start(config, attempt.dataset, how)
+    log_start(config, attempt.dataset, f"epochs: {config.epochs}; workers: {config.num_workers}, each", placement.share)
     if not placement.use_gpu:
         warn_of_shared_machines(fewest, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     # An elastic restart must not lose steps. How long --checkpoint-steps take is unknown: it may lose a minute.

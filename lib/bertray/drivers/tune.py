@@ -32,9 +32,10 @@ from typing import Any
 from bertray.bundle.info import BundleInfo
 from bertray.cli import JobResult, keep_ray_on_loopback
 from bertray.drivers.attempt import Attempt, begun, tracker_of
+from bertray.errors import BertrayError
 from bertray.reports.terminal import print_trials
 from bertray.training.config import TuneConfig
-from bertray.training.trials import Records, TrialRecord, best_of_all, train_config, write_trials
+from bertray.training.trials import Records, TrialRecord, best_of, train_config, write_trials
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +65,13 @@ def search(config: TuneConfig) -> dict[str, Any]:
             from bertray.drivers.tune_on_ray import run_trials
 
             run_trials(attempt, records)
-        best = best_of_all(records.ended)
+        best = best_of(records.ended)
+        if best is None:
+            reasons = "; ".join(f"trial {one.number}: {one.failure}" for one in records.ended if one.failure)
+            raise BertrayError(
+                f"none of {len(records.ended)} trials ran to its end ({reasons}). Start over with other ranges and "
+                "--restart"
+            )
         print_trials(records.ended)
         info = _write_bundle(attempt, records.ended, best)
     return {
@@ -97,5 +104,5 @@ def _write_bundle(attempt: Attempt[TuneConfig], ended: list[TrialRecord], best: 
             for epoch in progress.history:
                 tracker.epoch(int(epoch["step"]), epoch)
         return attempt.write_bundle(
-            trial, checkpoints, progress, events, lambda folder: write_trials(folder, attempt.config, ended)
+            trial, checkpoints, progress, events, lambda folder: write_trials(folder, attempt.config, ended, best)
         )

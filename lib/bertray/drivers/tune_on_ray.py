@@ -33,8 +33,9 @@ def run_trials(attempt: Attempt[TuneConfig], records: Records) -> None:
     """
     config, missing = attempt.config, records.missing()
     placement = cluster.place(config.device, config.num_concurrent, "--num-concurrent")
-    how = f"{len(missing)} trials, {placement.num_processes} at a time, each with {placement.share}"
-    log_start(config, attempt.dataset, how)
+    log_start(
+        config, attempt.dataset, f"{len(missing)} trials, {placement.num_processes} at a time, each", placement.share
+    )
     board = cluster.start_board(RunBoard)
     events = _Events()
     # Without Tune's own result files, and its lines that name a folder which will be removed.
@@ -101,11 +102,7 @@ class _Events(tune.Callback):
 
 
 def _record(events: _Events, config: TuneConfig, records: Records) -> None:
-    """Log the epochs and record the trials that Tune has reported since the last call.
-
-    Raises:
-        RequestError: no trial of the search can be trained.
-    """
+    """Log the epochs and record the trials that Tune has reported since the last call."""
     while events.results:
         has_ended, result = events.results.popleft()
         if result["refusal"]:

@@ -30,11 +30,7 @@ _ANSWER_S = 0.1
 
 
 def set_up_process(board: Any, device: torch.device | None = None) -> torch.device:
-    """Prepare this Ray worker for training, and send what it logs to the board.
-
-    Args:
-        device: None: the GPU that Ray assigned to this process, else its CPUs.
-    """
+    """Prepare this Ray worker to train on `device`, or on the GPU or CPUs assigned to it; the board gets its log."""
     device = device or torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     log_to(board.log.remote)
     if device.type == "cpu":
@@ -44,11 +40,7 @@ def set_up_process(board: Any, device: torch.device | None = None) -> torch.devi
 
 
 class BoardWatcher:
-    """A `Watcher` that tells a `RunBoard`.
-
-    Args:
-        number: of the trial or fold; 0 for a run.
-    """
+    """A `Watcher` that tells a `RunBoard`."""
 
     def __init__(self, board: Any, number: int = 0) -> None:
         self._board, self._number = board, number
@@ -76,12 +68,7 @@ def run(task: Task, board: Any) -> None:
 
 
 def run_trial(space: dict[str, int], tasks: dict[int, Task], board: Any) -> None:
-    """Run one trial; a plain function for Tune.
-
-    Args:
-        space: has the `number` of the trial.
-        tasks: of all trials, by number.
-    """
+    """Run the trial whose `number` is in the space; a plain function for Tune."""
     number = space["number"]
     watcher = _TrialWatcher(board, number)
     device = set_up_process(board)
@@ -108,12 +95,7 @@ def run_trial(space: dict[str, int], tasks: dict[int, Task], board: Any) -> None
 
 
 def report(number: int, progress: Progress, failure: str | None = None, refusal: str | None = None) -> None:
-    """Report a trial's progress to Tune; returns when Tune lets the trial continue.
-
-    Args:
-        failure: why these options cannot be trained.
-        refusal: why no trial of the search can be.
-    """
+    """Report a trial's progress to Tune; returns when Tune lets the trial continue."""
     last = progress.history[-1] if progress.history else {"epoch": 0, "f1_macro": 0.0}
     tune.report(
         {
@@ -124,8 +106,8 @@ def report(number: int, progress: Progress, failure: str | None = None, refusal:
             "history": progress.history,
             "best_epoch": progress.best_epoch,
             "is_done": progress.is_done,
-            "failure": failure,
-            "refusal": refusal,
+            "failure": failure,  # why these options cannot be trained
+            "refusal": refusal,  # why no trial of the search can be trained
         }
     )
 

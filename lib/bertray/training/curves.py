@@ -47,7 +47,6 @@ def learning_curves(records: Sequence[StepRecord], history: Sequence[Mapping[str
     Args:
         records: steps in order, whose losses are finite.
         history: metrics of every epoch. A value that is not finite leaves a gap.
-        kept_epoch: is marked.
     """
     # Here, not above: half a second. Figure without pyplot keeps no global state.
     import matplotlib
@@ -59,10 +58,15 @@ def learning_curves(records: Sequence[StepRecord], history: Sequence[Mapping[str
         figure = Figure(figsize=(9.0, 3.4), layout="constrained")
         loss_axes, score_axes = figure.subplots(1, 2)
         top = max(_draw_losses(loss_axes, records), _draw_epochs(loss_axes, history, _LOSS))
-        _finish(loss_axes, "loss", kept_epoch)
-        loss_axes.set_ylim(0, 1.05 * top or None)
         _draw_epochs(score_axes, history, _SCORES)
-        _finish(score_axes, "score on validation", kept_epoch)
+        for axes, name in ((loss_axes, "loss"), (score_axes, "score on validation")):
+            axes.set_ylabel(name)
+            axes.set_xlabel("epoch")
+            axes.set_xlim(left=0)
+            axes.axvline(kept_epoch, color=_GREY, linestyle="--", linewidth=1.0, label=f"kept: epoch {kept_epoch}")
+            # Above, where it covers no curve.
+            axes.legend(fontsize="small", ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+        loss_axes.set_ylim(0, 1.05 * top or None)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Title": "Learning curves", "Date": None, "Creator": None})
     return file.getvalue()
@@ -96,12 +100,3 @@ def _draw_epochs(axes: Axes, history: Sequence[Mapping[str, float]], metrics: Ma
         axes.plot(epochs_E, values_E, color=colour, linewidth=1.4, marker="o", markersize=4, label=label)
         top = np.nanmax(values_E, initial=top)
     return top
-
-
-def _finish(axes: Axes, what: str, kept_epoch: int) -> None:
-    """Draw what both panels share. The legend is above, where it covers no curve."""
-    axes.set_ylabel(what)
-    axes.set_xlabel("epoch")
-    axes.set_xlim(left=0)
-    axes.axvline(kept_epoch, color=_GREY, linestyle="--", linewidth=1.0, label=f"kept: epoch {kept_epoch}")
-    axes.legend(fontsize="small", ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)

@@ -23,17 +23,11 @@ from bertray.training.run_folder import TrainingRun
 
 _log = logging.getLogger(__name__)
 
-_MAX_ROWS_NAMED = 5
-
 Config = TypeVar("Config", bound=TrainingOptions)
 
 
 def open_data(config: TrainingOptions) -> Dataset:
-    """Open the data set, and check that it can be learnt and that there is an encoder, which may be downloaded.
-
-    Raises:
-        RequestError: one of them does not fit, or the output would replace the data set.
-    """
+    """Open the data set; refuse one that cannot be learnt, an output that would replace it, and a missing encoder."""
     if Location.of(config.output).contains(Location.of(config.data)):
         raise RequestError(f"--output {config.output} holds --data {config.data}: choose a folder of its own")
     dataset = Dataset.open(config.data)
@@ -54,7 +48,7 @@ def open_data(config: TrainingOptions) -> Dataset:
             "--sampling balanced cannot draw rows with several labels so that all labels are equally frequent; use "
             "--class-weights balanced"
         )
-    encoder_folder(config.encoder)
+    encoder_folder(config.encoder)  # may download it
     return dataset
 
 
@@ -89,8 +83,8 @@ def naming_rows(dataset: Dataset) -> Iterator[None]:
         yield
     except DivergedError as error:
         rows = dataset.split("train").take(pa.array(error.rows)).select([SOURCE, SOURCE_ROW]).to_pylist()
-        listed = "; ".join(f"{row[SOURCE]}, row {row[SOURCE_ROW]}" for row in rows[:_MAX_ROWS_NAMED])
-        more = f"; and {len(rows) - _MAX_ROWS_NAMED} more" if len(rows) > _MAX_ROWS_NAMED else ""
+        listed = "; ".join(f"{row[SOURCE]}, row {row[SOURCE_ROW]}" for row in rows[:5])
+        more = f"; and {len(rows) - 5} more" if rows[5:] else ""
         raise BertrayError(f"{error}. That step read {listed}{more}") from error
 
 

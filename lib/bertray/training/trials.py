@@ -24,7 +24,6 @@ from pydantic import BaseModel, ConfigDict
 
 from bertray.bundle.info import TRIALS_JSON, TRIALS_PARQUET
 from bertray.config import bounds
-from bertray.errors import BertrayError
 from bertray.schema import TRIAL_SCHEMA
 from bertray.training.config import TrainConfig, TuneConfig
 from bertray.training.run_folder import TrainingRun
@@ -96,23 +95,8 @@ def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
     return max(done, key=lambda one: one.f1_macro, default=None)
 
 
-def best_of_all(records: Sequence[TrialRecord]) -> TrialRecord:
-    """The same as `best_of`, for a search that has ended.
-
-    Raises:
-        BertrayError: no trial ran to its end.
-    """
-    if best := best_of(records):
-        return best
-    reasons = "; ".join(f"trial {one.number}: {one.failure}" for one in records if one.failure)
-    raise BertrayError(
-        f"none of {len(records)} trials ran to its end ({reasons}). Start over with other ranges and --restart"
-    )
-
-
-def write_trials(folder: Path, config: TuneConfig, records: Sequence[TrialRecord]) -> None:
+def write_trials(folder: Path, config: TuneConfig, records: Sequence[TrialRecord], best: TrialRecord) -> None:
     """Write trials.json, with every epoch, and trials.parquet, a row a trial, into a local folder."""
-    best = best_of_all(records)
     search = {"best_trial": best.number, "search": config.model_dump(), "trials": [one.model_dump() for one in records]}
     text = json.dumps(search, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / TRIALS_JSON).write_text(text + "\n", encoding="utf-8")
@@ -136,11 +120,7 @@ def write_trials(folder: Path, config: TuneConfig, records: Sequence[TrialRecord
 
 
 class Records:
-    """The records of trials that have ended, in storage and in memory.
-
-    Attributes:
-        ended: by number.
-    """
+    """The records of trials that have ended, in storage and in memory: `ended`, by number."""
 
     def __init__(self, run: TrainingRun, config: TuneConfig) -> None:
         self._run, self._config = run, config
