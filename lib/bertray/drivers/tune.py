@@ -1,10 +1,10 @@
 """From a data set to the bundle of the best of many trials: the driver of bertray tune.
 
 1. begin   check, lock and tokenise, once for all trials                          [drivers.attempt]
-2. search  run the trials that have no record, each in a process of its own under Ray Tune   [drivers.tune_on_ray];
-           ASHA prunes those that fall behind
+2. search  run the trials that have no record under Ray Tune, each in its own process; ASHA prunes those that fall
+           behind                                                                 [drivers.tune_on_ray]
 3. record  the result of each trial that ends; only the best one's weights stay   [training.trials]
-4. bundle  of the best trial, as bertray train would write it, with a table of all trials
+4. bundle  write the best trial's, as bertray train would, with a table of all trials
 
     .bundle.tuning/
       lock/, rows/, run.json       as of a training run                           [training.run_folder]
@@ -13,8 +13,7 @@
 
 The same command continues an interrupted search: trials with a record are not run again, others continue from their
 checkpoints, and the scheduler gets the recorded trials. `Tuner.restore` cannot do that: in Ray 2.60 it forgets the
-scheduler's rungs, so that later trials are not compared with earlier ones, and if the driver was killed, its state of a
-trial is seconds old.
+scheduler's rungs, so that later trials are not compared with earlier ones, and after a kill its state is seconds old.
 
 ASHA: Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020. Here each rung decides as soon as a trial
 reaches it, and a pruned trial does not come back. Trials with more epochs have higher learning rates at the same

@@ -45,8 +45,8 @@ def open_data(config: TrainingOptions) -> Dataset:
         )
     if config.sampling == "balanced" and dataset.problem_type == "multi_label_classification":
         raise RequestError(
-            "--sampling balanced cannot draw rows with several labels so that all labels are equally frequent; use "
-            "--class-weights balanced"
+            "--sampling balanced: rows with several labels cannot be drawn so that all labels are equally frequent; "
+            "use --class-weights balanced"
         )
     encoder_folder(config.encoder)  # may download it
     return dataset

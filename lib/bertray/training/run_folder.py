@@ -63,10 +63,10 @@ class TrainingRun:
         return self.checkpoints / f"{number:04d}"
 
     def can_continue(self, config: TrainConfig, data_fingerprint: str) -> bool:
-        """Whether there is a run with these options to continue. Removes what another run without a checkpoint left.
+        """Whether there is a run to continue. Removes the files of another run, unless it has a checkpoint.
 
         Raises:
-            RequestError: the run that is there has other options or other data, and a checkpoint.
+            RequestError: it has one, and other options or other data.
         """
         if config.restart:
             self._run_file.remove()
