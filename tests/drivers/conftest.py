@@ -55,4 +55,4 @@ def stop_and_kill(command: list[str], output: Path, log: Path) -> None:
     before = step_kept(output)
     code, stderr = end_driver(command, log, signal.SIGKILL, lambda _: step_kept(output) > before)
     assert code == -signal.SIGKILL
-    assert "going on with the run at" in stderr
+    assert "continuing the run at" in stderr

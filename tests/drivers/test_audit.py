@@ -170,7 +170,7 @@ def test_a_data_set_that_is_written_anew_meanwhile_is_not_reported_on(
         return np.zeros((NUM_ROWS, 3), dtype=np.float32)
 
     monkeypatch.setattr("bertray.drivers.cross_validation.out_of_fold_logits", while_folds_are_trained)
-    with pytest.raises(RequestError, match="was written anew while its labels were judged"):
+    with pytest.raises(RequestError, match="was changed while its labels were judged"):
         run(str(data), tmp_path / "label_check", tiny_encoder)
     assert not (tmp_path / "label_check" / "suspects.parquet").exists()
 

@@ -12,30 +12,29 @@ import ray
 import torch
 
 from bertray.drivers import cluster
-from bertray.drivers.status_actors import RunBoard, show_logged
+from bertray.drivers.status_actors import RunBoard, news_of
 from bertray.drivers.train_on_ray import _run
-from bertray.drivers.train_worker import _BoardWatcher, set_up_process
+from bertray.drivers.workers import BoardWatcher, set_up_process
+from bertray.training.watcher import News
 from tests.kills import wait_for
 
 
-class Hangs(Future[None]):
-    """Ray Train, while ranks wait for one that has ended; and a person who stops the job."""
-
-    def result(self, timeout: float | None = None) -> None:
-        raise KeyboardInterrupt
+def stop_the_job(_: News) -> None:
+    """A person, while ranks of Ray Train wait for one that has ended."""
+    raise KeyboardInterrupt
 
 
 @pytest.fixture
 def hanging_board(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Of a run that never ends by itself, and whose driver would wait for ever."""
-    monkeypatch.setattr(cluster, "in_background", lambda _: Hangs())
-    monkeypatch.setattr("bertray.drivers.train_on_ray.STOP_S", 1e9)
+    monkeypatch.setattr(cluster, "in_background", lambda _: Future())
+    monkeypatch.setattr("bertray.drivers.attempt.STOP_S", 1e9)
     return cluster.start_board(RunBoard)
 
 
 def test_a_stop_waits_for_no_worker_that_has_not_begun(hanging_board: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
-        _run(SimpleNamespace(fit=None), hanging_board)
+        _run(SimpleNamespace(fit=None), hanging_board, stop_the_job)
 
 
 def test_a_stop_waits_for_the_checkpoint_and_for_no_rank_that_hangs(hanging_board: Any) -> None:
@@ -45,18 +44,18 @@ def test_a_stop_waits_for_the_checkpoint_and_for_no_rank_that_hangs(hanging_boar
     def save_when_told() -> None:
         wait_for(lambda: ray.get(board.steps.remote([], 1)), "the stop")
         time.sleep(0.5)
-        ray.get(board.stopped.remote())
+        ray.get(board.saved.remote(0))
 
     with ThreadPoolExecutor(1) as rank_0:
         rank_0.submit(save_when_told)
         with pytest.raises(KeyboardInterrupt):
-            _run(SimpleNamespace(fit=None), board)
-        assert not ray.get(board.is_at_work.remote())
+            _run(SimpleNamespace(fit=None), board, stop_the_job)
+        assert not ray.get(board.at_work.remote())
 
 
 def test_a_worker_stops_at_the_first_step_after_the_signal(ray_cluster: str) -> None:
     board = cluster.start_board(RunBoard)
-    watcher = _BoardWatcher(board)
+    watcher = BoardWatcher(board)
     assert not watcher.steps([], 1)
     ray.get(board.stop.remote())
     wait_for(lambda: watcher.steps([], 1), "the board's answer, which may be late once", timeout_s=1)
@@ -64,7 +63,7 @@ def test_a_worker_stops_at_the_first_step_after_the_signal(ray_cluster: str) -> 
 
 def test_what_workers_log_is_logged_once_by_the_driver(ray_cluster: str, caplog: pytest.LogCaptureFixture) -> None:
     def work(board: object, rank: int) -> None:
-        set_up_process(torch.device("cpu"), 1, board)
+        assert set_up_process(board) == torch.device("cpu")
         log = logging.getLogger("bertray.model.attention")
         log.debug("of no interest")
         log.warning("batches will be padded: torch %s", "2.13")
@@ -75,7 +74,7 @@ def test_what_workers_log_is_logged_once_by_the_driver(ray_cluster: str, caplog:
     caplog.set_level(logging.INFO, "bertray")
 
     def is_logged(message: str) -> bool:
-        show_logged(board)
+        news_of(board)
         return message in caplog.text
 
     for rank in range(2):

@@ -16,7 +16,7 @@ from bertray.data.config import PrepareConfig
 from bertray.data.dataset import Dataset
 from bertray.data.prepare import prepare
 from bertray.drivers.train import TrainResult, train
-from bertray.drivers.train_on_ray import tell_what_is_faster
+from bertray.drivers.train_on_ray import warn_of_shared_machines
 from bertray.errors import BertrayError, RequestError
 from bertray.metrics.calibration import threshold_for_precision
 from bertray.model.encoder import Encoder
@@ -94,9 +94,9 @@ def test_two_workers_take_the_same_steps(
 
 
 def test_cpu_workers_that_share_a_machine_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    tell_what_is_faster(2, [{"CPU": 4.0}, {"CPU": 4.0}, {"memory": 1.0}])
+    warn_of_shared_machines(2, [{"CPU": 4.0}, {"CPU": 4.0}, {"memory": 1.0}])
     assert not caplog.text
-    tell_what_is_faster(3, [{"CPU": 4.0}, {"CPU": 4.0}])
+    warn_of_shared_machines(3, [{"CPU": 4.0}, {"CPU": 4.0}])
     assert "3 workers share the CPUs of 2 machines: --num-workers 2, one a machine, is faster" in caplog.text
 
 

@@ -105,13 +105,13 @@ def test_a_run_without_a_checkpoint_gives_way_to_other_options(tmp_path: Path) -
     other = config.model_copy(update={"learning_rate": 1e-4})
     run.begin(config, "data's fingerprint")
     (run.rows / "train.arrow").put(b"")
-    assert run.can_go_on(config, "data's fingerprint")
-    assert not run.can_go_on(other, "data's fingerprint")
+    assert run.can_continue(config, "data's fingerprint")
+    assert not run.can_continue(other, "data's fingerprint")
     assert list((tmp_path / ".bundle.training").iterdir()) == []
     run.begin(config, "data's fingerprint")
     (run.checkpoints / "step-40.json").put(b"{}")
     with pytest.raises(RequestError, match=r"learning_rate 5e-05 -> 0\.0001"):
-        run.can_go_on(other, "data's fingerprint")
+        run.can_continue(other, "data's fingerprint")
 
 
 def test_two_runs_do_not_make_one_bundle(ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:

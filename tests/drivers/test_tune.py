@@ -10,20 +10,22 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from ray.tune.schedulers import TrialScheduler
 
 from bertray import Bundle
+from bertray.drivers.attempt import Task
 from bertray.drivers.train import train
-from bertray.drivers.trial_worker import run_trial
 from bertray.drivers.tune import Records, search
 from bertray.drivers.tune_on_ray import Rungs
+from bertray.drivers.workers import run_trial
 from bertray.errors import BertrayError, LockedError, RequestError, UnavailableError
 from bertray.schema import TRIAL_SCHEMA
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock
 from bertray.training.config import TrainConfig, TuneConfig
 from bertray.training.run_folder import TrainingRun
-from bertray.training.trials import TrialRecord, best_of_all, options_of, train_config
+from bertray.training.trials import TrialRecord, best_of, options_of, train_config
 from tests.conftest import WHAT_A_DIVERGING_WORKER_LOGS
 from tests.kills import end_driver, job, killing
 
@@ -125,7 +127,7 @@ def test_it_goes_on_after_sigint_and_kills_to_the_same_result(
     log = tmp_path / "stderr.log"
     exit_code, stderr = end_driver(command(config), log, signal.SIGINT, lambda text: "trial 0, epoch 1 of 16" in text)
     assert exit_code == 130, stderr
-    assert "0 of 2 trials have ended; the same command goes on from" in stderr
+    assert "0 finished trials and the checkpoints of others are kept in" in stderr
     assert "View detailed results" not in stderr  # in a folder of Ray's that goes with the search
     before = steps_kept(output)
     assert before >= 33
@@ -134,9 +136,11 @@ def test_it_goes_on_after_sigint_and_kills_to_the_same_result(
     config = config_of(dataset, output, tiny_encoder, **LONG, checkpoint_steps=40)
     exit_code, stderr = end_driver(command(config), log, signal.SIGKILL, lambda _: steps_kept(output) > before)
     assert exit_code == -signal.SIGKILL
-    assert "going on with the search at" in stderr
+    assert "continuing the search at" in stderr
 
-    with pytest.raises(RequestError, match=r"a tuning run .* with other options: learning_rates .*--restart"):
+    with pytest.raises(
+        RequestError, match=r"an unfinished tuning run .* with other options: learning_rates .*--restart"
+    ):
         search(config.model_copy(update={"learning_rates": "1e-3"}))
     before = steps_kept(output)
     with killing("ImplicitFunc", lambda: steps_kept(output) > before) as killed:
@@ -179,17 +183,16 @@ def test_what_no_trial_can_do_ends_the_search(
 
 
 def test_what_another_attempt_may_reach_does_not_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is told to the board, which is none; Tune sees the error and tries again."""
+    """Nothing is reported; Tune sees the error and tries again."""
 
     def unreachable(*_: Any, **__: Any) -> Any:
         raise UnavailableError("cannot reach s3://bucket/.bundle.tuning/rows")
 
-    monkeypatch.setattr("bertray.drivers.trial_worker.set_up_process", lambda *_: None)
-    monkeypatch.setattr("bertray.drivers.trial_worker.opened", unreachable)
-    options = TrainConfig(data="d", output="/nowhere/bundle").model_dump()
-    settings = {"configs": {0: options}, "labels": [], "problem_type": "single_label_classification"}
+    monkeypatch.setattr("bertray.drivers.workers.set_up_process", lambda _: torch.device("cpu"))
+    monkeypatch.setattr("bertray.training.loop.opened", unreachable)
+    config = TrainConfig(data="d", output="/nowhere/bundle")
     with pytest.raises(UnavailableError, match="cannot reach"):
-        run_trial({"number": 0}, {**settings, "lock_number": 1, "use_gpu": False, "num_threads": 1}, board=None)
+        run_trial({"number": 0}, {0: Task(config, (), "single_label_classification", 1, trial=0)}, board=None)
 
 
 def test_a_trial_that_diverges_is_a_result(
@@ -235,7 +238,9 @@ def test_the_best_of_more_trials_than_are_asked_for_now_stays_the_best(tmp_path:
     fewer.read()
     assert [record.number for record in fewer.ended] == [0, 1, 2, 3]
     assert fewer.missing() == []
-    assert (run.trial_checkpoints(best_of_all(fewer.ended).number) / "weights").exists()
+    best = best_of(fewer.ended)
+    assert best is not None
+    assert (run.trial_checkpoints(best.number) / "weights").exists()
 
 
 class TestRungs:

@@ -52,33 +52,21 @@ def test_a_run(num_epochs: int, num_steps: int) -> None:
 
 def test_the_scores_of_several_labels() -> None:
     scores = [{"epoch": 1, "loss": 0.5, "subset_accuracy": 0.3, "f1_micro": 0.5, "f1_macro": 0.4}]
-    found = texts(learning_curves([], scores, None))
+    found = texts(learning_curves([], scores, 1))
     assert {"subset accuracy", "micro-F1", "macro-F1"} <= set(found)
     assert "accuracy" not in found
-    assert not [text for text in found if text.startswith(("train", "kept"))]
+    assert not [text for text in found if text.startswith("train")]
 
 
-def test_of_a_step_that_was_done_twice_the_later_counts() -> None:
-    once = records(50, 1)
-    wild = [StepRecord(step, step / 50, 99.0, 1e-5, 1.0, 1000.0) for step in range(20, 31)]
-    assert learning_curves([*once[:19], *wild, *once[19:]], history(1), 1) == learning_curves(once, history(1), 1)
-
-
-def test_what_is_not_finite_is_left_out_and_counted() -> None:
-    some = [StepRecord(step, step / 10, NAN if step == 4 else INF if step == 5 else 1.0, 0, 0, 0) for step in range(11)]
-    svg = learning_curves(some, [{"epoch": 1, "loss": NAN, "accuracy": 0.5, "f1_macro": -INF}], 1)
-    assert "epoch (3 values are not finite, and left out)" in texts(svg)
-    assert "epoch (1 values are not finite, and left out)" in texts(svg)
-    paths = [path for element in ElementTree.fromstring(svg).iter() if (path := element.get("d"))]
+def test_a_value_that_is_not_finite_leaves_a_gap() -> None:
+    scores = [{**epoch, "loss": NAN if epoch["epoch"] == 2 else 1.0, "f1_macro": -INF} for epoch in history(3)]
+    paths = [
+        path
+        for element in ElementTree.fromstring(learning_curves(records(10, 3), scores, 1)).iter()
+        if (path := element.get("d"))
+    ]
     assert paths
     assert not [path for path in paths if "nan" in path or "inf" in path]
-
-
-def test_a_run_of_which_nothing_is_known() -> None:
-    assert texts(learning_curves([], [], None)).count("nothing recorded") == 2
-    nothing = [StepRecord(1, 1.0, NAN, 0, 0, 0)]
-    svg = learning_curves(nothing, [{"epoch": 1, "loss": NAN, "accuracy": NAN, "f1_macro": NAN}], 1)
-    assert texts(svg).count("nothing recorded") == 2
 
 
 def test_the_same_run_gives_the_same_bytes() -> None:

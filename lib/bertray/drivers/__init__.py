@@ -5,8 +5,9 @@
     config         the options of evaluate, predict and demo
     cluster        which Ray, which devices
     actor_pool     the Ray actors that score
+    attempt        one attempt at a run of train or tune: what both share
     train_on_ray, tune_on_ray                             parts of train and tune
-    train_worker, trial_worker, cross_validation          what runs in Ray's processes
+    workers, cross_validation                             what runs in Ray's processes
     status_actors  actors through which workers and driver communicate
 
 Imports every room. The only room that imports Ray; drivers import torch only after they have checked the request.

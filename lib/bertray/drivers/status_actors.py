@@ -1,8 +1,7 @@
-"""Where the workers of a training run and its driver meet; light to import, for more processes than the workers do.
+"""Where processes that train meet their driver. Light to import, because Ray also loads it in processes of its own.
 
-rank 0    --- steps, epochs --->  Board, an actor  --- news --->  driver
-          <--- stop? -----------                   <--- stop ---
-any rank  --- what it logs ---->                   ----------->
+process  --- steps, epochs, what it logs --->  RunBoard, an actor  --- news --->  driver
+         <--- stop? ------------------------                       <--- stop ---
 """
 
 from __future__ import annotations
@@ -14,32 +13,32 @@ from typing import Any
 import ray
 
 from bertray.training.tracking import StepRecord
-from bertray.training.watcher import Board
+from bertray.training.watcher import Board, News
 
 _log = logging.getLogger(__name__)
 
 
 class LogBook:
-    """Levels and messages; what several workers say, or one again, counts once."""
+    """Levels and messages of several workers; a repeated message counts once."""
 
     def __init__(self) -> None:
-        self._logged: dict[tuple[int, str], bool] = {}  # whether it was taken
+        self._logged: dict[tuple[int, str], bool] = {}  # whether `logged` has returned it
 
     def log(self, level: int, message: str) -> None:
         self._logged.setdefault((level, message), False)
 
     def logged(self) -> list[tuple[int, str]]:
-        """Since the last call."""
+        """The messages since the last call."""
         news = [one for one, is_taken in self._logged.items() if not is_taken]
         self._logged |= dict.fromkeys(news, True)
         return news
 
 
 def log_to(log: Callable[[int, str], object]) -> None:
-    """Let this process, a worker, tell what it logs, beside writing it to stderr.
+    """Send what this worker logs to a `LogBook`, and to stderr.
 
     Args:
-        log: of a `LogBook`, or its `remote`.
+        log: `LogBook.log`, or its `remote`.
     """
     logger = logging.getLogger("bertray")
     logger.handlers[:] = [_Handler(log), logging.StreamHandler()]
@@ -47,7 +46,7 @@ def log_to(log: Callable[[int, str], object]) -> None:
 
 
 def show(lines: Iterable[tuple[int, str]]) -> None:
-    """Log here, in the driver, what a book holds."""
+    """Log the messages of a book here, in the driver."""
     for level, message in lines:
         _log.log(level, "%s", message)
 
@@ -60,90 +59,48 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._log(record.levelno, record.getMessage())
-        except Exception:  # what is logged shall end no work; logging's own way to say so
+        except Exception:  # a failure to log must not end the work
             self.handleError(record)
 
 
-def train_on_worker(settings: dict[str, Any]) -> None:
-    """Entry point of a Ray Train worker; see `bertray.drivers.train_worker.run`."""
-    from bertray.drivers.train_worker import run  # the controller reads this function too, and needs no model
-
-    run(settings)
-
-
-def show_logged(board: Any) -> None:
-    """Log here, in the driver, what workers have told the board since the last call."""
-    show(ray.get(board.logged.remote()))
-
-
 class RunBoard(Board, LogBook):
-    """A `Board` of a training run as a Ray actor, with what workers log."""
+    """A `Board` as a Ray actor, for trials and folds, known by their numbers, and for rank 0 of a run: number 0."""
 
     def __init__(self) -> None:
         Board.__init__(self)
         LogBook.__init__(self)
-        self._is_at_work = False
+        self._at_work: set[int] = set()
+        self._last_steps: dict[int, int] = {}
 
-    def steps(self, records: list[StepRecord], num_steps: int) -> bool:
+    def steps(self, records: list[StepRecord], num_steps: int, number: int = 0) -> bool:
         """See `Board`."""
-        self._is_at_work = True
+        self._at_work.add(number)
+        if records:
+            self._last_steps[number] = records[-1].step
         return super().steps(records, num_steps)
 
-    def stopped(self) -> None:
-        """The checkpoint is in storage."""
-        self._is_at_work = False
-
-    def is_at_work(self) -> bool:
-        """Whether rank 0 has taken steps, and has not said that it stopped."""
-        return self._is_at_work
-
-
-class StopBoard(LogBook):
-    """Where the driver says that trials shall write a checkpoint and end, and they that they have; a Ray actor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._shall_stop = False
-        self._at_work: set[int] = set()
-        self._refusal: str | None = None
-
-    def stop(self) -> None:
-        self._shall_stop = True
-
-    def shall_stop(self, number: int) -> bool:
-        """A trial asks, which is at work."""
-        self._at_work.add(number)
-        return self._shall_stop
+    def num_steps_taken(self) -> int:
+        """The steps of all numbers; a fold that began again counts from its new first step."""
+        return sum(self._last_steps.values())
 
     def saved(self, number: int) -> None:
-        """A trial's checkpoint is in storage, and it takes no more steps."""
+        """A checkpoint is in storage, and no more steps follow."""
         self._at_work.discard(number)
 
-    def refuse(self, reason: str) -> None:
-        """A trial cannot begin, and no other attempt could."""
-        self._refusal = reason
-
-    def refusal(self) -> str | None:
-        """Why the search cannot go on."""
-        return self._refusal
-
     def at_work(self) -> set[int]:
-        """Trials that have begun, and have not said that they saved; also some that have ended."""
+        """The numbers that have taken steps and not said that they saved; some of them may have ended."""
         return self._at_work
 
 
-class FoldBoard(LogBook):
-    """Where folds say how far they are; a Ray actor."""
+def news_of(board: Any) -> News:
+    """The news of a `RunBoard`; logs here, in the driver, what workers have logged since the last call."""
+    show(ray.get(board.logged.remote()))
+    news: News = ray.get(board.news.remote())
+    return news
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._step_of_fold: dict[int, int] = {}
-        self._num_steps = 1
 
-    def post(self, fold: int, step: int, num_steps: int) -> None:
-        """A fold, maybe begun again, has taken so many of its steps."""
-        self._step_of_fold[fold], self._num_steps = step, max(self._num_steps, num_steps)
+def train_on_worker(settings: dict[str, Any]) -> None:
+    """Entry point of a Ray Train worker: `workers.run`, with its arguments as settings."""
+    from bertray.drivers.workers import run  # not above: Ray's controller loads this module, and needs no torch
 
-    def steps(self) -> tuple[int, int]:
-        """Steps of all folds so far, and those of the longest fold in all."""
-        return sum(self._step_of_fold.values()), self._num_steps
+    run(**settings)

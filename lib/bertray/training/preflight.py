@@ -1,8 +1,10 @@
-"""What is refused before any time is spent: outputs that would be lost, data that cannot be learnt."""
+"""Checks before any time is spent: outputs that would be lost, data that cannot be learnt."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +14,7 @@ import pyarrow.compute as pc
 from bertray.bundle.info import read_info
 from bertray.data.dataset import Dataset
 from bertray.errors import BertrayError, DivergedError, RequestError
+from bertray.model.sources import encoder_folder
 from bertray.schema import SOURCE, SOURCE_ROW, TEXT
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE, refuse_in_bundle
@@ -20,26 +23,14 @@ from bertray.training.run_folder import TrainingRun
 
 _log = logging.getLogger(__name__)
 
-_MAX_ROWS_NAMED = 5
-
 Config = TypeVar("Config", bound=TrainingOptions)
 
 
-def check_output(output: Location, config: TrainConfig, run: TrainingRun) -> None:
-    """Refuse to replace anything but a bundle, or what the run itself has begun to write."""
-    if output.contains(Location.of(config.data)):
-        raise RequestError(f"--output {output} holds --data {config.data}: choose a folder of its own for the bundle")
-    refuse_in_bundle(output, output.ancestors())
-    if not output.exists() or (not output.is_file() and output.is_empty()) or run.has_left_half_a_bundle():
-        return
-    if not config.overwrite:
-        raise RequestError(f"--output {output} exists. Choose another folder, or replace a bundle with --overwrite")
-    if not (output / BUNDLE_FILE).exists():
-        raise RequestError(f"--output {output} exists and is no bundle (it has no {BUNDLE_FILE}): it is not replaced")
-
-
-def check_data(dataset: Dataset, config: TrainingOptions) -> None:
-    """Refuse what could not be learnt, or only by chance."""
+def open_data(config: TrainingOptions) -> Dataset:
+    """Open the data set; refuse one that cannot be learnt, an output that would replace it, and a missing encoder."""
+    if Location.of(config.output).contains(Location.of(config.data)):
+        raise RequestError(f"--output {config.output} holds --data {config.data}: choose a folder of its own")
+    dataset = Dataset.open(config.data)
     rows = dataset.in_scope(dataset.split("train"))
     num_rows, num_labels = rows.num_rows, len(dataset.labels)
     if num_labels > num_rows:
@@ -49,45 +40,59 @@ def check_data(dataset: Dataset, config: TrainingOptions) -> None:
         )
     if pc.count_distinct(rows[TEXT]).as_py() < 2:
         raise RequestError(
-            f"all {num_rows} training texts in {dataset.location} are the same. Is --text-column of bertray "
-            "prepare the right one?"
+            f"all {num_rows} training texts in {dataset.location} are the same. Is --text-column of bertray prepare "
+            "right?"
         )
     if config.sampling == "balanced" and dataset.problem_type == "multi_label_classification":
         raise RequestError(
-            "--sampling balanced: rows of several labels cannot be drawn so that all labels are alike; use "
-            "--class-weights balanced"
+            "--sampling balanced: rows with several labels cannot be drawn so that all labels are equally frequent; "
+            "use --class-weights balanced"
         )
+    encoder_folder(config.encoder)  # may download it
+    return dataset
 
 
-def with_absolute_places(config: Config, dataset: Dataset, output: Location) -> Config:
+def check_output(config: TrainConfig, run: TrainingRun) -> None:
+    """Refuse to replace anything but a bundle, or what the run itself has begun to write."""
+    output = Location.of(config.output)
+    refuse_in_bundle(output, output.ancestors())
+    if not output.exists() or (not output.is_file() and output.is_empty()) or run.has_left_half_a_bundle():
+        return
+    if not config.overwrite:
+        raise RequestError(f"--output {output} exists. Choose another folder, or replace a bundle with --overwrite")
+    if not (output / BUNDLE_FILE).exists():
+        raise RequestError(f"--output {output} exists and is no bundle (it has no {BUNDLE_FILE}): it is not replaced")
+
+
+def with_absolute_paths(config: Config, dataset: Dataset) -> Config:
     """The same configuration for workers, which may run in other folders."""
-    update = {"data": str(dataset.location), "output": str(output)}
-    if Path(config.encoder).expanduser().is_dir():
-        update["encoder"] = str(Path(config.encoder).expanduser().resolve())
-    return config.model_copy(update=update)
+    encoder = Path(config.encoder).expanduser()
+    return config.model_copy(
+        update={
+            "data": str(dataset.location),
+            "output": str(Location.of(config.output)),
+            "encoder": str(encoder.resolve()) if encoder.is_dir() else config.encoder,
+        }
+    )
 
 
-def with_rows(error: DivergedError, dataset: Dataset) -> BertrayError:
-    """The same, with the places of the rows that the step read."""
-    rows = dataset.split("train").take(pa.array(error.rows))
-    places = [
-        f"{source}, row {row}"
-        for source, row in zip(rows[SOURCE].to_pylist(), rows[SOURCE_ROW].to_pylist(), strict=True)
-    ]
-    more = len(places) - _MAX_ROWS_NAMED
-    listed = "; ".join(places[:_MAX_ROWS_NAMED]) + (f"; and {more} more" if more > 0 else "")
-    return BertrayError(f"{error}. That step read {listed}")
+@contextmanager
+def naming_rows(dataset: Dataset) -> Iterator[None]:
+    """Add to a `DivergedError` from the block where the rows of that step come from."""
+    try:
+        yield
+    except DivergedError as error:
+        rows = dataset.split("train").take(pa.array(error.rows)).select([SOURCE, SOURCE_ROW]).to_pylist()
+        listed = "; ".join(f"{row[SOURCE]}, row {row[SOURCE_ROW]}" for row in rows[:5])
+        more = f"; and {len(rows) - 5} more" if rows[5:] else ""
+        raise BertrayError(f"{error}. That step read {listed}{more}") from error
 
 
 def check_origin(encoder: str, data_fingerprint: str, *, is_audit: bool = False) -> None:
-    """See that an encoder which is a bundle of ours does not know what it is to be tested or judged on.
-
-    Args:
-        data_fingerprint: of the data set at hand.
-        is_audit: it is to judge rows of that.
+    """If the encoder is a bundle of ours, check whether it has seen the rows that it will be measured on.
 
     Raises:
-        RequestError: it was fine-tuned on the rows that it is to judge.
+        RequestError: an audit would let it judge the rows that it was fine-tuned on.
     """
     folder = Path(encoder).expanduser()
     if not (folder / BUNDLE_FILE).is_file():
@@ -100,8 +105,8 @@ def check_origin(encoder: str, data_fingerprint: str, *, is_audit: bool = False)
         )
     if not is_same:
         _log.warning(
-            "warning: --encoder %s was fine-tuned on another data set: where that had rows that stand in the "
-            "validation or test split here%s, scores on them are too good",
+            "warning: --encoder %s was fine-tuned on another data set. If that one has rows of this one's validation "
+            "or test split%s, their scores are too high",
             encoder,
-            ", or among those to be judged," if is_audit else "",
+            ", or rows that are judged here," if is_audit else "",
         )

@@ -9,15 +9,20 @@ Two threads of one process share a `Board`, or it lies in a Ray actor (`drivers.
 from __future__ import annotations
 
 import threading
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 from bertray.training.tracking import StepRecord
 
 # Time for a step and a checkpoint of a large model when a job is stopped; what stops jobs kills them after 30 s.
 STOP_S = 25.0
 
-# What a run has reported since the last call: steps, metrics of epochs; and the number of steps of the whole run.
-News: TypeAlias = tuple[list[StepRecord], list[dict[str, float]], int]
+
+class News(NamedTuple):
+    """What a run has reported since the last call."""
+
+    records: list[StepRecord]
+    epochs: list[dict[str, float]]
+    num_steps: int  # of the whole run
 
 
 class Watcher(Protocol):
@@ -55,6 +60,6 @@ class Board:
     def news(self) -> News:
         """Reports since the last call."""
         with self._turn:
-            news = self._records, self._epochs, self._num_steps
+            news = News(self._records, self._epochs, self._num_steps)
             self._records, self._epochs = [], []
             return news

@@ -1,0 +1,216 @@
+"""One attempt at a run of bertray train or bertray tune; an interrupted run takes several attempts.
+
+1. check     data set, encoder and output, before any time is spent                [training.preflight]
+2. lock      the run's folder                                                      [training.run_folder]
+3. tokenise  training and validation rows, unless an earlier attempt has           [training.token_files]
+4. follow    the work, which another thread or the cluster does: show its progress, stop it on a signal
+5. bundle    write it, then remove the run's folder                                [training.export]
+
+Torch and transformers take seconds to import, so this happens after the checks.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+from bertray.bundle.info import BundleInfo
+from bertray.data.dataset import Dataset
+from bertray.errors import BertrayError
+from bertray.storage.location import Location
+from bertray.storage.lock import RunLock, new_run_id
+from bertray.training import mlflow_client
+from bertray.training.config import TrainConfig, TrainingOptions
+from bertray.training.preflight import check_origin, check_output, open_data, with_absolute_paths
+from bertray.training.run_folder import Kind, TrainingRun
+from bertray.training.tracking import Tracker
+from bertray.training.watcher import STOP_S, Watcher
+from bertray.types import ProblemType
+
+if TYPE_CHECKING:
+    import torch
+
+    from bertray.training.checkpoints import Checkpoints, Progress
+    from bertray.training.loop import FineTuning
+
+_log = logging.getLogger(__name__)
+
+LOOK_INTERVAL_S = 0.5
+
+Config = TypeVar("Config", bound=TrainConfig)
+Result = TypeVar("Result")
+
+
+class Attempt(NamedTuple, Generic[Config]):
+    """What the steps of an attempt need.
+
+    Attributes:
+        config: with absolute paths.
+        data_fingerprint: of the data set when the attempt began.
+        is_continued: an earlier attempt wrote the token files, and maybe checkpoints.
+    """
+
+    config: Config
+    dataset: Dataset
+    data_fingerprint: str
+    run: TrainingRun
+    lock: RunLock
+    is_continued: bool
+
+    def task(self, config: TrainConfig | None = None, trial: int | None = None) -> Task:
+        """The task of every worker of the run, or of one trial, which has options of its own."""
+        return Task(config or self.config, self.dataset.labels, self.dataset.problem_type, self.lock.number, trial)
+
+    def write_bundle(
+        self,
+        config: TrainConfig,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        event_files: Path,
+        add_files: Callable[[Path], None] = lambda _: None,
+    ) -> BundleInfo:
+        """Write the bundle of the best epoch, if the lock, the output and the data set are as they were.
+
+        The arguments are those of `export.write_bundle`.
+        """
+        from bertray.training.export import write_bundle
+
+        best = checkpoints.load_best(progress)
+        self.lock.check()
+        check_output(self.config, self.run)  # again: hours have passed
+        self.run.begin_bundle()
+        output = Location.of(self.config.output)
+        return write_bundle(config, self.dataset, self.data_fingerprint, output, progress, best, event_files, add_files)
+
+
+class Task(NamedTuple):
+    """What a process needs to train; on a cluster every worker gets it.
+
+    Attributes:
+        lock_number: without this lock on the run's folder, a worker that outlives its driver must not write.
+        trial: its number in a search.
+    """
+
+    config: TrainConfig
+    labels: tuple[str, ...]
+    problem_type: ProblemType
+    lock_number: int
+    trial: int | None = None
+
+    def loop(self, device: torch.device, watcher: Watcher) -> AbstractContextManager[FineTuning]:
+        """The loop over the run's token files, which starts from the run's latest checkpoint."""
+        from bertray.training.checkpoints import checkpoints_of
+        from bertray.training.loop import opened
+
+        run = TrainingRun(Location.of(self.config.output), "training" if self.trial is None else "tuning")
+        folder = run.checkpoints if self.trial is None else run.trial_checkpoints(self.trial)
+        checkpoints = checkpoints_of(self.config, folder, run.location, self.lock_number)
+        return opened(
+            self.config,
+            run.rows,
+            self.labels,
+            self.problem_type,
+            device=device,
+            watcher=watcher,
+            checkpoints=checkpoints,
+        )
+
+
+@contextmanager
+def begun(config: Config, kind: Kind) -> Iterator[Attempt[Config]]:
+    """Check everything, take the lock and tokenise; remove the run's folder when the block has made the bundle.
+
+    If the block fails, the folder stays for the next attempt, unless there is no checkpoint yet.
+
+    Raises:
+        RequestError: an option, data, encoder, output or storage does not fit.
+        LockedError: another process works on the same output.
+    """
+    run = TrainingRun(Location.of(config.output), kind)
+    dataset = open_data(config)
+    check_output(config, run)
+    if config.mlflow_uri:
+        mlflow_client.check(config.mlflow_uri)
+    from bertray.model.pretrained import load_tokenizer
+    from bertray.tokenization.tokenizer import ColumnTokenizer
+    from bertray.training.token_files import write_rows
+
+    tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
+    config = with_absolute_paths(config, dataset)
+    with RunLock(run.location, new_run_id()).held() as lock:
+        try:
+            data_fingerprint = dataset.fingerprint()
+            is_continued = run.can_continue(config, data_fingerprint)
+            if not is_continued:
+                check_origin(config.encoder, data_fingerprint)
+                column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
+                write_rows(run.rows, dataset, column_tokenizer, encoder_config)
+                run.begin(config, data_fingerprint)
+            yield Attempt(config, dataset, data_fingerprint, run, lock, is_continued)
+        except BaseException:  # also Ctrl-C
+            if kept := run.what_is_kept():
+                _log.info("%s in %s: the same command continues from there", kept, run.location)
+            else:
+                lock.remove_output()
+            raise
+        lock.remove_output()
+
+
+def follow(
+    done: Future[Result],
+    look: Callable[[], None],
+    stop: Callable[[], object],
+    num_at_work: Callable[[], int] = lambda: 1,
+) -> Result:
+    """Look at work twice a second, and once when it has ended; returns its result.
+
+    Args:
+        look: runs in another thread, so that a signal does not interrupt it. If it raises, the work is stopped.
+        stop: has the work write its checkpoints, after Ctrl-C or SIGTERM too; they have `STOP_S` for that.
+        num_at_work: how many checkpoints there are to wait for.
+    """
+    with ThreadPoolExecutor(1) as looker:
+        try:
+            while not wait([done], timeout=LOOK_INTERVAL_S).done:
+                looker.submit(look).result()
+        except (KeyboardInterrupt, SystemExit, BertrayError):
+            if num_at_work():
+                _log.info("stopping: writing a checkpoint; a second signal ends it at once")
+            stop()
+            deadline_s = time.monotonic() + STOP_S
+            while not done.done() and num_at_work() and time.monotonic() < deadline_s:
+                wait([done], timeout=0.1)
+            if done.done() and (error := done.exception()):
+                _log.warning("warning: the checkpoint could not be written: %s", error)
+            raise
+        finally:
+            looker.submit(look).result()
+    return done.result()
+
+
+def tracker_of(config: TrainConfig, event_files: Path, mlflow_run_id: str | None = None) -> Tracker:
+    """The tracker of a run with these options; `Tracker` explains the other arguments."""
+    name, options = Location.of(config.output).name, config.model_dump(mode="json")
+    return Tracker(event_files, config.mlflow_uri, config.mlflow_experiment, name, options, mlflow_run_id=mlflow_run_id)
+
+
+def log_start(config: TrainingOptions, dataset: Dataset, workers: str, share: str) -> None:
+    """Log what is trained on which data, by which workers, and their share of the cluster or machine."""
+    num_rows, num_labels = dataset.num_rows("train"), len(dataset.labels)
+    message = "fine-tuning %s on %d rows of %d labels; %s with %s"
+    _log.info(message, config.encoder, num_rows, num_labels, workers, share)
+
+
+def log_epoch(metrics: Mapping[str, float], name: str) -> None:
+    """Log the metrics of an epoch."""
+    share = "accuracy" if "accuracy" in metrics else "subset_accuracy"
+    _log.info(
+        f"%s: train loss %.4f, validation loss %.4f, {share.replace('_', ' ')} %.4f, macro-F1 %.4f, %.0f s",
+        name,
+        *(metrics[key] for key in ("train_loss", "loss", share, "f1_macro", "wall_s")),
+    )
