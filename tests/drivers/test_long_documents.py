@@ -91,8 +91,11 @@ def test_evaluate_and_score_obey_the_bundle(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--long-documents mean --stride 10", r"--stride 10: windows of --max-length 12 hold 10 tokens .* --stride 3"),
-        ("--stride 4", r"stride 4 has no meaning with long_documents truncate: leave it out, or say mean or max"),
+        (
+            "--long-documents mean --stride 10",
+            r"--stride 10: a window of --max-length 12 holds 10 tokens .* --stride 3",
+        ),
+        ("--stride 4", r"stride 4 has no meaning with long_documents truncate: leave it out, or use mean or max"),
         ("--long-documents mean --stride -1", r"--stride: '-1' is not allowed\. .* greater than or equal to 0"),
         ("--long-documents middle", r"--long-documents: 'middle' is not allowed\. .*'truncate', 'mean' or 'max'"),
     ],
