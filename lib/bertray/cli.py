@@ -239,8 +239,8 @@ def _refuse_relative_output(config: JobConfig) -> None:
     output = getattr(config, "output", None) or "/"
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in output and not Path(output).is_absolute():
         raise RequestError(
-            f"--output {output} is relative and would lie in Ray's temporary copy of the code: give a URI, or a path "
-            "that starts with / on storage that every node can reach"
+            f"--output {output} is relative, so it would lie in Ray's temporary copy of the code: give a URI, or an "
+            "absolute path that every node can reach"
         )
 
 

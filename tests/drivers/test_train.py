@@ -135,7 +135,7 @@ def test_a_data_set_that_was_written_anew_makes_no_bundle(dataset: str, tiny_enc
     opened, output = Dataset.open(dataset), Location.of(str(tmp_path / "bundle"))
     config = TrainConfig(data=dataset, output=str(output), encoder=str(tiny_encoder))
     best = Best({}, np.empty((0, len(opened.labels)), dtype=np.float32))
-    with pytest.raises(RequestError, match=r"was written anew while the model was trained.*--restart"):
+    with pytest.raises(RequestError, match=r"was rewritten while the model was trained.*--restart"):
         write_bundle(config, opened, "fingerprint of another", output, Progress(), best)
     assert not output.exists()
 

@@ -12,7 +12,6 @@ With several labels a row (problem type multi_label_classification) the steps ar
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter
@@ -30,7 +29,7 @@ from bertray.data.splits import hold_out
 from bertray.errors import RequestError
 from bertray.schema import DATASET_SCHEMA, LABEL, LABEL_ID, LABEL_IDS, LABELS, MULTI_LABEL_SCHEMA, NO_CLASS, SPLITS
 from bertray.storage.location import Location
-from bertray.storage.outputs import put_records, refuse_in_bundle
+from bertray.storage.outputs import put_json, put_records, refuse_in_bundle
 from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
@@ -74,8 +73,8 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     (output / REPORT_FILE).remove()  # without a report the folder is no data set: a crash leaves no mixture
     for name, rows in splits.items():
         put_records(output / f"{name}.parquet", _with_ids(rows, labels))
-    for file, content in ((LABELS_FILE, labels), (REPORT_FILE, report)):
-        (output / file).put((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    put_json(output / LABELS_FILE, labels)
+    put_json(output / REPORT_FILE, report)
     return PrepareResult(str(output), tuple(labels), report["splits"], warnings, report)
 
 

@@ -124,7 +124,7 @@ def _stratified_by_units(
 def _count_by_unit(label_sets: list[list[str]], names: list[str]) -> tuple[list[str], csr_array, np.ndarray]:
     """The K columns' labels, counts_UK of the rows, and the unit of every row, given the name of each row's unit.
 
-    The label "" stands for no label, so that rows without one are divided like others; it also names the last column.
+    Rows without a label get the label "", so that they are divided like others. The last column is called "" too.
     """
     binarizer = MultiLabelBinarizer(sparse_output=True)
     labels_NC = binarizer.fit_transform([labels or [""] for labels in label_sets])

@@ -132,8 +132,8 @@ def begun(config: Config, kind: Kind) -> Iterator[Attempt[Config]]:
         LockedError: another process works on the same output.
     """
     run = TrainingRun(Location.of(config.output), kind)
+    check_output(config, run)  # first: opening the data may download the encoder
     dataset = open_data(config)
-    check_output(config, run)
     if config.mlflow_uri:
         mlflow_client.check(config.mlflow_uri)
     from bertray.model.pretrained import load_tokenizer

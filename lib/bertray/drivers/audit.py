@@ -11,7 +11,6 @@ Legend: N training rows, M of them with tokens, C classes.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from importlib.metadata import version
@@ -31,7 +30,7 @@ from bertray.metrics.classification import multi_label_metrics, summary_metrics
 from bertray.reports.terminal import print_audit
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock, new_run_id
-from bertray.storage.outputs import put_records, refuse_in_bundle
+from bertray.storage.outputs import put_json, put_records, refuse_in_bundle
 from bertray.training.config import AuditConfig
 from bertray.training.preflight import check_origin, naming_rows, open_data, with_absolute_paths
 from bertray.versions import versions
@@ -144,7 +143,7 @@ def audit(config: AuditConfig) -> Audit:
         lock.check()
         (output / REPORT_FILE).remove()  # without it the folder holds no audit: a crash cannot mix two audits
         put_records(output / SUSPECTS_FILE, suspects)
-        (output / REPORT_FILE).put((json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+        put_json(output / REPORT_FILE, report)
     quality_N = np.full(rows.num_rows, np.nan)
     quality_N[judged] = issues.quality_N
     return Audit(report, suspects, quality_N)

@@ -11,7 +11,6 @@ Legend: N rows, C classes.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from dataclasses import dataclass
@@ -31,11 +30,12 @@ from bertray.metrics import baseline, calibration, classification
 from bertray.reports.terminal import SUMMARY_METRICS, print_evaluation
 from bertray.schema import LABEL, NO_CLASS, NUM_TOKENS, REVIEW, SCORE, TEXT, TRUNCATED
 from bertray.storage.location import Location
-from bertray.storage.outputs import put_records, refuse_in_bundle
+from bertray.storage.outputs import put_json, put_records, refuse_in_bundle
 from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
+_METRICS_FILE = "metrics.json"
 _ENGINE = ("engine", "precision", "accuracy_fp32", "accuracy_int8", "accuracy_fp16", "accuracy_drop_points")
 _SUMMARY = ("num_rows", *SUMMARY_METRICS, "ece", "nll", "review", "out_of_scope", "baseline", *_ENGINE, "wall_s")
 
@@ -107,8 +107,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     for name in (SCORE, REVIEW, NUM_TOKENS, TRUNCATED):
         table = table.append_column(name, split.predictions[name])
     table = table.append_column("baseline_predicted", baseline_predicted)
+    (output / _METRICS_FILE).remove()  # without it the folder holds no evaluation: a crash cannot mix two of them
     put_records(output / "predictions.parquet", table)
-    (output / "metrics.json").put((json.dumps(metrics, indent=2, ensure_ascii=False) + "\n").encode())
+    put_json(output / _METRICS_FILE, metrics)
     return EvaluateResult(str(output), metrics, table)
 
 
@@ -231,7 +232,7 @@ def _review(split: _Split, is_right_N: np.ndarray) -> dict[str, Any]:
 
 
 def _out_of_scope(split: _Split, threshold: float | None) -> dict[str, Any] | None:
-    """Texts are rejected by the class that stands for them or, without such a class, by a score below a threshold."""
+    """How well texts out of scope are rejected: by their own class if there is one, otherwise by a low score."""
     label, labels = split.dataset.oos_label, split.dataset.labels
     if label is None:
         return None

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bertray.bundle.guard import torch_summary
-from bertray.bundle.info import opened, read_info, was_replaced
+from bertray.bundle.info import BundleInfo, opened, read_info, was_replaced
 from bertray.bundle.isolated import IsolatedBundle
 from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, JobResult, keep_ray_on_loopback
 from bertray.errors import RequestError, ShardError
@@ -33,7 +33,7 @@ from bertray.scoring.archive import Archive, list_shards, probe, remember, resol
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.gate import Verdict, judge
 from bertray.scoring.manifest import Manifest, Plan, fingerprint, plan
-from bertray.scoring.runs import Announcement, Recorder, Runs
+from bertray.scoring.runs import Announcement, Rate, Recorder, Runs, Unannounced
 from bertray.scoring.score_shard import STEP_BYTES
 from bertray.scoring.score_unit import LocalPool, Pool, Request
 from bertray.scoring.shard_reader import check_columns, steps
@@ -164,14 +164,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
             num_pruned = _prune(output, manifest, run_id, list_shards(source, output).shards)
         # A listing of only a part does not tell which other shards still exist.
         news = runs.unannounced(announced, archive.paths() if archive.is_whole else None)
-        # A person has accepted before that the archive differs from the bundle's validation rows.
-        was_accepted = announced is not None and announced.accepted_bundle == info.fingerprint()
-        references = {_LAST: announced.profile} if announced else {}
-        if info.validation_profile and not was_accepted:
-            references[_VALIDATION] = info.validation_profile
-        verdict = None
-        if news.num_shards:
-            verdict = judge(news.profile, references, news.num_shards, news.num_shards_failed, config)
+        verdict = _judged(news, announced, info, config) if news.num_shards else None
         summary = {
             "output": str(output),
             "run_id": run_id if todo.pending or verdict else None,
@@ -185,14 +178,37 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
             lock.check()
             runs.finish(run_id, {**summary, "failures": recorder.failures, "movements": verdict.table()})
             if not verdict.is_held:
-                rate = announced.rate if announced else None
                 measured = recorder.rate(summary["num_actors"]) if todo.pending else None
-                if measured and measured.says_more_than(rate):
-                    rate = measured
-                differs = any(one.is_beyond for one in verdict.movements if one.against == _VALIDATION)
-                accepted = info.fingerprint() if was_accepted or differs else None
-                runs.announce(Announcement(run_id=run_id, profile=news.profile, accepted_bundle=accepted, rate=rate))
+                runs.announce(_announcement(run_id, news, announced, verdict, info, measured))
     return ScoreResult(str(output), summary, recorder.failures, verdict, news.shards_with_errors)
+
+
+def _judged(news: Unannounced, announced: Announcement | None, info: BundleInfo, config: ScoreConfig) -> Verdict:
+    references = {_LAST: announced.profile} if announced else {}
+    if info.validation_profile and not _was_accepted(announced, info):
+        references[_VALIDATION] = info.validation_profile
+    return judge(news.profile, references, news.num_shards, news.num_shards_failed, config)
+
+
+def _announcement(
+    run_id: str,
+    news: Unannounced,
+    announced: Announcement | None,
+    verdict: Verdict,
+    info: BundleInfo,
+    measured: Rate | None,
+) -> Announcement:
+    rate = announced.rate if announced else None
+    if measured and measured.says_more_than(rate):
+        rate = measured
+    differs = any(one.is_beyond for one in verdict.movements if one.against == _VALIDATION)
+    accepted = info.fingerprint() if differs or _was_accepted(announced, info) else None
+    return Announcement(run_id=run_id, profile=news.profile, accepted_bundle=accepted, rate=rate)
+
+
+def _was_accepted(announced: Announcement | None, info: BundleInfo) -> bool:
+    """Whether a person has accepted that the archive differs from the bundle's validation rows."""
+    return announced is not None and announced.accepted_bundle == info.fingerprint()
 
 
 def _log_plan(todo: Plan, config: ScoreConfig) -> None:

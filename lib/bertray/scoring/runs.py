@@ -12,7 +12,6 @@ since the last announcement.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import Counter
@@ -34,7 +33,7 @@ from bertray.scoring.manifest import Manifest
 from bertray.scoring.units import STAGING_FOLDER, Outcome, Work, stale
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock
-from bertray.storage.outputs import last_of_each_path, put_records, read_records
+from bertray.storage.outputs import last_of_each_path, put_json, put_records, read_records
 
 _log = logging.getLogger(__name__)
 
@@ -96,8 +95,8 @@ class Runs:
 
     def begin(self, run_id: str, request: dict[str, Any], plan: dict[str, Any]) -> None:
         """Write what is to be done. An output that cannot be written fails here, before any work."""
-        _put_json(self._folder / run_id / "config.json", request)
-        _put_json(self._folder / run_id / "plan.json", plan)
+        put_json(self._folder / run_id / "config.json", request)
+        put_json(self._folder / run_id / "plan.json", plan)
 
     def append(self, run_id: str, outcomes: list[Outcome]) -> None:
         """Report what became of shards, in one file (none for no outcomes)."""
@@ -111,7 +110,7 @@ class Runs:
             self._num_written += 1
 
     def finish(self, run_id: str, summary: dict[str, Any]) -> None:
-        _put_json(self._folder / run_id / "summary.json", summary)
+        put_json(self._folder / run_id / "summary.json", summary)
 
     def announce(self, announcement: Announcement) -> None:
         (self._folder / "latest.json").put(announcement.model_dump_json(indent=2).encode() + b"\n")
@@ -163,10 +162,6 @@ def _summed(report: pa.Table) -> Profile:
         else:
             facts[name] = pc.sum(column).as_py() or 0
     return Profile(**facts)
-
-
-def _put_json(file: Location, content: dict[str, Any]) -> None:
-    file.put((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 class Recorder:

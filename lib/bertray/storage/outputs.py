@@ -1,12 +1,14 @@
-"""What jobs need for their outputs: the guard of bundles, the sha256 of a file, small Parquet files of records."""
+"""What jobs need for their outputs: the guard of bundles, the sha256 of a file, files of JSON and of records."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +36,11 @@ def sha256_of(path: Path) -> str:
     """The file's sha256 as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def put_json(file: Location, content: Any) -> None:
+    """Write content as one JSON file, indented for people, atomically."""
+    file.put((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def put_records(file: Location, records: pa.Table) -> None:

@@ -64,7 +64,7 @@ def write_bundle(
     """
     if dataset.fingerprint() != data_fingerprint:
         raise RequestError(
-            f"{dataset.location} was written anew while the model was trained, and the bundle needs its validation "
+            f"{dataset.location} was rewritten while the model was trained, and the bundle needs its validation "
             "rows: put the data set back and run the same command again, or start over with --restart"
         )
     validation = dataset.split("validation")
