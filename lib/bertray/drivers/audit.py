@@ -32,7 +32,7 @@ from bertray.storage.location import Location
 from bertray.storage.lock import RunLock, new_run_id
 from bertray.storage.outputs import put_json, put_records, refuse_in_bundle
 from bertray.training.config import AuditConfig
-from bertray.training.preflight import check_origin, naming_rows, open_data, with_absolute_paths
+from bertray.training.preflight import check_origin, naming_rows, open_data, refuse_to_replace_data, with_absolute_paths
 from bertray.versions import versions
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def audit(config: AuditConfig) -> Audit:
     started_s = time.monotonic()
     output = Location.of(config.output)
     refuse_in_bundle(output)
+    refuse_to_replace_data(config)
     dataset = open_data(config)
     try:
         from bertray.metrics import label_issues

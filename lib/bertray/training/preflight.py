@@ -26,10 +26,14 @@ _log = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=TrainingOptions)
 
 
-def open_data(config: TrainingOptions) -> Dataset:
-    """Open the data set; refuse one that cannot be learnt, an output that would replace it, and a missing encoder."""
+def refuse_to_replace_data(config: TrainingOptions) -> None:
+    """Refuse an output that holds the data set."""
     if Location.of(config.output).contains(Location.of(config.data)):
         raise RequestError(f"--output {config.output} holds --data {config.data}: choose a folder of its own")
+
+
+def open_data(config: TrainingOptions) -> Dataset:
+    """Open the data set; refuse one that cannot be learnt, and a missing encoder."""
     dataset = Dataset.open(config.data)
     rows = dataset.in_scope(dataset.split("train"))
     num_rows, num_labels = rows.num_rows, len(dataset.labels)
@@ -54,6 +58,7 @@ def open_data(config: TrainingOptions) -> Dataset:
 
 def check_output(config: TrainConfig, run: TrainingRun) -> None:
     """Refuse to replace anything but a bundle, or what the run itself has begun to write."""
+    refuse_to_replace_data(config)
     output = Location.of(config.output)
     refuse_in_bundle(output, output.ancestors())
     if not output.exists() or (not output.is_file() and output.is_empty()) or run.has_left_half_a_bundle():
