@@ -1,6 +1,7 @@
 """Options from defaults, YAML, environment and flags; errors that say what to change; the summary line."""
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -235,3 +236,33 @@ def test_the_separator_belongs_to_several_labels() -> None:
     assert load_config("prepare", PrepareConfig, given).separator is None
     assert load_config("prepare", PrepareConfig, [*given, "--multi-label"]).separator == ";"
     assert load_config("prepare", PrepareConfig, [*given, "--multi-label", "--label-separator", ", "]).separator == ", "
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("--lr", "--learning-rate"), ("--bs", "--batch-size"), ("--epoch", "--epochs")]
+)
+def test_options_are_suggested_by_their_initials_too(given: str, meant: str) -> None:
+    with pytest.raises(RequestError, match=f"unknown option {given}. Did you mean '{meant}'"):
+        load_config("train", TrainConfig, [*REQUIRED, given, "1"])
+
+
+@pytest.mark.parametrize(
+    "text", ["data: !!python/object/apply:os.system [touch ran]", "data: !!python/name:os.system", "data: [1"]
+)
+def test_a_configuration_file_runs_nothing(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("options.yaml").write_text(text)
+    with pytest.raises(RequestError, match=r'options\.yaml is not YAML: (?s:.)*"options\.yaml", line 1'):
+        load_config("train", TrainConfig, ["--config", "options.yaml"])
+    assert not Path("ran").exists()
+
+
+def test_nothing_that_is_logged_or_refused_commands_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(_: TrainConfig) -> JobResult:
+        logging.getLogger("bertray.x").warning("shard \x1b]0;a title\x07 failed")
+        raise RequestError("the path \x1b[2J\u202e is wrong")
+
+    assert run_job("train", TrainConfig, run, REQUIRED) == 2
+    shown = capsys.readouterr().err
+    assert "shard \\x1b]0;a title\\x07 failed\n" in shown
+    assert "the path \\x1b[2J\\u202e is wrong\n" in shown

@@ -1,11 +1,13 @@
 """The jobs as a person types them: help, answers, mistakes."""
 
 import ast
+import io
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -90,11 +92,26 @@ def test_predict_ends_quietly_when_its_reader_does(tiny_bundle: Path) -> None:
     assert finished.stderr == ""
 
 
+def test_predict_on_a_terminal_says_what_it_waits_for(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    typed = SimpleNamespace(isatty=lambda: True, buffer=io.BytesIO(b"a text\n"))
+    monkeypatch.setattr(sys, "stdin", typed)
+    assert JOBS["predict"](["--bundle", str(tiny_bundle), "--precision", "fp32"]) == 0
+    shown = capfd.readouterr()
+    assert "type a text and Enter; Ctrl-D ends\n" in shown.err
+    assert json.loads(shown.out)["text"] == "a text"
+
+
 def test_a_missing_bundle(tmp_path: Path) -> None:
-    finished = run_job_process("predict", "--bundle", tmp_path / "no-such-bundle", "x")
+    (tmp_path / "such-bundle").mkdir()
+    finished = run_job_process("predict", "--bundle", tmp_path / "suhc-bundle", "x")
     assert finished.returncode == 2
     assert finished.stdout == ""
-    assert re.fullmatch(r"error: .*no-such-bundle is no model bundle: .*bertray train.*\n", finished.stderr)
+    expected = (
+        r"error: .*suhc-bundle is no model bundle: it does not exist\. Did you mean 'such-bundle'\? .*bertray train.*\n"
+    )
+    assert re.fullmatch(expected, finished.stderr)
 
 
 @pytest.mark.services

@@ -13,6 +13,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,7 +36,7 @@ exit codes: 0 done; 1 failed while running; 2 bad request, the message says what
             3 some shards failed (bertray score); 4 another run is using the output;
             5 scored, but held back until a person looks at it (bertray score);
             130, 143 stopped by SIGINT or SIGTERM"""
-_STOPPED = "stopped; what was finished is kept: repeat the command to continue train, tune or score"
+_CONTINUED = ("train", "tune", "score")
 
 Config = TypeVar("Config", bound=JobConfig)
 
@@ -63,21 +64,26 @@ def run_job(
         with redirect_stdout(sys.stderr), _sigterm_raises():
             outcome = run(config)
     except KeyboardInterrupt:
-        print(_STOPPED, file=sys.stderr)
+        _say_stopped(name)
         return EXIT_INTERRUPTED
     except SystemExit as stop:
         if stop.code not in (EXIT_TERMINATED, signal.SIGTERM):  # the latter is Ray's own handler
             raise
-        print(_STOPPED, file=sys.stderr)
+        _say_stopped(name)
         return EXIT_TERMINATED
     except BertrayError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         if isinstance(error, LockedError):
             return EXIT_LOCKED
         return EXIT_BAD_REQUEST if isinstance(error, RequestError) else EXIT_FAILED
     if outcome.summary is not None:
         print(json.dumps(outcome.summary, ensure_ascii=False), flush=True)
     return outcome.exit_code
+
+
+def _say_stopped(name: str) -> None:
+    kept = "; what was finished is kept: the same command continues" if name in _CONTINUED else ""
+    print(f"stopped{kept}", file=sys.stderr)
 
 
 def leave(exit_code: int) -> NoReturn:
@@ -201,7 +207,8 @@ _Loader.yaml_implicit_resolvers = {
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}  # noqa: S506 - a SafeLoader
+        with path.open(encoding="utf-8") as file:  # whose name the errors say
+            values = yaml.load(file, _Loader) or {}  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise RequestError(f"--config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -212,8 +219,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """A sentence that suggests the allowed name closest to `name`; empty if none is close."""
-    close = difflib.get_close_matches(name, list(allowed), n=1)
+    """A sentence that suggests the allowed name closest to `name`, or of these initials; empty if none is close."""
+    names = list(allowed)
+    of_initials = [one for one in names if "".join(part[:1] for part in re.split("[-_]+", one)) == name.strip("-")]
+    close = of_initials or difflib.get_close_matches(name, names, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
@@ -250,6 +259,20 @@ def keep_ray_on_loopback() -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
+# Other control characters than line breaks and tabs, and those that reverse the order of what follows.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """The text with control characters as escapes: a text or a path must not change the terminal it is shown on."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 class _StderrHandler(logging.StreamHandler[Any]):
     """Writes to the current sys.stderr, which a progress bar replaces while it is shown."""
 
@@ -260,7 +283,7 @@ class _StderrHandler(logging.StreamHandler[Any]):
 
 def _log_to_stderr() -> None:
     handler = _StderrHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logger = logging.getLogger("bertray")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)

@@ -1,5 +1,7 @@
 """All errors that bertray raises on purpose. A message states the value, the limit, the path and the next step."""
 
+from importlib import metadata
+
 
 class BertrayError(Exception):
     """Base of every error raised on purpose: exit code 1."""
@@ -52,8 +54,10 @@ def missing_extra(what: str, extra: str, otherwise: str = "") -> RequestError:
         what: the option or command that needs it.
         otherwise: how to do without it, as "leave --mlflow-uri out".
     """
+    try:
+        split = (line.partition(";") for line in metadata.requires("bertray") or [])
+        packages = " ".join(f"'{package.strip()}'" for package, _, marker in split if f'extra == "{extra}"' in marker)
+    except metadata.PackageNotFoundError:  # the library of a checkout, which is not installed
+        packages = f"-c constraints.txt '.[{extra}]'"
     instead = f", or {otherwise}" if otherwise else ""
-    return RequestError(
-        f"{what} needs the extra {extra!r}: pip install 'bertray[{extra}]' on every node (in a checkout: "
-        f"pip install -c constraints.txt '.[{extra}]'){instead}"
-    )
+    return RequestError(f"{what} needs the extra {extra!r}. On every node: pip install {packages}{instead}")

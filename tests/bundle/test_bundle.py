@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 import bertray
 from bertray import Bundle, BundleError, Prediction, RequestError
 from bertray.bundle.bundle import seal
+from bertray.bundle.card import model_card
 from bertray.bundle.info import read_info
 from bertray.bundle.predictions import is_given
 from bertray.metrics.calibration import probabilities
@@ -144,6 +145,7 @@ def test_predict_takes_strings_only(tiny_bundle: Path) -> None:
     for texts in ([1, 2], ["lone surrogate \ud800"]):
         with pytest.raises(RequestError, match="give a sequence of strings"):
             bundle.predict(texts)  # type: ignore[arg-type]
+    assert [one.error for one in bundle.predict(["a", float("nan")])] == [None, "text is null"]  # type: ignore[list-item]
     with pytest.raises(RequestError, match=r"not one string: \[text\]"):
         bundle.predict("a text")
 
@@ -333,11 +335,14 @@ def test_the_card_says_how_sure_it_is(make_bundle: Callable[..., Path]) -> None:
     plain = (make_bundle() / "README.md").read_text()
     for word in ("temperature", "reviewed", "several labels", "given from", "top_k"):
         assert word not in plain
-    calibration = {"ece_before": 0.0712, "ece_after": 0.01, "nll_before": 0.5, "nll_after": 0.4}
+    calibration = {"ece_before": 0.0712, "ece_after": 0.01, "nll_before": 0.5, "nll_after": 0.4, "nll_gain_z": 1.9}
+    assert "temperature" not in (make_bundle(temperature=1.5, calibration=calibration) / "README.md").read_text()
+    calibration["nll_gain_z"] = 2.0
     sure = make_bundle(temperature=1.5, calibration=calibration, review_below=0.61, target_precision=0.95)
     card = (sure / "README.md").read_text()
     assert "divided by a temperature of 1.500, in the weights" in card
-    assert "was 0.0712 before and is 0.0100 now." in card
+    assert "was 0.5000 before and is 0.4000 now; " in card
+    assert "was 0.0712 and is 0.0100." in card
     assert (
         "A text with a score below 0.6100 is to be reviewed by a person: of the others, 0.95 or more are right" in card
     )
@@ -347,8 +352,22 @@ def test_the_card_says_how_sure_it_is(make_bundle: Callable[..., Path]) -> None:
     several = make_bundle(problem_type="multi_label_classification", thresholds=THRESHOLDS)
     card = (several / "README.md").read_text()
     assert "at least the threshold of the label.\n" in card
-    assert "| label | given from |\n|---|---|\n| a | 0.9000 |\n| b | 0.2000 |\n| c | 0.6000 |\n\n| validation" in card
+    assert (
+        "| label | given from |\n|---|---|\n| `a` | 0.9000 |\n| `b` | 0.2000 |\n| `c` | 0.6000 |\n\n| validation"
+        in card
+    )
     assert 'truncation=True, top_k=None)("a text")' in card
+
+
+def test_labels_in_the_card_are_no_markup(make_bundle: Callable[..., Path]) -> None:
+    folder = make_bundle(problem_type="multi_label_classification", thresholds=THRESHOLDS)
+    info = read_info(Location.of(str(folder)))
+    hostile = ("<script>alert(1)</script>", "a|b `c``d`", "two\nlines \x1b[31m")
+    changed = {"labels": hostile, "training": {**info.training, "data": "a`<b>`"}}
+    card = model_card(info.model_copy(update=changed), folder)
+    assert "Labels: `<script>alert(1)</script>`, ``` a|b `c``d` ```, `two lines \\x1b[31m`\n" in card
+    assert "\n| ``` a\\|b `c``d` ``` | 0.2000 |\n" in card
+    assert "`` a`<b>` ``" in card
 
 
 def test_nothing_in_a_bundle_is_pickled(tiny_bundle: Path) -> None:

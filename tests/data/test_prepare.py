@@ -66,7 +66,7 @@ def test_the_same_request_gives_the_same_bytes(tmp_path: Path) -> None:
     source = write(tmp_path / "in.parquet", many(200))
     fingerprints = []
     for seed in (0, 0, 1):
-        _, dataset = run(tmp_path, input=source, seed=seed)
+        _, dataset = run(tmp_path, input=source, seed=seed, overwrite=True)
         fingerprints.append(dataset.fingerprint())
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
@@ -129,6 +129,21 @@ def test_a_rare_class_is_reported_and_trained_on(tmp_path: Path) -> None:
 def test_one_label_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"1 distinct labels \(\['a'\]\); a classifier needs two"):
         run(tmp_path, input=write(tmp_path / "in.parquet", [(str(row), "a") for row in range(50)]))
+
+
+def test_a_data_set_is_replaced_only_if_asked(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.parquet", many(50))
+    _, dataset = run(tmp_path, input=source)
+    other = write(tmp_path / "other.parquet", many(80))
+    for left in ("report.json", "train.parquet"):  # the second as if an earlier run had died while it wrote
+        with pytest.raises(RequestError, match=rf"--output .*dataset has a {left}: choose .* with --overwrite"):
+            run(tmp_path, input=other)
+        assert dataset.num_rows("train") == 40
+        (tmp_path / "dataset" / "report.json").unlink(missing_ok=True)
+    report, _ = run(tmp_path, input=other, overwrite=True)
+    assert report["splits"]["train"] == 64
+    with pytest.raises(RequestError, match=r"--output .*in\.parquet is a file: give a folder"):
+        prepare(PrepareConfig(input=[other], output=source))
 
 
 def test_the_input_is_never_overwritten(tmp_path: Path) -> None:
@@ -227,7 +242,9 @@ def test_strings_and_lists_of_the_same_labels_give_the_same_rows(tmp_path: Path)
     _, dataset = run(tmp_path, input=str(tmp_path / "in.parquet"), multi_label=True)
     fingerprint = dataset.fingerprint()
     write(tmp_path / "in.parquet", strings)  # in the same place, which the rows name
-    _, dataset = run(tmp_path, input=str(tmp_path / "in.parquet"), multi_label=True, label_separator="|")
+    _, dataset = run(
+        tmp_path, input=str(tmp_path / "in.parquet"), multi_label=True, label_separator="|", overwrite=True
+    )
     assert dataset.fingerprint() == fingerprint
 
 

@@ -61,6 +61,11 @@ def test_what_is_written(tiny_bundle: Path, tmp_path: Path) -> None:
         expected = metrics["baseline"]["accuracy"] if name == "baseline" else metrics[name]
         assert sum(hits) / len(hits) == pytest.approx(expected)
     assert metrics["same_data_as_training"] is False  # the tiny bundle was trained on nothing
+    for name, (low, high) in metrics["baseline"]["difference_intervals"].items():
+        assert low <= metrics[name] - metrics["baseline"][name] <= high
+    with pytest.raises(RequestError, match=r"--output .* has a metrics\.json: choose .* with --overwrite"):
+        evaluate(config)
+    assert evaluate(config.model_copy(update={"overwrite": True})).metrics["accuracy"] == metrics["accuracy"]
 
 
 @pytest.mark.parametrize("is_multi_label", [False, True])
@@ -84,10 +89,10 @@ def test_the_baseline_is_left_out_or_fitted_on_a_sample(
     assert read(tmp_path / "out")[0]["baseline"] is None
     assert set(read(tmp_path / "out")[1]["baseline_predicted"]) == {None}
     assert "this bundle" in (shown := capsys.readouterr().err) and "TF-IDF" not in shown
-    monkeypatch.setattr("bertray.drivers.evaluate.MAX_BASELINE_ROWS", 20)
-    run(EvaluateConfig(**places))
+    monkeypatch.setattr("bertray.drivers.measure.MAX_BASELINE_ROWS", 20)
+    run(EvaluateConfig(**places, overwrite=True))
     assert read(tmp_path / "out")[0]["baseline"]["num_training_rows"] == 20
-    assert "20 training" in capsys.readouterr().err
+    assert "regression, 20" in " ".join(capsys.readouterr().err.split())
 
 
 def write(file: Path, rows: Iterable[tuple[str, str | list[str]]]) -> str:
@@ -153,10 +158,10 @@ def test_texts_out_of_scope_are_found_by_their_score(
     )
     assert (scope["num_rows_in_scope"], scope["num_rows_out_of_scope"]) == (60, 30)
 
-    higher = evaluate(config.model_copy(update={"oos_threshold": 1.0})).metrics["out_of_scope"]
+    higher = evaluate(config.model_copy(update={"oos_threshold": 1.0, "overwrite": True})).metrics["out_of_scope"]
     assert (higher["threshold"], higher["oos_recall"], higher["in_scope_coverage"]) == (1.0, 1.0, 0.0)
     assert (higher["oos_precision"], higher["auroc"]) == (pytest.approx(1 / 3), scope["auroc"])
-    none = evaluate(config.model_copy(update={"bundle": str(make_bundle())})).metrics
+    none = evaluate(config.model_copy(update={"bundle": str(make_bundle()), "overwrite": True})).metrics
     assert none["review"] is None
     assert none["out_of_scope"]["threshold"] is None
     assert (none["out_of_scope"]["oos_recall"], none["out_of_scope"]["in_scope_coverage"]) == (0.0, 1.0)

@@ -196,7 +196,7 @@ def test_a_bad_request_fails_the_job_and_says_why(head, archive, tmp_path):
     failed = submit(head, "python", "-c", where + request)
     assert failed.returncode == 1, failed.stdout
     assert "failed with exit code 2" in failed.stdout
-    assert f"error: {missing} is no model bundle: it has no bundle.json" in failed.stdout
+    assert f"error: {missing} is no model bundle: it does not exist" in failed.stdout
     assert f"runs {sys.prefix} lib/bertray/__init__.py" in failed.stdout
     assert "Traceback" not in failed.stdout
 

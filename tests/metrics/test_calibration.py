@@ -109,6 +109,20 @@ def test_a_temperature_that_gains_nothing_is_one() -> None:
     assert fit_temperature(np.zeros((9, 3)), np.zeros(9, dtype=int)) == 1
 
 
+@pytest.mark.parametrize("multi_hot", [False, True])
+def test_a_gain_of_chance_is_told_from_one_that_lasts(multi_hot: bool) -> None:
+    rng = np.random.default_rng(5)
+
+    def share_beyond(factor: float) -> float:
+        draws = [drawn(rng, 500, 4, multi_hot=multi_hot) for _ in range(100)]
+        return np.mean(
+            [calibrate(factor * logits_NC, targets)[1]["nll_gain_z"] >= 1.96 for logits_NC, targets in draws]
+        )
+
+    assert share_beyond(1.0) <= 0.12  # 5 % are meant
+    assert share_beyond(1.3) >= 0.9
+
+
 def test_worse_than_chance_is_not_believed_at_all() -> None:
     logits_NC = np.tile([5.0, 0.0], (100, 1))
     assert fit_temperature(logits_NC, np.ones(100, dtype=int)) == pytest.approx(TEMPERATURE_BOUNDS[1], rel=0.01)

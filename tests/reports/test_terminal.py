@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from bertray.metrics.classification import full_metrics, multi_label_metrics, out_of_scope_metrics
-from bertray.reports.terminal import print_dataset, print_evaluation, print_look, print_scoring, print_trials
+from bertray.reports.terminal import (
+    SUMMARY_METRICS,
+    print_dataset,
+    print_evaluation,
+    print_look,
+    print_scoring,
+    print_trials,
+)
 from bertray.training.trials import TrialRecord
 from tests.conftest import write_shard
 
@@ -66,12 +73,17 @@ def test_rows_out_of_scope_have_a_line_after_many_classes(is_class: bool, capsys
     assert line.split() == f"aside (out of scope, {kind}) {7 * is_class} 8 9".split()
 
 
+INTERVALS = {"difference_intervals": dict.fromkeys(SUMMARY_METRICS, (-0.1, 0.3))}
 HOW_SURE: dict[str, Any] = {"ece": 0.03124, "nll": 0.5, "review": None, "out_of_scope": None}
 
 
 def test_evaluation_says_how_sure_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     metrics = full_metrics(np.array([0, 1]), np.array([0, 1]), ("a", "b"))
-    metrics |= {"split": "test", "baseline": {**metrics, "name": "the baseline", "num_training_rows": 1200}, **HOW_SURE}
+    metrics |= {
+        "split": "test",
+        "baseline": {**metrics, "name": "the baseline", "num_training_rows": 1200, **INTERVALS},
+        **HOW_SURE,
+    }
     metrics["review"] = {"review_below": 0.61, "target_precision": 0.95, "coverage": 0.0, "precision": None}
     scope = out_of_scope_metrics(np.array([0, -1, -1, 1]), np.array([0, -1, 1, -1]), np.array([0.9, 0.1, 0.8, 0.3]))
     metrics["out_of_scope"] = {"label": "oos", "is_class": False, "threshold": 0.5, **scope}
@@ -97,7 +109,11 @@ def test_evaluation_says_how_sure_it_is(capsys: pytest.CaptureFixture[str]) -> N
 def test_evaluation_of_several_labels_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     true_NC = np.array([[1, 0], [1, 1]])
     metrics = multi_label_metrics(true_NC, np.array([[1, 0], [1, 0]]), ("good", "weak"))
-    metrics |= {"split": "test", "baseline": {**metrics, "name": "the baseline", "num_training_rows": 1200}, **HOW_SURE}
+    metrics |= {
+        "split": "test",
+        "baseline": {**metrics, "name": "the baseline", "num_training_rows": 1200, **INTERVALS},
+        **HOW_SURE,
+    }
     print_evaluation(metrics)
     text = capsys.readouterr().err
     assert "subset_accuracy" in text and "f1_micro" in text
@@ -112,7 +128,7 @@ def test_evaluation_puts_the_weakest_class_first(capsys: pytest.CaptureFixture[s
     metrics = full_metrics(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), ("good", "weak"))
     metrics |= {
         "split": "test",
-        "baseline": {**metrics, "name": "the baseline", "num_training_rows": 1200, "accuracy": 0.5},
+        "baseline": {**metrics, "name": "the baseline", "num_training_rows": 1200, "accuracy": 0.5, **INTERVALS},
         **HOW_SURE,
     }
     print_evaluation(metrics)
@@ -120,24 +136,30 @@ def test_evaluation_puts_the_weakest_class_first(capsys: pytest.CaptureFixture[s
     assert "0.0312" in text
     assert "review" not in text
     assert "scope" not in text
-    assert "+0.2500" in text
+    assert "+0.250 (-0.100 to +0.300)" in text
     assert text.index("│ weak") < text.index("│ good")
     assert "weak (1)" in text
 
 
-def test_labels_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    labels = {label: {"train": 1, "validation": 1, "test": 1} for label in ("[/b]", "[other]", ":smile:")}
+def test_labels_are_neither_markup_nor_commands_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("[/b]", "[other]", ":smile:", "\x1b[31mred", "\u202eback", "two\nlines")
+    labels = {label: {"train": 1, "validation": 1, "test": 1} for label in names}
     splits = {"train": 3, "validation": 3, "test": 3}
     print_dataset({"labels": labels, "splits": splits, "num_rows_in": 9, "num_rows_kept": 9, "num_rows_out": {}})
     text = capsys.readouterr().err
-    for label in labels:
-        assert label in text
+    for shown in (*names[:3], "\\x1b[31mred", "\\u202eback", "two\\nlines"):
+        assert shown in text
+    assert not {"\x1b", "\u202e"} & set(text)
 
 
 def test_failed_shards_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     print_scoring({"num_rows": 12345}, [{"path": f"{number}.parquet", "reason": "broken"} for number in range(31)])
     text = capsys.readouterr().err
     assert "12,345" in text
+    print_scoring({"num_rows_error": 0, "num_shards_gone": 0, "held_because": [], "hours_estimated": 0.0}, [])
+    text += capsys.readouterr().err
+    assert "num_rows_error" in text and "hours_estimated" in text
+    assert "num_shards_gone" not in text and "held_because" not in text
     assert "29.parquet" in text
     assert "1 more in the run's summary.json" in text
 

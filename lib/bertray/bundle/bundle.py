@@ -163,7 +163,7 @@ def _as_column(texts: Texts) -> pa.Array | pa.ChunkedArray:
         if isinstance(texts, pa.Array | pa.ChunkedArray):
             check_text_type(texts.type)
             return texts
-        return pa.array(texts, pa.large_string())
+        return pa.array(texts, pa.large_string(), from_pandas=True)  # NaN is null
     except (ShardError, pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, TypeError) as error:
         raise RequestError(f"give a sequence of strings: {error}") from error
 

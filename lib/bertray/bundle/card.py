@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from jinja2 import StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined
 
 from bertray.bundle.info import CURVES_FILE, EVENTS_FOLDER, BundleInfo
+from bertray.cli import printable
 
 _CARD = """\
 ---
@@ -15,10 +17,10 @@ pipeline_tag: text-classification
 ---
 # {{ labels | length }}-way text classifier
 
-`{{ encoder }}`, fine-tuned with bertray {{ versions.bertray }} on {{ training.data }}
+{{ encoder | code }}, fine-tuned with bertray {{ versions.bertray }} on {{ training.data | code }}
 (data fingerprint `{{ data_fingerprint[:16] }}`).
 
-Labels: {% for label in labels %}`{{ label }}`{{ ", " if not loop.last else "" }}{% endfor %}
+Labels: {% for label in labels %}{{ label | code }}{{ ", " if not loop.last else "" }}{% endfor %}
 
 {% if stride is none -%}
 Texts are cut to {{ max_length }} tokens.
@@ -31,10 +33,11 @@ more; a text's logits are the {{ long_documents }} of its windows'.
 A text may have several labels, or none: all whose probability (sigmoid) is at least \
 {{ "0.5" if thresholds is none else "the threshold of the label" }}.
 {% endif %}
-{%- if calibration %}
+{%- if calibration and calibration.nll_gain_z >= 1.96 %}
 Logits are calibrated: they are divided by a temperature of {{ "%.3f" | format(temperature) }}, in the weights. On \
-validation the expected calibration error was {{ "%.4f" | format(calibration.ece_before) }} before and is \
-{{ "%.4f" | format(calibration.ece_after) }} now.
+validation the negative log-likelihood was {{ "%.4f" | format(calibration.nll_before) }} before and is \
+{{ "%.4f" | format(calibration.nll_after) }} now; the expected calibration error, which varies more, was \
+{{ "%.4f" | format(calibration.ece_before) }} and is {{ "%.4f" | format(calibration.ece_after) }}.
 {% endif %}
 {%- if review_below is not none %}
 {% if review_below > 1 -%}
@@ -50,7 +53,7 @@ A text with a score below {{ "%.4f" | format(review_below) }} is to be reviewed 
 | label | given from |
 |---|---|
 {% for label in labels -%}
-| {{ label }} | {{ "%.4f" | format(thresholds[loop.index0]) }} |
+| {{ label | code | replace("|", "\\\\|") }} | {{ "%.4f" | format(thresholds[loop.index0]) }} |
 {% endfor -%}
 {% endif %}
 | validation | value |
@@ -86,9 +89,19 @@ Versions: {% for name, value in versions.items() -%}
 """
 
 
+def _code(value: object) -> str:
+    """Any text as code of Markdown, in one line: neither markup nor HTML in it has an effect."""
+    text = printable(" ".join(str(value).split()))
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    blank = " " if "`" in text else ""
+    return f"{fence}{blank}{text}{blank}{fence}"
+
+
 def model_card(info: BundleInfo, folder: Path) -> str:
     """The bundle's README.md; it shows learning curves and event files if the folder has them."""
-    card: str = Template(_CARD, undefined=StrictUndefined, keep_trailing_newline=True).render(
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
+    environment.filters["code"] = _code
+    card: str = environment.from_string(_CARD).render(
         info.model_dump(),
         curves_file=CURVES_FILE if (folder / CURVES_FILE).is_file() else None,
         events_folder=EVENTS_FOLDER if (folder / EVENTS_FOLDER).is_dir() else None,

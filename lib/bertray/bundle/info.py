@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
 
+from bertray.cli import did_you_mean
 from bertray.errors import BundleError
 from bertray.metrics.profile import Profile
 from bertray.storage.location import Location
@@ -52,7 +53,7 @@ class BundleInfo(BaseModel):
     validation_profile: Profile | None = None  # of its predictions on the validation rows
     # How sure it is, see `metrics.calibration`.
     temperature: PositiveFloat = 1.0  # the weights of the last layer were divided by it
-    calibration: dict[str, float] = {}  # ece_before, ece_after, nll_before, nll_after, on validation; empty: not done
+    calibration: dict[str, float] = {}  # on validation; see `calibrate`; empty: not done
     thresholds: tuple[float, ...] | None = None  # probability from which each label is given; only with several a row
     review_below: NonNegativeFloat | None = None  # rows with a lower score need review; above 1: every row
     target_precision: float | None = Field(None, gt=0, lt=1)  # review_below was chosen for it
@@ -105,9 +106,11 @@ def read_info(location: Location) -> BundleInfo:
     """
     file = location / BUNDLE_FILE
     if not file.exists():
+        is_there = location.exists()
+        close = "" if is_there or not location.is_local else did_you_mean(location.name, location.parent().folders())
         raise BundleError(
-            f"{location} is no model bundle: it has no {BUNDLE_FILE}. Make one with "
-            f"bertray train --data DATASET --output {'BUNDLE' if location.exists() else location}"
+            f"{location} is no model bundle: it {f'has no {BUNDLE_FILE}' if is_there else 'does not exist'}.{close} "
+            f"Make one with bertray train --data DATASET --output {'BUNDLE' if is_there else location}"
         )
     try:
         info = BundleInfo.model_validate_json(file.read_bytes())

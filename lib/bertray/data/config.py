@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from bertray.config import JobConfig, LabelName, Paths, Place
+from bertray.config import OVERWRITE_HELP, JobConfig, LabelName, Paths, Place
 
 _DEFAULT_LABEL_SEPARATOR = ";"
 
@@ -26,7 +26,8 @@ class PrepareConfig(JobConfig):
         min_length=1,
         description="labelled files, folders or globs (CSV, TSV, JSON Lines, these also .gz or .zst; Parquet)",
     )
-    output: Place = Field(description="folder for the data set; replaces an earlier data set there")
+    output: Place = Field(description="folder for the data set")
+    overwrite: bool = Field(default=False, description=OVERWRITE_HELP)
     text_column: str = Field(default="text", description="column that holds the text")
     label_column: str = Field(default="label", description="column that holds the label")
     multi_label: bool = Field(

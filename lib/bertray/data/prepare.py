@@ -29,7 +29,7 @@ from bertray.data.splits import hold_out
 from bertray.errors import RequestError
 from bertray.schema import DATASET_SCHEMA, LABEL, LABEL_ID, LABEL_IDS, LABELS, MULTI_LABEL_SCHEMA, NO_CLASS, SPLITS
 from bertray.storage.location import Location
-from bertray.storage.outputs import put_json, put_records, refuse_in_bundle
+from bertray.storage.outputs import put_json, put_records, refuse_in_bundle, refuse_to_replace
 from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     sources = {"input": config.input}
     sources |= {name: [path] for name in ("validation", "test") if (path := getattr(config, name))}
     _refuse_own_input(output, sources)
+    refuse_to_replace(output, [REPORT_FILE, *(f"{name}.parquet" for name in SPLITS)], overwrite=config.overwrite)
     cleaned = {name: _read_clean(name, patterns, config) for name, patterns in sources.items()}
     # A text or group in two given splits leaves the one nearer to training.
     for name, held_out in (("validation", "test"), ("input", "test"), ("input", "validation")):

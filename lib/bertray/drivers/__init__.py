@@ -2,6 +2,7 @@
 
     train  tune  audit  evaluate  score                   one job each
     local_jobs     prepare, predict and demo
+    measure        what evaluate measures
     config         the options of evaluate, predict and demo
     cluster        which Ray, which devices
     actor_pool     the Ray actors that score

@@ -30,7 +30,7 @@ from bertray.metrics.classification import multi_label_metrics, summary_metrics
 from bertray.reports.terminal import print_audit
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock, new_run_id
-from bertray.storage.outputs import put_json, put_records, refuse_in_bundle
+from bertray.storage.outputs import put_json, put_records, refuse_in_bundle, refuse_to_replace
 from bertray.training.config import AuditConfig
 from bertray.training.preflight import check_origin, naming_rows, open_data, refuse_to_replace_data, with_absolute_paths
 from bertray.versions import versions
@@ -78,6 +78,7 @@ def audit(config: AuditConfig) -> Audit:
     output = Location.of(config.output)
     refuse_in_bundle(output)
     refuse_to_replace_data(config)
+    refuse_to_replace(output, [REPORT_FILE, SUSPECTS_FILE], overwrite=config.overwrite)
     dataset = open_data(config)
     try:
         from bertray.metrics import label_issues

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bertray.config import ENGINE_HELP, INFERENCE_PRECISION_HELP, JobConfig, Place, Texts, check_engine
+from bertray.config import ENGINE_HELP, INFERENCE_PRECISION_HELP, OVERWRITE_HELP, JobConfig, Place, Texts, check_engine
 from bertray.types import Engine, InferencePrecision
 
 # On a million rows TF-IDF takes minutes and gigabytes, and the result is the same.
@@ -25,6 +25,7 @@ class EvaluateConfig(JobConfig):
     data: Place = Field(description="data set folder that bertray prepare wrote")
     split: Literal["train", "validation", "test"] = Field(default="test", description="rows to evaluate on")
     output: Place = Field(description="folder for metrics.json and predictions.parquet")
+    overwrite: bool = Field(default=False, description=OVERWRITE_HELP)
     oos_threshold: float | None = Field(
         default=None,
         ge=0,

@@ -45,9 +45,12 @@ def run_predict(config: PredictConfig) -> JobResult:
     bundle, _ = open_bundle(config.bundle, config.engine, config.precision)
     # Bytes: what is not UTF-8 is an error of its line, as in an archive.
     texts: Iterable[bytes] = map(os.fsencode, config.texts)
+    is_typed = not config.texts and sys.stdin.isatty()
+    if is_typed:
+        print("type a text and Enter; Ctrl-D ends", file=sys.stderr)
     if not config.texts:
         texts = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
-    chunk_size = 1 if not config.texts and sys.stdin.isatty() else _CHUNK
+    chunk_size = 1 if is_typed else _CHUNK
     rest = iter(texts)
     try:
         while chunk := list(islice(rest, chunk_size)):
@@ -72,9 +75,9 @@ def run_demo(config: DemoConfig) -> JobResult:
     # Without Ray, which takes longer to start than a few hundred texts take to train on.
     training = f"--num-workers 0 --epochs {config.epochs} --learning-rate {config.learning_rate} --overwrite"
     steps = [
-        ["prepare", "--input", labelled, "--output", dataset],
+        ["prepare", "--input", labelled, "--output", dataset, "--overwrite"],
         ["train", "--data", dataset, "--output", bundle, "--encoder", config.encoder, *training.split()],
-        ["evaluate", "--bundle", bundle, "--data", dataset, "--output", evaluation],
+        ["evaluate", "--bundle", bundle, "--data", dataset, "--output", evaluation, "--overwrite"],
         ["score", "--bundle", bundle, "--input", archive, "--output", scored, "--keep-columns", "document_id"],
     ]
     for words in steps:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bertray import schema
+from bertray.cli import printable
 from bertray.schema import LABEL, SCORE, SPLITS, TEXT
 from bertray.scoring.gate import Verdict
 from bertray.training.trials import SEARCHED, TrialRecord, best_of
@@ -24,6 +25,8 @@ _NUM_SUSPECTS_SHOWN = 20
 _WEIGHTED = ("precision_weighted", "recall_weighted", "f1_weighted")
 # In the order shown; single-label and multi-label metrics each have some of them.
 SUMMARY_METRICS = ("accuracy", *_WEIGHTED, "f1_micro", "f1_macro", "subset_accuracy")
+
+_SHOWN_AT_0 = ("num_shards_pending", "num_shards_committed", "num_shards_failed", "num_rows", "num_rows_error")
 
 _Row = dict[str, Any]
 _SECTION: _Row = {}  # between two sections of a table
@@ -59,7 +62,11 @@ def print_evaluation(metrics: dict[str, Any]) -> None:
     if baseline := metrics["baseline"]:
         heading = f"{baseline['name']}, {baseline['num_training_rows']:,} training rows"
         for name, row in zip(names, rows, strict=True):
-            row |= {heading: baseline[name], "difference": f"{metrics[name] - baseline[name]:+.4f}"}
+            low, high = baseline["difference_intervals"][name]
+            row |= {
+                heading: baseline[name],
+                "difference (95 %)": f"{metrics[name] - baseline[name]:+.3f} ({low:+.3f} to {high:+.3f})",
+            }
     _print(f"{metrics['num_rows']} {metrics['split']} rows", rows)
     _print("how sure it is", [{"what": what, "value": value} if what else _SECTION for what, value in _trust(metrics)])
     classes: list[_Row] = [{"label": label, **scores} for label, scores in metrics["per_class"].items()]
@@ -97,8 +104,12 @@ def _trust(metrics: dict[str, Any]) -> Iterable[tuple[str, object]]:
 
 
 def print_scoring(summary: dict[str, Any], failures: list[dict[str, str]], title: str = "scoring") -> None:
-    """Print the summary of a scoring run or of its plan, and why shards failed."""
-    shown = {key: f"{value:,}" if isinstance(value, int | float) else str(value) for key, value in summary.items()}
+    """Print the summary of a scoring run or of its plan, and why shards failed. Most counts of 0 are left out."""
+    shown = {
+        key: f"{value:,}" if isinstance(value, int | float) else str(value)
+        for key, value in summary.items()
+        if value not in (0, []) or isinstance(value, float) or key in _SHOWN_AT_0
+    }
     _print(title, [{"what": key, "value": value} for key, value in shown.items()])
     if failures:
         _print("failed shards: the next run tries them again", failures, rest="in the run's summary.json")
@@ -212,7 +223,7 @@ def _print(title: str, rows: Iterable[_Row], rest: str = "") -> None:
 def _shown(value: object) -> str:
     if value is None:
         return "no rows"  # a share of them
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else printable(str(value).replace("\n", "\\n"))
 
 
 def _say(what: Table | str) -> None:

@@ -32,6 +32,15 @@ def refuse_in_bundle(output: Location, folders: Sequence[Location] | None = None
             )
 
 
+def refuse_to_replace(output: Location, names: Sequence[str], *, overwrite: bool) -> None:
+    """Raise a RequestError if the output is a file, or has one of these files and --overwrite was not given."""
+    if output.is_file():
+        raise RequestError(f"--output {output} is a file: give a folder")
+    for name in () if overwrite else names:
+        if (output / name).is_file():
+            raise RequestError(f"--output {output} has a {name}: choose another folder, or replace it with --overwrite")
+
+
 def sha256_of(path: Path) -> str:
     """The file's sha256 as hexadecimal digits."""
     with path.open("rb") as file:

@@ -5,7 +5,17 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 
-from bertray.config import DEVICE_HELP, PRECISION_HELP, Bounds, JobConfig, Numbers, Place, Workers, bounds
+from bertray.config import (
+    DEVICE_HELP,
+    OVERWRITE_HELP,
+    PRECISION_HELP,
+    Bounds,
+    JobConfig,
+    Numbers,
+    Place,
+    Workers,
+    bounds,
+)
 from bertray.types import ClassWeights, Device, Keep, LongDocuments, Precision, Sampling
 
 
@@ -14,6 +24,7 @@ class TrainingOptions(JobConfig):
 
     data: Place = Field(description="data set folder that bertray prepare wrote")
     output: Place = Field(description="folder for the result")
+    overwrite: bool = Field(default=False, description=OVERWRITE_HELP)
     encoder: Place = Field(
         default="bert-base-uncased",
         description="Hub id, folder that every node can read, or minilm: the small encoder of the extra 'demo'",
@@ -94,7 +105,6 @@ class TrainConfig(TrainingOptions):
     """
 
     output: Place = Field(description="folder of the model bundle")
-    overwrite: bool = Field(default=False, description="replace a bundle that stands at --output")
     keep: Keep = Field(default="best", description="of the epochs: the best by macro-F1 on validation, or the last")
     target_precision: float | None = Field(
         default=None, gt=0, lt=1, description="such as 0.95: mark rows for review whose score is too low for it"
