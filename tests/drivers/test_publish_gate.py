@@ -1,6 +1,7 @@
 """What is announced, what is held back, and how a person lets it through."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,21 @@ def test_runs_that_died_are_judged_too(
     code, summary, _ = run(places, capsys)
     assert (code, summary["num_shards_committed"], summary["num_rows"]) == (5, 1, 20)
     assert "against what was announced last: x 0.0% → x 95.2%" in summary["held_because"][0]
+
+
+def test_a_request_that_scores_all_again_says_in_what_it_differs(
+    places: list[str], make_bundle: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    night(tmp_path, "monday", "aabc")
+    run(places, capsys)
+    log = run(places, capsys, "--precision", "fp32")[2]
+    assert "1 shards to score (1 scored before by another request, precision: 'auto' -> 'fp32'), 0 done" in log
+    places[1] = str(make_bundle(seed=1))
+    log = run(places, capsys, "--precision", "fp32", "--accept")[2]
+    assert "(1 scored before by another request, another bundle), 0 done" in log
+    for file in (tmp_path / "scored" / "runs").glob("*/config.json"):
+        file.unlink()
+    assert "another request, another bundle, column, engine or precision)" in run(places, capsys)[2]
 
 
 def test_a_clock_that_is_behind(places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

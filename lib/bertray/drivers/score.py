@@ -129,7 +129,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
             )
         remember(archive, output, has_moved=config.input_moved)
         todo = plan(archive.shards, manifest.latest(), request_fingerprint, is_whole=archive.is_whole)
-        _log_plan(todo, config)
+        _log_plan(todo, config, runs.differences(announced.run_id, config, info.fingerprint()) if announced else [])
         recorder = Recorder(manifest, runs, run_id, output, request_fingerprint, lock)
         engine: dict[str, Any] = {"engine": "openvino" if config.engine == "openvino" else "torch"}
         if todo.pending:
@@ -211,12 +211,9 @@ def _was_accepted(announced: Announcement | None, info: BundleInfo) -> bool:
     return announced is not None and announced.accepted_bundle == info.fingerprint()
 
 
-def _log_plan(todo: Plan, config: ScoreConfig) -> None:
-    reasons = {
-        "new": todo.new,
-        "changed": todo.changed,
-        "scored before with another bundle, column, engine or precision": todo.anew,
-    }
+def _log_plan(todo: Plan, config: ScoreConfig, differences: list[str]) -> None:
+    other = "; ".join(differences) or "another bundle, column, engine or precision"
+    reasons = {"new": todo.new, "changed": todo.changed, f"scored before by another request, {other}": todo.anew}
     why = ", ".join(f"{len(shards)} {reason}" for reason, shards in reasons.items() if shards)
     _log.info("%d shards to score%s, %d done before", len(todo.pending), f" ({why})" if why else "", todo.num_done)
     if todo.gone and not config.prune:

@@ -12,6 +12,7 @@ since the last announcement.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import Counter
@@ -29,6 +30,7 @@ from bertray.metrics.profile import Profile
 from bertray.progress import ProgressBar
 from bertray.schema import SHARD_REPORT_SCHEMA
 from bertray.scoring.archive import Archive
+from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest
 from bertray.scoring.units import STAGING_FOLDER, Outcome, Work, stale
 from bertray.storage.location import FileInfo, Location
@@ -42,6 +44,8 @@ _MAX_LISTED_SHARDS = 30
 _LONG_ENOUGH_S = 60.0
 # A crash costs the work since the last record.
 _RECORD_INTERVAL_S = 5.0
+# The options that `manifest.fingerprint` takes in.
+_IN_FINGERPRINT = ("text_column", "keep_columns", "engine", "precision")
 # The counts of a summary, in its order; docs/glossary.md explains them.
 _OF_ROWS = ("num_rows", "num_rows_error", "num_rows_review", "num_tokens")
 _REPEATED = ("num_rows_repeated", "num_tokens_repeated")
@@ -97,6 +101,16 @@ class Runs:
         """Write what is to be done. An output that cannot be written fails here, before any work."""
         put_json(self._folder / run_id / "config.json", request)
         put_json(self._folder / run_id / "plan.json", plan)
+
+    def differences(self, run_id: str, config: ScoreConfig, bundle_fingerprint: str) -> list[str]:
+        """In what the request of an earlier run differs, as "keep_columns: ['id'] -> []"; empty if it is not known."""
+        file = self._folder / run_id / "config.json"
+        if not file.exists():
+            return []
+        before = json.loads(file.read_bytes())
+        changes = [(name, before["config"].get(name), getattr(config, name)) for name in _IN_FINGERPRINT]
+        found = [f"{name}: {old!r} -> {new!r}" for name, old, new in changes if old != new]
+        return [*found, *(["another bundle"] if before["bundle_fingerprint"] != bundle_fingerprint else [])]
 
     def append(self, run_id: str, outcomes: list[Outcome]) -> None:
         """Report what became of shards, in one file (none for no outcomes)."""
