@@ -211,7 +211,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             values = yaml.load(file, _Loader) or {}  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise RequestError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise RequestError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise RequestError(f"--config {path} holds a {type(values).__name__}; write one 'option: value' per line")

@@ -168,7 +168,7 @@ def test_a_run_goes_on_over_deadly_texts_and_files(
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = run_job_process("score", *places, "--num-actors", 1, "--precision", "fp32", env=environment)
     assert done.returncode == 3, done.stderr
-    assert "an actor died over these" in done.stderr and "was ended by SIGSEGV over" in done.stderr
+    assert "an actor died; scoring its unit" in done.stderr and "was ended by SIGSEGV over" in done.stderr
     check_output(deadly_archive, output, tiny_bundle)
 
 

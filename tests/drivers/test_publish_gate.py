@@ -115,6 +115,7 @@ def test_errors_and_failed_shards(places: list[str], tmp_path: Path, capsys: pyt
 
     for number in range(3):
         (tmp_path / "archive" / f"broken-{number}.parquet").write_bytes(b"not Parquet")
+    write_shard(tmp_path / "archive" / "new.parquet", ["a text"])
     code, _, stderr = run(places, capsys)
     assert code == 5  # not 3: that is the lesser message
     assert "broken-0.parquet" in stderr
@@ -157,6 +158,33 @@ def test_runs_that_died_are_judged_too(
     code, summary, _ = run(places, capsys)
     assert (code, summary["num_shards_committed"], summary["num_rows"]) == (5, 1, 20)
     assert "against what was announced last: x 0.0% → x 95.2%" in summary["held_because"][0]
+
+
+def test_a_night_without_rows_does_not_end_the_comparison(
+    places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    night(tmp_path, "monday", "aabc")
+    run(places, capsys)
+    write_shard(tmp_path / "archive" / "tuesday.parquet", [])
+    assert run(places, capsys)[:1] == (0,)
+    night(tmp_path, "wednesday", "xxxx")
+    assert run(places, capsys)[0] == 5
+
+
+def test_a_broken_file_is_no_reason_to_hold_the_others_for_ever(
+    places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    night(tmp_path, "monday", "aabc")
+    (tmp_path / "archive" / "broken.parquet").write_bytes(b"not Parquet")
+    code, summary, _ = run(places, capsys, "--max-error-fraction", "0.5")
+    assert (code, summary["gate"], summary["error_fraction"]) == (3, "passed", 0.5)
+    code, summary, _ = run(places, capsys)  # a quiet night
+    assert (code, summary["gate"], summary["num_shards_failed"]) == (3, None, 1)
+    (tmp_path / "archive" / "another.parquet").write_bytes(b"not Parquet")
+    assert run(places, capsys)[:1] == (3,)
+    night(tmp_path, "tuesday", "aabc")
+    code, summary, _ = run(places, capsys)
+    assert (code, summary["gate"], summary["error_fraction"]) == (3, "passed", 0.5)  # of another and tuesday
 
 
 def test_a_request_that_scores_all_again_says_in_what_it_differs(

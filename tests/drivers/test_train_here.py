@@ -1,5 +1,6 @@
 """bertray train --num-workers 0: the loop in a thread of the driver, without Ray."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,15 +51,26 @@ def test_the_bundle_is_that_of_one_worker_of_ray(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_it_goes_on_after_sigterm_and_a_kill_bit_for_bit(dataset: str, tiny_encoder: Path, tmp_path: Path) -> None:
+def test_it_goes_on_after_sigterm_and_a_kill_bit_for_bit(
+    dataset: str, tiny_encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     options: dict[str, Any] = {"data": dataset, "encoder": str(tiny_encoder), **LONG_RUN, "epochs": 12}
     whole, broken, log = tmp_path / "whole", tmp_path / "broken", tmp_path / "stderr.log"
     command = job("train", output=broken, **options, num_workers=0)
     stop_and_kill(command, broken, log)
 
     config = TrainConfig(**options, output=str(broken), num_workers="0")
+    caplog.set_level("INFO", "bertray")
     with pytest.raises(RequestError, match=r"with other options: learning_rate 0\.001 -> 0\.002.*--restart"):
         train(config.model_copy(update={"learning_rate": 2e-3}))
+    rewritten = tmp_path / "data"
+    shutil.copytree(dataset, rewritten)
+    (rewritten / "train.parquet").write_bytes((rewritten / "validation.parquet").read_bytes())
+    with pytest.raises(
+        RequestError, match=r"with rows that .*data does not have any more\. Put the data set back.*--restart"
+    ):
+        train(config.model_copy(update={"data": str(rewritten)}))
+    assert "continues from there" not in caplog.text
     assert train(config).resumed_from_step >= 40
     train(config.model_copy(update={"output": str(whole)}))
     expected, actual = (load_file(folder / "model.safetensors") for folder in (whole, broken))

@@ -201,12 +201,16 @@ def main() -> None:
         except _ENDED:
             return
         try:
-            pipe.send(bundle.predict_column(texts))
+            answer: object = bundle.predict_column(texts)
         except torch.AcceleratorError:  # a GPU that has failed once fails for ever in this process
             raise
         except Exception as error:  # not caused by a text; an actor reports it in the same way
             traceback.print_exc()
-            pipe.send(ShardError(f"{type(error).__name__}: {error}"))
+            answer = ShardError(f"{type(error).__name__}: {error}")
+        try:
+            pipe.send(answer)
+        except _ENDED:
+            return
 
 
 if __name__ == "__main__":

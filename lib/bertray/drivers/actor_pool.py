@@ -157,7 +157,7 @@ class ScoringActor:
         if not self._num_suspect_units:
             return self._scorer.score(unit, self._load())
         self._num_suspect_units -= 1
-        _log.warning("an actor died over these %d shards: scoring them in a child process", len(unit.shards))
+        _log.warning("an actor died; scoring its unit (shards: %d) in a child process", len(unit.shards))
         with IsolatedBundle(self._spec) as isolated:
             self._check(isolated.info)
             return self._scorer.score(unit, isolated, is_suspect=True)

@@ -143,9 +143,9 @@ def begun(config: Config, kind: Kind) -> Iterator[Attempt[Config]]:
     tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
     config = with_absolute_paths(config, dataset)
     with RunLock(run.location, new_run_id()).held() as lock:
+        data_fingerprint = dataset.fingerprint()
+        is_continued = run.can_continue(config, data_fingerprint)
         try:
-            data_fingerprint = dataset.fingerprint()
-            is_continued = run.can_continue(config, data_fingerprint)
             if not is_continued:
                 check_origin(config.encoder, data_fingerprint)
                 column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)

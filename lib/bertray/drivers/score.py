@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -164,7 +165,8 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
             num_pruned = _prune(output, manifest, run_id, list_shards(source, output).shards)
         # A listing of only a part does not tell which other shards still exist.
         news = runs.unannounced(announced, archive.paths() if archive.is_whole else None)
-        verdict = _judged(news, announced, info, config) if news.num_shards else None
+        has_news = news.num_shards > (news.num_shards_failed if announced else 0)  # failures alone change nothing
+        verdict = _judged(news, announced, info, config) if has_news else None
         summary = {
             "output": str(output),
             "run_id": run_id if todo.pending or verdict else None,
@@ -203,7 +205,9 @@ def _announcement(
         rate = measured
     differs = any(one.is_beyond for one in verdict.movements if one.against == _VALIDATION)
     accepted = info.fingerprint() if differs or _was_accepted(announced, info) else None
-    return Announcement(run_id=run_id, profile=news.profile, accepted_bundle=accepted, rate=rate)
+    # The next run is compared with the last rows that there were: an empty shard must not end all comparison.
+    profile = announced.profile if announced and not news.profile.num_rows_scored else news.profile
+    return Announcement(run_id=run_id, profile=profile, accepted_bundle=accepted, rate=rate)
 
 
 def _was_accepted(announced: Announcement | None, info: BundleInfo) -> bool:
@@ -325,31 +329,37 @@ def preview(config: ScoreConfig) -> dict[str, Any]:
 
 
 def _estimate(shards: list[FileInfo], archive: Location, config: ScoreConfig) -> dict[str, Any]:
-    """Tokens per row in the first texts of some shards, times their rows, scaled by bytes to all shards."""
+    """Rows and tokens a byte of some shards, times all bytes. A shard is drawn as often as it has bytes."""
     from bertray.bundle.bundle import load_tokenizer  # imports torch
 
     with opened(config.bundle) as (folder, info):
         tokenizer = load_tokenizer(folder, info)
-    sampled = random.Random(0).sample(shards, min(_NUM_SAMPLED_SHARDS, len(shards)))
-    num_bytes = num_rows = num_unreadable = 0
-    num_tokens = 0.0
-    for shard in sampled:
+    sampled = shards
+    if len(shards) > _NUM_SAMPLED_SHARDS:
+        weights = [max(1, shard.size_bytes) for shard in shards]
+        sampled = random.Random(0).choices(shards, weights, k=_NUM_SAMPLED_SHARDS)
+    total_bytes, num_unreadable = sum(shard.size_bytes for shard in shards), 0
+    rates: list[tuple[float, float, float]] = []  # of each readable draw: rows and tokens a byte, and its weight
+    for shard, num_draws in Counter(sampled).items():
         try:
             with opened_shard(archive / shard.path) as file:
                 check_columns(file.schema_arrow, config.text_column, [])
+                num_rows, tokens_per_row = file.metadata.num_rows, 0.0
                 for step in steps(file, config.text_column, [], _SAMPLED_BYTES):
-                    num_tokens_read = tokenizer.encode(step[config.text_column]).num_tokens
-                    num_tokens += num_tokens_read / len(step) * file.metadata.num_rows
-                    num_rows += file.metadata.num_rows
+                    tokens_per_row = tokenizer.encode(step[config.text_column]).num_tokens / len(step)
                     break
-            num_bytes += shard.size_bytes
         except ShardError as error:
             _log.warning("cannot be scored: %s: %s", shard.path, error)
             num_unreadable += 1
-    share = sum(shard.size_bytes for shard in shards) / max(1, num_bytes)
+            continue
+        weight = shard.size_bytes if sampled is shards else num_draws
+        rates.append((num_rows / shard.size_bytes, num_rows * tokens_per_row / shard.size_bytes, weight))
+    rows_a_byte, tokens_a_byte = (
+        sum(rate[place] * rate[2] for rate in rates) / max(1, sum(rate[2] for rate in rates)) for place in (0, 1)
+    )
     return {
-        "num_shards_sampled": len(sampled),
+        "num_shards_sampled": len(set(sampled)),
         "num_shards_unreadable": num_unreadable,
-        "num_rows_estimated": round(num_rows * share),
-        "num_tokens_estimated": round(num_tokens * share),
+        "num_rows_estimated": round(rows_a_byte * total_bytes),
+        "num_tokens_estimated": round(tokens_a_byte * total_bytes),
     }

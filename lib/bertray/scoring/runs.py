@@ -129,16 +129,18 @@ class Runs:
     def announce(self, announcement: Announcement) -> None:
         (self._folder / "latest.json").put(announcement.model_dump_json(indent=2).encode() + b"\n")
 
-    def failed_last(self) -> set[str]:
-        """The shards that failed in the last run that had any to score."""
+    def failed_last(self, until: Announcement | None = None) -> set[str]:
+        """The shards that failed in the last run that had any to score, of all runs or of those up to `until`."""
         for run_id in reversed(self._folder.folders()):
+            if until and run_id > until.run_id:
+                continue
             if files := self._reports(run_id):
                 report = read_records(files, SHARD_REPORT_SCHEMA)
                 return set(report.filter(report["failure"].is_valid())["path"].to_pylist())
         return set()
 
     def unannounced(self, after: Announcement | None, present: set[str] | None) -> Unannounced:
-        """What became of shards in the runs after an announcement.
+        """What became of shards in the runs after an announcement, without those that failed before it and since.
 
         Args:
             present: the shards that are in the archive now: others are left out; None: leave none out.
@@ -147,6 +149,9 @@ class Runs:
         # Run ids and file numbers sort by time.
         files = [file for run_id in self._folder.folders() if run_id > last_run_id for file in self._reports(run_id)]
         report = last_of_each_path(read_records(files, SHARD_REPORT_SCHEMA))
+        if after:
+            is_old = pc.is_in(report["path"], value_set=pa.array(sorted(self.failed_last(after)), pa.string()))
+            report = report.filter(pc.invert(pc.and_(report["failure"].is_valid(), is_old)))
         if present is not None:
             report = report.filter(pc.is_in(report["path"], value_set=pa.array(sorted(present), pa.string())))
         worst = report.filter(pc.or_(report["failure"].is_valid(), pc.greater(report["num_rows_error"], 0)))

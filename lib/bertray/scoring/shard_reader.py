@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -127,7 +127,8 @@ def read_in_isolation(shard: Location, text_column: str, keep_columns: list[str]
 def main() -> None:
     """The child process of `read_in_isolation`."""
     uri, text_column, keep_columns, step_bytes = json.loads(sys.argv[1])
-    with opened(Location.of(uri)) as file:
+    with suppress(ShardError), opened(Location.of(uri)) as file:  # the next reader reports it
+        check_columns(file.schema_arrow, text_column, keep_columns)
         for _ in steps(file, text_column, keep_columns, step_bytes):
             pass
 

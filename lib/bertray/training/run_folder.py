@@ -81,9 +81,11 @@ class TrainingRun:
                 place.remove()
             return False
         if differences:
+            what = f"other options: {', '.join(differences)}. Continue it with the options that it began with"
+            if differences[0].startswith("data_fingerprint"):
+                what = f"rows that {config.data} does not have any more. Put the data set back"
             raise RequestError(
-                f"an unfinished {self._kind} run is at {self.location}, with other options: {', '.join(differences)}. "
-                "Continue it with the options that it began with, or say --restart to discard it"
+                f"an unfinished {self._kind} run is at {self.location}, with {what}, or say --restart to discard it"
             )
         return True
 
@@ -137,4 +139,4 @@ class TrainingRun:
 
 
 def _described(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:
-    return {**config.model_dump(mode="json", exclude=_FREE), "data_fingerprint": data_fingerprint}
+    return {"data_fingerprint": data_fingerprint, **config.model_dump(mode="json", exclude=_FREE)}
