@@ -118,13 +118,26 @@ MANIFEST_SCHEMA = pa.schema(
         _required("version", pa.string()),  # the shard's etag (S3) or modification time (files)
         _required("fingerprint", pa.string()),  # of bundle, columns, engine and precision: see scoring.manifest
         *(_required(name, pa.int64()) for name in ("num_rows", "num_rows_error", "num_tokens")),
-        _required("run_id", pa.string()),
+        _required("run_id", pa.string()),  # the run that scored the shard
         _required("committed_at", pa.timestamp("us", tz="UTC")),
     ]
 )
 
 # Bins of the histograms of scores and lengths: see `bertray.metrics.profile`.
 NUM_SCORE_BINS, NUM_LENGTH_BINS = 20, 20
+
+# A record as it is written: with the rest of the shard's profile, which is null in old records.
+RECORD_SCHEMA = pa.schema(
+    [
+        *MANIFEST_SCHEMA,
+        *(pa.field(name, pa.int64()) for name in ("num_rows_truncated", "num_rows_review", "num_rows_unlabelled")),
+        pa.field("labels", pa.map_(pa.string(), pa.int64())),
+        pa.field("scores", pa.list_(pa.int32(), NUM_SCORE_BINS)),
+        pa.field("lengths", pa.list_(pa.int32(), NUM_LENGTH_BINS)),
+        *(pa.field(name, pa.float64()) for name in ("score_sum", "score_square_sum", "length_square_sum")),
+        pa.field("precision", pa.string()),  # in which the model ran
+    ]
+)
 
 SHARD_REPORT_SCHEMA = pa.schema(
     [

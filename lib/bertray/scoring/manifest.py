@@ -1,16 +1,15 @@
-"""The manifest: which shards are done, how a shard becomes done, and the plan of what a run has to score.
+"""The manifest: which shards are published or staged, and the plan of what a run has to score.
 
-1. The predictions file of a shard is put atomically, under the shard's own name:
-       input/date=2026-01-05/part-0.parquet  ->  output/predictions/date=2026-01-05/part-0.parquet
-2. Its record is appended to the manifest: output/manifest/<run-id>-00000.parquet, many records a file. At its end the
-   run merges them into output/manifest/<run-id>.parquet, and now and then the files of all runs.
+1. The predictions of a shard are staged, under a key of the request and the shard's version:
+       input/date=2026-01-05/part-0.parquet  ->  output/staging/date=2026-01-05/part-0.parquet/<key>.parquet
+2. Its record is appended to output/staged/<run-id>-00000.parquet, many records a file.
+3. When the gate has passed, all staged files are published (scoring.publish), and their records go to output/manifest/.
 
-A shard is done if the last record of its path has its size and version, and the fingerprint of the request. A crash
-between 1 and 2 only costs the work on the shard: the next run writes the same file again. Before a file is replaced,
-because the shard or the request has changed, its record is removed: it would vouch for the wrong file.
+A shard is done if the last record of its path in manifest/ has its size and version, and the fingerprint of the
+request; it is staged if that of staged/ has. A crash between 1 and 2 only costs the work on the shard.
 
-The plan compares a listing of the archive with the manifest. A shard is `new`, has `changed` (size or version), must be
-scored `anew` (under another bundle, columns, engine or precision), is done, or is `gone` from the archive.
+The plan compares a listing of the archive with both. A shard is `new`, has `changed` (size or version), must be scored
+`anew` (under another bundle, columns, engine or precision), is staged, is done, or is `gone` from the archive.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray.bundle.info import BundleInfo
-from bertray.schema import MANIFEST_SCHEMA, PREDICTIONS_VERSION
+from bertray.schema import MANIFEST_SCHEMA, PREDICTIONS_VERSION, RECORD_SCHEMA
 from bertray.scoring.config import ScoreConfig
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.outputs import last_of_each_path, put_records, read_records
@@ -51,22 +50,25 @@ def fingerprint(info: BundleInfo, config: ScoreConfig) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
-class Manifest:
-    """The records of the folder that `bertray score --output` names."""
+# The folders of the records in an output.
+PUBLISHED, STAGED = "manifest", "staged"
 
-    def __init__(self, output: Location) -> None:
-        self._folder = output / "manifest"
+
+class Manifest:
+    """The records of published or of staged shards, in a folder of the output."""
+
+    def __init__(self, output: Location, folder: str = PUBLISHED) -> None:
+        self._folder = output / folder
         self._num_written = 0
 
-    def latest(self) -> pa.Table:
-        """The last record of every path, in `schema.MANIFEST_SCHEMA`."""
-        return self._latest(self._files())
+    def latest(self, schema: pa.Schema = MANIFEST_SCHEMA) -> pa.Table:
+        """The last record of every path, in `schema.MANIFEST_SCHEMA`, or whole in `schema.RECORD_SCHEMA`."""
+        return self._latest(self._files(), schema)
 
-    def append(self, run_id: str, records: list[dict[str, Any]]) -> None:
-        """Record shards as done, in one file (none for no records). Call after their predictions are in place."""
-        if records:
-            table = pa.Table.from_pylist(records, schema=MANIFEST_SCHEMA)
-            put_records(self._folder / f"{run_id}-{self._num_written:05d}.parquet", table)
+    def append(self, run_id: str, records: pa.Table) -> None:
+        """Add records in `schema.RECORD_SCHEMA`, in one file (none for no records). Their files must be in place."""
+        if len(records):
+            put_records(self._folder / f"{run_id}-{self._num_written:05d}.parquet", records)
             self._num_written += 1
 
     def finish(self, run_id: str) -> None:
@@ -82,15 +84,23 @@ class Manifest:
             self._replace(files, run_id, self._latest(files))
 
     def forget(self, run_id: str, paths: list[str]) -> None:
-        """Drop the records of shards whose predictions will be removed or replaced."""
+        """Drop the records of these shards."""
         files = self._files()
         records = self._latest(files)
         kept = records.filter(pc.invert(pc.is_in(records["path"], value_set=pa.array(paths, pa.string()))))
         self._replace(files, run_id, kept)
 
+    def exists(self) -> bool:
+        """Whether there are records."""
+        return self._folder.exists()
+
+    def remove(self) -> None:
+        """Remove all records."""
+        self._folder.remove()
+
     @staticmethod
-    def _latest(files: list[Location]) -> pa.Table:
-        return last_of_each_path(read_records(files, MANIFEST_SCHEMA).sort_by("committed_at"))
+    def _latest(files: list[Location], schema: pa.Schema = RECORD_SCHEMA) -> pa.Table:
+        return last_of_each_path(read_records(files, schema).sort_by("committed_at"))
 
     def _replace(self, files: list[Location], run_id: str, records: pa.Table) -> None:
         merged = self._folder / f"{run_id}.parquet"
@@ -109,6 +119,7 @@ class Plan:
     new: list[FileInfo] = field(default_factory=list)
     changed: list[FileInfo] = field(default_factory=list)
     anew: list[FileInfo] = field(default_factory=list)
+    staged: list[FileInfo] = field(default_factory=list)
     num_done: int = 0
     gone: list[str] = field(default_factory=list)
 
@@ -116,11 +127,6 @@ class Plan:
     def pending(self) -> list[FileInfo]:
         """The shards to be scored, sorted by path."""
         return sorted([*self.new, *self.changed, *self.anew], key=lambda shard: shard.path)
-
-    @property
-    def replaced(self) -> list[str]:
-        """The pending shards that have a record."""
-        return [shard.path for shard in (*self.changed, *self.anew)]
 
     @property
     def pending_bytes(self) -> int:
@@ -132,18 +138,40 @@ class Plan:
             "num_shards_new": len(self.new),
             "num_shards_changed": len(self.changed),
             "num_shards_anew": len(self.anew),
+            "num_shards_staged": len(self.staged),
             "num_shards_skipped": self.num_done,
             "num_shards_gone": len(self.gone),
         }
 
 
-def plan(shards: list[FileInfo], latest: pa.Table, request_fingerprint: str, *, is_whole: bool = True) -> Plan:
-    """Compare a listing with the manifest.
+def plan(
+    shards: list[FileInfo], published: pa.Table, staged: pa.Table, request_fingerprint: str, *, is_whole: bool = True
+) -> Plan:
+    """Compare a listing with the records.
 
     Args:
-        latest: see `Manifest.latest`.
-        is_whole: these are all shards of the archive; a recorded shard that is not among them is gone.
+        published, staged: see `Manifest.latest`; only staged records whose file is there.
+        is_whole: these are all shards of the archive; a published shard that is not among them is gone.
     """
+    is_known_N, is_same_request_N, is_same_content_N = _compared(shards, published, request_fingerprint)
+    is_staged_N = np.all(_compared(shards, staged, request_fingerprint), axis=0)
+    is_done_N = is_known_N & is_same_request_N & is_same_content_N
+    conditions = [is_done_N, is_staged_N, ~is_known_N, ~is_same_request_N]
+    kinds = np.select(conditions, ["done", "staged", "new", "anew"], "changed")
+    pending = {
+        kind: [shards[index] for index in np.flatnonzero(kinds == kind).tolist()]
+        for kind in ("new", "changed", "anew", "staged")
+    }
+    paths = pa.array([shard.path for shard in shards], pa.string())
+    is_gone = pc.invert(pc.is_in(published["path"], value_set=paths))
+    gone = published["path"].filter(is_gone).to_pylist() if is_whole else []
+    return Plan(**pending, num_done=int((kinds == "done").sum()), gone=gone)
+
+
+def _compared(
+    shards: list[FileInfo], records: pa.Table, request_fingerprint: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Whether each shard has a record, one of this request, and one of its size and version."""
 
     def as_numpy(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
         return np.asarray(pc.fill_null(column, False).to_numpy(zero_copy_only=False), dtype=bool)
@@ -151,17 +179,8 @@ def plan(shards: list[FileInfo], latest: pa.Table, request_fingerprint: str, *, 
     paths = pa.array([shard.path for shard in shards], pa.string())
     sizes = pa.array([shard.size_bytes for shard in shards], pa.int64())
     versions = pa.array([shard.version for shard in shards], pa.string())
-    places = pc.index_in(paths, value_set=latest["path"].combine_chunks())
-    recorded = latest.select(["size_bytes", "version", "fingerprint"]).take(places)
-    is_same_request = as_numpy(pc.equal(recorded["fingerprint"], request_fingerprint))
-    is_same_content = as_numpy(
-        pc.and_(pc.equal(recorded["size_bytes"], sizes), pc.equal(recorded["version"], versions))
-    )
-    conditions = [~as_numpy(places.is_valid()), ~is_same_request, ~is_same_content]
-    kinds = np.select(conditions, ["new", "anew", "changed"], "done")
-    pending = {
-        kind: [shards[index] for index in np.flatnonzero(kinds == kind).tolist()] for kind in ("new", "changed", "anew")
-    }
-    is_gone = pc.invert(pc.is_in(latest["path"], value_set=paths))
-    gone = latest["path"].filter(is_gone).to_pylist() if is_whole else []
-    return Plan(**pending, num_done=int((kinds == "done").sum()), gone=gone)
+    places = pc.index_in(paths, value_set=records["path"].combine_chunks())
+    recorded = records.select(["size_bytes", "version", "fingerprint"]).take(places)
+    is_same_content = pc.and_(pc.equal(recorded["size_bytes"], sizes), pc.equal(recorded["version"], versions))
+    is_same_request = pc.equal(recorded["fingerprint"], request_fingerprint)
+    return as_numpy(places.is_valid()), as_numpy(is_same_request), as_numpy(is_same_content)

@@ -4,10 +4,7 @@
                          plan.json             what there was to do
                          shards-00000.parquet  what became of every shard; a new file every few seconds
                          summary.json          figures, failures, the gate's verdict
-    output/runs/latest.json                    the run that readers may rely on; replaced last
-
-A run that dies has reported shards, too. So the next announcement covers the last report of every shard in all runs
-since the last announcement.
+    output/runs/latest.json                    the run whose predictions are published; replaced last
 """
 
 from __future__ import annotations
@@ -28,11 +25,11 @@ from pydantic import BaseModel
 
 from bertray.metrics.profile import Profile
 from bertray.progress import ProgressBar
-from bertray.schema import SHARD_REPORT_SCHEMA
+from bertray.schema import NUM_LENGTH_BINS, NUM_SCORE_BINS, RECORD_SCHEMA, SHARD_REPORT_SCHEMA
 from bertray.scoring.archive import Archive
 from bertray.scoring.config import ScoreConfig
-from bertray.scoring.manifest import Manifest
-from bertray.scoring.units import STAGING_FOLDER, Outcome, Work, stale
+from bertray.scoring.staging import Staging
+from bertray.scoring.units import Outcome, Work, staged_path
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock
 from bertray.storage.outputs import last_of_each_path, put_json, put_records, read_records
@@ -65,6 +62,19 @@ class Rate(BaseModel, frozen=True):
         return other is None or self.wall_s >= min(other.wall_s, _LONG_ENOUGH_S)
 
 
+class Published(BaseModel, frozen=True):
+    """All that is in predictions/."""
+
+    num_shards: int
+    num_shards_older: int  # scored for an earlier request, or from an earlier version, because they failed since
+    older: list[str]  # paths of some of them
+    num_shards_without_profile: int  # published before records had one
+    profile: Profile  # of all others
+    score_edges: tuple[float, ...] = tuple((np.arange(NUM_SCORE_BINS + 1) / NUM_SCORE_BINS).tolist())
+    length_edges: tuple[int, ...] = tuple(2**power for power in range(NUM_LENGTH_BINS))
+    labels: tuple[str, ...]  # of the bundle
+
+
 class Announcement(BaseModel, frozen=True):
     """The content of latest.json."""
 
@@ -73,16 +83,7 @@ class Announcement(BaseModel, frozen=True):
     # The fingerprint of the bundle from whose validation rows the archive may differ, as a person has accepted.
     accepted_bundle: str | None = None
     rate: Rate | None = None  # of the last run that was long enough
-
-
-@dataclass(frozen=True)
-class Unannounced:
-    """What became of shards since the last announcement."""
-
-    num_shards: int
-    num_shards_failed: int
-    profile: Profile
-    shards_with_errors: list[dict[str, Any]]  # path, num_rows_error, num_rows and failure; most errors first
+    published: Published | None = None
 
 
 class Runs:
@@ -115,8 +116,7 @@ class Runs:
     def append(self, run_id: str, outcomes: list[Outcome]) -> None:
         """Report what became of shards, in one file (none for no outcomes)."""
         rows = [
-            {**profile.model_dump(), "labels": [*profile.labels.items()], "path": path, "failure": failure or None}
-            for profile, path, failure in ((one.counts.profile, one.shard.path, one.failure) for one in outcomes)
+            {**_profile_fields(one), "path": one.shard.path, "failure": one.failure or None} for one in outcomes
         ]
         if rows:
             file = self._folder / run_id / f"shards-{self._num_written:05d}.parquet"
@@ -139,39 +139,22 @@ class Runs:
                 return set(report.filter(report["failure"].is_valid())["path"].to_pylist())
         return set()
 
-    def unannounced(self, after: Announcement | None, present: set[str] | None) -> Unannounced:
-        """What became of shards in the runs after an announcement, without those that failed before it and since.
-
-        Args:
-            present: the shards that are in the archive now: others are left out; None: leave none out.
-        """
-        last_run_id = after.run_id if after else ""
-        # Run ids and file numbers sort by time.
-        files = [file for run_id in self._folder.folders() if run_id > last_run_id for file in self._reports(run_id)]
-        report = last_of_each_path(read_records(files, SHARD_REPORT_SCHEMA))
-        if after:
-            is_old = pc.is_in(report["path"], value_set=pa.array(sorted(self.failed_last(after)), pa.string()))
-            report = report.filter(pc.invert(pc.and_(report["failure"].is_valid(), is_old)))
-        if present is not None:
-            report = report.filter(pc.is_in(report["path"], value_set=pa.array(sorted(present), pa.string())))
-        worst = report.filter(pc.or_(report["failure"].is_valid(), pc.greater(report["num_rows_error"], 0)))
-        worst = worst.sort_by([("num_rows_error", "descending"), ("path", "ascending")])[:_MAX_LISTED_SHARDS]
-        return Unannounced(
-            num_shards=len(report),
-            num_shards_failed=len(report) - report["failure"].null_count,
-            profile=_summed(report),
-            shards_with_errors=worst.select(["path", "num_rows_error", "num_rows", "failure"]).to_pylist(),
-        )
-
     def _reports(self, run_id: str) -> list[Location]:
         folder = self._folder / run_id
         return [folder / info.path for info in folder.files((".parquet",))]
 
 
-def _summed(report: pa.Table) -> Profile:
+def _profile_fields(outcome: Outcome) -> dict[str, Any]:
+    profile = outcome.counts.profile
+    return {**profile.model_dump(), "labels": [*profile.labels.items()]}
+
+
+def profile_of(records: pa.Table) -> Profile:
+    """The sum of the profiles of records, or of a shard report, without those that have none."""
+    records = records.filter(records["scores"].is_valid())
     facts: dict[str, Any] = {}
     for name in Profile.model_fields:
-        column = report[name].combine_chunks()
+        column = records[name].combine_chunks()
         if name == "labels":
             rows = pa.table({"label": column.keys, "rows": column.items}).group_by("label").aggregate([("rows", "sum")])
             facts[name] = dict(zip(rows["label"].to_pylist(), rows["rows_sum"].to_pylist(), strict=True))
@@ -186,37 +169,23 @@ def _summed(report: pa.Table) -> Profile:
 class Recorder:
     """What became of the shards of one run so far."""
 
-    def __init__(
-        self, manifest: Manifest, runs: Runs, run_id: str, output: Location, request_fingerprint: str, lock: RunLock
-    ) -> None:
-        self._manifest, self._runs, self._run_id, self._fingerprint = manifest, runs, run_id, request_fingerprint
-        self._staging = output / STAGING_FOLDER
-        self._lock = lock
+    def __init__(self, runs: Runs, run_id: str, staging: Staging, request_fingerprint: str, lock: RunLock) -> None:
+        self._runs, self._run_id, self._fingerprint, self._lock = runs, run_id, request_fingerprint, lock
+        self._staging = staging
         self.failures: list[dict[str, str]] = []  # path and reason of every shard that failed
         self._unrecorded: list[Outcome] = []  # of whole shards
-        self._merged: list[FileInfo] = []  # the unrecorded shards that were merged from parts
+        self._merged: list[tuple[FileInfo, int]] = []  # the unrecorded shards that were merged, of how many parts
         self._counts: Counter[str] = Counter()
         self._precisions: set[str] = set()
         self._scoring_s = 0.0
 
-    def begin(self, replaced: list[str]) -> None:
-        """Remove the records of files that will be replaced. Call when all is ready to score.
-
-        A run that dies leaves files of both requests. Only those with a record count as done, whatever is asked next.
-        """
-        if replaced:
-            self._manifest.forget(self._run_id, replaced)
-
-    def staged(self) -> set[str]:
-        """The paths of staged parts, also those of earlier runs."""
-        return {info.path for info in self._staging.files((".parquet",))}
-
-    def remove_stale(self, work: Work, archive: Archive) -> None:
-        """Remove staged parts that nothing will be merged from. If `archive` is a part of it, only its own shards'."""
-        listed = archive.paths()
-        for path in stale(work, self._fingerprint, self.staged()):
-            if archive.is_whole or path.rpartition("/")[0] in listed:
-                (self._staging / path).remove()
+    def adopt(self, pending: list[FileInfo]) -> list[FileInfo]:
+        """Record what an earlier run has staged and died before it recorded it; returns the other shards."""
+        found = self._staging.unrecorded(pending, self._fingerprint)
+        self._unrecorded += found
+        self._record()
+        adopted = {outcome.shard for outcome in found}
+        return [shard for shard in pending if shard not in adopted]
 
     def follow(self, outcomes: Iterable[Outcome], work: Work, *, is_last_pass: bool) -> list[str]:
         """Record outcomes as they arrive, and show progress. Returns the paths of shards to score in another pass."""
@@ -234,6 +203,8 @@ class Recorder:
                     num_pieces += is_piece
                     if not outcome.failure:
                         self._take(outcome, is_piece)
+                        if not is_piece:
+                            self._merged.append((outcome.shard, work.num_parts[outcome.shard]))
                         num_rows += outcome.counts.profile.num_rows if is_piece else 0
                     elif outcome.has_changed and not is_last_pass:
                         changed.add(path)
@@ -251,22 +222,14 @@ class Recorder:
                 self._record()
                 self._scoring_s += time.monotonic() - began_s
         for path in changed:
-            (self._staging / path).remove()
+            self._staging.remove([path])
         return sorted(changed)
-
-    def finish(self) -> None:
-        """Call after the last pass."""
-        self._manifest.finish(self._run_id)
-        if not self.staged():
-            self._staging.remove()  # empty folders
 
     def _take(self, outcome: Outcome, is_piece: bool) -> None:
         counts, profile = outcome.counts, outcome.counts.profile
         if is_piece:  # scored by this run
             self._counts["num_tokens_scored"] += profile.num_tokens - counts.num_tokens_repeated
             self._counts.update({name: getattr(counts, name) for name in _REPEATED})
-        else:
-            self._merged.append(outcome.shard)
         if outcome.part is None:
             self._counts["num_shards_committed"] += 1
             self._counts.update({name: getattr(profile, name) for name in _OF_ROWS})
@@ -274,19 +237,20 @@ class Recorder:
             self._unrecorded.append(outcome)
 
     def _record(self) -> None:
-        self._lock.check()  # another run may have replaced the files of this one
-        # The report first: what the manifest calls done must be in it. The parts last: if the run dies before there is
-        # a record, they are merged again.
+        self._lock.check()  # another run may have removed the files of this one
+        # The parts last: if the run dies before there is a record, they are merged again.
         self._runs.append(self._run_id, self._unrecorded)
         of_all = {"fingerprint": self._fingerprint, "run_id": self._run_id, "committed_at": datetime.now(UTC)}
         records = [
-            {**asdict(one.shard), **one.counts.profile.model_dump(), **of_all}
+            {**asdict(one.shard), **_profile_fields(one), **of_all, "precision": one.precision}
             for one in self._unrecorded
             if not one.failure
         ]
-        self._manifest.append(self._run_id, records)
-        for shard in self._merged:
-            (self._staging / shard.path).remove()
+        self._staging.append(self._run_id, pa.Table.from_pylist(records, schema=RECORD_SCHEMA))
+        for shard, num_parts in self._merged:
+            self._staging.remove(
+                staged_path(shard, self._fingerprint, part, num_parts) for part in range(num_parts)
+            )
         self._unrecorded, self._merged = [], []
 
     def rate(self, num_actors: int) -> Rate | None:

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 # Text of a step: enough for batches of texts of similar length, and for seconds of work on a GPU.
 STEP_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
 
-# Keys in the metadata of a staged part.
+# Keys in the metadata of a staged file.
 _COUNTS, _PRECISION = b"bertray.counts", b"bertray.precision"
 
 
@@ -101,8 +101,7 @@ def score_shard(
                             num_rows_repeated=len(step) - len(texts),
                             num_tokens_repeated=profile.num_tokens - num_tokens_scored,
                         )
-                    if part[1] > 1:
-                        writer.add_key_value_metadata({_COUNTS: counts.model_dump_json(), _PRECISION: bundle.precision})
+                    writer.add_key_value_metadata({_COUNTS: counts.model_dump_json(), _PRECISION: bundle.precision})
                 if next_row != rows.stop:
                     raise ShardError(
                         f"rows {rows.start} to {next_row} were read, the file's footer says to {rows.stop}"
@@ -125,7 +124,7 @@ def merge_parts(
     before_put: Callable[[], None] = lambda: None,
     origin: dict[str, str] | None = None,
 ) -> tuple[Counts, str]:
-    """Merge all parts of a shard of `num_rows` into its predictions file; returns the counts and the precision.
+    """Merge all parts of a shard of `num_rows` into one file; returns the counts and the precision.
 
     Raises:
         ShardError: a part is missing or cannot be read, or the parts do not have the shard's rows.
@@ -144,9 +143,23 @@ def merge_parts(
                             raise ShardError(f"{part} does not go on at row {next_row}; remove it and run again")
                         writer.write_table(table)
                         next_row += len(table)
-                    counts += Counts.model_validate_json(file.metadata.metadata[_COUNTS])
-                    precisions.add(file.metadata.metadata[_PRECISION].decode())
+                    of_part, precision = _counts_of(file)
+                    counts += of_part
+                    precisions.add(precision)
+            precision = "+".join(sorted(precisions))
+            writer.add_key_value_metadata({_COUNTS: counts.model_dump_json(), _PRECISION: precision})
         if next_row != num_rows:
             raise ShardError(f"its parts have {next_row} rows, the file's footer says {num_rows}")
         before_put()
-    return counts, "+".join(sorted(precisions))
+    return counts, precision
+
+
+def read_counts(staged: Location) -> tuple[Counts, str]:
+    """The counts of a staged file, and the precision in which the model ran."""
+    with opened(staged) as file:
+        return _counts_of(file)
+
+
+def _counts_of(file: pq.ParquetFile) -> tuple[Counts, str]:
+    facts = file.metadata.metadata
+    return Counts.model_validate_json(facts[_COUNTS]), facts[_PRECISION].decode()

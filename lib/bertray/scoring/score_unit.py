@@ -1,6 +1,6 @@
 """Score units: a shard that fails does not stop the others; when all parts of a shard are staged, they are merged.
 
-    Request, Work  ->  Pool.run  ->  outcomes of shards and of parts, in any order
+    Request, Work  ->  Pool.run  ->  staged files; outcomes of shards and of parts, in any order
 
 `LocalPool` runs the model in one child process. `drivers.actor_pool` spreads units over a Ray cluster.
 """
@@ -71,7 +71,7 @@ class UnitScorer:
         ]
 
     def merge(self, shard: FileInfo, num_parts: int) -> Outcome:
-        """Merge the staged parts of a shard into its predictions file. The parts stay."""
+        """Merge the staged parts of a shard into one staged file. The parts stay."""
         return self._outcome(shard, None, partial(self._merged, shard, num_parts))
 
     def _outcome(self, shard: FileInfo, part: int | None, work: Callable[[], tuple[Counts, str]]) -> Outcome:
@@ -105,8 +105,6 @@ class UnitScorer:
         return merge_parts(parts, target, num_rows, **self._put_options(shard))
 
     def _target(self, shard: FileInfo, part: int = 0, num_parts: int = 1) -> Location:
-        if num_parts == 1:
-            return self._output / "predictions" / shard.path
         return self._output / STAGING_FOLDER / staged_path(shard, self._request.fingerprint, part, num_parts)
 
     def _put_options(self, shard: FileInfo) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
     tiny shards     up to 256 of them are one unit: a task costs more than a tiny shard
     a shard         is a unit
-    a large shard   has a unit for each of its parts (row ranges); parts are staged, and merged when all are there
+    a large shard   has a unit for each of its parts (row ranges), which are merged when all are there
 
-    output/staging/<path of the shard>/<key>-00003-of-00016.parquet
+    output/staging/<path of the shard>/<key>-00003-of-00016.parquet     a part
+                                       <key>-00000-of-00001.parquet     the whole, ready to be published
 
-The key follows from the shard's version, the request and the columns, so a run can tell the parts that it can use from
+The key follows from the shard's version, the request and the columns, so a run can tell the files that it can use from
 stale ones. How a shard is cut follows from its size and the device, so a repeated run writes the same bytes.
 """
 
@@ -54,7 +55,7 @@ class Outcome(BaseModel, frozen=True):
     """What became of a shard, or of a part of one."""
 
     shard: FileInfo  # as it was listed
-    part: int | None = None  # the part that is staged; None: the predictions of the whole shard are in place
+    part: int | None = None  # the part that is staged; None: the predictions of the whole shard are
     counts: Counts = Counts()
     precision: str = ""
     failure: str = ""  # the reason if there are no predictions
@@ -125,8 +126,8 @@ def _grouped(shards: list[FileInfo], unit_bytes: int, num_actors: int) -> list[U
     return [Unit(shards=tuple(group)) for group in groups]
 
 
-def staged_path(shard: FileInfo, request_fingerprint: str, part: int, num_parts: int) -> str:
-    """The path of a staged part, relative to the staging folder."""
+def staged_path(shard: FileInfo, request_fingerprint: str, part: int = 0, num_parts: int = 1) -> str:
+    """The path of a staged file, relative to the staging folder."""
     # With the columns: a part of a version that wrote fewer columns cannot be merged with a new one.
     columns = " ".join(MULTI_LABEL_PREDICTION_SCHEMA.names)
     content = f"{request_fingerprint} {columns} {shard.size_bytes} {shard.version}"
@@ -134,9 +135,9 @@ def staged_path(shard: FileInfo, request_fingerprint: str, part: int, num_parts:
     return f"{shard.path}/{key}-{part:05d}-of-{num_parts:05d}.parquet"
 
 
-def stale(work: Work, request_fingerprint: str, staged: set[str]) -> set[str]:
-    """The staged paths that nothing will be merged from: their shard has changed or is done, or the request differs."""
-    return staged - {
+def staged_parts(work: Work, request_fingerprint: str) -> set[str]:
+    """The paths of all parts of a pass, staged or not."""
+    return {
         staged_path(shard, request_fingerprint, part, num_parts)
         for shard, num_parts in work.num_parts.items()
         for part in range(num_parts)

@@ -273,6 +273,29 @@ class Location:
             for path in [*target.parent.glob(own), *target.rglob(f".*{_UNFINISHED}")]:
                 _remove_local(path)
 
+    def move(self, target: Location) -> None:
+        """Move a file within its storage, atomically; replaces what was there. Nothing, if that was done before.
+
+        On S3 the server copies it, and this file stays.
+        """
+        with _explained(self):
+            try:
+                if self.is_local:
+                    Path(target.path).parent.mkdir(parents=True, exist_ok=True)
+                    Path(self.path).replace(target.path)
+                else:
+                    self.fs.cp_file(self.path, target.path)
+            except FileNotFoundError:
+                if not target.exists():
+                    raise
+
+    def remove_empty_folders(self) -> None:
+        """Remove this folder and those below it that hold no file. S3 has no folders."""
+        if self.is_local:
+            for folder, _, _ in os.walk(self.path, topdown=False):
+                if not os.listdir(folder):  # noqa: PTH208 - after those below it
+                    Path(folder).rmdir()
+
     def remove(self) -> None:
         """Remove the file or folder if it exists."""
         with _explained(self):

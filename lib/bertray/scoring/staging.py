@@ -1,0 +1,80 @@
+"""Predictions that are not published yet: files in staging/, and the records of whole shards in staged/."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+
+from bertray.schema import MANIFEST_SCHEMA
+from bertray.scoring.archive import Archive
+from bertray.scoring.manifest import STAGED, Manifest
+from bertray.scoring.score_shard import read_counts
+from bertray.scoring.units import STAGING_FOLDER, Outcome, Work, staged_parts, staged_path
+from bertray.storage.location import FileInfo, Location
+
+_NUM_CONNECTIONS = 16
+
+
+class Staging:
+    """What is staged in the folder that `bertray score --output` names."""
+
+    def __init__(self, output: Location) -> None:
+        self._folder, self._records = output / STAGING_FOLDER, Manifest(output, STAGED)
+
+    def files(self) -> set[str]:
+        """The paths of all staged files, those of other requests too."""
+        return {info.path for info in self._folder.files((".parquet",))}
+
+    def place_of(self, record: tuple[str, int, str], request_fingerprint: str) -> Location:
+        """The staged file of a shard, given its path, size and version."""
+        return self._folder / staged_path(FileInfo(*record), request_fingerprint)
+
+    def records(self, schema: pa.Schema = MANIFEST_SCHEMA) -> pa.Table:
+        """The records of staged shards, of any request, whose file is there."""
+        records, present = self._records.latest(schema), self.files() if self._records.exists() else set()
+        shards = map(FileInfo, *(records[name].to_pylist() for name in ("path", "size_bytes", "version")))
+        paths = map(staged_path, shards, records["fingerprint"].to_pylist())
+        return records.filter(pa.array([path in present for path in paths], pa.bool_()))
+
+    def unrecorded(self, shards: list[FileInfo], request_fingerprint: str) -> list[Outcome]:
+        """Those of the shards that have a staged file; what is to be recorded of it."""
+        present = self.files()
+        found = [shard for shard in shards if staged_path(shard, request_fingerprint) in present]
+        with ThreadPoolExecutor(_NUM_CONNECTIONS) as readers:
+            counts = readers.map(lambda one: read_counts(self._folder / staged_path(one, request_fingerprint)), found)
+        return [
+            Outcome(shard=shard, counts=of_rows, precision=precision)
+            for shard, (of_rows, precision) in zip(found, counts, strict=True)
+        ]
+
+    def append(self, run_id: str, records: pa.Table) -> None:
+        """Record files that are staged; see `Manifest.append`."""
+        self._records.append(run_id, records)
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Remove staged files, or all that is staged of shards."""
+        with ThreadPoolExecutor(_NUM_CONNECTIONS) as pool:
+            list(pool.map(lambda path: (self._folder / path).remove(), paths))
+
+    def remove_stale(self, archive: Archive, kept: list[FileInfo], work: Work, request_fingerprint: str) -> None:
+        """Remove staged files but those of the shards to keep, and the parts that `work` will merge.
+
+        If `archive` is a part of it, only its own shards' files.
+        """
+        useful = {staged_path(shard, request_fingerprint) for shard in kept} | staged_parts(work, request_fingerprint)
+        listed = archive.paths()
+        is_ours = {path for path in self.files() if archive.is_whole or path.rpartition("/")[0] in listed}
+        self.remove(is_ours - useful)
+
+    def finish(self, run_id: str) -> None:
+        """Drop the records of files that are gone, merge the others, and remove empty folders."""
+        gone = set(self._records.latest()["path"].to_pylist()) - set(self.records()["path"].to_pylist())
+        if gone:
+            self._records.forget(run_id, sorted(gone))
+        if len(self._records.latest()):
+            self._records.finish(run_id)
+        else:
+            self._records.remove()
+        self._folder.remove_empty_folders()
