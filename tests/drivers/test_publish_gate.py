@@ -14,6 +14,7 @@ from bertray.cli import run_job
 from bertray.drivers.score import run as score_job
 from bertray.drivers.score import score
 from bertray.metrics.profile import Profile
+from bertray.schema import MANIFEST_SCHEMA
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.runs import Runs
 from bertray.storage.location import Location
@@ -66,11 +67,11 @@ def test_a_night_unlike_the_last_is_held_until_a_person_accepts_it(
     assert (code, summary["gate"], announced(tmp_path)) == (5, "held", monday)
     (reason,) = summary["held_because"]
     assert reason == "label mix moved by 0.989 (limit 0.3) against what was announced last: y 0.0% → y 75.0%"
-    assert "held: predictions are in place, but runs/latest.json does not announce them" in stderr
+    assert "held: nothing is published; what was scored waits in staging/:" in stderr
     assert "--accept" in stderr
     held = json.loads((tmp_path / "scored" / "runs" / summary["run_id"] / "summary.json").read_text())
     assert [one["what"] for one in held["movements"] if one["is_beyond"]] == ["label mix"]
-    assert (tmp_path / "scored" / "predictions" / "tuesday.parquet").exists()
+    assert not (tmp_path / "scored" / "predictions" / "tuesday.parquet").exists()
 
     code, summary, stderr = run(places, capsys)  # nothing to do, but still nobody has looked
     assert (code, summary["gate"], summary["num_shards_committed"]) == (5, "held", 0)
@@ -79,6 +80,7 @@ def test_a_night_unlike_the_last_is_held_until_a_person_accepts_it(
     code, summary, _ = run(places, capsys, "--accept")
     assert (code, summary["gate"]) == (0, "accepted")
     assert announced(tmp_path) == summary["run_id"]
+    assert (tmp_path / "scored" / "predictions" / "tuesday.parquet").exists()
     code, summary, _ = run(places, capsys)
     assert (code, summary["gate"], summary["run_id"]) == (0, None, None)
 
@@ -95,7 +97,7 @@ def test_what_is_mended_is_no_longer_held(
     assert run(places, capsys)[0] == 5
     night(tmp_path, "tuesday", "aabc")
     code, summary, _ = run(places, capsys)
-    assert (code, summary["gate"], summary["num_shards_changed"]) == (0, "passed", 1)
+    assert (code, summary["gate"], summary["num_shards_new"]) == (0, "passed", 1)
     night(tmp_path, "wednesday", "x")
     assert run(places, capsys)[0] == 5
     (tmp_path / "archive" / "wednesday.parquet").unlink()
@@ -192,7 +194,10 @@ def test_a_request_that_scores_all_again_says_in_what_it_differs(
 ) -> None:
     night(tmp_path, "monday", "aabc")
     run(places, capsys)
-    log = run(places, capsys, "--precision", "fp32")[2]
+    assert job([*places, "--precision", "fp32"]) == 2
+    stderr = capsys.readouterr().err
+    assert "precision: 'auto' -> 'fp32': " in stderr and "1 shards (0.0 MB) would be scored again" in stderr
+    log = run(places, capsys, "--precision", "fp32", "--rescore")[2]
     assert "1 shards to score (1 scored before by another request, precision: 'auto' -> 'fp32'), 0 done" in log
     places[1] = str(make_bundle(seed=1))
     log = run(places, capsys, "--precision", "fp32", "--accept")[2]
@@ -217,19 +222,31 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_report_of_an_earlier_version_is_announced(
+def test_latest_describes_all_that_is_published(
     places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run of before there were `review` and `labels` ended without an announcement; this one makes up for it."""
+    """Also what an earlier version has published, whose records have no profile."""
+    scored = tmp_path / "scored"
     night(tmp_path, "monday", "aabc")
     run(places, capsys)
-    runs = tmp_path / "scored" / "runs"
-    (runs / "latest.json").unlink()
-    (report,) = runs.glob("*/shards-*.parquet")
-    pq.write_table(pq.read_table(report).drop(["num_rows_review", "num_rows_unlabelled"]), report)
-    night(tmp_path, "tuesday", "abc")
+    (records,) = (scored / "manifest").glob("*.parquet")
+    pq.write_table(pq.read_table(records).select(MANIFEST_SCHEMA.names), records)
+    night(tmp_path, "tuesday", "abc", num_rows=300)
+    night(tmp_path, "wednesday", "abc", num_rows=300)
+    assert run(places, capsys)[1]["num_shards_committed"] == 2
+    night(tmp_path, "thursday", "abc", num_rows=30)
+    (tmp_path / "archive" / "tuesday.parquet").write_bytes(b"not Parquet")
     code, summary, _ = run(places, capsys)
-    assert (code, summary["gate"], summary["num_shards_committed"]) == (0, "passed", 1)
-    latest = Runs(Location.of(str(tmp_path / "scored"))).latest()
-    assert latest is not None
-    assert (latest.profile.num_rows, latest.profile.num_rows_review) == (800, 0)
+    assert (code, summary["num_shards_older"]) == (3, 1)
+    latest = Runs(Location.of(str(scored))).latest()
+    assert latest is not None and latest.published is not None
+    published = latest.published
+    assert latest.profile.num_rows == 30
+    assert (published.num_shards, published.num_shards_without_profile, published.profile.num_rows) == (4, 1, 630)
+    assert (published.num_shards_older, published.older) == (1, ["tuesday.parquet"])
+    assert (published.labels, len(published.score_edges), published.length_edges[:3]) == (
+        ("a", "b", "c"),
+        21,
+        (1, 2, 4),
+    )
+    assert (scored / "predictions" / "tuesday.parquet").exists()

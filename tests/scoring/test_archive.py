@@ -75,10 +75,10 @@ def test_a_part_of_the_archive_leaves_the_parts_of_other_shards(config: ScoreCon
     for part in staged:
         part.parent.mkdir(parents=True)
         part.touch()
-    run(config, tmp_path / "archive" / "monday")
+    run(config, tmp_path / "archive" / "monday", accept=True)
     assert [part.exists() for part in staged] == [False, True]
     write_shard(tmp_path / "archive" / "monday" / "2.parquet", ["a text"])
-    run(config)
+    run(config, accept=True)
     assert not (tmp_path / "scored" / "staging").exists()
 
 
@@ -87,7 +87,7 @@ def test_a_part_keeps_the_names_that_its_shards_have_in_the_whole(config: ScoreC
     run(config)
     (tmp_path / "later.parquet").rename(tmp_path / "archive" / "monday" / "1.parquet")
     for source, num_scored in (("monday/1.parquet", 1), ("monday", 0), ("tuesday", 0)):
-        summary = run(config, tmp_path / "archive" / source).summary
+        summary = run(config, tmp_path / "archive" / source, accept=True).summary
         assert (summary["num_shards_committed"], summary["num_shards_gone"]) == (num_scored, 0)
         with pytest.raises(RequestError, match=r"--prune needs the whole archive as --input, and .* is a part of it"):
             run(config, tmp_path / "archive" / source, prune=True)

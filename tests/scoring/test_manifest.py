@@ -5,10 +5,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from bertray.bundle.info import read_info
-from bertray.schema import MANIFEST_SCHEMA
+from bertray.schema import MANIFEST_SCHEMA, RECORD_SCHEMA
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest, fingerprint, plan
 from bertray.storage.location import FileInfo, Location
@@ -23,13 +24,17 @@ def record(shard: FileInfo, request: str, minute: int = 0) -> dict[str, Any]:
     return dict(zip(MANIFEST_SCHEMA.names, values, strict=True))
 
 
+def records(*rows: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist([*rows], RECORD_SCHEMA)
+
+
 @pytest.fixture(params=["local", "s3"])
 def output(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     return Location.of(str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_folder"))
 
 
 def pending(output: Location, shards: list[FileInfo], request: str = "f") -> list[FileInfo]:
-    return plan(shards, Manifest(output).latest(), request).pending
+    return plan(shards, Manifest(output).latest(), MANIFEST_SCHEMA.empty_table(), request).pending
 
 
 def test_an_empty_output_has_nothing_done(output: Location) -> None:
@@ -39,8 +44,8 @@ def test_an_empty_output_has_nothing_done(output: Location) -> None:
 
 def test_records_outlive_the_run_and_content_decides(output: Location) -> None:
     manifest = Manifest(output)
-    manifest.append("run", [record(SHARDS[0], "f")])
-    manifest.append("run", [record(SHARDS[1], "f")])
+    manifest.append("run", records(record(SHARDS[0], "f")))
+    manifest.append("run", records(record(SHARDS[1], "f")))
     assert pending(output, SHARDS) == []
     rewritten, grown = FileInfo("a.parquet", 10, "v2"), FileInfo("b.parquet", 21, "v1")
     assert pending(output, [rewritten, grown]) == [rewritten, grown]
@@ -49,12 +54,12 @@ def test_records_outlive_the_run_and_content_decides(output: Location) -> None:
 def test_a_finished_run_leaves_one_file(output: Location) -> None:
     manifest = Manifest(output)
     for shard in SHARDS:
-        manifest.append("run", [record(shard, "f")])
+        manifest.append("run", records(record(shard, "f")))
     assert len((output / "manifest").files()) == 2
     manifest.finish("run")
     assert [info.path for info in (output / "manifest").files()] == ["run.parquet"]
     assert pending(output, SHARDS) == []
-    Manifest(output).append("empty", [])
+    Manifest(output).append("empty", records())
     Manifest(output).finish("empty")
     assert len((output / "manifest").files()) == 1
 
@@ -62,7 +67,7 @@ def test_a_finished_run_leaves_one_file(output: Location) -> None:
 def test_many_runs_become_one_file(output: Location) -> None:
     for night in range(20):
         manifest = Manifest(output)
-        manifest.append(f"run{night:02d}", [record(SHARDS[0], f"f{night}", minute=night)])
+        manifest.append(f"run{night:02d}", records(record(SHARDS[0], f"f{night}", minute=night)))
         manifest.finish(f"run{night:02d}")
     assert [info.path for info in (output / "manifest").files()] == [
         "run16.parquet",
@@ -72,9 +77,9 @@ def test_many_runs_become_one_file(output: Location) -> None:
 
 
 def test_another_request_makes_everything_pending_also_on_the_way_back(output: Location) -> None:
-    Manifest(output).append("run1", [record(SHARDS[0], "old", minute=0)])
+    Manifest(output).append("run1", records(record(SHARDS[0], "old", minute=0)))
     assert pending(output, SHARDS[:1], "new") == SHARDS[:1]
-    Manifest(output).append("run2", [record(SHARDS[0], "new", minute=1)])
+    Manifest(output).append("run2", records(record(SHARDS[0], "new", minute=1)))
     assert pending(output, SHARDS[:1], "new") == []
     # the predictions file now holds the new request's rows
     assert pending(output, SHARDS[:1], "old") == SHARDS[:1]
@@ -82,7 +87,7 @@ def test_another_request_makes_everything_pending_also_on_the_way_back(output: L
 
 def test_what_is_forgotten_is_not_done(output: Location) -> None:
     manifest = Manifest(output)
-    manifest.append("run", [record(shard, "f") for shard in SHARDS])
+    manifest.append("run", records(*(record(shard, "f") for shard in SHARDS)))
     manifest.finish("run")
     Manifest(output).forget("later", ["a.parquet", "never.parquet"])
     assert Manifest(output).latest()["path"].to_pylist() == ["b.parquet"]
@@ -90,12 +95,12 @@ def test_what_is_forgotten_is_not_done(output: Location) -> None:
 
 
 def test_what_is_forgotten_before_a_run_leaves_the_others_when_it_ends(output: Location) -> None:
-    Manifest(output).append("run1", [record(shard, "f") for shard in SHARDS])
+    Manifest(output).append("run1", records(*(record(shard, "f") for shard in SHARDS)))
     Manifest(output).finish("run1")
     manifest = Manifest(output)
     manifest.forget("run2", ["a.parquet"])
     assert pending(output, SHARDS) == SHARDS[:1]
-    manifest.append("run2", [record(SHARDS[0], "f", minute=1)])
+    manifest.append("run2", records(record(SHARDS[0], "f", minute=1)))
     manifest.finish("run2")
     assert pending(output, SHARDS) == []
     assert [info.path for info in (output / "manifest").files()] == ["run2.parquet"]

@@ -27,7 +27,7 @@ from bertray.bundle.info import read_info
 from bertray.drivers.score import ScoreResult, score
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest, fingerprint
-from bertray.scoring.runs import Runs
+from bertray.scoring.publish import is_under_way
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock
 from tests.conftest import write_shard
@@ -56,7 +56,7 @@ class Crash(BaseException):
 def crash_after(num_changes: int, *, during: bool) -> Iterator[None]:
     """The process ends with the next change of the storage after so many: before that is visible, or right after it."""
     left = [num_changes]
-    staged, create, remove = Location.staged, Location.create, Location.remove
+    staged, create, remove, move = Location.staged, Location.create, Location.remove, Location.move
 
     @contextmanager
     def is_last() -> Iterator[None]:
@@ -87,7 +87,12 @@ def crash_after(num_changes: int, *, during: bool) -> Iterator[None]:
         with is_last():
             remove(location)
 
+    def move_or_crash(location: Location, target: Location) -> None:
+        with is_last():
+            move(location, target)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Location, "move", move_or_crash)
         patch.setattr(Location, "staged", staged_or_crash)
         patch.setattr(Location, "create", create_or_crash)
         patch.setattr(Location, "remove", remove_or_crash)
@@ -207,6 +212,7 @@ class Nights(RuleBasedStateMachine):
             max_error_fraction=1,
             max_distance=1,
             max_mean_change=2,
+            rescore=True,
         )
 
     def score(self, prune: bool, keep_columns: list[str]) -> ScoreResult:
@@ -226,6 +232,18 @@ class Nights(RuleBasedStateMachine):
             table = pq.ParquetFile(path).read()
             assert table["row"].to_pylist() == list(range(len(table)))
             assert int(table.schema.metadata[b"bertray.shard_size_bytes"]) > 0
+
+    @invariant()
+    def every_record_describes_its_file(self) -> None:
+        """At any moment but amid a publication, which the next run completes."""
+        if not hasattr(self, "output") or is_under_way(Location.of(str(self.output))):
+            return
+        for record in Manifest(Location.of(str(self.output))).latest().to_pylist():
+            table = pq.ParquetFile(self.outputs()[record["path"]]).read()
+            found = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
+            assert found["bertray.request_fingerprint"] == record["fingerprint"]
+            assert found["bertray.shard_version"] == record["version"]
+            assert (found["bertray.shard_size_bytes"], len(table)) == (str(record["size_bytes"]), record["num_rows"])
 
     @invariant()
     def what_is_done_is_what_the_archive_has(self) -> None:
@@ -260,11 +278,8 @@ class Nights(RuleBasedStateMachine):
         assert scored.summary["num_shards_failed"] == sum(path.read_bytes() == BROKEN for path in self.paths().values())
 
     def nothing_is_left_to_announce(self) -> None:
-        runs = Runs(Location.of(str(self.output)))
-        assert runs.unannounced(runs.latest(), set(self.paths())).num_shards == 0
         assert not list(self.output.rglob("*.tmp"))
-        staged = [path for path in (self.output / "staging").rglob("*") if path.is_file()]
-        assert not staged
+        assert not [path for name in ("staging", "staged", "publishing") for path in (self.output / name).rglob("*")]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

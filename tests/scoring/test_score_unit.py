@@ -11,8 +11,9 @@ import pytest
 from bertray import Bundle
 from bertray.scoring import score_unit
 from bertray.scoring.config import ScoreConfig
+from bertray.scoring.score_shard import read_counts
 from bertray.scoring.score_unit import Request, UnitScorer
-from bertray.scoring.units import Outcome, Unit
+from bertray.scoring.units import Outcome, Unit, staged_path
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock
 from tests.conftest import write_shard
@@ -55,7 +56,7 @@ class Meanwhile:
 def score(scorer: UnitScorer, archive: Path, bundle: Any) -> Outcome:
     (outcome,) = scorer.score(Unit(shards=(listed(archive),)), bundle)
     if outcome.failure:
-        assert not (archive.parent / "scored" / "predictions" / "a.parquet").exists()
+        assert not [path for path in (archive.parent / "scored").rglob("*.parquet") if path.is_file()]
     return outcome
 
 
@@ -78,20 +79,22 @@ def test_parts_are_staged_and_merged(scorer: UnitScorer, archive: Path, bundle: 
     assert not (scored / "predictions").exists()
     merged = scorer.merge(shard, 3)
     assert (merged.part, merged.failure, merged.counts.profile.num_rows, merged.precision) == (None, "", 20, "fp32")
-    table = pq.read_table(scored / "predictions" / "a.parquet")
+    whole = scored / "staging" / staged_path(shard, "request")
+    assert read_counts(Location.of(str(whole))) == (merged.counts, "fp32")
+    table = pq.ParquetFile(whole).read()
     assert table["row"].to_pylist() == list(range(20))
     origin = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
     assert (origin["bertray.shard"], origin["bertray.request_fingerprint"]) == ("a.parquet", "request")
     assert json.loads(origin["bertray.versions"])["python"]
-    assert len(list((scored / "staging" / "a.parquet").iterdir())) == 3  # until the manifest knows
+    assert len(list((scored / "staging" / "a.parquet").iterdir())) == 4  # until there is a record of the whole
 
 
 def test_what_a_process_that_died_has_half_written_is_removed(
     scorer: UnitScorer, archive: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = archive.parent / "scored" / "predictions"
-    folder.mkdir(parents=True)
-    half, others = folder / ".a.parquet.0123456789ab.tmp", folder / ".ab.parquet.0123456789ab.tmp"
+    target = archive.parent / "scored" / "staging" / staged_path(listed(archive), "request")
+    target.parent.mkdir(parents=True)
+    half, others = (target.with_name(f".{name}.0123456789ab.tmp") for name in (target.name, f"{target.name}x"))
     looked_at: list[Location] = []
     monkeypatch.setattr(score_unit, "read_in_isolation", lambda shard, *_: looked_at.append(shard))
     for path in (half, others):

@@ -8,7 +8,7 @@ from bertray.drivers import actor_pool, cluster
 from bertray.schema import MULTI_LABEL_PREDICTION_SCHEMA
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.score_unit import Request
-from bertray.scoring.units import Counts, Outcome, Unit, Work, divide, part_rows, staged_path, stale
+from bertray.scoring.units import Counts, Outcome, Unit, Work, divide, part_rows, staged_parts, staged_path
 from bertray.storage.location import FileInfo
 
 
@@ -59,19 +59,17 @@ def test_what_has_other_columns_is_not_taken_up(monkeypatch: pytest.MonkeyPatch)
     assert staged_path(large, "request", 0, 4) != now
 
 
-def test_what_is_staged_of_something_else_is_stale() -> None:
-    large, done = shards_of(390, 500)
+def test_parts_of_something_else_are_no_parts_of_this() -> None:
+    large, whole = shards_of(390, 100)
     useful = {staged_path(large, "request", part, 4) for part in (0, 2)}
     useless = {
-        staged_path(large, "another request", 0, 4),
-        staged_path(large, "request", 0, 5),
-        staged_path(FileInfo(large.path, large.size_bytes, "v2"), "request", 0, 4),
-        staged_path(done, "request", 0, 5),
-        "what a person has put here.parquet",
+        staged_path(large, "another request", 1, 4),
+        staged_path(large, "request", 1, 5),
+        staged_path(FileInfo(large.path, large.size_bytes, "v2"), "request", 1, 4),
     }
-    work = cut([large], staged=useful | useless)
+    work = cut([large, whole], staged=useful | useless)
     assert work.missing_parts == {large: {1, 3}}
-    assert stale(work, "request", useful | useless) == useless
+    assert staged_parts(work, "request") == {staged_path(large, "request", part, 4) for part in range(4)}
 
 
 @given(st.lists(st.integers(0, 50), max_size=20), st.integers(1, 30))

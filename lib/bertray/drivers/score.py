@@ -1,12 +1,11 @@
 """The nightly job: score every shard of an archive that has no predictions yet.
 
-1. lock      one run at a time on an output                                            [storage.lock]
-2. plan      one listing of the input, compared with the manifest                      [scoring.manifest]
+1. lock      one run at a time on an output; complete what a run that died has begun   [storage.lock]
+2. plan      one listing of the input, compared with what is published and staged      [scoring.manifest]
 3. stream    units of pending shards -> a pool of processes that hold the model        [scoring.score_unit]
-4. score     each shard becomes a predictions file, put in one atomic step             [scoring.score_unit]
-5. commit    the shard's record goes into the manifest                                 [scoring.manifest]
-6. judge     do the new predictions look like the earlier ones?                        [scoring.gate]
-7. announce  runs/<run-id>/summary.json, then runs/latest.json                         [scoring.runs]
+4. stage     each shard becomes a file in staging/, and then a record in staged/       [scoring.staging]
+5. judge     do the staged predictions look like the published ones?                   [scoring.gate]
+6. publish   staging/ -> predictions/, staged/ -> manifest/, then runs/latest.json     [scoring.publish]
 
 A shard that fails is listed with its path and reason, and the others continue. To recover, run the command again.
 With --plan it stops after step 2 and estimates the time. A run with nothing to do starts neither Ray nor torch, so this
@@ -24,21 +23,37 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from bertray.bundle.guard import torch_summary
 from bertray.bundle.info import BundleInfo, opened, read_info, was_replaced
 from bertray.bundle.isolated import IsolatedBundle
 from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, JobResult, keep_ray_on_loopback
 from bertray.errors import RequestError, ShardError
+from bertray.metrics.profile import Profile
 from bertray.reports.terminal import print_scoring, print_verdict
+from bertray.schema import RECORD_SCHEMA
 from bertray.scoring.archive import Archive, list_shards, probe, remember, resolved
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.gate import Verdict, judge
 from bertray.scoring.manifest import Manifest, Plan, fingerprint, plan
-from bertray.scoring.runs import Announcement, Rate, Recorder, Runs, Unannounced
+from bertray.scoring.publish import complete, describe, publish
+from bertray.scoring.runs import (
+    MAX_LISTED_SHARDS,
+    OTHER_BUNDLE,
+    Announcement,
+    Published,
+    Rate,
+    Recorder,
+    Runs,
+    profile_of,
+)
 from bertray.scoring.score_shard import STEP_BYTES
 from bertray.scoring.score_unit import LocalPool, Pool, Request
 from bertray.scoring.shard_reader import check_columns, steps
 from bertray.scoring.shard_reader import opened as opened_shard
+from bertray.scoring.staging import Staging
 from bertray.scoring.units import ENGINE_FOLDER, Work, divide
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock, new_run_id
@@ -122,20 +137,28 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
     with RunLock(output, run_id).held() as lock:
         if lock.was_left_behind:
             output.remove_unfinished()
-        manifest, runs = Manifest(output), Runs(output)
+        complete(output)
+        manifest, staging, runs = Manifest(output), Staging(output), Runs(output)
         announced = runs.latest()
         if announced and announced.run_id >= run_id:
             raise RequestError(
                 f"run {announced.run_id} of {output} is later than this machine's time, {run_id}: set its clock"
             )
         remember(archive, output, has_moved=config.input_moved)
-        todo = plan(archive.shards, manifest.latest(), request_fingerprint, is_whole=archive.is_whole)
-        _log_plan(todo, config, runs.differences(announced.run_id, config, info.fingerprint()) if announced else [])
-        recorder = Recorder(manifest, runs, run_id, output, request_fingerprint, lock)
+        todo = plan(
+            archive.shards, manifest.latest(), staging.records(), request_fingerprint, is_whole=archive.is_whole
+        )
+        differences = runs.differences(announced.run_id, config, info.fingerprint()) if announced else []
+        _refuse_mixture(archive, manifest, request_fingerprint)
+        _refuse_unasked(todo, differences, config)
+        _log_plan(todo, config, differences)
+        known_failures = runs.failed_last(announced) if announced else set()
+        recorder = Recorder(runs, run_id, staging, request_fingerprint, lock)
         engine: dict[str, Any] = {"engine": "openvino" if config.engine == "openvino" else "torch"}
-        if todo.pending:
+        if todo.pending or todo.staged:
             asked = {"config": config.model_dump(), "bundle_fingerprint": info.fingerprint(), "versions": versions()}
             runs.begin(run_id, asked, {**todo.counts(), "pending_bytes": todo.pending_bytes})
+        if todo.pending:
             _log.info("scoring %.1f MB in run %s", todo.pending_bytes / 1e6, run_id)
             request = Request(
                 config=config,
@@ -150,27 +173,33 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
 
                 # Export once, to where actors on other nodes and the next run find it.
                 engine = prepare(config.bundle, config.precision, output / ENGINE_FOLDER).summary()
-            engine["num_actors"] = _stream(request, archive, todo, recorder, open_pool or pool_of)
+            engine["num_actors"] = _stream(request, archive, todo, recorder, staging, open_pool or pool_of)
             if config.engine != "openvino":  # the scoring processes have chosen the precision
                 engine |= torch_summary(output / ENGINE_FOLDER, info, config.precision, recorder.precision)
-        else:
-            _log.info("nothing to do: every shard is committed under this bundle and these columns")
-            if lock.was_left_behind:  # that run may have ended after its last record, before it removed parts
-                recorder.remove_stale(Work(), archive)
-                recorder.finish()
+        elif not todo.staged:
+            _log.info("nothing to do: every shard is published under this bundle and these columns")
+        if not todo.pending and lock.was_left_behind:  # that run may have ended before it removed parts
+            staging.remove_stale(archive, todo.staged, Work(), request_fingerprint)
+            staging.finish(run_id)
+        new = staging.records_of(archive, request_fingerprint)
+        failed = [one["path"] for one in recorder.failures if one["path"] not in known_failures]
+        profile = profile_of(new)
+        # A failure that is old, or alone, changes nothing that could be published.
+        has_news = len(new) > 0 or (bool(failed) and not announced)
+        verdict = _judged(profile, announced, len(new) + len(failed), len(failed), info, config) if has_news else None
+        is_held = verdict is not None and verdict.is_held
         num_pruned = 0
-        if config.prune:
+        if config.prune and not is_held:
             lock.check()
             # Hours have passed since the first listing, which was made before the lock.
             num_pruned = _prune(output, manifest, run_id, list_shards(source, output).shards)
-        # A listing of only a part does not tell which other shards still exist.
-        news = runs.unannounced(announced, archive.paths() if archive.is_whole else None)
-        has_news = news.num_shards > (news.num_shards_failed if announced else 0)  # failures alone change nothing
-        verdict = _judged(news, announced, info, config) if has_news else None
+        with_record = {shard.path for shard in (*todo.changed, *todo.anew)}
+        older = sorted(with_record & {one["path"] for one in recorder.failures})
         summary = {
             "output": str(output),
             "run_id": run_id if todo.pending or verdict else None,
             **todo.counts(),
+            "num_shards_older": len(older),
             "num_outputs_pruned": num_pruned,
             **recorder.summary(time.monotonic() - started_s),
             **engine,
@@ -178,27 +207,73 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         }
         if verdict:
             lock.check()
-            runs.finish(run_id, {**summary, "failures": recorder.failures, "movements": verdict.table()})
-            if not verdict.is_held:
-                measured = recorder.rate(summary["num_actors"]) if todo.pending else None
-                runs.announce(_announcement(run_id, news, announced, verdict, info, measured))
-    return ScoreResult(str(output), summary, recorder.failures, verdict, news.shards_with_errors)
+            rate = recorder.rate(engine["num_actors"]) if todo.pending else None
+            report = {"failures": recorder.failures, "movements": verdict.table(), "rate": rate and rate.model_dump()}
+            runs.finish(run_id, {**summary, **report})
+            if not is_held:
+                rate = max([rate, *runs.rates_since(announced)], key=lambda one: one.wall_s if one else -1.0)
+                published = describe(archive, manifest.latest(RECORD_SCHEMA), new, older, info.labels)
+                publish(output, new, _announcement(run_id, profile, announced, verdict, info, rate, published))
+    return ScoreResult(str(output), summary, recorder.failures, verdict, _worst(new, recorder.failures))
 
 
-def _judged(news: Unannounced, announced: Announcement | None, info: BundleInfo, config: ScoreConfig) -> Verdict:
+def _worst(records: pa.Table, failures: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """The shards with most errors: path, num_rows_error, num_rows and failure."""
+    with_errors = records.filter(pc.greater(records["num_rows_error"], 0))
+    rows = with_errors.select(["path", "num_rows_error", "num_rows"]).to_pylist()
+    rows += [{"path": one["path"], "num_rows_error": 0, "num_rows": 0, "failure": one["reason"]} for one in failures]
+    ordered = sorted(rows, key=lambda row: (-row["num_rows_error"], row["path"]))
+    return [{"failure": None, **row} for row in ordered[:MAX_LISTED_SHARDS]]
+
+
+def _refuse_mixture(archive: Archive, manifest: Manifest, request_fingerprint: str) -> None:
+    """Refuse to score a part of the archive otherwise than the rest."""
+    if archive.is_whole:
+        return
+    records = manifest.latest()
+    is_other = pc.not_equal(records["fingerprint"], request_fingerprint)
+    others = set(records["path"].filter(is_other).to_pylist()) - archive.paths()
+    if others:
+        raise RequestError(
+            f"{len(others)} other shards of this archive, such as {min(others)}, have predictions of another bundle, "
+            "engine, precision or other columns: name the whole archive as --input, or another --output"
+        )
+
+
+def _refuse_unasked(todo: Plan, differences: list[str], config: ScoreConfig) -> None:
+    """Refuse to score all again because of an option that may have been forgotten; a new bundle is meant."""
+    options = [one for one in differences if one != OTHER_BUNDLE]
+    if options and todo.anew and not config.rescore:
+        num_bytes = sum(shard.size_bytes for shard in todo.anew)
+        raise RequestError(
+            f"{'; '.join(options)}: {config.output} was scored with other options, and {len(todo.anew):,} shards "
+            f"({num_bytes / 1e6:,.1f} MB) would be scored again. Repeat the earlier options, choose another --output, "
+            "or say --rescore"
+        )
+
+
+def _judged(
+    profile: Profile,
+    announced: Announcement | None,
+    num_shards: int,
+    num_shards_failed: int,
+    info: BundleInfo,
+    config: ScoreConfig,
+) -> Verdict:
     references = {_LAST: announced.profile} if announced else {}
     if info.validation_profile and not _was_accepted(announced, info):
         references[_VALIDATION] = info.validation_profile
-    return judge(news.profile, references, news.num_shards, news.num_shards_failed, config)
+    return judge(profile, references, num_shards, num_shards_failed, config)
 
 
 def _announcement(
     run_id: str,
-    news: Unannounced,
+    profile: Profile,
     announced: Announcement | None,
     verdict: Verdict,
     info: BundleInfo,
     measured: Rate | None,
+    published: Published,
 ) -> Announcement:
     rate = announced.rate if announced else None
     if measured and measured.says_more_than(rate):
@@ -206,8 +281,9 @@ def _announcement(
     differs = any(one.is_beyond for one in verdict.movements if one.against == _VALIDATION)
     accepted = info.fingerprint() if differs or _was_accepted(announced, info) else None
     # The next run is compared with the last rows that there were: an empty shard must not end all comparison.
-    profile = announced.profile if announced and not news.profile.num_rows_scored else news.profile
-    return Announcement(run_id=run_id, profile=profile, accepted_bundle=accepted, rate=rate)
+    if announced and not profile.num_rows_scored:
+        profile = announced.profile
+    return Announcement(run_id=run_id, profile=profile, accepted_bundle=accepted, rate=rate, published=published)
 
 
 def _was_accepted(announced: Announcement | None, info: BundleInfo) -> bool:
@@ -253,15 +329,16 @@ def pool_of(request: Request, pending: list[FileInfo]) -> Iterator[Pool]:
         yield actor_pool.ActorPool(request, pending)
 
 
-def _stream(request: Request, archive: Archive, todo: Plan, recorder: Recorder, open_pool: OpenPool) -> int:
+def _stream(
+    request: Request, archive: Archive, todo: Plan, recorder: Recorder, staging: Staging, open_pool: OpenPool
+) -> int:
     """Score pending shards, again if they are rewritten meanwhile; return how many processes held the model."""
-    pending = todo.pending
+    pending = recorder.adopt(todo.pending)
     with open_pool(request, pending) as pool:
-        recorder.begin(todo.replaced)
         for num_passes in range(1, _MAX_PASSES + 1):
-            work = divide(pending, pool.unit_bytes, pool.num_processes, request.fingerprint, recorder.staged())
+            work = divide(pending, pool.unit_bytes, pool.num_processes, request.fingerprint, staging.files())
             if num_passes == 1:
-                recorder.remove_stale(work, archive)
+                staging.remove_stale(archive, [*todo.staged, *todo.pending], work, request.fingerprint)
             changed = recorder.follow(pool.run(work), work, is_last_pass=num_passes == _MAX_PASSES)
             if not changed:
                 break
@@ -269,7 +346,7 @@ def _stream(request: Request, archive: Archive, todo: Plan, recorder: Recorder, 
             pending = [replace(place.info(), path=path) for path, place in places if place.exists()]
             _log.warning("%d shards were rewritten while they were read; reading them again", len(pending))
         num_processes = pool.num_processes
-    recorder.finish()
+    staging.finish(recorder.run_id)
     return num_processes
 
 
@@ -300,7 +377,8 @@ def preview(config: ScoreConfig) -> dict[str, Any]:
     info = read_info(Location.of(config.bundle))
     archive = list_shards(source, output, has_moved=config.input_moved)
     probe(archive, config)
-    todo = plan(archive.shards, Manifest(output).latest(), fingerprint(info, config), is_whole=archive.is_whole)
+    published, staged = Manifest(output).latest(), Staging(output).records()
+    todo = plan(archive.shards, published, staged, fingerprint(info, config), is_whole=archive.is_whole)
     facts: dict[str, Any] = {
         **todo.counts(),
         "num_shards_pending": len(todo.pending),

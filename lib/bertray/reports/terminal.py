@@ -130,7 +130,7 @@ def print_verdict(verdict: Verdict, shards_with_errors: list[dict[str, Any]]) ->
         _print("shards with most errors", worst)
     if verdict.is_held:
         reasons = "\n  ".join(verdict.reasons)
-        _say(f"held: predictions are in place, but runs/latest.json does not announce them:\n  {reasons}")
+        _say(f"held: nothing is published; what was scored waits in staging/:\n  {reasons}")
         _say("Look at them. If they are right, repeat the command with --accept; else fix archive or bundle and rerun.")
 
 

@@ -41,6 +41,9 @@ class ScoreConfig(JobConfig):
     price_per_hour: float | None = Field(
         default=None, ge=0, description="price of one actor per hour; --plan then prints the estimated cost"
     )
+    rescore: bool = Field(
+        default=False, description="score all again because columns, engine or precision differ from the last run"
+    )
     prune: bool = Field(default=False, description="remove the predictions of shards that are no longer in the archive")
     input_moved: bool = Field(default=False, description="the archive that --output belongs to has moved to --input")
 

@@ -18,19 +18,42 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bertray.schema import RECORD_SCHEMA
+from bertray.scoring.archive import Archive
 from bertray.scoring.manifest import Manifest
-from bertray.scoring.runs import Announcement, Runs
+from bertray.scoring.runs import MAX_LISTED_SHARDS, Announcement, Published, Runs, profile_of
 from bertray.scoring.staging import Staging
-from bertray.storage.location import Location
-from bertray.storage.outputs import put_records, read_records
+from bertray.storage.location import FileInfo, Location
+from bertray.storage.outputs import last_of_each_path, put_records, read_records
 
 _log = logging.getLogger(__name__)
 
 PREDICTIONS, _PUBLISHING, _INTENT, _RECORDS = "predictions", "publishing", "intent.json", "records.parquet"
 # Renames take 0.1 ms each and requests to a store 100 ms.
 _NUM_MOVES_LOCAL, _NUM_MOVES_REMOTE = 4, 64
+
+
+def describe(archive: Archive, before: pa.Table, new: pa.Table, older: list[str], labels: tuple[str, ...]) -> Published:
+    """What predictions/ will hold of the archive.
+
+    Args:
+        before, new: records in `schema.RECORD_SCHEMA`, published before and now.
+        older: the shards whose new version or request could not be scored.
+    """
+    records = last_of_each_path(pa.concat_tables([before, new]))
+    if archive.is_whole:
+        present = pa.array(sorted(archive.paths()), pa.string())
+        records = records.filter(pc.is_in(records["path"], value_set=present))
+    return Published(
+        num_shards=len(records),
+        num_shards_older=len(older),
+        older=older[:MAX_LISTED_SHARDS],
+        num_shards_without_profile=records["scores"].null_count,
+        profile=profile_of(records),
+        labels=labels,
+    )
 
 
 def publish(output: Location, records: pa.Table, announcement: Announcement) -> None:
@@ -41,7 +64,9 @@ def publish(output: Location, records: pa.Table, announcement: Announcement) -> 
     """
     folder = output / _PUBLISHING
     now = pa.repeat(pa.scalar(datetime.now(UTC), RECORD_SCHEMA.field("committed_at").type), len(records))
-    records = records.set_column(RECORD_SCHEMA.get_field_index("committed_at"), RECORD_SCHEMA.field("committed_at"), now)
+    records = records.set_column(
+        RECORD_SCHEMA.get_field_index("committed_at"), RECORD_SCHEMA.field("committed_at"), now
+    )
     put_records(folder / _RECORDS, records)
     (folder / _INTENT).put(announcement.model_dump_json(indent=2).encode() + b"\n")
     _complete(output, records, announcement)
@@ -63,7 +88,7 @@ def complete(output: Location) -> str | None:
 def _complete(output: Location, records: pa.Table, announcement: Announcement) -> None:
     staging = Staging(output)
     facts = (records[name].to_pylist() for name in ("path", "size_bytes", "version", "fingerprint"))
-    sources = [staging.place_of(shard, fingerprint) for *shard, fingerprint in zip(*facts, strict=True)]
+    sources = [staging.place_of(FileInfo(*shard), request) for *shard, request in zip(*facts, strict=True)]
     targets = [output / PREDICTIONS / path for path in records["path"].to_pylist()]
     with ThreadPoolExecutor(_NUM_MOVES_LOCAL if output.is_local else _NUM_MOVES_REMOTE) as pool:
         list(pool.map(Location.move, sources, targets))

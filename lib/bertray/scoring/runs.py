@@ -1,10 +1,10 @@
 """The files of every scoring run, which run was announced, and the recorder of a run's outcomes.
 
-    output/runs/<run-id>/config.json           the resolved request; no secrets
-                         plan.json             what there was to do
-                         shards-00000.parquet  what became of every shard; a new file every few seconds
-                         summary.json          figures, failures, the gate's verdict
-    output/runs/latest.json                    the run whose predictions are published; replaced last
+output/runs/<run-id>/config.json           the resolved request; no secrets
+                     plan.json             what there was to do
+                     shards-00000.parquet  what became of every shard; a new file every few seconds
+                     summary.json          figures, failures, the gate's verdict
+output/runs/latest.json                    the run whose predictions are published; replaced last
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,21 +26,21 @@ from pydantic import BaseModel
 from bertray.metrics.profile import Profile
 from bertray.progress import ProgressBar
 from bertray.schema import NUM_LENGTH_BINS, NUM_SCORE_BINS, RECORD_SCHEMA, SHARD_REPORT_SCHEMA
-from bertray.scoring.archive import Archive
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.staging import Staging
 from bertray.scoring.units import Outcome, Work, staged_path
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock
-from bertray.storage.outputs import last_of_each_path, put_json, put_records, read_records
+from bertray.storage.outputs import put_json, put_records, read_records
 
 _log = logging.getLogger(__name__)
 
-_MAX_LISTED_SHARDS = 30
+MAX_LISTED_SHARDS = 30
 # In a minute of scoring, the start of the actors no longer counts for much.
 _LONG_ENOUGH_S = 60.0
 # A crash costs the work since the last record.
 _RECORD_INTERVAL_S = 5.0
+OTHER_BUNDLE = "another bundle"
 # The options that `manifest.fingerprint` takes in.
 _IN_FINGERPRINT = ("text_column", "keep_columns", "engine", "precision")
 # The counts of a summary, in its order; docs/glossary.md explains them.
@@ -111,13 +111,11 @@ class Runs:
         before = json.loads(file.read_bytes())
         changes = [(name, before["config"].get(name), getattr(config, name)) for name in _IN_FINGERPRINT]
         found = [f"{name}: {old!r} -> {new!r}" for name, old, new in changes if old != new]
-        return [*found, *(["another bundle"] if before["bundle_fingerprint"] != bundle_fingerprint else [])]
+        return [*found, *([OTHER_BUNDLE] if before["bundle_fingerprint"] != bundle_fingerprint else [])]
 
     def append(self, run_id: str, outcomes: list[Outcome]) -> None:
         """Report what became of shards, in one file (none for no outcomes)."""
-        rows = [
-            {**_profile_fields(one), "path": one.shard.path, "failure": one.failure or None} for one in outcomes
-        ]
+        rows = [{**_profile_fields(one), "path": one.shard.path, "failure": one.failure or None} for one in outcomes]
         if rows:
             file = self._folder / run_id / f"shards-{self._num_written:05d}.parquet"
             put_records(file, pa.Table.from_pylist(rows, schema=SHARD_REPORT_SCHEMA))
@@ -128,6 +126,13 @@ class Runs:
 
     def announce(self, announcement: Announcement) -> None:
         (self._folder / "latest.json").put(announcement.model_dump_json(indent=2).encode() + b"\n")
+
+    def rates_since(self, announced: Announcement | None) -> list[Rate]:
+        """The rates of the held runs after an announcement."""
+        last_run_id = announced.run_id if announced else ""
+        files = [self._folder / run_id / "summary.json" for run_id in self._folder.folders() if run_id > last_run_id]
+        found = [json.loads(file.read_bytes()).get("rate") for file in files if file.exists()]
+        return [Rate(**rate) for rate in found if rate]
 
     def failed_last(self, until: Announcement | None = None) -> set[str]:
         """The shards that failed in the last run that had any to score, of all runs or of those up to `until`."""
@@ -170,7 +175,7 @@ class Recorder:
     """What became of the shards of one run so far."""
 
     def __init__(self, runs: Runs, run_id: str, staging: Staging, request_fingerprint: str, lock: RunLock) -> None:
-        self._runs, self._run_id, self._fingerprint, self._lock = runs, run_id, request_fingerprint, lock
+        self._runs, self.run_id, self._fingerprint, self._lock = runs, run_id, request_fingerprint, lock
         self._staging = staging
         self.failures: list[dict[str, str]] = []  # path and reason of every shard that failed
         self._unrecorded: list[Outcome] = []  # of whole shards
@@ -239,18 +244,16 @@ class Recorder:
     def _record(self) -> None:
         self._lock.check()  # another run may have removed the files of this one
         # The parts last: if the run dies before there is a record, they are merged again.
-        self._runs.append(self._run_id, self._unrecorded)
-        of_all = {"fingerprint": self._fingerprint, "run_id": self._run_id, "committed_at": datetime.now(UTC)}
+        self._runs.append(self.run_id, self._unrecorded)
+        of_all = {"fingerprint": self._fingerprint, "run_id": self.run_id, "committed_at": datetime.now(UTC)}
         records = [
             {**asdict(one.shard), **_profile_fields(one), **of_all, "precision": one.precision}
             for one in self._unrecorded
             if not one.failure
         ]
-        self._staging.append(self._run_id, pa.Table.from_pylist(records, schema=RECORD_SCHEMA))
+        self._staging.append(self.run_id, pa.Table.from_pylist(records, schema=RECORD_SCHEMA))
         for shard, num_parts in self._merged:
-            self._staging.remove(
-                staged_path(shard, self._fingerprint, part, num_parts) for part in range(num_parts)
-            )
+            self._staging.remove(staged_path(shard, self._fingerprint, part, num_parts) for part in range(num_parts))
         self._unrecorded, self._merged = [], []
 
     def rate(self, num_actors: int) -> Rate | None:
@@ -259,7 +262,7 @@ class Recorder:
         if not num_tokens:
             return None
         tokens_per_s = round(num_tokens / wall_s, 1)
-        return Rate(run_id=self._run_id, tokens_per_s=tokens_per_s, num_actors=num_actors, wall_s=round(wall_s, 3))
+        return Rate(run_id=self.run_id, tokens_per_s=tokens_per_s, num_actors=num_actors, wall_s=round(wall_s, 3))
 
     @property
     def precision(self) -> str | None:

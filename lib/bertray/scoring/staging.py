@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from bertray.schema import MANIFEST_SCHEMA
+from bertray.schema import MANIFEST_SCHEMA, RECORD_SCHEMA
 from bertray.scoring.archive import Archive
 from bertray.scoring.manifest import STAGED, Manifest
 from bertray.scoring.score_shard import read_counts
@@ -27,9 +28,9 @@ class Staging:
         """The paths of all staged files, those of other requests too."""
         return {info.path for info in self._folder.files((".parquet",))}
 
-    def place_of(self, record: tuple[str, int, str], request_fingerprint: str) -> Location:
-        """The staged file of a shard, given its path, size and version."""
-        return self._folder / staged_path(FileInfo(*record), request_fingerprint)
+    def place_of(self, shard: FileInfo, request_fingerprint: str) -> Location:
+        """The staged file of a shard."""
+        return self._folder / staged_path(shard, request_fingerprint)
 
     def records(self, schema: pa.Schema = MANIFEST_SCHEMA) -> pa.Table:
         """The records of staged shards, of any request, whose file is there."""
@@ -37,6 +38,13 @@ class Staging:
         shards = map(FileInfo, *(records[name].to_pylist() for name in ("path", "size_bytes", "version")))
         paths = map(staged_path, shards, records["fingerprint"].to_pylist())
         return records.filter(pa.array([path in present for path in paths], pa.bool_()))
+
+    def records_of(self, archive: Archive, request_fingerprint: str) -> pa.Table:
+        """The records of a request, in `schema.RECORD_SCHEMA`, that are about a shard as it is listed."""
+        records, listed = self.records(RECORD_SCHEMA), set(archive.shards)
+        records = records.filter(pc.equal(records["fingerprint"], request_fingerprint))
+        shards = map(FileInfo, *(records[name].to_pylist() for name in ("path", "size_bytes", "version")))
+        return records.filter(pa.array([shard in listed for shard in shards], pa.bool_()))
 
     def unrecorded(self, shards: list[FileInfo], request_fingerprint: str) -> list[Outcome]:
         """Those of the shards that have a staged file; what is to be recorded of it."""
