@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": ("bertray.drivers.config:EvaluateConfig", "bertray.drivers.evaluate:run"),
     "predict": ("bertray.drivers.config:PredictConfig", "bertray.drivers.local_jobs:run_predict"),
     "score": ("bertray.scoring.config:ScoreConfig", "bertray.drivers.score:run"),
+    "verify": ("bertray.drivers.config:VerifyConfig", "bertray.drivers.local_jobs:run_verify"),
     "tune": ("bertray.training.config:TuneConfig", "bertray.drivers.tune:run"),
     "audit": ("bertray.training.config:AuditConfig", "bertray.drivers.audit:run"),
 }

@@ -29,6 +29,7 @@ from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest
 from bertray.scoring.runs import Runs
 from bertray.scoring.score_unit import Pool, Request
+from bertray.scoring.staging import Staging
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock
 from tests.conftest import ROOT, write_shard
@@ -129,7 +130,7 @@ def test_only_what_is_new_or_changed_is_scored(
 
     write_shard(archive / "date=2026-01-07" / "part-0.parquet", texts_of("new", 4))
     write_shard(archive / "date=2026-01-05" / "part-1.parquet", ["rewritten", "and grown"])
-    summary, _ = run_stub(archive, output, tiny_bundle)
+    summary, _ = run_stub(archive, output, tiny_bundle, accept=True)
     assert counts(summary) == (2, 2, 0)
     assert summary["num_rows"] == 6
     table = pq.read_table(output / "predictions/date=2026-01-05/part-1.parquet", partitioning=None)
@@ -158,7 +159,7 @@ def test_a_request_that_is_refused_on_the_way_forgets_nothing(archive: Path, tin
     output = tmp_path / "scored"
     run_stub(archive, output, tiny_bundle)
     with pytest.raises(RequestError, match="too small"):
-        run(archive, output, tiny_bundle, open_pool=no_pool, keep_columns=[])
+        run(archive, output, tiny_bundle, open_pool=no_pool, keep_columns=[], rescore=True)
     assert counts(run_stub(archive, output, tiny_bundle)[0]) == (0, 3, 0)
 
 
@@ -320,20 +321,20 @@ def test_sigterm_keeps_what_is_finished(ray_cluster: str, tiny_bundle: Path, tmp
     environment = {**os.environ, "RAY_ADDRESS": ray_cluster}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
         deadline_s = time.monotonic() + 120
-        while len(list(output.glob("predictions/*.parquet"))) < 150:
+        while len(staged := list(output.glob("staging/*/*.parquet"))) < 150:
             assert job.poll() is None and time.monotonic() < deadline_s
             time.sleep(0.05)
         job.send_signal(signal.SIGTERM)
         _, stderr = job.communicate(timeout=30)
     assert job.returncode == 143, stderr.decode()
     assert b"stopped; what was finished is kept" in stderr
-    num_recorded = Manifest(Location.of(str(output))).latest().num_rows
-    num_put = len(list(output.glob("predictions/*.parquet")))
-    # Tasks of 18 shards: what the last few have put may not have been heard of.
-    assert 150 - 5 * 18 <= num_recorded <= num_put < 300
+    staged = list(output.glob("staging/*/*.parquet"))
+    assert 150 <= len(staged) < 300 and not (output / "predictions").exists()
+    assert Staging(Location.of(str(output))).records().num_rows > 0
     summary, _ = run(archive, output, tiny_bundle, keep_columns=[], num_actors=1)  # the lock is free
-    assert counts(summary) == (300 - num_recorded, num_recorded, 0)
+    assert summary["num_rows"] == (300 - len(staged)) * 40  # also what the driver had not heard of is taken up
     assert Manifest(Location.of(str(output))).latest().num_rows == 300
+    assert len(list(output.glob("predictions/*.parquet"))) == 300
 
 
 @pytest.mark.services

@@ -28,6 +28,7 @@ from bertray.drivers.score import ScoreResult, score
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest, fingerprint
 from bertray.scoring.publish import is_under_way
+from bertray.scoring.verify import verify
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock
 from tests.conftest import write_shard
@@ -278,6 +279,8 @@ class Nights(RuleBasedStateMachine):
         assert scored.summary["num_shards_failed"] == sum(path.read_bytes() == BROKEN for path in self.paths().values())
 
     def nothing_is_left_to_announce(self) -> None:
+        found = verify(Location.of(str(self.output)))[1] if self.outputs() else []
+        assert not found
         assert not list(self.output.rglob("*.tmp"))
         assert not [path for name in ("staging", "staged", "publishing") for path in (self.output / name).rglob("*")]
 

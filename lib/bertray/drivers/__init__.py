@@ -1,9 +1,9 @@
 """The jobs, which connect the rooms, and the Ray workers that they start.
 
     train  tune  audit  evaluate  score                   one job each
-    local_jobs     prepare, predict and demo
+    local_jobs     prepare, predict, verify and demo
     measure        what evaluate measures
-    config         the options of evaluate, predict and demo
+    config         the options of evaluate, predict, verify and demo
     cluster        which Ray, which devices
     actor_pool     the Ray actors that score
     attempt        one attempt at a run of train or tune: what both share

@@ -1,4 +1,4 @@
-"""The options of bertray evaluate, predict and demo; `bertray.config` says how they are read."""
+"""The options of bertray evaluate, predict, verify and demo; `bertray.config` says how they are read."""
 
 from typing import Literal
 
@@ -62,6 +62,20 @@ class PredictConfig(JobConfig):
     precision: InferencePrecision = Field(default="auto", description=INFERENCE_PRECISION_HELP)
 
     _engine_fits = model_validator(mode="after")(check_engine)
+
+
+class VerifyConfig(JobConfig):
+    """Check that every published file is what its record and runs/latest.json say.
+
+        bertray verify --output scored
+        bertray verify --output s3://bucket/scored --sample 1000
+
+    Reads the footer and the column `row` of every file under predictions/, and changes nothing. Ends with 1 if
+    something does not hold.
+    """
+
+    output: Place = Field(description="folder that bertray score wrote")
+    sample: int | None = Field(default=None, ge=1, description="read so many files, drawn at random, instead of all")
 
 
 class DemoConfig(JobConfig):

@@ -1,4 +1,4 @@
-"""The small jobs, which run in this process and need no Ray: prepare, predict and demo.
+"""The small jobs, which run in this process and need no Ray: prepare, predict, verify and demo.
 
 Each imports what is slow to import itself: predict need not wait for scikit-learn, nor prepare for torch.
 """
@@ -15,16 +15,17 @@ from pathlib import Path
 import pyarrow as pa
 
 from bertray.bundle.info import read_info
-from bertray.cli import EXIT_OK, JobResult
+from bertray.cli import EXIT_FAILED, EXIT_OK, JobResult
 from bertray.data.config import PrepareConfig
-from bertray.drivers.config import DemoConfig, PredictConfig
-from bertray.reports.terminal import print_dataset, print_look
+from bertray.drivers.config import DemoConfig, PredictConfig, VerifyConfig
+from bertray.reports.terminal import print_dataset, print_look, print_problems, print_scoring
 from bertray.storage.location import Location
 from bertray.storage.outputs import refuse_in_bundle
 
 _PREPARE_SUMMARY = ("num_rows_in", "num_rows_kept", "num_rows_out", "splits", "warnings")
 # Lines of standard input that are classified together: enough for a batch, few enough for a pipe to see output soon.
 _CHUNK = 256
+_MAX_PROBLEMS = 100
 
 
 def run_prepare(config: PrepareConfig) -> JobResult:
@@ -61,6 +62,17 @@ def run_predict(config: PredictConfig) -> JobResult:
     except BrokenPipeError:  # the reader, such as head, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return JobResult(None)
+
+
+def run_verify(config: VerifyConfig) -> JobResult:
+    """Check an output of bertray score; print what does not hold."""
+    from bertray.scoring.verify import verify
+
+    facts, problems = verify(Location.of(config.output), config.sample)
+    print_scoring(facts, [], title="verify")
+    if problems:
+        print_problems(problems)
+    return JobResult({**facts, "problems": problems[:_MAX_PROBLEMS]}, EXIT_FAILED if problems else EXIT_OK)
 
 
 def run_demo(config: DemoConfig) -> JobResult:

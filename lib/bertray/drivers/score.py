@@ -173,7 +173,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
 
                 # Export once, to where actors on other nodes and the next run find it.
                 engine = prepare(config.bundle, config.precision, output / ENGINE_FOLDER).summary()
-            engine["num_actors"] = _stream(request, archive, todo, recorder, staging, open_pool or pool_of)
+            engine["num_actors"], archive = _stream(request, archive, todo, recorder, staging, open_pool or pool_of)
             if config.engine != "openvino":  # the scoring processes have chosen the precision
                 engine |= torch_summary(output / ENGINE_FOLDER, info, config.precision, recorder.precision)
         elif not todo.staged:
@@ -331,8 +331,12 @@ def pool_of(request: Request, pending: list[FileInfo]) -> Iterator[Pool]:
 
 def _stream(
     request: Request, archive: Archive, todo: Plan, recorder: Recorder, staging: Staging, open_pool: OpenPool
-) -> int:
-    """Score pending shards, again if they are rewritten meanwhile; return how many processes held the model."""
+) -> tuple[int, Archive]:
+    """Score pending shards, again if they are rewritten meanwhile.
+
+    Returns:
+        How many processes held the model, and the archive as it is now.
+    """
     pending = recorder.adopt(todo.pending)
     with open_pool(request, pending) as pool:
         for num_passes in range(1, _MAX_PASSES + 1):
@@ -344,10 +348,12 @@ def _stream(
                 break
             places = ((path, archive.root / path) for path in changed)
             pending = [replace(place.info(), path=path) for path, place in places if place.exists()]
+            listed = {shard.path: shard for shard in (*archive.shards, *pending)}
+            archive = replace(archive, shards=[*listed.values()])
             _log.warning("%d shards were rewritten while they were read; reading them again", len(pending))
         num_processes = pool.num_processes
     staging.finish(recorder.run_id)
-    return num_processes
+    return num_processes, archive
 
 
 def _prune(output: Location, manifest: Manifest, run_id: str, shards: list[FileInfo]) -> int:

@@ -115,6 +115,11 @@ def print_scoring(summary: dict[str, Any], failures: list[dict[str, str]], title
         _print("failed shards: the next run tries them again", failures, rest="in the run's summary.json")
 
 
+def print_problems(problems: list[dict[str, str]]) -> None:
+    """Print what does not hold of an output."""
+    _print("what does not hold", problems, rest="problems")
+
+
 def print_verdict(verdict: Verdict, shards_with_errors: list[dict[str, Any]]) -> None:
     """Print what the gate compared, and what to do if it holds the run back."""
     _print("the gate", [{**one, "is_beyond": "yes" if one["is_beyond"] else ""} for one in verdict.table()])

@@ -2,9 +2,11 @@
 
     config        the options of bertray score            archive       the shards, as the output names them
     manifest      which shards are done, what is to do    units         shards -> units of work
-    shard_reader  a shard -> steps of text                score_shard   a shard, or a part -> one file
-    score_unit    a unit -> outcomes; the pool            gate          whether new predictions may be announced
+    shard_reader  a shard -> steps of text                score_shard   a shard, or a part -> one staged file
+    score_unit    a unit -> outcomes; the pool            staging       what is not published yet
+    gate          whether it may be published             publish       staged files -> predictions/
     runs          the files of every run; outcomes -> records and figures
+    verify        every published file against its record
 
 Imports the rooms up to bundle, but not model; does not know training. No torch, no Ray.
 """
