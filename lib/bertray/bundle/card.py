@@ -15,7 +15,8 @@ pipeline_tag: text-classification
 ---
 # {{ labels | length }}-way text classifier
 
-`{{ encoder }}`, fine-tuned with bertray {{ versions.bertray }} on {{ training.data }}
+`{{ encoder }}`{% if encoder_commit %} at commit `{{ encoder_commit }}`{% endif %}, fine-tuned with bertray \
+{{ versions.bertray }} on {{ training.data }}
 (data fingerprint `{{ data_fingerprint[:16] }}`).
 
 Labels: {% for label in labels %}`{{ label }}`{{ ", " if not loop.last else "" }}{% endfor %}

@@ -9,8 +9,10 @@ minilm                  all-MiniLM-L6-v2 (22.7 M parameters) in the package gt-a
 from __future__ import annotations
 
 import importlib.util
+import re
+from contextlib import suppress
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from bertray.errors import RequestError, UnavailableError, missing_extra
@@ -74,27 +76,32 @@ def _minilm_folder() -> Path:
 
 
 def _hub_folder(encoder: str) -> Path:
-    from huggingface_hub import snapshot_download  # half a second
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub import errors, snapshot_download  # half a second
 
     name, _, revision = encoder.partition("@")
     choices = "Give a local folder with --encoder PATH, or use the small built-in one with --encoder minilm"
     # Neither pickled weights nor those of other frameworks.
     wanted = ["*.json", "*.txt", "*.model", WEIGHTS, "model-?????-of-?????.safetensors"]
+    look = partial(snapshot_download, name, revision=revision or None, allow_patterns=wanted)
+    if re.fullmatch("[0-9a-f]{40}", revision):  # it stays what it is, and without the Hub the client tries for long
+        with suppress(errors.LocalEntryNotFoundError, errors.HFValidationError):
+            folder = Path(look(local_files_only=True))
+            if all((folder / file).is_file() for file in ("config.json", "tokenizer.json", WEIGHTS)):
+                return folder
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
-    except HFValidationError as error:
+        return Path(look())
+    except errors.HFValidationError as error:
         raise RequestError(f"--encoder {encoder}: neither a folder nor a Hub id. {choices}") from error
     except Exception as error:  # of the Hub's client, of HTTP, of the disk
         # Where the client looked for a copy and found none, the Hub's answer is the cause.
         answer = error if hasattr(error, "response") or not isinstance(error, FileNotFoundError) else error.__cause__
         status = getattr(getattr(answer, "response", None), "status_code", None)
-        if isinstance(answer, RevisionNotFoundError):
+        if isinstance(answer, errors.RevisionNotFoundError):
             why = f"on the Hub, {name} has no revision {revision}. Give a branch, a tag or a whole commit hash"
-        elif isinstance(answer, GatedRepoError) or status == 403:
-            why = "the Hub does not let you read it. Accept its terms there, and set HF_TOKEN to a token of yours"
-        elif isinstance(answer, RepositoryNotFoundError) or status in (401, 404):
-            why = "the Hub has no such model, or a private one (set HF_TOKEN to a token of yours). Is the name right?"
+        elif isinstance(answer, errors.GatedRepoError) or status == 403:
+            why = "the Hub does not let you read it. Accept its terms on its page, and set HF_TOKEN to a token of yours"
+        elif isinstance(answer, errors.RepositoryNotFoundError) or status in (401, 404):
+            why = "the Hub has no such model: check the name. A private one needs a token of yours in HF_TOKEN"
         elif isinstance(error, FileNotFoundError) and status is None:
             why = (
                 "there is no such folder, the Hub cannot be reached and no whole copy is cached. Either there is no "
