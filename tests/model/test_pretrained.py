@@ -56,6 +56,7 @@ def test_an_unreachable_hub_names_both_ways_out() -> None:
     ("encoder", "message"),
     [
         ("./missing", "no such folder"),
+        (__file__, "is a file: give the folder"),
         ("s3://bucket/encoder", "copy it to a folder that every node can read"),
         ("not a/hub/id", "neither a folder nor a Hub id.*--encoder PATH"),
     ],
@@ -205,6 +206,7 @@ def test_a_head_of_the_same_labels_is_kept_in_the_order_of_the_data_set(
         (["a", "b"], {}, "is for 3 labels, not 2"),
         (["a", "b", "c"], {"id2label": None}, "does not name the labels of its own"),
         (["a", "b", "c"], {"id2label": {"0": "a", "1": "a", "2": "b"}}, "has other labels"),
+        (["a", "b", "c"], {"id2label": {"0": "a", "1": "b", "2": "c", "3": "c"}}, "has other labels"),
         (["a", "b", "c"], {"problem_type": "multi_label_classification"}, "is for multi_label_classification"),
     ],
 )

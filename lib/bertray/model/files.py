@@ -55,22 +55,21 @@ def check_files(encoder: str) -> None:
 
 def _check_json(folder: Path) -> dict[str, Any]:
     """Check all files but the weights; returns config.json."""
-    config: dict[str, Any] = {}
+    found = {}
     for path in sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS and path.is_file()):
         with path.open("rb") as file:
             if file.read(len(_POINTER)) == _POINTER:
                 raise ValueError(f"{path} is a Git LFS pointer. Fetch the file itself: git -C {folder} lfs pull")
-        content = _object(path) if path.name in _JSON else {}
-        if code := content.get("auto_map"):
+        found[path.name] = _object(path) if path.name in _JSON else {}
+        if code := found[path.name].get("auto_map"):
             raise ValueError(
                 f"{path} asks for Python code of the model's own (auto_map: {code}), and bertray runs none. Give a "
                 "model that transformers has built in. If this is one, of the model_type in config.json, take auto_map "
                 "out"
             )
-        config = content if path.name == "config.json" else config
-    if not config:
+    if "config.json" not in found:
         raise ValueError(f"{folder} has no config.json; give a model saved with save_pretrained()")
-    return config
+    return found["config.json"]
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def classifier_and_head(encoder: str, labels: Sequence[str], problem_type: Probl
     torch.manual_seed(seed)
     folder = encoder_folder(encoder)
     try:
-        stored = transformers.AutoConfig.from_pretrained(folder, **NO_CODE)
+        own = transformers.AutoConfig.from_pretrained(folder, **NO_CODE)
         model, found = AutoModelForSequenceClassification.from_pretrained(
             folder,
             **NO_CODE,
@@ -135,33 +135,33 @@ def classifier_and_head(encoder: str, labels: Sequence[str], problem_type: Probl
         )
     head = last_layer(model)
     weight = next((f"{name}.weight" for name, module in model.named_modules() if module is head), None)
-    shapes = {name: stored_shape for name, stored_shape, _ in found["mismatched_keys"]}
+    shapes = {name: stored for name, stored, _ in found["mismatched_keys"]}
     if weight in shapes:
         return model, f"the head is new: that of {encoder} is for {shapes[weight][0]} labels, not {len(labels)}"
     if head is None or weight in found["missing_keys"]:
         return model, f"the head is new: {encoder} has none"
-    return model, _match_head(head, stored, labels, problem_type, encoder)
+    return model, _match_head(head, own, labels, problem_type, encoder)
 
 
 @torch.no_grad()
 def _match_head(
-    head: torch.nn.Linear, stored: PreTrainedConfig, labels: Sequence[str], problem_type: ProblemType, encoder: str
+    head: torch.nn.Linear, own: PreTrainedConfig, labels: Sequence[str], problem_type: ProblemType, encoder: str
 ) -> str:
     """Put the rows of a loaded head in the order of the labels, or draw them anew where they are of others."""
-    before, now = [_plain(stored.id2label[number]) for number in sorted(stored.id2label)], [*map(_plain, labels)]
+    before, now = [_plain(own.id2label[number]) for number in sorted(own.id2label)], [*map(_plain, labels)]
     if before == [f"LABEL_{number}" for number in range(len(before))] != sorted(now):
         why = f"{encoder} does not name the labels of its own (LABEL_0, …)"
-    elif set(before) != set(now) or len(set(now)) < len(now):
+    elif sorted(before) != sorted(now) or len(set(now)) < len(now):
         others = sorted(set(before) - set(now)) or before
         why = f"{encoder} has other labels, such as {others[0]!r}"
-    elif (kind := stored.problem_type or "single_label_classification") != problem_type:
+    elif (kind := own.problem_type or "single_label_classification") != problem_type:
         why = f"{encoder} is for {kind}, the data set for {problem_type}"
     else:
         order = [before.index(label) for label in now]
         for weights in head.parameters():
             weights.copy_(weights[order])
         return f"the head is kept: {encoder} has the same labels{', in another order' if before != now else ''}"
-    head.weight.normal_(std=getattr(stored, "initializer_range", None) or 0.02)
+    head.weight.normal_(std=getattr(own, "initializer_range", None) or 0.02)
     if head.bias is not None:
         head.bias.zero_()
     return f"the head is new: {why}"

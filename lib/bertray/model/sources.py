@@ -37,6 +37,8 @@ def encoder_folder(encoder: str) -> Path:
         raise RequestError(f"--encoder {encoder}: copy it to a folder that every node can read, and give that")
     if Path(encoder).expanduser().is_dir():
         return Path(encoder).expanduser().resolve()
+    if Path(encoder).expanduser().is_file():
+        raise RequestError(f"--encoder {encoder} is a file: give the folder that it stands in")
     # The Hub has none with such a name and no owner.
     is_minilm = "/" not in encoder and ("minilm" in encoder.lower() or get_close_matches(encoder.lower(), [MINILM]))
     if encoder.startswith((".", "/", "~")) or is_minilm:
