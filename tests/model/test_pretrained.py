@@ -204,7 +204,7 @@ def test_a_head_of_the_same_labels_is_kept_in_the_order_of_the_data_set(
         (["a", "b", "d"], {}, "has other labels, such as 'c'"),
         (["a", "b", "c", "d"], {}, "is for 3 labels, not 4"),
         (["a", "b"], {}, "is for 3 labels, not 2"),
-        (["a", "b", "c"], {"id2label": None}, "does not name the labels of its own"),
+        (["a", "b", "c"], {"id2label": None}, "has other labels, such as 'LABEL_0'"),
         (["a", "b", "c"], {"id2label": {"0": "a", "1": "a", "2": "b"}}, "has other labels"),
         (["a", "b", "c"], {"id2label": {"0": "a", "1": "b", "2": "c", "3": "c"}}, "has other labels"),
         (["a", "b", "c"], {"problem_type": "multi_label_classification"}, "is for multi_label_classification"),

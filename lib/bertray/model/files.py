@@ -64,8 +64,7 @@ def _check_json(folder: Path) -> dict[str, Any]:
         if code := found[path.name].get("auto_map"):
             raise ValueError(
                 f"{path} asks for Python code of the model's own (auto_map: {code}), and bertray runs none. Give a "
-                "model that transformers has built in. If this is one, of the model_type in config.json, take auto_map "
-                "out"
+                "model whose model_type transformers has built in. If this one's is, take auto_map out, in a copy"
             )
     if "config.json" not in found:
         raise ValueError(f"{folder} has no config.json; give a model saved with save_pretrained()")
