@@ -150,7 +150,7 @@ def _match_head(
     """Put the rows of a loaded head in the order of the labels, or draw them anew where they are of others."""
     before, now = [_plain(own.id2label[number]) for number in sorted(own.id2label)], [*map(_plain, labels)]
     if sorted(before) != sorted(now) or len(set(now)) < len(now):
-        other = min(set(before) - set(now), default=before[0])  # LABEL_0, if the labels have no names
+        other = min(set(before) - set(now), default="")  # LABEL_0, if the labels have no names
         why = f"{encoder} has other labels, such as {other!r}"
     elif (kind := own.problem_type or "single_label_classification") != problem_type:
         why = f"{encoder} is for {kind}, the data set for {problem_type}"
