@@ -206,8 +206,10 @@ def _minilm(options: argparse.Namespace) -> Subject:
         texts = [" ".join(texts[start : start + options.join]) for start in range(0, len(texts), options.join)]
     texts = random.Random(0).sample(texts, min(len(texts), options.num_texts or NUM_TEXTS))
     folder = options.bundle or encoder_folder("minilm")
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     name = path.parent.name if path.is_file() else path.name
     return Subject(name, texts, tokenizer, model.eval(), options.max_length)
 

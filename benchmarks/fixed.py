@@ -36,7 +36,7 @@ _MODEL = """
 import sys
 from transformers import AutoTokenizer, BertForSequenceClassification
 BertForSequenceClassification.from_pretrained(sys.argv[1], local_files_only=True)
-AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True)
+AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True, trust_remote_code=False)
 """
 _RAY = """
 import os
@@ -52,7 +52,7 @@ class Holder:
     def __init__(self, folder):
         from transformers import AutoTokenizer, BertForSequenceClassification
         self.model = BertForSequenceClassification.from_pretrained(folder, local_files_only=True)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     def ready(self):
         return True
 ray.get(ray.remote(Holder).remote(sys.argv[1]).ready.remote())

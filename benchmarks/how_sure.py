@@ -38,7 +38,7 @@ from bertray.metrics.calibration import (
     tune_thresholds,
 )
 from bertray.metrics.classification import multi_label_metrics
-from bertray.model.pretrained import load_tokenizer
+from bertray.model.pretrained import NO_CODE, load_tokenizer
 from bertray.model.sources import encoder_folder
 from bertray.tokenization.batching import pad, padded_batches
 from bertray.tokenization.tokenizer import ColumnTokenizer
@@ -79,7 +79,7 @@ def _states(name: str, files: dict[str, str], num_train_rows: int) -> dict[str, 
     """By split: states_ND, of unit length, and the label column."""
     reference, _ = load_tokenizer("minilm", 64)
     tokenizer = ColumnTokenizer(reference.backend_tokenizer, 64)
-    model = AutoModel.from_pretrained(encoder_folder("minilm"), local_files_only=True).eval().bfloat16()
+    model = AutoModel.from_pretrained(encoder_folder("minilm"), **NO_CODE).eval().bfloat16()
     found = {}
     for split, file in files.items():
         rows = pq.read_table(SHARED_DATA / name / f"{file}.parquet")

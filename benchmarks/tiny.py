@@ -36,7 +36,7 @@ def tiny_bundle(folder: Path) -> Path:
         label2id={label: index for index, label in enumerate(labels)},
     )
     BertForSequenceClassification(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(encoder_folder("minilm")).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoder_folder("minilm"), trust_remote_code=False).save_pretrained(folder)
     keys = ("learning_rate", "batch_size", "weight_decay", "warmup_fraction", "precision", "seed", "epochs", "data")
     figures = {"epoch": 1.0, "train_loss": 0.0, "loss": 0.0, "accuracy": 0.0, "f1_macro": 0.0, "wall_s": 0.0}
     seal(
@@ -60,7 +60,7 @@ def tiny_encoder(folder: Path) -> Path:
         vocab_size=30522, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
     )
     BertModel(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(encoder_folder("minilm")).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoder_folder("minilm"), trust_remote_code=False).save_pretrained(folder)
     return folder
 
 
@@ -76,7 +76,7 @@ def tiny_dataset(folder: Path) -> Path:
 def word_archive(folder: Path, rows_by_shard: list[int]) -> Path:
     """Shards of random words, some 450 bytes a text, of which none comes twice."""
     folder.mkdir()
-    vocabulary = AutoTokenizer.from_pretrained(encoder_folder("minilm")).get_vocab()
+    vocabulary = AutoTokenizer.from_pretrained(encoder_folder("minilm"), trust_remote_code=False).get_vocab()
     words = np.array(sorted(word for word in vocabulary if word.isalpha() and len(word) > 2))
     rng = np.random.default_rng(0)
     for shard, num_rows in enumerate(rows_by_shard):

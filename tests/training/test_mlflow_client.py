@@ -197,7 +197,7 @@ def test_what_is_deleted_or_unknown_is_refused(mlflow_server: str, tmp_path: Pat
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(RequestError, match=r"needs the extra 'mlflow': pip install 'bertray\[mlflow\]'.*leave it out"):
+    with pytest.raises(RequestError, match=r"needs the extra 'mlflow'\. On every node: pip install '.*leave it out"):
         check("http://127.0.0.1:9")
 
 

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, logging
 
 from bertray.bundle.card import model_card
 from bertray.bundle.guard import allows_half, user_cache
 from bertray.bundle.info import CARD_FILE, BundleInfo, hash_files, opened
 from bertray.bundle.predictions import predictions
-from bertray.errors import RequestError, ShardError
+from bertray.errors import BundleError, RequestError, ShardError
 from bertray.metrics.calibration import probabilities
 from bertray.model.encoder import Encoder
+from bertray.model.pretrained import NO_CODE
 from bertray.model.runtime import resolve_device, resolve_precision
 from bertray.schema import OTHER_IDS, prediction_schema
 from bertray.storage.location import Location
@@ -171,13 +172,21 @@ def _as_column(texts: Texts) -> pa.Array | pa.ChunkedArray:
 def load_model(folder: Path) -> Any:
     """The classifier of an opened bundle, in fp32, on the CPU."""
     logging.disable_progress_bar()
-    return AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    return AutoModelForSequenceClassification.from_pretrained(folder, **NO_CODE, use_safetensors=True)
 
 
 def load_tokenizer(folder: Path, info: BundleInfo) -> ColumnTokenizer:
-    """The tokenizer of an opened bundle."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return ColumnTokenizer(tokenizer.backend_tokenizer, info.max_length, info.stride)
+    """The tokenizer of an opened bundle.
+
+    Raises:
+        BundleError: transformers cannot load it.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
+        vocabulary_size = AutoConfig.from_pretrained(folder, **NO_CODE).vocab_size
+    except (OSError, ValueError) as error:  # its files are whole: it needs code of its own, or another transformers
+        raise BundleError(f"the bundle, made from {info.encoder}, cannot be loaded: {error}") from error
+    return ColumnTokenizer(tokenizer.backend_tokenizer, info.max_length, info.stride, vocabulary_size)
 
 
 def seal(folder: Path, **facts: Any) -> BundleInfo:

@@ -17,7 +17,8 @@ pipeline_tag: text-classification
 ---
 # {{ labels | length }}-way text classifier
 
-{{ encoder | code }}, fine-tuned with bertray {{ versions.bertray }} on {{ training.data | code }}
+{{ encoder | code }}{% if encoder_commit %} at commit {{ encoder_commit | code }}{% endif %}, fine-tuned with bertray \
+{{ versions.bertray }} on {{ training.data | code }}
 (data fingerprint `{{ data_fingerprint[:16] }}`).
 
 Labels: {% for label in labels %}{{ label | code }}{{ ", " if not loop.last else "" }}{% endfor %}

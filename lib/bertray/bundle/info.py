@@ -46,6 +46,7 @@ class BundleInfo(BaseModel):
     long_documents: LongDocuments = "truncate"  # how a longer text is read; see bertray.tokenization.windows
     stride: int | None = None  # tokens by which its windows overlap at least; None: truncate
     encoder: str  # Hub id, folder or package of the encoder that was fine-tuned
+    encoder_commit: str | None = None  # that of a Hub id
     data_fingerprint: str  # Dataset.fingerprint() of the training data
     training: dict[str, Any]  # the job's configuration
     metrics: dict[str, float]  # of the kept epoch, on validation

@@ -136,11 +136,13 @@ def begun(config: Config, kind: Kind) -> Iterator[Attempt[Config]]:
     dataset = open_data(config)
     if config.mlflow_uri:
         mlflow_client.check(config.mlflow_uri)
-    from bertray.model.pretrained import load_tokenizer
+    from bertray.model.pretrained import classifier_and_head, load_tokenizer
     from bertray.tokenization.tokenizer import ColumnTokenizer
     from bertray.training.token_files import write_rows
 
     tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
+    # Loaded once to see that it can be.
+    _log.info("%s", classifier_and_head(config.encoder, dataset.labels, dataset.problem_type, config.seed)[1])
     config = with_absolute_paths(config, dataset)
     with RunLock(run.location, new_run_id()).held() as lock:
         data_fingerprint = dataset.fingerprint()

@@ -88,10 +88,12 @@ def audit(config: AuditConfig) -> Audit:
     # From here on torch and Ray, which take seconds to import.
     from bertray.drivers import cluster
     from bertray.drivers.cross_validation import out_of_fold_logits
-    from bertray.model.pretrained import load_tokenizer
+    from bertray.model.pretrained import classifier_and_head, load_tokenizer
     from bertray.tokenization.tokenizer import ColumnTokenizer
 
     tokenizer, encoder_config = load_tokenizer(config.encoder, config.max_length, config.overlap)
+    # Loaded once to see that it can be.
+    _log.info("%s", classifier_and_head(config.encoder, dataset.labels, dataset.problem_type, config.seed)[1])
     config = with_absolute_paths(config, dataset)
     data_fingerprint = dataset.fingerprint()
     check_origin(config.encoder, data_fingerprint, is_audit=True)

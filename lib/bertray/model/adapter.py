@@ -193,7 +193,7 @@ def scale_logits(model: Any, temperature: float) -> bool:
         log says why.
     """
     assert temperature > 0, temperature
-    last, was_training = _last_layer(model), model.training
+    last, was_training = last_layer(model), model.training
     before = {name: weights.clone() for name, weights in last.state_dict().items()} if last else {}
     model.eval()
     try:
@@ -220,7 +220,7 @@ def begin_with_logits(model: Any, logits_C: torch.Tensor) -> None:
 
     A trained head, whose bias is not zero, stays as it is. If there is no such bias the log says so.
     """
-    last = _last_layer(model)
+    last = last_layer(model)
     if last is None or last.bias is None:
         missing = "layer that gives the logits was found" if last is None else "bias in the layer that gives the logits"
         _log.warning("warning: %s cannot begin at the labels' shares: no %s", type(model).__name__, missing)
@@ -243,13 +243,13 @@ def to_precision(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     for weights in model.parameters():
         weights.data = weights.data.to(dtype)
     model.to(device)
-    last = _last_layer(model)
+    last = last_layer(model)
     if dtype != torch.float32 and last is not None:
         last.float()
         last.register_forward_pre_hook(lambda _layer, inputs: tuple(one.float() for one in inputs))
 
 
-def _last_layer(model: Any) -> torch.nn.Linear | None:
+def last_layer(model: Any) -> torch.nn.Linear | None:
     """The last linear layer with an output for each label."""
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
     return next((layer for layer in reversed(layers) if layer.out_features == model.config.num_labels), None)

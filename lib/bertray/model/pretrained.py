@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +12,14 @@ import transformers
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
 
 from bertray.errors import RequestError
-from bertray.model.adapter import first_position
+from bertray.model.adapter import first_position, last_layer
 from bertray.model.sources import WEIGHTS, encoder_folder
 from bertray.types import ProblemType
+
+_log = logging.getLogger(__name__)
+
+# Unless told, transformers asks on a terminal whether to run code that came with a model.
+NO_CODE = {"local_files_only": True, "trust_remote_code": False}
 
 
 def load_tokenizer(
@@ -22,13 +29,14 @@ def load_tokenizer(
 
     Raises:
         RequestError: the files cannot be read, there is no fast tokenizer or no sequence classifier of this
-            architecture, the model reads fewer than max_length tokens, or the stride fills the window.
+            architecture, the model has no embedding for a token or reads fewer than max_length tokens, or the stride
+            fills the window.
     """
     folder = encoder_folder(encoder)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        config = transformers.AutoConfig.from_pretrained(folder, **NO_CODE)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **NO_CODE)
+    except Exception as error:  # it checks little, so that broken files may raise anything
         raise RequestError(f"--encoder {encoder}: transformers cannot read {folder}: {error}") from error
     if type(config) not in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise RequestError(f"--encoder {encoder}: transformers has no sequence classifier for {config.model_type!r}")
@@ -39,6 +47,12 @@ def load_tokenizer(
         raise RequestError(
             f"--encoder {encoder}: the model knows {config.vocab_size} tokens, its tokenizer {len(tokenizer)}: "
             f"copy the tokenizer's files (tokenizer.json, tokenizer_config.json) to {folder}"
+        )
+    if extra := [token for token, number in tokenizer.get_vocab().items() if number >= config.vocab_size]:
+        raise RequestError(
+            f"--encoder {encoder}: its tokenizer knows {len(extra)} tokens ({', '.join(sorted(extra)[:5])}) that the "
+            f"model has no embedding for, as it has {config.vocab_size}. Give the model some, and save it again: "
+            "model.resize_token_embeddings(len(tokenizer))"
         )
     window = min(tokenizer.model_max_length, _num_positions(config, max_length))
     if max_length > window:
@@ -59,7 +73,7 @@ def _num_positions(config: PreTrainedConfig, wanted: int) -> int:
     if num_positions is None or wanted + (config.pad_token_id or 0) + 1 <= num_positions:
         return wanted if num_positions is None else int(num_positions)
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config)
+        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     return int(num_positions - first_position(model))
 
 
@@ -70,10 +84,15 @@ def num_special_ids(config: PreTrainedConfig) -> int:
 
 
 def load_classifier(encoder: str, labels: Sequence[str], problem_type: ProblemType, seed: int) -> Any:
-    """An encoder with a classification head, fp32, on the CPU.
+    """The model of `classifier_and_head`."""
+    return classifier_and_head(encoder, labels, problem_type, seed)[0]
 
-    A classifier with the same number of labels keeps its head; otherwise the head is new and depends on the seed.
-    From here on transformers logs only errors, because it would report that the encoder has no such head.
+
+def classifier_and_head(encoder: str, labels: Sequence[str], problem_type: ProblemType, seed: int) -> tuple[Any, str]:
+    """An encoder with a classification head, fp32, on the CPU; and, for people, what became of its own head.
+
+    A classifier of the same labels keeps its head, in the order of `labels`; otherwise the head is new and depends on
+    the seed. From here on transformers logs only errors, because it would report that the encoder has no such head.
 
     Raises:
         RequestError: weights of the encoder are missing, or their shapes are not those of its configuration.
@@ -81,18 +100,23 @@ def load_classifier(encoder: str, labels: Sequence[str], problem_type: ProblemTy
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     torch.manual_seed(seed)
-    model, found = AutoModelForSequenceClassification.from_pretrained(
-        encoder_folder(encoder),
-        local_files_only=True,
-        use_safetensors=True,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        num_labels=len(labels),
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-        problem_type=problem_type,
-    )
+    folder = encoder_folder(encoder)
+    try:
+        own = transformers.AutoConfig.from_pretrained(folder, **NO_CODE)
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            **NO_CODE,
+            use_safetensors=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+            problem_type=problem_type,
+        )
+    except Exception as error:  # as above
+        raise RequestError(f"--encoder {encoder}: transformers cannot load {folder}: {error}") from error
     prefix = f"{model.base_model_prefix}."
     for name, stored, expected in sorted(found["mismatched_keys"]):
         if name.startswith(prefix):
@@ -109,4 +133,39 @@ def load_classifier(encoder: str, labels: Sequence[str], problem_type: ProblemTy
             f"--encoder {encoder}: {WEIGHTS} lacks {len(missing)} weights that config.json asks for, such as "
             f"{missing[0]}{there}: give a model that was saved by transformers' save_pretrained(), with its config.json"
         )
-    return model
+    head = last_layer(model)
+    weight = next((f"{name}.weight" for name, module in model.named_modules() if module is head), None)
+    shapes = {name: stored for name, stored, _ in found["mismatched_keys"]}
+    if weight in shapes:
+        return model, f"the head is new: that of {encoder} is for {shapes[weight][0]} labels, not {len(labels)}"
+    if head is None or weight in found["missing_keys"]:
+        return model, f"the head is new: {encoder} has none"
+    return model, _match_head(head, own, labels, problem_type, encoder)
+
+
+@torch.no_grad()
+def _match_head(
+    head: torch.nn.Linear, own: PreTrainedConfig, labels: Sequence[str], problem_type: ProblemType, encoder: str
+) -> str:
+    """Put the rows of a loaded head in the order of the labels, or draw them anew where they are of others."""
+    before, now = [_plain(own.id2label[number]) for number in sorted(own.id2label)], [*map(_plain, labels)]
+    if sorted(before) != sorted(now) or len(set(now)) < len(now):
+        other = min(set(before) - set(now), default="")  # LABEL_0, if the labels have no names
+        why = f"{encoder} has other labels, such as {other!r}"
+    elif (kind := own.problem_type or "single_label_classification") != problem_type:
+        why = f"{encoder} is for {kind}, the data set for {problem_type}"
+    else:
+        order = [before.index(label) for label in now]
+        for weights in head.parameters():
+            weights.copy_(weights[order])
+        return f"the head is kept: {encoder} has the same labels{', in another order' if before != now else ''}"
+    head.weight.normal_(std=getattr(own, "initializer_range", None) or 0.02)
+    if head.bias is not None:
+        head.bias.zero_()
+    return f"the head is new: {why}"
+
+
+def _plain(label: object) -> str:
+    """A label as it is compared: NFC, one space where there is white space, without invisible characters."""
+    text = unicodedata.normalize("NFC", str(label))
+    return " ".join("".join(one for one in text if unicodedata.category(one) != "Cf").split())

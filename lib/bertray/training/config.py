@@ -27,7 +27,7 @@ class TrainingOptions(JobConfig):
     overwrite: bool = Field(default=False, description=OVERWRITE_HELP)
     encoder: Place = Field(
         default="bert-base-uncased",
-        description="Hub id, folder that every node can read, or minilm: the small encoder of the extra 'demo'",
+        description="Hub id or NAME@REVISION, folder that every node can read, or minilm: the one of the extra 'demo'",
     )
     epochs: int = Field(default=3, ge=1, le=1000, description="passes over the training rows; for BERT 2 to 4")
     learning_rate: float = Field(default=5e-5, gt=0, lt=1, description="peak learning rate; for BERT 2e-5 to 5e-5")

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import shutil
 import tempfile
@@ -29,6 +30,7 @@ from bertray.metrics.profile import Profile
 from bertray.model.adapter import scale_logits
 from bertray.model.encoder import Encoder
 from bertray.model.pretrained import load_classifier, load_tokenizer
+from bertray.model.sources import hub_name
 from bertray.schema import LABEL_ID, NO_CLASS, TEXT
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE
@@ -78,6 +80,7 @@ def write_bundle(
 
     model = load_classifier(config.encoder, dataset.labels, dataset.problem_type, config.seed)
     model.load_state_dict(best.weights)
+    encoder, commit = hub_name(config.encoder) or (config.encoder, None)
     temperature, calibration = calibrate(logits_NC[is_read_N], targets)
     if scale_logits(model, temperature):
         logits_NC /= temperature
@@ -105,6 +108,10 @@ def write_bundle(
         folder = Path(temporary) / "bundle"
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        # transformers 5 names classes that 4 does not know. With this one, both read tokenizer.json as it is.
+        plain = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": tokenizer.model_input_names}
+        file = folder / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_bytes()) | plain, indent=2) + "\n", encoding="utf-8")
         try:
             curves = learning_curves(progress.records, progress.history, progress.best_epoch)
             (folder / CURVES_FILE).write_text(curves, encoding="utf-8")
@@ -121,7 +128,8 @@ def write_bundle(
             max_length=config.max_length,
             long_documents=config.long_documents,
             stride=config.overlap,
-            encoder=config.encoder,
+            encoder=encoder,
+            encoder_commit=commit,
             data_fingerprint=data_fingerprint,
             training=config.model_dump(),
             metrics={name: value for name, value in metrics.items() if name not in NOT_SCORES},

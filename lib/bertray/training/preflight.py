@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from bertray.bundle.info import read_info
 from bertray.data.dataset import Dataset
 from bertray.errors import BertrayError, DivergedError, RequestError
-from bertray.model.sources import encoder_folder
+from bertray.model.files import check_files
+from bertray.model.sources import lasting
 from bertray.schema import SOURCE, SOURCE_ROW, TEXT
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE, refuse_in_bundle
@@ -33,7 +34,7 @@ def refuse_to_replace_data(config: TrainingOptions) -> None:
 
 
 def open_data(config: TrainingOptions) -> Dataset:
-    """Open the data set; refuse one that cannot be learnt, and a missing encoder."""
+    """Open the data set; refuse one that cannot be learnt, and an encoder that cannot be loaded."""
     dataset = Dataset.open(config.data)
     rows = dataset.in_scope(dataset.split("train"))
     num_rows, num_labels = rows.num_rows, len(dataset.labels)
@@ -52,7 +53,7 @@ def open_data(config: TrainingOptions) -> Dataset:
             "--sampling balanced: rows with several labels cannot be drawn so that all labels are equally frequent; "
             "use --class-weights balanced"
         )
-    encoder_folder(config.encoder)  # may download it
+    check_files(config.encoder)  # may download it
     return dataset
 
 
@@ -71,12 +72,11 @@ def check_output(config: TrainConfig, run: TrainingRun) -> None:
 
 def with_absolute_paths(config: Config, dataset: Dataset) -> Config:
     """The same configuration for workers, which may run in other folders."""
-    encoder = Path(config.encoder).expanduser()
     return config.model_copy(
         update={
             "data": str(dataset.location),
             "output": str(Location.of(config.output)),
-            "encoder": str(encoder.resolve()) if encoder.is_dir() else config.encoder,
+            "encoder": lasting(config.encoder),
         }
     )
 
