@@ -84,9 +84,9 @@ def crash_after(num_changes: int, *, during: bool) -> Iterator[None]:
         with is_last():
             return create(location, data)
 
-    def remove_or_crash(location: Location) -> None:
+    def remove_or_crash(location: Location, *, is_file: bool = False) -> None:
         with is_last():
-            remove(location)
+            remove(location, is_file=is_file)
 
     def move_or_crash(location: Location, target: Location) -> None:
         with is_last():

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -97,7 +98,7 @@ def _complete(output: Location, records: pa.Table, announcement: Announcement) -
         manifest.finish(announcement.run_id)
         Runs(output).announce(announcement)
         if not output.is_local:
-            list(pool.map(Location.remove, sources))
+            list(pool.map(partial(Location.remove, is_file=True), sources))
     staging.finish(announcement.run_id)
     folder = output / _PUBLISHING
     (folder / _INTENT).remove()  # before the records: without an intent they mean nothing

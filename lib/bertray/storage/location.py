@@ -296,11 +296,13 @@ class Location:
                 if not os.listdir(folder):  # noqa: PTH208 - after those below it
                     Path(folder).rmdir()
 
-    def remove(self) -> None:
-        """Remove the file or folder if it exists."""
+    def remove(self, *, is_file: bool = False) -> None:
+        """Remove the file or folder if it exists. `is_file`: it is no folder, which saves S3 a listing."""
         with _explained(self):
             if self.is_local:
                 _remove_local(Path(self.path))
+            elif is_file:
+                s3.remove_object(self.fs, self.path)
             else:
                 s3.remove_objects(self.fs, self.path)
 

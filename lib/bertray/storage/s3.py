@@ -145,16 +145,17 @@ def download(fs: Any, path: str, folder: Path) -> None:
         list(pool.map(lambda part: copy(*part), parts))
 
 
+def remove_object(fs: Any, path: str) -> None:
+    """Remove the object of this name."""
+    with suppress(FileNotFoundError):  # a store may say so when the request is repeated
+        fs.rm_file(path)
+
+
 def remove_objects(fs: Any, path: str) -> None:
     """Remove the object at a path, or all objects below it."""
-
-    def remove(name: str) -> None:
-        with suppress(FileNotFoundError):  # a store may say so when the request is repeated
-            fs.rm_file(name)
-
     # One by one: s3fs' rm reads a path with brackets as a pattern, and ignores objects that it could not remove.
     with suppress(FileNotFoundError), ThreadPoolExecutor(_NUM_CONNECTIONS) as pool:  # the bucket may not exist
-        list(pool.map(remove, fs.find(path)))
+        list(pool.map(partial(remove_object, fs), fs.find(path)))
 
 
 def _whole(fs: Any, read: Callable[[], bytes]) -> bytes:
