@@ -69,7 +69,7 @@ def test_parts_of_something_else_are_no_parts_of_this() -> None:
     }
     work = cut([large, whole], staged=useful | useless)
     assert work.missing_parts == {large: {1, 3}}
-    assert staged_parts(work, "request") == {staged_path(large, "request", part, 4) for part in range(4)}
+    assert staged_parts(work.num_parts, "request") == {staged_path(large, "request", part, 4) for part in range(4)}
 
 
 @given(st.lists(st.integers(0, 50), max_size=20), st.integers(1, 30))

@@ -28,7 +28,7 @@ from bertray.progress import ProgressBar
 from bertray.schema import NUM_LENGTH_BINS, NUM_SCORE_BINS, RECORD_SCHEMA, SHARD_REPORT_SCHEMA
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.staging import Staging
-from bertray.scoring.units import Outcome, Work, staged_path
+from bertray.scoring.units import Outcome, Work, staged_parts
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock
 from bertray.storage.outputs import put_json, put_records, read_records
@@ -196,7 +196,7 @@ class Recorder:
         """Record outcomes as they arrive, and show progress. Returns the paths of shards to score in another pass."""
         began_s = recorded_s = time.monotonic()
         num_rows = num_pieces = 0
-        changed: set[str] = set()
+        changed: dict[str, FileInfo] = {}
         failed: set[str] = set()
         self._counts["num_parts_taken_up"] += sum(work.num_parts.values()) - sum(map(len, work.missing_parts.values()))
         total = sum(len(unit.shards) for unit in work.units)
@@ -212,7 +212,7 @@ class Recorder:
                             self._merged.append((outcome.shard, work.num_parts[outcome.shard]))
                         num_rows += outcome.counts.profile.num_rows if is_piece else 0
                     elif outcome.has_changed and not is_last_pass:
-                        changed.add(path)
+                        changed[path] = outcome.shard
                     elif path not in failed and path not in changed:
                         failed.add(path)
                         self._counts["num_shards_failed"] += 1
@@ -226,8 +226,8 @@ class Recorder:
             finally:  # also if the run is interrupted: shards in place need not be scored again
                 self._record()
                 self._scoring_s += time.monotonic() - began_s
-        for path in changed:
-            self._staging.remove([path])
+        in_parts = {shard: work.num_parts[shard] for shard in changed.values() if shard in work.num_parts}
+        self._staging.remove(staged_parts(in_parts, self._fingerprint))
         return sorted(changed)
 
     def _take(self, outcome: Outcome, is_piece: bool) -> None:
@@ -252,8 +252,7 @@ class Recorder:
             if not one.failure
         ]
         self._staging.append(self.run_id, pa.Table.from_pylist(records, schema=RECORD_SCHEMA))
-        for shard, num_parts in self._merged:
-            self._staging.remove(staged_path(shard, self._fingerprint, part, num_parts) for part in range(num_parts))
+        self._staging.remove(staged_parts(dict(self._merged), self._fingerprint))
         self._unrecorded, self._merged = [], []
 
     def rate(self, num_actors: int) -> Rate | None:

@@ -62,19 +62,25 @@ class Staging:
         self._records.append(run_id, records)
 
     def remove(self, paths: Iterable[str]) -> None:
-        """Remove staged files, or all that is staged of shards."""
+        """Remove staged files if they exist."""
         with ThreadPoolExecutor(_NUM_CONNECTIONS) as pool:
-            list(pool.map(lambda path: (self._folder / path).remove(), paths))
+            list(pool.map(lambda path: (self._folder / path).remove(is_file=True), paths))
 
     def remove_stale(self, archive: Archive, kept: list[FileInfo], work: Work, request_fingerprint: str) -> None:
         """Remove staged files but those of the shards to keep, and the parts that `work` will merge.
 
-        If `archive` is a part of it, only its own shards' files.
+        If `archive` is a part of it, only files that are known to be of its shards.
         """
-        useful = {staged_path(shard, request_fingerprint) for shard in kept} | staged_parts(work, request_fingerprint)
-        listed = archive.paths()
-        is_ours = {path for path in self.files() if archive.is_whole or path.rpartition("/")[0] in listed}
-        self.remove(is_ours - useful)
+        useful = {staged_path(shard, request_fingerprint) for shard in kept}
+        useful |= staged_parts(work.num_parts, request_fingerprint)
+        present = self.files()
+        if not archive.is_whole:
+            records, listed = self._records.latest(), archive.paths()
+            facts = (records[name].to_pylist() for name in ("path", "size_bytes", "version", "fingerprint"))
+            present &= {
+                staged_path(FileInfo(*one), request) for *one, request in zip(*facts, strict=True) if one[0] in listed
+            }
+        self.remove(present - useful)
 
     def finish(self, run_id: str) -> None:
         """Drop the records of files that are gone, merge the others, and remove empty folders."""

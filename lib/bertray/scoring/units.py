@@ -4,11 +4,11 @@
     a shard         is a unit
     a large shard   has a unit for each of its parts (row ranges), which are merged when all are there
 
-    output/staging/<path of the shard>/<key>-00003-of-00016.parquet     a part
-                                       <key>-00000-of-00001.parquet     the whole, ready to be published
+    output/staging/<folder of the shard>/<key>-00003-of-00016.parquet     a part
+                                         <key>-00000-of-00001.parquet     the whole, ready to be published
 
-The key follows from the shard's version, the request and the columns, so a run can tell the files that it can use from
-stale ones. How a shard is cut follows from its size and the device, so a repeated run writes the same bytes.
+The key follows from the shard's path and version, the request and the columns, so a run can tell the files that it can
+use from stale ones. How a shard is cut follows from its size and the device, so a repeated run writes the same bytes.
 """
 
 from __future__ import annotations
@@ -130,17 +130,18 @@ def staged_path(shard: FileInfo, request_fingerprint: str, part: int = 0, num_pa
     """The path of a staged file, relative to the staging folder."""
     # With the columns: a part of a version that wrote fewer columns cannot be merged with a new one.
     columns = " ".join(MULTI_LABEL_PREDICTION_SCHEMA.names)
-    content = f"{request_fingerprint} {columns} {shard.size_bytes} {shard.version}"
-    key = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return f"{shard.path}/{key}-{part:05d}-of-{num_parts:05d}.parquet"
+    content = f"{request_fingerprint} {columns} {shard.size_bytes} {shard.version} {shard.path}"
+    key = hashlib.sha256(content.encode()).hexdigest()[:32]
+    folder = shard.path.rpartition("/")[0]
+    return f"{folder}{'/' * bool(folder)}{key}-{part:05d}-of-{num_parts:05d}.parquet"
 
 
-def staged_parts(work: Work, request_fingerprint: str) -> set[str]:
-    """The paths of all parts of a pass, staged or not."""
+def staged_parts(num_parts: dict[FileInfo, int], request_fingerprint: str) -> set[str]:
+    """The paths of all parts of these shards, staged or not."""
     return {
-        staged_path(shard, request_fingerprint, part, num_parts)
-        for shard, num_parts in work.num_parts.items()
-        for part in range(num_parts)
+        staged_path(shard, request_fingerprint, part, count)
+        for shard, count in num_parts.items()
+        for part in range(count)
     }
 
 
