@@ -54,7 +54,7 @@ def test_rows_that_cannot_be_scored(tiny_bundle: Path) -> None:
     bundle = Bundle.load(str(tiny_bundle), "fp32")
     alone = bundle.predict(["Python, SQL"])[0]
     predictions = bundle.predict([None, "Python, SQL", ""])
-    assert predictions[0] == (None, None, False, 0, False, "text is null", None)
+    assert predictions[0] == (None, None, True, 0, False, "text is null", None)
     assert predictions[1].label == alone.label
     assert predictions[1].score == pytest.approx(alone.score, abs=1e-6)
     assert predictions[2].error == "text is empty"
@@ -73,12 +73,12 @@ def test_columns_in_columns_out(tiny_bundle: Path) -> None:
 def test_what_is_to_be_reviewed(make_bundle: Callable[..., Path]) -> None:
     texts = [*TEXTS, None]
     plain = Bundle.load(str(make_bundle()), "fp32").predict(texts)
-    assert not any(one.review for one in plain)
+    assert [one.review for one in plain] == [one.error is not None for one in plain]  # without a label: always
     scores = sorted(one.score for one in plain if one.score is not None)
     strict = Bundle.load(str(make_bundle(review_below=scores[2])), "fp32").predict(texts)
     assert [one.review for one in strict] == [one.score is None or one.score < scores[2] for one in plain]
     assert sum(one.review for one in strict) == 3  # the limit itself is not below it, a row with an error is
-    assert [one._replace(review=False) for one in strict] == plain
+    assert [one._replace(review=one.error is not None) for one in strict] == plain
     assert all(one.review for one in Bundle.load(str(make_bundle(review_below=2.0)), "fp32").predict(texts))
 
 
