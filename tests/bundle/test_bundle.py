@@ -266,6 +266,7 @@ def test_how_training_went_is_no_part_of_what_is_hashed(copy: Path, tiny_bundle:
             lambda info: info.update(problem_type="multi_label_classification", thresholds=[0.5]),
             "there are 1 thresholds for 3 labels",
         ),
+        (lambda info: info["files"].update({"../x": "0"}), r"the file '\.\./x' lies outside of the bundle"),
         (lambda info: info.update(target_precision=0.9), r"target_precision 0\.9 does not go without review_below"),
         (lambda info: info.update(temperature=0), "temperature: Input should be greater than 0"),
         (lambda info: info.update(review_below=-0.1), "review_below: Input should be greater than or equal to 0"),
