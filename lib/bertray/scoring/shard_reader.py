@@ -42,7 +42,7 @@ def check_columns(schema: pa.Schema, text_column: str, keep_columns: list[str]) 
     check_text_type(schema.field(text_column).type)
 
 
-class ShardFile(pq.ParquetFile):  # type: ignore[misc]
+class ShardFile(pq.ParquetFile):
     """A Parquet file, and the stream that it is read from."""
 
     def __init__(self, stream: Any) -> None:
@@ -145,16 +145,12 @@ def _value_bytes(stream: Any, chunk: pq.ColumnChunkMetaData) -> int:
     if "DELTA_BYTE_ARRAY" in chunk.encodings:  # a value may repeat the one before
         return int(chunk.total_uncompressed_size)
     starts = chunk.dictionary_page_offset, chunk.data_page_offset
-    stream.seek(min(start for start in starts if start))
+    stream.seek(min((start for start in starts if start), default=0))
     header = stream.read(20)  # Thrift: field 1, the type of the page, and field 2, its size, both as varints
     if header[:3] != b"\x15\x04\x15":  # no dictionary
         return 0
-    size = 0
-    for place, byte in enumerate(header[3:]):
-        size |= (byte & 0x7F) << 7 * place
-        if byte < 0x80:
-            break
-    return size >> 1  # zigzag
+    num_bytes = next((place for place, byte in enumerate(header[3:], 1) if byte < 0x80), 0)
+    return int(sum((byte & 0x7F) << 7 * place for place, byte in enumerate(header[3 : 3 + num_bytes]))) >> 1  # zigzag
 
 
 def read_in_isolation(shard: Location, text_column: str, keep_columns: list[str], step_bytes: int) -> None:
