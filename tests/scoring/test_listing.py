@@ -1,5 +1,6 @@
 """Which files are shards, what is left out and counted, tables, lists of files, and names that do not fit."""
 
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def run(config: ScoreConfig, **options: Any) -> dict[str, Any]:
     return score(changed, open_pool=stub_pool()).summary
 
 
-def config_of(tiny_bundle: Path, source: Location, output: Path, **options: Any) -> ScoreConfig:
+def config_of(tiny_bundle: Path, source: Location, output: Path | Location, **options: Any) -> ScoreConfig:
     return ScoreConfig(bundle=str(tiny_bundle), input=str(source), output=str(output), **options)
 
 
@@ -159,23 +160,24 @@ ODD = ("quote'\".parquet", "new\nline.parquet", " # 100%?.parquet", "a=b/[x]*.pa
 LONG = ("l" * 247 + ".parquet", "报" * 82 + ".parquet", "n" * 255, "n" * 254 + "o", "报" * 85)
 
 
-def test_names_of_any_kind_get_their_predictions(parquet: bytes, tiny_bundle: Path, tmp_path: Path) -> None:
-    archive, output = Location.of(str(tmp_path / "archive")), tmp_path / "scored"
-    for name in (*ODD, *LONG):
+def test_names_of_any_kind_get_their_predictions(folder: Location, parquet: bytes, tiny_bundle: Path) -> None:
+    archive, output = folder, folder.parent() / "scored"
+    names = [name for name in (*ODD, *LONG) if folder.is_local or "\n" not in name]  # moto's server knows no such key
+    for name in names:
         (archive / name).put(parquet)
-    config, num_shards = config_of(tiny_bundle, archive, output), len(ODD) + len(LONG)
+    config, num_shards = config_of(tiny_bundle, archive, output), len(names)
     assert run(config)["num_shards_committed"] == num_shards
     summary = run(config, prune=True)
     assert (summary["num_shards_skipped"], summary["num_outputs_pruned"]) == (num_shards, 0)
-    assert set(Manifest(Location.of(str(output))).latest()["path"].to_pylist()) == {*ODD, *LONG}
-    for name in (*ODD, *LONG):
+    assert set(Manifest(output).latest()["path"].to_pylist()) == set(names)
+    for name in names:
         file = output / "predictions" / predictions_name(name)
-        assert pq.read_schema(file).metadata[b"bertray.shard"].decode() == name
-    assert not [path for path in output.rglob("*") if path.name.endswith(".tmp")]
+        assert pq.read_schema(io.BytesIO(file.read_bytes())).metadata[b"bertray.shard"].decode() == name
+    assert not [file.path for file in output.all_files() if file.path.endswith(".tmp")]
     (archive / LONG[-1]).remove()
     assert run(config, prune=True)["num_outputs_pruned"] == 1
-    assert len(Manifest(Location.of(str(output))).latest()) == num_shards - 1
-    announced = Runs(Location.of(str(output))).latest()
+    assert len(Manifest(output).latest()) == num_shards - 1
+    announced = Runs(output).latest()
     assert announced is not None and announced.profile.num_rows == 2 * num_shards
 
 

@@ -48,11 +48,10 @@ def resolved(config: ScoreConfig) -> tuple[ScoreConfig, Location, Location]:
 
 
 def list_shards(source: Location, output: Location, *, shards: str | None = None, has_moved: bool = False) -> Archive:
-    """List the shards at a place, named as in the output.
+    """List the shards at a place, named as in the output. `has_moved`: the output's archive has moved to this place.
 
     Args:
         shards: a text file that lists them; None: all that are there.
-        has_moved: the output's archive has moved to this place.
 
     Raises:
         RequestError: there are no shards, their names do not fit, or the output holds predictions of another archive.

@@ -58,7 +58,7 @@ def shards_of(source: Location) -> Listing:
     _refuse_in_table(source)
     if source.is_file():
         file = source.info()
-        if not _has_suffix(file.path) and source.first_bytes(len(_MAGIC)) != _MAGIC:
+        if not file.path.lower().endswith(_SUFFIXES) and source.first_bytes(len(_MAGIC)) != _MAGIC:
             raise RequestError(f"--input {source} is no Parquet file. {_CONVERT}")
         return Listing([file])
     files = source.all_files()
@@ -69,7 +69,7 @@ def shards_of(source: Location) -> Listing:
     with ThreadPoolExecutor(_NUM_CONNECTIONS) as pool:
         starts = pool.map(lambda file: (source / file.path).first_bytes(len(_MAGIC)), unknown)
         found = [file for file, start in zip(unknown, starts, strict=True) if start == _MAGIC]
-    shards = [file for file in seen if _has_suffix(file.path)] + found
+    shards = [file for file in seen if file.path.lower().endswith(_SUFFIXES)] + found
     other = {file.path for file in seen} - {shard.path for shard in shards}
     listing = Listing(source.in_order(shards), hidden, sorted(other))
     if not shards and files:
@@ -146,10 +146,6 @@ def check_names(shards: list[FileInfo], output: Location, *, is_caseless: bool =
         key = unicodedata.normalize("NFC", name).casefold() if is_caseless else squeezed(name)
         if (other := names.setdefault(key, path)) != path:
             raise RequestError(f"the predictions of {other!r} and {path!r} would have one name: rename one of them")
-
-
-def _has_suffix(path: str) -> bool:
-    return path.lower().endswith(_SUFFIXES)
 
 
 def _has_no_ending(path: str) -> bool:
