@@ -15,6 +15,7 @@ from bertray.scoring.config import ScoreConfig
 from bertray.scoring.listing import check_names, listed_shards, predictions_name, shards_of
 from bertray.scoring.manifest import Manifest
 from bertray.scoring.runs import Runs
+from bertray.scoring.units import staged_path
 from bertray.storage.location import FileInfo, Location
 from tests.conftest import write_shard
 from tests.stub_pool import stub_pool
@@ -229,10 +230,13 @@ def test_names_that_are_one_where_case_does_not_count(parquet: bytes, tiny_bundl
     assert not (output / "predictions").exists()
 
 
-def test_keys_of_s3_in_the_output_of_a_disk(s3_folder: str, parquet: bytes, tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_local", [True, False])
+def test_an_empty_name_in_a_key(
+    s3_folder: str, parquet: bytes, tiny_bundle: Path, tmp_path: Path, is_local: bool
+) -> None:
     archive = Location.of(s3_folder)
     (archive / "a//b.parquet").put(parquet)
-    config = config_of(tiny_bundle, archive, tmp_path / "scored")
+    config = config_of(tiny_bundle, archive, tmp_path / "scored" if is_local else archive.parent() / "scored")
     assert run(config)["num_shards_committed"] == 1
     summary = run(config, prune=True)
     assert (summary["num_shards_skipped"], summary["num_outputs_pruned"]) == (1, 0)
@@ -264,6 +268,8 @@ def test_long_keys_of_s3(s3_folder: str, tiny_bundle: Path, tmp_path: Path) -> N
     name = "p" * (1024 - num_before - len(".parquet")) + ".parquet"
     with (archive / name).staged() as path:
         pq.write_table(pa.table({"text": [f"text {row}" for row in range(2000)]}), path)
+    for part in (staged_path(FileInfo(one, 1, "v"), "f", 0, 3) for one in (name, "a.parquet")):
+        assert len(f"folder/o/staging/{part}") <= 1024  # moto's server takes longer ones
     config = ScoreConfig(bundle=str(tiny_bundle), input=str(archive), output=output, accept=True)
     assert score(config, open_pool=stub_pool(1500)).summary["num_shards_committed"] == 1
     assert score(config, open_pool=stub_pool()).summary["num_shards_skipped"] == 1
