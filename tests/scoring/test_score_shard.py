@@ -189,10 +189,10 @@ def test_long_texts_are_read_few_at_a_time(tmp_path: Path) -> None:
     assert [len(step) for step in steps] == [1] * 30
 
 
-def write_repeated(path: Path, text: str, num_rows: int, **options: Any) -> Path:
+def write_repeated(path: Path, text: str, num_rows: int, name: str = "text", **options: Any) -> Path:
     """One text in all rows, on one page; the file does not say that it came from a dictionary."""
     column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(num_rows, np.int32)), pa.array([text]))
-    table = pa.table({"text": column if options.get("use_dictionary", True) else column.cast(pa.string())})
+    table = pa.table({name: column if options.get("use_dictionary", True) else column.cast(pa.string())})
     options |= {"data_page_size": 1 << 30, "dictionary_pagesize_limit": 1 << 30, "store_schema": False}
     pq.write_table(table, path, compression="zstd", write_statistics=False, **options)
     return path
@@ -202,7 +202,7 @@ def write_repeated(path: Path, text: str, num_rows: int, **options: Any) -> Path
     ("num_rows", "text_bytes", "options"),
     [
         (10**6, 1 << 10, {}),  # many rows
-        (3000, 1 << 20, {}),  # long ones: with 1,024 rows, a read would hold a GiB
+        (3000, 1 << 20, {"name": "text.of.a.page"}),  # long ones: with 1,024 rows, a read would hold a GiB
         (300, 1 << 20, {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}),
         (1, 300 << 20, {"use_dictionary": False}),
     ],
@@ -217,7 +217,7 @@ def test_a_few_bytes_that_grow_beyond_memory(
         shard_reader.opened(Location.of(str(path))) as file,
         pytest.raises(ShardError, match=r"a row group of [\d,]+ bytes grows to [\d,]+ or more .* smaller row groups"),
     ):
-        for step in shard_reader.steps(file, "text", [], 1 << 20):
+        for step in shard_reader.steps(file, options.get("name", "text"), [], 1 << 20):
             num_read += len(step)
     # A read is of fewer rows where they may be long: else the first one would be too large already.
     assert num_read * text_bytes <= 256 << 20

@@ -107,10 +107,10 @@ def _batches(
         chunks = [info.column(column) for column in range(info.num_columns)]
         num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == text_column)
         read_rows = min(_READ_ROWS, max(1, step_bytes * (end_row - first_row) // max(1, num_bytes)))
-        read = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
-        read_rows = min(
-            read_rows, max(1, _MAX_READ_BYTES // max(1, sum(_value_bytes(file.stream, one) for one in read)))
-        )
+        # The columns of a list or struct are `name.…`, and a name may have a dot itself.
+        read = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(tuple(f"{one}." for one in columns))]
+        value_bytes = sum(_value_bytes(file.stream, chunk) for chunk in read)
+        read_rows = min(read_rows, max(1, _MAX_READ_BYTES // max(1, value_bytes)))
         stored_bytes = sum(chunk.total_compressed_size for chunk in chunks)
         _check_growth(sum(chunk.total_uncompressed_size for chunk in read), stored_bytes)
         grown_bytes = 0
