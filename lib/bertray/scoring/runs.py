@@ -32,7 +32,7 @@ from bertray.schema import SHARD_REPORT_SCHEMA
 from bertray.scoring.archive import Archive
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest
-from bertray.scoring.units import STAGING_FOLDER, Outcome, Work, stale
+from bertray.scoring.units import STAGING_FOLDER, Outcome, Work, staged_folder, stale
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock
 from bertray.storage.outputs import last_of_each_path, put_json, put_records, read_records
@@ -213,7 +213,7 @@ class Recorder:
 
     def remove_stale(self, work: Work, archive: Archive) -> None:
         """Remove staged parts that nothing will be merged from. If `archive` is a part of it, only its own shards'."""
-        listed = archive.paths()
+        listed = set(map(staged_folder, archive.paths()))
         for path in stale(work, self._fingerprint, self.staged()):
             if archive.is_whole or path.rpartition("/")[0] in listed:
                 (self._staging / path).remove()
@@ -251,7 +251,7 @@ class Recorder:
                 self._record()
                 self._scoring_s += time.monotonic() - began_s
         for path in changed:
-            (self._staging / path).remove()
+            (self._staging / staged_folder(path)).remove()
         return sorted(changed)
 
     def finish(self) -> None:
@@ -286,7 +286,7 @@ class Recorder:
         ]
         self._manifest.append(self._run_id, records)
         for shard in self._merged:
-            (self._staging / shard.path).remove()
+            (self._staging / staged_folder(shard.path)).remove()
         self._unrecorded, self._merged = [], []
 
     def rate(self, num_actors: int) -> Rate | None:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from bertray.bundle.isolated import ModelSpec
 from bertray.errors import BundleError, RequestError, ShardChangedError, ShardError
 from bertray.scoring.config import ScoreConfig
+from bertray.scoring.listing import predictions_name
 from bertray.scoring.score_shard import STEP_BYTES, Predictor, merge_parts, score_shard
 from bertray.scoring.shard_reader import opened, read_in_isolation
 from bertray.scoring.units import ENGINE_FOLDER, STAGING_FOLDER, Counts, Outcome, Unit, Work, staged_path
@@ -106,7 +107,7 @@ class UnitScorer:
 
     def _target(self, shard: FileInfo, part: int = 0, num_parts: int = 1) -> Location:
         if num_parts == 1:
-            return self._output / "predictions" / shard.path
+            return self._output / "predictions" / predictions_name(shard.path)
         return self._output / STAGING_FOLDER / staged_path(shard, self._request.fingerprint, part, num_parts)
 
     def _put_options(self, shard: FileInfo) -> dict[str, Any]:

@@ -27,6 +27,9 @@ _MIN_UNITS_AN_ACTOR = 16
 # A shard of fewer parts stays whole, because merging has a cost, too.
 _MIN_PARTS = 3
 
+# A path of more bytes is replaced by its hash where parts are staged, because the names of parts come behind it.
+_MAX_STAGED_BYTES = 512
+
 # Folders of the output: staged parts, and models exported for another engine than torch.
 STAGING_FOLDER, ENGINE_FOLDER = "staging", "engine"
 
@@ -125,13 +128,19 @@ def _grouped(shards: list[FileInfo], unit_bytes: int, num_actors: int) -> list[U
     return [Unit(shards=tuple(group)) for group in groups]
 
 
+def staged_folder(path: str) -> str:
+    """Where the parts of the shard at a path are, relative to the staging folder."""
+    data = path.encode()
+    return path if len(data) <= _MAX_STAGED_BYTES else hashlib.sha256(data).hexdigest()
+
+
 def staged_path(shard: FileInfo, request_fingerprint: str, part: int, num_parts: int) -> str:
     """The path of a staged part, relative to the staging folder."""
     # With the columns: a part of a version that wrote fewer columns cannot be merged with a new one.
     columns = " ".join(MULTI_LABEL_PREDICTION_SCHEMA.names)
     content = f"{request_fingerprint} {columns} {shard.size_bytes} {shard.version}"
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return f"{shard.path}/{key}-{part:05d}-of-{num_parts:05d}.parquet"
+    return f"{staged_folder(shard.path)}/{key}-{part:05d}-of-{num_parts:05d}.parquet"
 
 
 def stale(work: Work, request_fingerprint: str, staged: set[str]) -> set[str]:
