@@ -28,7 +28,7 @@ def _predicted(text: bytes | None) -> dict[str, Any]:
         return {
             "label": None,
             "score": None,
-            "review": False,
+            "review": True,
             "num_tokens": 0,
             "truncated": False,
             "error": "text is empty",

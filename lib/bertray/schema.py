@@ -78,7 +78,7 @@ PREDICTION_SCHEMA = pa.schema(
     [
         pa.field(LABEL, pa.string()),  # the likeliest; null if there is an error
         pa.field(SCORE, pa.float32()),  # its probability; null if there is an error
-        # The score is null or below the bundle's `review_below`. Always false for a bundle without `review_below`.
+        # There is an error, or the score is below the bundle's `review_below`, if it has one.
         _required(REVIEW, pa.bool_()),
         _required(NUM_TOKENS, pa.int32()),  # that the model read in all windows, special tokens included
         _required(TRUNCATED, pa.bool_()),  # the model did not read the end of the text
@@ -90,8 +90,8 @@ PREDICTION_SCHEMA = pa.schema(
 MULTI_LABEL_PREDICTION_SCHEMA = PREDICTION_SCHEMA.insert(2, MULTI_LABEL_SCHEMA.field(LABELS).with_nullable(True))
 
 # Part of a scoring fingerprint: raise it when the meaning of an output column changes. The new column `review` did not
-# raise it: that would score every old archive again, only to write `false`. A bundle with `review_below` has a
-# fingerprint of its own.
+# raise it: that would score every old archive again, only to write `false`. Nor did rows with an error, which have been
+# true with any bundle since then. A bundle with `review_below` has a fingerprint of its own.
 PREDICTIONS_VERSION = 1
 
 # In the metadata of a table of predictions: the fast tokenizer's ids differed from the reference for the first time.

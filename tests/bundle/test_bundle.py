@@ -55,7 +55,7 @@ def test_rows_that_cannot_be_scored(tiny_bundle: Path) -> None:
     bundle = Bundle.load(str(tiny_bundle), "fp32")
     alone = bundle.predict(["Python, SQL"])[0]
     predictions = bundle.predict([None, "Python, SQL", ""])
-    assert predictions[0] == (None, None, False, 0, False, "text is null", None)
+    assert predictions[0] == (None, None, True, 0, False, "text is null", None)
     assert predictions[1].label == alone.label
     assert predictions[1].score == pytest.approx(alone.score, abs=1e-6)
     assert predictions[2].error == "text is empty"
@@ -74,12 +74,12 @@ def test_columns_in_columns_out(tiny_bundle: Path) -> None:
 def test_what_is_to_be_reviewed(make_bundle: Callable[..., Path]) -> None:
     texts = [*TEXTS, None]
     plain = Bundle.load(str(make_bundle()), "fp32").predict(texts)
-    assert not any(one.review for one in plain)
+    assert [one.review for one in plain] == [one.error is not None for one in plain]  # without a label: always
     scores = sorted(one.score for one in plain if one.score is not None)
     strict = Bundle.load(str(make_bundle(review_below=scores[2])), "fp32").predict(texts)
     assert [one.review for one in strict] == [one.score is None or one.score < scores[2] for one in plain]
     assert sum(one.review for one in strict) == 3  # the limit itself is not below it, a row with an error is
-    assert [one._replace(review=False) for one in strict] == plain
+    assert [one._replace(review=one.error is not None) for one in strict] == plain
     assert all(one.review for one in Bundle.load(str(make_bundle(review_below=2.0)), "fp32").predict(texts))
 
 
@@ -170,7 +170,7 @@ def test_long_documents_are_read_to_their_end(make_bundle: Callable[..., Path], 
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     for text, prediction in zip(texts, predictions, strict=True):
         if text is None:
-            assert prediction == (None, None, False, 0, False, "text is null", None)
+            assert prediction == (None, None, True, 0, False, "text is null", None)
             continue
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         starts = [0]
@@ -268,6 +268,7 @@ def test_how_training_went_is_no_part_of_what_is_hashed(copy: Path, tiny_bundle:
             lambda info: info.update(problem_type="multi_label_classification", thresholds=[0.5]),
             "there are 1 thresholds for 3 labels",
         ),
+        (lambda info: info["files"].update({"../x": "0"}), r"the file '\.\./x' lies outside of the bundle"),
         (lambda info: info.update(target_precision=0.9), r"target_precision 0\.9 does not go without review_below"),
         (lambda info: info.update(temperature=0), "temperature: Input should be greater than 0"),
         (lambda info: info.update(review_below=-0.1), "review_below: Input should be greater than or equal to 0"),

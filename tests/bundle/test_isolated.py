@@ -63,8 +63,11 @@ def test_a_process_that_is_killed_from_outside_costs_no_row(isolated: IsolatedBu
     assert found["label"].to_pylist() == expected["label"].to_pylist()
 
 
-def test_deadly_texts_are_found_and_to_be_reviewed(faults: None, make_bundle: Callable[..., Path]) -> None:
-    bundle = make_bundle(problem_type="multi_label_classification", review_below=0.0)
+@pytest.mark.parametrize("review_below", [0.0, None])
+def test_deadly_texts_are_found_and_to_be_reviewed(
+    faults: None, make_bundle: Callable[..., Path], review_below: float | None
+) -> None:
+    bundle = make_bundle(problem_type="multi_label_classification", review_below=review_below)
     isolated = IsolatedBundle(spec_of(bundle))
     texts: list[str | None] = [f"text {row}" for row in range(5)]
     texts[3] = DEADLY

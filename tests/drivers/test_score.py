@@ -260,7 +260,7 @@ def test_places_that_cannot_work_are_refused(archive: Path, tiny_bundle: Path, t
     (tmp_path / "file").write_text("")
     with pytest.raises(RequestError, match=r"storage refused .*file/lock"):
         run(archive, tmp_path / "file", tiny_bundle)
-    with pytest.raises(RequestError, match=r"no \.parquet file at .*nowhere"):
+    with pytest.raises(RequestError, match=r"--input .*nowhere does not exist"):
         run(tmp_path / "nowhere", tmp_path / "scored", tiny_bundle)
     with pytest.raises(RequestError, match="no model bundle"):
         run(archive, tmp_path / "scored", tmp_path)
@@ -288,6 +288,7 @@ def test_predictions_of_shards_that_left_are_pruned(
     summary, _ = run_stub(archive, output, tiny_bundle, prune=True)
     assert (summary["num_shards_gone"], summary["num_outputs_pruned"]) == (1, 1)
     assert not (output / "predictions" / gone).exists()
+    assert (output / "predictions" / gone).parent.exists()  # with another file
     assert len(contents(output / "predictions")) == 2
     kept.rename(archive / gone)  # it comes back as it was
     summary, _ = run_stub(archive, output, tiny_bundle, prune=True)

@@ -1,6 +1,7 @@
 """An output belongs to one archive, of which a part may be scored by itself."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def predicted(config: ScoreConfig) -> list[str]:
 def test_another_archive_is_refused_until_it_is_said_to_be_the_same(config: ScoreConfig, tmp_path: Path) -> None:
     run(config, tmp_path / "archive" / "monday")
     before = (tmp_path / "scored" / "predictions" / "0.parquet").read_bytes()
-    for source in ("archive/tuesday", "archive", "archive/tuesday/0.parquet"):  # all have, or hold, a 0.parquet
+    for source in ("archive/tuesday", "archive/tuesday/0.parquet"):  # a 0.parquet, too
         with pytest.raises(RequestError, match=r"holds predictions of .*monday, and --input .* lies outside of it"):
             run(config, tmp_path / source)
         with pytest.raises(RequestError, match="lies outside of it"):
@@ -53,6 +54,56 @@ def test_another_archive_is_refused_until_it_is_said_to_be_the_same(config: Scor
     assert run(config, tmp_path / "moved", input_moved=True).summary["num_shards_skipped"] == 2
     assert run(config, tmp_path / "moved").summary["num_shards_skipped"] == 2
     assert json.loads((tmp_path / "scored" / "archive.json").read_text()) == {"archive": str(tmp_path / "moved")}
+
+
+def test_the_first_run_binds_the_output_though_it_is_of_one_shard(config: ScoreConfig, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    run(config, archive / "monday" / "0.parquet")
+    before = (tmp_path / "scored" / "predictions" / "0.parquet").read_bytes()
+    for source in ("tuesday/0.parquet", "tuesday"):
+        with pytest.raises(
+            RequestError, match=r"holds predictions of .*monday, .* lies outside .* --output, or if all"
+        ):
+            run(config, archive / source)
+    write_shard(archive / "monday" / "sub" / "2.parquet", ["a text"])
+    for source, has_moved in ((archive, False), (archive, True), (archive / "monday" / "sub", True)):
+        with pytest.raises(
+            RequestError, match=r"monday, which is still there: .* under other names\. Name .*monday or"
+        ):
+            run(config, source, input_moved=has_moved)
+    assert (tmp_path / "scored" / "predictions" / "0.parquet").read_bytes() == before
+    summary = run(config, archive / "monday").summary
+    assert (summary["num_shards_skipped"], summary["num_shards_committed"]) == (1, 2)
+    assert predicted(config) == ["0.parquet", "1.parquet", "sub/2.parquet"]
+
+
+def test_an_output_that_names_no_archive_yet_is_gone_on_with(config: ScoreConfig, tmp_path: Path) -> None:
+    """As earlier versions left it after runs over single shards."""
+    run(config, tmp_path / "archive" / "monday" / "0.parquet")
+    (tmp_path / "scored" / "archive.json").unlink()
+    assert run(config, tmp_path / "archive" / "monday").summary["num_shards_skipped"] == 1
+
+
+def test_many_predictions_are_pruned_only_when_that_is_said_again(
+    config: ScoreConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(60):
+        write_shard(tmp_path / "archive" / f"day={number // 15}" / f"{number:02d}.parquet", ["a text"])
+    run(config)
+    for number in range(10):
+        (tmp_path / "archive" / "day=0" / f"{number:02d}.parquet").unlink()
+    assert run(config, prune=True).summary["num_outputs_pruned"] == 10  # not more than 10
+    for number in range(10, 25):
+        (tmp_path / "archive" / f"day={number // 15}" / f"{number:02d}.parquet").unlink()
+    scored = run(config, prune=True)
+    assert (scored.summary["num_outputs_pruned"], len(predicted(config))) == (0, 54)
+    assert re.search(r"has removed nothing: 15 of 54 predictions files .* say --prune-many", caplog.text)
+    assert run(config, prune_many=True).summary["num_outputs_pruned"] == 15
+    folders = [path.name for path in (tmp_path / "scored" / "predictions").iterdir()]
+    assert sorted(folders) == ["day=1", "day=2", "day=3", "monday", "tuesday"]  # day=0 is empty now
+    for number in range(25, 30):  # and 5 of 39 are few, however few
+        (tmp_path / "archive" / "day=1" / f"{number:02d}.parquet").unlink()
+    assert run(config, prune=True).summary["num_outputs_pruned"] == 5
 
 
 def test_of_two_first_runs_at_once_one_archive_stays(config: ScoreConfig, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -163,7 +165,7 @@ def test_a_step_holds_so_many_bytes(tmp_path: Path, use_dictionary: bool, row_gr
     texts = [f"{row % 7} word " * 10 for row in range(9000)]  # 70 bytes; encoded by a dictionary, a fraction of one
     table = pa.table({"id": range(9000), "text": texts})
     pq.write_table(table, path, use_dictionary=use_dictionary, row_group_size=row_group_size)
-    with pq.ParquetFile(path) as file:
+    with shard_reader.opened(Location.of(str(path))) as file:
         steps = list(shard_reader.steps(file, "text", ["id"], 2000 * 70))
     assert pa.concat_tables(steps)["id"].to_pylist() == list(range(9000))
     read_rows = shard_reader._READ_ROWS
@@ -182,9 +184,50 @@ def test_rows_with_little_text_fill_no_memory(tmp_path: Path) -> None:
 def test_long_texts_are_read_few_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": [f"{row}" * 100_000 for row in range(30)]}), path, compression="none")
-    with pq.ParquetFile(path) as file:
+    with shard_reader.opened(Location.of(str(path))) as file:
         steps = list(shard_reader.steps(file, "text", [], 1000))
     assert [len(step) for step in steps] == [1] * 30
+
+
+def write_repeated(path: Path, text: str, num_rows: int, name: str = "text", **options: Any) -> Path:
+    """One text in all rows, on one page; the file does not say that it came from a dictionary."""
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(num_rows, np.int32)), pa.array([text]))
+    table = pa.table({name: column if options.get("use_dictionary", True) else column.cast(pa.string())})
+    options |= {"data_page_size": 1 << 30, "dictionary_pagesize_limit": 1 << 30, "store_schema": False}
+    pq.write_table(table, path, compression="zstd", write_statistics=False, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "text_bytes", "options"),
+    [
+        (10**6, 1 << 10, {}),  # many rows
+        (3000, 1 << 20, {"name": "text.of.a.page"}),  # long ones: with 1,024 rows, a read would hold a GiB
+        (300, 1 << 20, {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}),
+        (1, 300 << 20, {"use_dictionary": False}),
+    ],
+)
+def test_a_few_bytes_that_grow_beyond_memory(
+    tmp_path: Path, num_rows: int, text_bytes: int, options: dict[str, Any]
+) -> None:
+    path = write_repeated(tmp_path / "bomb.parquet", "x" * text_bytes, num_rows, **options)
+    assert path.stat().st_size < 300_000
+    num_read = 0
+    with (
+        shard_reader.opened(Location.of(str(path))) as file,
+        pytest.raises(ShardError, match=r"a row group of [\d,]+ bytes grows to [\d,]+ or more .* smaller row groups"),
+    ):
+        for step in shard_reader.steps(file, options.get("name", "text"), [], 1 << 20):
+            num_read += len(step)
+    # A read is of fewer rows where they may be long: else the first one would be too large already.
+    assert num_read * text_bytes <= 256 << 20
+    assert (num_read > 0) == (num_rows > 1)
+
+
+def test_long_texts_that_repeat_are_read_to_the_end(tmp_path: Path) -> None:
+    path = write_repeated(tmp_path / "a.parquet", "x" * (1 << 20), 600, row_group_size=200)
+    with shard_reader.opened(Location.of(str(path))) as file:
+        assert sum(len(step) for step in shard_reader.steps(file, "text", [], 1 << 20)) == 600
 
 
 def test_texts_of_a_dictionary_are_not_decoded(bundle: Bundle, tmp_path: Path) -> None:

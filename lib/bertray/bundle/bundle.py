@@ -49,7 +49,7 @@ class Prediction(NamedTuple):
 
     label: str | None  # the likeliest
     score: float | None  # probability of the label: softmax, or sigmoid for a multi-label model
-    review: bool  # the bundle has a `review_below`, and the score is lower or missing
+    review: bool  # there is no label, or the score is below the bundle's `review_below`, if it has one
     num_tokens: int  # that the model read, in all windows, special tokens included
     truncated: bool  # the model did not read the end
     error: str | None

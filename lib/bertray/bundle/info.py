@@ -70,6 +70,8 @@ class BundleInfo(BaseModel):
             raise ValueError(f"thresholds do not go with problem_type {self.problem_type}")
         if self.thresholds is not None and len(self.thresholds) != len(self.labels):
             raise ValueError(f"there are {len(self.thresholds)} thresholds for {len(self.labels)} labels")
+        if leading_out := [name for name in self.files if name.startswith("/") or ".." in name.split("/")]:
+            raise ValueError(f"the file {leading_out[0]!r} lies outside of the bundle")
         if self.target_precision is not None and self.review_below is None:  # then nothing would be reviewed
             raise ValueError(f"target_precision {self.target_precision} does not go without review_below")
         return self

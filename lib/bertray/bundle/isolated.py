@@ -114,7 +114,7 @@ class IsolatedBundle(AbstractContextManager["IsolatedBundle"]):
             raise ShardError(f"the model's process died {self._num_deaths} times, last: it {death}")
         if len(texts) == 1:
             error = f"the model's process {death} on this text"
-            row = {REVIEW: self.info.review_below is not None, NUM_TOKENS: 0, TRUNCATED: False, ERROR: error}
+            row = {REVIEW: True, NUM_TOKENS: 0, TRUNCATED: False, ERROR: error}
             return pa.Table.from_pylist([row], schema=self.schema)
         size = -(-len(texts) // _NUM_SLICES)
         tables = []

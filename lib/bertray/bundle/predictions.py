@@ -32,7 +32,7 @@ def predictions(
     Args:
         logits_NC: NaN for a text without tokens.
         thresholds: for each label of a multi-label model; None: `calibration.DEFAULT_THRESHOLD` for all.
-        review_below: rows with a lower score, or none, have `review` set; None: no row has.
+        review_below: rows with a lower score have `review` set, as rows without a label always have; None: no others.
     """
     probabilities_NC = probabilities(logits_NC, problem_type)
     is_nan_N = np.isnan(probabilities_NC).any(axis=1)
@@ -45,7 +45,7 @@ def predictions(
     columns = {
         schema.LABEL: pc.take(pa.array(labels, pa.string()), pa.array(best_N, mask=is_nan_N)),
         schema.SCORE: pa.array(score_N, pa.float32(), mask=is_nan_N),
-        schema.REVIEW: pa.array(is_low_N | (is_nan_N & (review_below is not None))),
+        schema.REVIEW: pa.array(is_low_N | is_nan_N),
         schema.NUM_TOKENS: pa.array(tokens.num_tokens_N.astype(np.int32)),
         schema.TRUNCATED: pa.array(tokens.truncated_N),
         schema.ERROR: pc.if_else(is_unexplained_N, "the model's output is not a number", tokens.errors),

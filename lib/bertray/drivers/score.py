@@ -37,6 +37,7 @@ from bertray.schema import RECORD_SCHEMA
 from bertray.scoring.archive import Archive, list_shards, probe, remember, resolved
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.gate import Verdict, judge
+from bertray.scoring.listing import predictions_name, squeezed
 from bertray.scoring.manifest import Manifest, Plan, fingerprint, plan
 from bertray.scoring.publish import complete, describe, publish
 from bertray.scoring.runs import (
@@ -65,6 +66,8 @@ _log = logging.getLogger(__name__)
 _MAX_PASSES = 3
 # A run that died was scoring the first pending shards; it recorded everything older than a few seconds.
 _MAX_SUSPECTS = 1000
+# --prune removes more of the predictions files only with --prune-many: half an archive is more often lost than left.
+_MAX_PRUNED, _MAX_PRUNED_FRACTION = 10, 0.2
 # What the gate compares new predictions with.
 _LAST, _VALIDATION = "what was announced last", "the bundle's validation rows"
 # For the estimate of --plan.
@@ -128,11 +131,10 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         raise RequestError("plan is an option of the command line, which scores nothing then: leave it out")
     config, source, output = resolved(config)
     info = read_info(Location.of(config.bundle))
-    archive = list_shards(source, output, has_moved=config.input_moved)
-    run_id = new_run_id()
-    if config.prune and not archive.is_whole:
+    archive = _archive(config, source, output)
+    run_id, prune = new_run_id(), config.prune or config.prune_many
+    if prune and not archive.is_whole:
         raise RequestError(f"--prune needs the whole archive as --input, and {source} is a part of it: leave it out")
-    probe(archive, config)
     request_fingerprint = fingerprint(info, config)
     with RunLock(output, run_id).held() as lock:
         if lock.was_left_behind:
@@ -151,7 +153,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         differences = runs.differences(announced.run_id, config, info.fingerprint()) if announced else []
         _refuse_mixture(archive, manifest, request_fingerprint)
         _refuse_unasked(todo, differences, config)
-        _log_plan(todo, config, differences)
+        _log_plan(todo, differences, prune=prune)
         known_failures = runs.failed_last(announced) if announced else set()
         recorder = Recorder(runs, run_id, staging, request_fingerprint, lock)
         engine: dict[str, Any] = {"engine": "openvino" if config.engine == "openvino" else "torch"}
@@ -189,10 +191,11 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         verdict = _judged(profile, announced, len(new) + len(failed), len(failed), info, config) if has_news else None
         is_held = verdict is not None and verdict.is_held
         num_pruned = 0
-        if config.prune and not is_held:
+        if prune and not is_held:
             lock.check()
             # Hours have passed since the first listing, which was made before the lock.
-            num_pruned = _prune(output, manifest, run_id, list_shards(source, output).shards)
+            present = list_shards(source, output, shards=config.shards).shards
+            num_pruned = _prune(output, manifest, run_id, present, many=config.prune_many)
         with_record = {shard.path for shard in (*todo.changed, *todo.anew)}
         older = sorted(with_record & {one["path"] for one in recorder.failures})
         summary = {
@@ -200,6 +203,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
             "run_id": run_id if todo.pending or verdict else None,
             **todo.counts(),
             "num_shards_older": len(older),
+            **archive.listing.counts(),
             "num_outputs_pruned": num_pruned,
             **recorder.summary(time.monotonic() - started_s),
             **engine,
@@ -291,12 +295,20 @@ def _was_accepted(announced: Announcement | None, info: BundleInfo) -> bool:
     return announced is not None and announced.accepted_bundle == info.fingerprint()
 
 
-def _log_plan(todo: Plan, config: ScoreConfig, differences: list[str]) -> None:
+def _archive(config: ScoreConfig, source: Location, output: Location) -> Archive:
+    archive = list_shards(source, output, shards=config.shards, has_moved=config.input_moved)
+    if left_out := archive.listing.left_out():
+        _log.info("left out: %s", left_out)
+    probe(archive, config)
+    return archive
+
+
+def _log_plan(todo: Plan, differences: list[str], *, prune: bool) -> None:
     other = "; ".join(differences) or "another bundle, column, engine or precision"
     reasons = {"new": todo.new, "changed": todo.changed, f"scored before by another request, {other}": todo.anew}
     why = ", ".join(f"{len(shards)} {reason}" for reason, shards in reasons.items() if shards)
     _log.info("%d shards to score%s, %d done before", len(todo.pending), f" ({why})" if why else "", todo.num_done)
-    if todo.gone and not config.prune:
+    if todo.gone and not prune:
         _log.info("%d shards left the archive; their predictions stay (--prune removes them)", len(todo.gone))
 
 
@@ -356,17 +368,29 @@ def _stream(
     return num_processes, archive
 
 
-def _prune(output: Location, manifest: Manifest, run_id: str, shards: list[FileInfo]) -> int:
-    """Remove the predictions of shards that have left the archive; return how many.
+def _prune(output: Location, manifest: Manifest, run_id: str, shards: list[FileInfo], *, many: bool) -> int:
+    """Remove the predictions of shards that have left the archive, unless they are too many; return how many.
 
     The manifest forgets them first: after a crash in between, the files are extra again and the next run removes them.
     """
-    present = {shard.path for shard in shards}
-    extra = [info.path for info in (output / "predictions").files((".parquet",)) if info.path not in present]
+    folder = output / "predictions"
+    present = {squeezed(predictions_name(shard.path)) for shard in shards}
+    files = [info.path for info in folder.files((".parquet",))]
+    extra = [path for path in files if squeezed(path) not in present]
+    if not many and len(extra) > max(_MAX_PRUNED, _MAX_PRUNED_FRACTION * len(files)):
+        _log.warning(
+            "--prune has removed nothing: %d of %d predictions files are of shards that left the archive. If that is "
+            "right, say --prune-many",
+            len(extra),
+            len(files),
+        )
+        return 0
     if extra:
-        manifest.forget(run_id, extra)
+        recorded, names = manifest.latest()["path"].to_pylist(), {squeezed(path) for path in extra}
+        manifest.forget(run_id, [path for path in recorded if squeezed(predictions_name(path)) in names])
         for path in extra:
-            (output / "predictions" / path).remove()
+            (folder / path).remove(is_file=True)
+        folder.remove_empty_folders()
         _log.info("removed %d predictions files of shards that left the archive", len(extra))
     return len(extra)
 
@@ -381,12 +405,12 @@ def preview(config: ScoreConfig) -> dict[str, Any]:
     """
     config, source, output = resolved(config)
     info = read_info(Location.of(config.bundle))
-    archive = list_shards(source, output, has_moved=config.input_moved)
-    probe(archive, config)
+    archive = _archive(config, source, output)
     published, staged = Manifest(output).latest(), Staging(output).records()
     todo = plan(archive.shards, published, staged, fingerprint(info, config), is_whole=archive.is_whole)
     facts: dict[str, Any] = {
         **todo.counts(),
+        **archive.listing.counts(),
         "num_shards_pending": len(todo.pending),
         "pending_bytes": todo.pending_bytes,
     }

@@ -1,6 +1,7 @@
 """Score an archive: one predictions file for every shard, and a record of what is done.
 
-    config        the options of bertray score            archive       the shards, as the output names them
+    config        the options of bertray score            listing       which files of a place are shards
+    archive       the shards, as the output names them
     manifest      which shards are done, what is to do    units         shards -> units of work
     shard_reader  a shard -> steps of text                score_shard   a shard, or a part -> one staged file
     score_unit    a unit -> outcomes; the pool            staging       what is not published yet

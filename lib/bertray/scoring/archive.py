@@ -1,7 +1,7 @@
 """The archive of a scoring request: its shards, and the cheap checks before anything is started.
 
-An output belongs to one archive, named in output/archive.json, because the predictions of a shard are named after its
-path in the archive. A folder or a single shard of the archive may be scored by itself.
+An output belongs to one archive, named in output/archive.json by the first run, because the predictions of a shard are
+named after its path in the archive. A folder or a single shard of the archive may be scored by itself.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from bertray.errors import LockedError, RequestError, ShardError
 from bertray.scoring.config import ScoreConfig
+from bertray.scoring.listing import Listing, check_names, listed_shards, shards_of
 from bertray.scoring.shard_reader import check_columns, opened
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.outputs import refuse_in_bundle
@@ -26,7 +27,8 @@ class Archive:
     root: Location  # the folder that the shards' paths are relative to
     shards: list[FileInfo]  # sorted by path
     is_whole: bool  # these are all shards of the archive
-    is_new: bool = False  # the output does not name this archive yet, or another place of it
+    is_new: bool  # the output does not name this archive yet, or another place of it
+    listing: Listing  # with what was left out
 
     def paths(self) -> set[str]:
         return {shard.path for shard in self.shards}
@@ -34,7 +36,8 @@ class Archive:
 
 def resolved(config: ScoreConfig) -> tuple[ScoreConfig, Location, Location]:
     """The configuration with absolute places, as actors may run in other folders; input and output as locations."""
-    places = {name: str(Location.of(getattr(config, name))) for name in ("bundle", "input", "output")}
+    names = [name for name in ("bundle", "input", "output", "shards") if getattr(config, name)]
+    places = {name: str(Location.of(getattr(config, name))) for name in names}
     source, output = Location.of(places["input"]), Location.of(places["output"])
     if source.contains(output) or output.contains(source):
         raise RequestError(
@@ -44,45 +47,54 @@ def resolved(config: ScoreConfig) -> tuple[ScoreConfig, Location, Location]:
     return config.model_copy(update=places), source, output
 
 
-def list_shards(source: Location, output: Location, *, has_moved: bool = False) -> Archive:
+def list_shards(source: Location, output: Location, *, shards: str | None = None, has_moved: bool = False) -> Archive:
     """List the shards at a place, named as in the output. `has_moved`: the output's archive has moved to this place.
 
+    Args:
+        shards: a text file that lists them; None: all that are there.
+
     Raises:
-        RequestError: there are no shards, or the output holds predictions of another archive.
+        RequestError: there are no shards, their names do not fit, or the output holds predictions of another archive.
     """
     is_one_shard = source.is_file()
     folder = source.parent() if is_one_shard else source
     file = output / _ARCHIVE_FILE
-    is_known = file.exists() and not has_moved
-    root = Location.of(json.loads(file.read_bytes())["archive"]) if is_known else folder
+    known = Location.of(json.loads(file.read_bytes())["archive"]) if file.exists() else None
+    if is_one_shard and (has_moved or shards):
+        option = "--input-moved" if has_moved else "--shards"
+        raise RequestError(f"{option} needs the whole archive as --input, and {source} is one shard: name its folder")
+    root = known if known and not has_moved else folder
+    # One archive above the other: has it moved there, its old place is empty.
+    is_nested = known and (folder.contains(known) or (has_moved and known.contains(folder)))
+    if known and is_nested and known.path != folder.path and not known.is_empty():
+        raise RequestError(
+            f"--output {output} holds predictions of {known}, which is still there: with --input {source} its shards "
+            f"would be scored again under other names. Name {known} or a part of it, without --input-moved, or choose "
+            "another --output"
+        )
     if not root.contains(folder):
         raise RequestError(
             f"--output {output} holds predictions of {root}, and --input {source} lies outside of it: shards of the "
             "same name would replace one another. Choose another --output, or if all of the archive has moved there, "
             "say --input-moved"
         )
-    if has_moved and is_one_shard:
-        raise RequestError(
-            f"--input-moved needs the whole archive as --input, and {source} is one shard: name its folder"
-        )
-    shards = [source.info()] if is_one_shard else source.files((".parquet",))
-    if not shards:
-        raise RequestError(f"no .parquet file at {source}. --input takes a folder of shards at any depth, or one shard")
-    if way := folder.path.removeprefix(root.path).strip("/"):
-        shards = [replace(shard, path=f"{way}/{shard.path}") for shard in shards]
-    return Archive(root, shards, is_whole=not way and not is_one_shard, is_new=not is_known and not is_one_shard)
+    listing = listed_shards(source, Location.of(shards)) if shards else shards_of(source)
+    way = folder.path.removeprefix(root.path).strip("/")
+    found = [replace(shard, path=f"{way}/{shard.path}") for shard in listing.shards] if way else listing.shards
+    check_names(found, output)
+    return Archive(root, found, not way and not is_one_shard, known is None or has_moved, listing)
 
 
 def remember(archive: Archive, output: Location, *, has_moved: bool = False) -> None:
     """Record in the output which archive it belongs to, unless another run has just recorded another (LockedError)."""
-    if not archive.is_new:
-        return
     file = output / _ARCHIVE_FILE
     data = (json.dumps({"archive": archive.root.uri}, ensure_ascii=False) + "\n").encode()
-    if has_moved:
+    if archive.is_new and has_moved:
         file.put(data)
-    elif not file.create(data) and file.read_bytes() != data:
+    elif archive.is_new and not file.create(data) and file.read_bytes() != data:
         raise LockedError(f"another run has just scored another archive to {output}: choose another --output")
+    if output.is_local and (output / _ARCHIVE_FILE.upper()).exists():  # names that differ in case are one there
+        check_names(archive.shards, output, is_caseless=True)
 
 
 def probe(archive: Archive, config: ScoreConfig) -> None:

@@ -24,7 +24,10 @@ class ScoreConfig(JobConfig):
     """
 
     bundle: Place = Field(description="model bundle that bertray train wrote; every node must be able to read it")
-    input: Place = Field(description="archive: a folder of .parquet shards at any depth, or one shard")
+    input: Place = Field(description="archive: a folder of Parquet shards at any depth, or one shard")
+    shards: Place | None = Field(
+        default=None, description="text file with a path a line: score these files of --input, the live ones of a table"
+    )
     output: Place = Field(description="folder for predictions/, manifest/ and runs/; not inside the input")
     text_column: str = Field(default="text", description="column that holds the text")
     keep_columns: Columns = Field(default_factory=list, description="columns to copy into the output, comma-separated")
@@ -45,6 +48,10 @@ class ScoreConfig(JobConfig):
         default=False, description="score all again because columns, engine or precision differ from the last run"
     )
     prune: bool = Field(default=False, description="remove the predictions of shards that are no longer in the archive")
+    prune_many: bool = Field(
+        default=False,
+        description="as --prune, also where more than 20 % of the predictions, and more than 10, would go",
+    )
     input_moved: bool = Field(default=False, description="the archive that --output belongs to has moved to --input")
 
     max_error_fraction: float = Field(

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from bertray.schema import RECORD_SCHEMA
 from bertray.scoring.archive import Archive
+from bertray.scoring.listing import predictions_name
 from bertray.scoring.manifest import Manifest
 from bertray.scoring.runs import MAX_LISTED_SHARDS, Announcement, Published, Runs, profile_of
 from bertray.scoring.staging import Staging
@@ -90,7 +91,7 @@ def _complete(output: Location, records: pa.Table, announcement: Announcement) -
     staging = Staging(output)
     facts = (records[name].to_pylist() for name in ("path", "size_bytes", "version", "fingerprint"))
     sources = [staging.place_of(FileInfo(*shard), request) for *shard, request in zip(*facts, strict=True)]
-    targets = [output / PREDICTIONS / path for path in records["path"].to_pylist()]
+    targets = [output / PREDICTIONS / predictions_name(path) for path in records["path"].to_pylist()]
     with ThreadPoolExecutor(_NUM_MOVES_LOCAL if output.is_local else _NUM_MOVES_REMOTE) as pool:
         list(pool.map(Location.move, sources, targets))
         manifest = Manifest(output)

@@ -22,6 +22,10 @@ from bertray.tokenization.columns import check_text_type, num_text_bytes
 # the bytes of a repeated text once.
 _READ_ROWS = 1024
 _READ_BYTES = 1 << 20
+# A few bytes of Parquet may stand for any number of long values. A read holds no more than this, or a row. A row group
+# that grows to more, and beyond a thousand times the bytes that it is stored in, is not read to its end.
+_MAX_READ_BYTES = 256 << 20
+_MAX_GROWTH = 1000
 # A step may hold 8 times as many bytes beside its text: kept columns, and some bytes of predictions a row.
 _OTHERS_A_TEXT = 8
 _PREDICTED_BYTES = 64
@@ -38,8 +42,17 @@ def check_columns(schema: pa.Schema, text_column: str, keep_columns: list[str]) 
     check_text_type(schema.field(text_column).type)
 
 
+class ShardFile(pq.ParquetFile):
+    """A Parquet file, and the stream that it is read from."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        # In small reads: otherwise Arrow holds the bytes of a whole row group while it decodes it.
+        super().__init__(stream, pre_buffer=False, buffer_size=_READ_BYTES)
+
+
 @contextmanager
-def opened(shard: Location) -> Iterator[pq.ParquetFile]:
+def opened(shard: Location) -> Iterator[ShardFile]:
     """The shard's Parquet file, open inside the block; ShardError if there is no readable one."""
     try:
         stream: Any = shard.open()
@@ -47,20 +60,19 @@ def opened(shard: Location) -> Iterator[pq.ParquetFile]:
         raise ShardError(str(error)) from error
     with stream:
         try:
-            # In small reads: otherwise Arrow holds the bytes of a whole row group while it decodes it.
-            file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_READ_BYTES)
+            file = ShardFile(stream)
         except (pa.ArrowException, OSError) as error:
             raise ShardError(f"not a readable Parquet file: {error}") from error
         yield file
 
 
 def steps(
-    file: pq.ParquetFile, text_column: str, keep_columns: list[str], step_bytes: int, rows: range | None = None
+    file: ShardFile, text_column: str, keep_columns: list[str], step_bytes: int, rows: range | None = None
 ) -> Iterator[pa.Table]:
     """All rows, or a range, in tables of `step_bytes` of text or slightly more; of less text if other columns are long.
 
     Raises:
-        ShardError: a page cannot be read, or the text column does not hold text.
+        ShardError: a page cannot be read or grows too much, or the text column does not hold text.
     """
     rows = range(file.metadata.num_rows) if rows is None else rows
     held: list[pa.RecordBatch] = []
@@ -85,7 +97,7 @@ def group_edges(file: pq.ParquetFile) -> list[int]:
 
 
 def _batches(
-    file: pq.ParquetFile, text_column: str, keep_columns: list[str], step_bytes: int, rows: range
+    file: ShardFile, text_column: str, keep_columns: list[str], step_bytes: int, rows: range
 ) -> Iterator[pa.RecordBatch]:
     columns = list(dict.fromkeys([text_column, *keep_columns]))
     for group, (first_row, end_row) in enumerate(itertools.pairwise(group_edges(file))):
@@ -95,6 +107,13 @@ def _batches(
         chunks = [info.column(column) for column in range(info.num_columns)]
         num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == text_column)
         read_rows = min(_READ_ROWS, max(1, step_bytes * (end_row - first_row) // max(1, num_bytes)))
+        # The columns of a list or struct are `name.…`, and a name may have a dot itself.
+        read = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(tuple(f"{one}." for one in columns))]
+        value_bytes = sum(_value_bytes(file.stream, chunk) for chunk in read)
+        read_rows = min(read_rows, max(1, _MAX_READ_BYTES // max(1, value_bytes)))
+        stored_bytes = sum(chunk.total_compressed_size for chunk in chunks)
+        _check_growth(sum(chunk.total_uncompressed_size for chunk in read), stored_bytes)
+        grown_bytes = 0
         # A row group at a time: Arrow keeps the bytes of all row groups of a reader until it has read the last one.
         batches = file.iter_batches(batch_size=read_rows, row_groups=[group], columns=columns)
         while first_row < rows.stop:
@@ -104,10 +123,34 @@ def _batches(
                 break
             except (pa.ArrowException, OSError) as error:
                 raise ShardError(f"cannot be read: {error}") from error
+            decoded = (column for column in batch.columns if not pa.types.is_dictionary(column.type))
+            grown_bytes += sum(column.nbytes for column in decoded)
+            _check_growth(grown_bytes, stored_bytes)
             wanted = batch[max(0, rows.start - first_row) : max(0, rows.stop - first_row)]
             first_row += len(batch)
             if len(wanted):
                 yield wanted
+
+
+def _check_growth(num_bytes: int, stored_bytes: int) -> None:
+    if num_bytes > max(_MAX_READ_BYTES, _MAX_GROWTH * stored_bytes):
+        raise ShardError(
+            f"a row group of {stored_bytes:,} bytes grows to {num_bytes:,} or more when it is read; the limit is "
+            f"{_MAX_GROWTH:,} times as many. If its texts are meant to be so, write it with smaller row groups"
+        )
+
+
+def _value_bytes(stream: Any, chunk: pq.ColumnChunkMetaData) -> int:
+    """The most bytes that a value of a column can take though it is stored in few; 0: all values are stored in full."""
+    if "DELTA_BYTE_ARRAY" in chunk.encodings:  # a value may repeat the one before
+        return int(chunk.total_uncompressed_size)
+    starts = chunk.dictionary_page_offset, chunk.data_page_offset
+    stream.seek(min((start for start in starts if start), default=0))
+    header = stream.read(20)  # Thrift: field 1, the type of the page, and field 2, its size, both as varints
+    if header[:3] != b"\x15\x04\x15":  # no dictionary
+        return 0
+    num_bytes = next((place for place, byte in enumerate(header[3:], 1) if byte < 0x80), 0)
+    return int(sum((byte & 0x7F) << 7 * place for place, byte in enumerate(header[3 : 3 + num_bytes]))) >> 1  # zigzag
 
 
 def read_in_isolation(shard: Location, text_column: str, keep_columns: list[str], step_bytes: int) -> None:

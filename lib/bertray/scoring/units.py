@@ -28,6 +28,9 @@ _MIN_UNITS_AN_ACTOR = 16
 # A shard of fewer parts stays whole, because merging has a cost, too.
 _MIN_PARTS = 3
 
+# A folder of more bytes is replaced by its hash where shards are staged, because the keys come behind it.
+_MAX_STAGED_BYTES = 512
+
 # Folders of the output: staged parts, and models exported for another engine than torch.
 STAGING_FOLDER, ENGINE_FOLDER = "staging", "engine"
 
@@ -132,7 +135,9 @@ def staged_path(shard: FileInfo, request_fingerprint: str, part: int = 0, num_pa
     columns = " ".join(MULTI_LABEL_PREDICTION_SCHEMA.names)
     content = f"{request_fingerprint} {columns} {shard.size_bytes} {shard.version} {shard.path}"
     key = hashlib.sha256(content.encode()).hexdigest()[:32]
-    folder = shard.path.rpartition("/")[0]
+    folder = "/".join(filter(None, shard.path.split("/")[:-1]))  # S3's keys may have empty names
+    if len(folder.encode()) > _MAX_STAGED_BYTES:
+        folder = hashlib.sha256(folder.encode()).hexdigest()
     return f"{folder}{'/' * bool(folder)}{key}-{part:05d}-of-{num_parts:05d}.parquet"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from bertray.errors import RequestError, ShardError
 from bertray.schema import RECORD_SCHEMA, ROW
+from bertray.scoring.listing import predictions_name, squeezed
 from bertray.scoring.manifest import Manifest
 from bertray.scoring.publish import PREDICTIONS, is_under_way
 from bertray.scoring.runs import Runs, profile_of
@@ -39,9 +40,10 @@ def verify(output: Location, num_sampled: int | None = None) -> tuple[dict[str, 
     records = Manifest(output).latest(RECORD_SCHEMA)
     rows = records.select(["path", "size_bytes", "version", "fingerprint", "num_rows", "run_id"]).to_pylist()
     present = {info.path for info in (output / PREDICTIONS).files((".parquet",))}
+    recorded = {squeezed(predictions_name(row["path"])) for row in rows}
     problems = [
         *_of_announcement(output, records, latest.published),
-        *({"path": path, "problem": "it has no record"} for path in present - {row["path"] for row in rows}),
+        *({"path": path, "problem": "it has no record"} for path in present if squeezed(path) not in recorded),
         *(
             {"path": row["path"], "problem": f"run {row['run_id']} is later than the announced {latest.run_id}"}
             for row in rows
@@ -77,7 +79,7 @@ def _of_file(folder: Location, record: dict[str, Any]) -> str:
         "bertray.request_fingerprint": record["fingerprint"],
     }
     try:
-        with opened(folder / record["path"]) as file:
+        with opened(folder / predictions_name(record["path"])) as file:
             facts = {name.decode(): value.decode() for name, value in (file.metadata.metadata or {}).items()}
             for name, value in expected.items():
                 if facts.get(name) != value:

@@ -13,12 +13,14 @@ upload. A lasting failure is an `UnavailableError`, whatever the transport calls
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +36,8 @@ from bertray.storage import s3
 _MISSING = (FileNotFoundError, NotADirectoryError)
 # A local file is written under a hidden name with this ending before it is renamed.
 _UNFINISHED = ".tmp"
+_HIDDEN = re.compile(r"(^|/)(\.|_(?![^/]*=[^/]*/))")
+MAX_NAME_BYTES = 255  # of file systems; S3 has no limit of its own for the parts of a key
 _CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or the role"
 
 
@@ -110,6 +114,9 @@ class Location:
         # A folder that a policy allows access to may itself be "forbidden": S3 says so of the folder's own name.
         return self._type((*_MISSING, PermissionError)) == "file"
 
+    def is_folder(self) -> bool:
+        return self._type((*_MISSING, PermissionError)) == "directory"
+
     def _type(self, missing: tuple[type[OSError], ...] = _MISSING) -> str | None:
         """`file` or `directory`; None: nothing is there, which these errors say."""
         with _explained(self):
@@ -121,29 +128,29 @@ class Location:
     def files(self, suffixes: tuple[str, ...] = ("",)) -> list[FileInfo]:
         """List the files at or below this place, sorted by path; none if it does not exist.
 
-        Leaves out names that start with `.` or `_`. RequestError for an unreadable folder, or a name that is not UTF-8.
+        Leaves out what `is_hidden`. RequestError for an unreadable folder, or a name that is not UTF-8.
         """
-        infos = []
-        with _explained(self):
-            for file in self._find():
-                is_hidden = any(part.startswith((".", "_")) for part in file.path.split("/"))
-                if is_hidden or not file.path.lower().endswith(suffixes):
-                    continue
-                # Python keeps bytes that are not UTF-8 as lone surrogates, which cannot be encoded.
-                if file.path.encode(errors="replace").decode() != file.path:
-                    raise RequestError(f"the name of {file.path!a} in {self} is not UTF-8: rename it")
-                infos.append(file)
-        return sorted(infos, key=lambda info: info.path)
+        seen = (file for file in self.all_files() if not is_hidden(file.path))
+        return self.in_order(file for file in seen if file.path.lower().endswith(suffixes))
 
-    def _find(self) -> Iterator[FileInfo]:
+    def in_order(self, files: Iterable[FileInfo]) -> list[FileInfo]:
+        """Files of this place, sorted by path; RequestError for a name that is not UTF-8."""
+        found = sorted(files, key=lambda file: file.path)
+        for file in found:
+            # Python keeps bytes that are not UTF-8 as lone surrogates, which cannot be encoded.
+            if file.path.encode(errors="replace").decode() != file.path:
+                raise RequestError(f"the name of {file.path!a} in {self} is not UTF-8: rename it")
+        return found
+
+    def all_files(self) -> list[FileInfo]:
         """The files at or below this place, hidden ones included, in any order."""
         root = len(self.path) + 1
-        if self.is_local:  # not by fsspec, which lists a folder that it cannot read as empty
-            for path, facts in _find_local(self.path):
-                yield FileInfo(path[root:] or self.name, facts.st_size, str(facts.st_mtime_ns))
-        else:
-            for path, detail in s3.find(self.fs, self.path).items():
-                yield FileInfo(path[root:] or self.name, detail["size"], _etag(detail))
+        with _explained(self):
+            if self.is_local:  # not by fsspec, which lists a folder that it cannot read as empty
+                found = [(path, one.st_size, str(one.st_mtime_ns)) for path, one in _find_local(self.path)]
+            else:
+                found = [(path, one["size"], _etag(one)) for path, one in s3.find(self.fs, self.path).items()]
+        return [FileInfo(path[root:] or self.name, size_bytes, version) for path, size_bytes, version in found]
 
     def glob(self) -> list[Location]:
         """The places that match this one's path as a pattern, sorted."""
@@ -154,8 +161,7 @@ class Location:
 
     def is_empty(self) -> bool:
         """Whether there is no file at or below this place, not even a hidden one."""
-        with _explained(self):
-            return next(self._find(), None) is None
+        return not self.all_files()
 
     def folders(self) -> list[str]:
         """The names of the folders directly in this one, sorted; a place that does not exist has none."""
@@ -184,6 +190,14 @@ class Location:
             if self.is_local:
                 return self.fs.open(self.path, "rb")
             return s3.open_object(self.fs, self.path, partial(_explained, self, _ReadError))
+
+    def first_bytes(self, num_bytes: int) -> bytes:
+        """The first bytes of a file; none if it is gone."""
+        with _explained(self):
+            try:
+                return s3.read_object(self.fs, self.path, num_bytes)
+            except FileNotFoundError:
+                return b""
 
     def read_bytes(self) -> bytes:
         with _explained(self):
@@ -219,7 +233,7 @@ class Location:
         """A local path to write to; if the block ends without an error, its content appears here atomically."""
         if not self.is_local:
             with tempfile.TemporaryDirectory(prefix="bertray-") as folder:
-                staging = Path(folder) / self.name
+                staging = Path(folder) / "file"  # the last part of a key may be too long for a file's name
                 yield staging
                 with _explained(self):
                     s3.upload(self.fs, self.path, staging)
@@ -269,7 +283,7 @@ class Location:
         if self.is_local:
             target = Path(self.path)
             # All of the name: `.bundle.v2.0123456789ab.tmp` belongs to bundle.v2, not to bundle.
-            own = f".{glob.escape(target.name)}.{'[0-9a-f]' * 12}{_UNFINISHED}"
+            own = f".{glob.escape(_short(target.name))}.{'[0-9a-f]' * 12}{_UNFINISHED}"
             for path in [*target.parent.glob(own), *target.rglob(f".*{_UNFINISHED}")]:
                 _remove_local(path)
 
@@ -307,6 +321,19 @@ class Location:
                 s3.remove_objects(self.fs, self.path)
 
 
+def is_hidden(path: str) -> bool:
+    """Whether a name in the path begins with `.` or `_`; a folder `_day=5` does not count, as Spark reads it, too."""
+    return bool(_HIDDEN.search(path))
+
+
+def shortened(name: str, num_bytes: int) -> str:
+    """The name itself, or if it has more bytes its beginning and a hash of all of it."""
+    data = name.encode(errors="surrogateescape")
+    if len(data) <= num_bytes:
+        return name
+    return f"{data[: num_bytes - 17].decode(errors='ignore')}~{hashlib.sha256(data).hexdigest()[:16]}"
+
+
 def _find_local(path: str) -> Iterator[tuple[str, os.stat_result]]:
     """The files at or below a path, each with its `stat`. Follows links. A missing path has no files."""
     todo = [(path, frozenset[tuple[int, int]]())]  # with the folders above it: a link back to one of them is skipped
@@ -336,7 +363,11 @@ def _remove_local(path: Path) -> None:
 def _staging_path(target: Path) -> Path:
     """A hidden, unused name in the target's folder, which is created: a rename stays within one file system."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    return target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}{_UNFINISHED}"
+    return target.parent / f".{_short(target.name)}.{uuid.uuid4().hex[:12]}{_UNFINISHED}"
+
+
+def _short(name: str) -> str:
+    return shortened(name, MAX_NAME_BYTES - 2 - 12 - len(_UNFINISHED))
 
 
 def _sync(path: Path) -> None:

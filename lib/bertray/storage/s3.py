@@ -68,11 +68,11 @@ def open_object(fs: Any, path: str, explained: Callable[[], AbstractContextManag
     return file
 
 
-def read_object(fs: Any, path: str) -> bytes:
-    """The bytes of an object."""
+def read_object(fs: Any, path: str, end: int | None = None) -> bytes:
+    """The bytes of an object, or those before `end`."""
     # As a range: without one, s3fs reads a large object in parts, which may be of two versions.
     try:
-        return _whole(fs, partial(fs.cat_file, path, start=0))
+        return _whole(fs, partial(fs.cat_file, path, start=0, end=end))
     except OSError as error:
         if error_code(error) == "InvalidRange":  # an empty object has no first byte
             return b""
