@@ -256,7 +256,7 @@ def test_columns_of_the_wrong_type_are_named(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"'text' of .*a\.parquet is of type int64; it must hold strings"):
         read(tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["x"], "label": [["a", "b"]]}), tmp_path / "b.parquet")
-    with pytest.raises(RequestError, match=r"'label' .* is of type list.*add --multi-label"):
+    with pytest.raises(RequestError, match=r"row 0 of column 'label' .* the labels 'a', 'b': .*add --multi-label"):
         read(tmp_path / "b.parquet")
     pq.write_table(pa.table({"text": [["x"]], "label": ["a"]}), tmp_path / "c.parquet")
     with pytest.raises(RequestError, match=r"'text' .* is of type list<.*>; it must hold strings$"):
@@ -267,10 +267,20 @@ def test_columns_of_the_wrong_type_are_named(tmp_path: Path) -> None:
 
 
 def test_invalid_utf8_in_parquet_is_named(tmp_path: Path) -> None:
-    text = pa.array([b"\xff\xfe"], pa.binary()).view(pa.string())
-    pq.write_table(pa.table({"text": text, "label": ["a"]}), tmp_path / "a.parquet")
-    with pytest.raises(RequestError, match=r"'text' of .*a\.parquet is not valid UTF-8"):
-        read(tmp_path / "a.parquet")
+    for kind in (pa.string(), pa.binary()):
+        text = pa.array([b"fine", None, b"\xff\xfe"], pa.binary()).view(kind)
+        pq.write_table(pa.table({"text": text, "label": ["a"] * 3}), tmp_path / "a.parquet")
+        with pytest.raises(RequestError, match=r"row 2 of column 'text' of .*a\.parquet, .* is not valid UTF-8"):
+            read(tmp_path / "a.parquet")
+
+
+def test_bytes_are_text(tmp_path: Path) -> None:
+    for kind in (pa.binary(), pa.large_binary(), pa.dictionary(pa.int8(), pa.binary())):
+        columns = {
+            name: pa.array([f"{name} \u00e9".encode(), None], pa.binary()).cast(kind) for name in ("text", "label")
+        }
+        pq.write_table(pa.table(columns), tmp_path / "a.parquet", store_schema=False)
+        assert pairs(read(tmp_path / "a.parquet")) == [("text \u00e9", "label \u00e9"), (None, None)]
 
 
 def test_more_text_than_fits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,12 @@
 """Labelled files become a data set: what bertray prepare does.
 
 1. read     labelled files -> text, label, source, source_row             bertray.data.readers
-2. clean    take out empty, duplicate and contradictory rows, and count   bertray.data.cleaning
-3. split    train / validation / test: your own files, or held out        bertray.data.splits
-4. separate a text or group on two given sides leaves the training side
-5. encode   labels in sorted order become 0 … n-1; a held-out label that is out of scope becomes -1
-6. write    train.parquet, validation.parquet, test.parquet, labels.json, and report.json last
+2. spell    labels that are one label alike                               bertray.data.labels
+3. clean    take out empty, duplicate and contradictory rows, and count   bertray.data.cleaning
+4. split    train / validation / test: your own files, or held out        bertray.data.splits
+5. separate a text or group on two given sides leaves the training side
+6. encode   labels in sorted order become 0 … n-1; a held-out label that is out of scope becomes -1
+7. write    train.parquet, validation.parquet, test.parquet, labels.json, and report.json last
 
 With several labels a row (problem type multi_label_classification) the steps are the same, over sets of labels.
 """
@@ -24,6 +25,7 @@ import pyarrow.compute as pc
 from bertray.data.cleaning import Cleaned, clean, drop_shared
 from bertray.data.config import PrepareConfig
 from bertray.data.dataset import LABELS_FILE, REPORT_FILE
+from bertray.data.labels import one_spelling, warn_of_alike
 from bertray.data.readers import GROUP, find_files, read_labelled
 from bertray.data.splits import hold_out
 from bertray.errors import RequestError
@@ -58,7 +60,11 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     sources = {"input": config.input}
     sources |= {name: [path] for name in ("validation", "test") if (path := getattr(config, name))}
     _refuse_own_input(output, sources)
-    cleaned = {name: _read_clean(name, patterns, config) for name, patterns in sources.items()}
+    rows, oos_label = one_spelling(
+        {name: _read(name, paths, config) for name, paths in sources.items()}, config.oos_label
+    )
+    config = config.model_copy(update={"oos_label": oos_label})
+    cleaned = {name: _clean(name, rows.pop(name), paths) for name, paths in sources.items()}
     # A text or group in two given splits leaves the one nearer to training.
     for name, held_out in (("validation", "test"), ("input", "test"), ("input", "validation")):
         if name in cleaned and held_out in cleaned:
@@ -67,6 +73,7 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     splits, warnings = _split(cleaned, config)
     counts = {name: _count_labels(rows) for name, rows in splits.items()}
     labels = _sorted_labels(splits, counts, config.oos_label)
+    warnings += warn_of_alike(sum(counts.values(), Counter()))
     report = _report(config, cleaned, splits, counts, labels, warnings)
     for warning in warnings:
         _log.warning("warning: %s", warning)
@@ -78,7 +85,7 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     return PrepareResult(str(output), tuple(labels), report["splits"], warnings, report)
 
 
-def _read_clean(name: str, patterns: list[str], config: PrepareConfig) -> Cleaned:
+def _read(name: str, patterns: list[str], config: PrepareConfig) -> pa.Table:
     rows = read_labelled(
         patterns,
         text_column=config.text_column,
@@ -88,6 +95,10 @@ def _read_clean(name: str, patterns: list[str], config: PrepareConfig) -> Cleane
     )
     if not rows.num_rows:
         raise RequestError(f"--{name} {' '.join(patterns)} has no rows")
+    return rows
+
+
+def _clean(name: str, rows: pa.Table, patterns: list[str]) -> Cleaned:
     cleaned = clean(rows)
     if not cleaned.rows.num_rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in cleaned.rows_out.most_common())

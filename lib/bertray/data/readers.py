@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from bertray.errors import RequestError
 from bertray.schema import LABEL, LABELS, SOURCE, SOURCE_ROW, TEXT
 from bertray.storage.location import Location
+from bertray.tokenization.columns import TEXT_TYPES, as_utf8
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ _LIST_TYPES = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewT
 
 # Arrow counts the bytes of a column of strings whose rows are reordered in an int32.
 _MAX_COLUMN_BYTES = 2**31 - 1
+_MAX_EXACT_FLOAT = 2**53
 
 
 def read_labelled(
@@ -113,9 +115,7 @@ def _read_file(file: Location, columns: dict[str, str], separator: str | None) -
         if name == LABEL and separator is not None:
             strings[LABELS] = _as_lists(table[column], what, separator)
         elif name == LABEL and isinstance(table[column].type, _LIST_TYPES):
-            raise RequestError(
-                f"{what} is of type {table[column].type}: if a row has several labels, add --multi-label"
-            )
+            strings[name] = _as_one_label(table[column], what)
         else:
             strings[name] = _as_strings(table[column], what, is_text=name == TEXT)
     strings[SOURCE] = pa.chunked_array([pa.repeat(pa.scalar(str(file)), table.num_rows)])
@@ -248,23 +248,52 @@ def _as_lists(column: pa.ChunkedArray, what: str, separator: str) -> pa.ChunkedA
     return pa.chunked_array([pa.ListArray.from_arrays(offsets, values, mask=lists.is_null())])
 
 
+def _as_one_label(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
+    """The label of each list; null of a list without one."""
+    lists = _as_lists(column, what, "").combine_chunks()
+    labels, rows = pc.utf8_trim_whitespace(lists.values), pc.list_parent_indices(lists).to_numpy()
+    is_label = pc.fill_null(pc.not_equal(labels, ""), False)
+    labels, rows = np.array(labels.filter(is_label).to_pylist(), object), rows[is_label.to_numpy(zero_copy_only=False)]
+    if len(others := np.flatnonzero((rows[1:] == rows[:-1]) & (labels[1:] != labels[:-1]))):
+        row = int(rows[others[0]])
+        raise RequestError(
+            f"row {row} of {what}, counted from 0, has the labels {', '.join(map(repr, lists[row].as_py()))}: if a row "
+            "may have several labels, add --multi-label; else leave one of them"
+        )
+    found = np.full(len(lists), None, dtype=object)
+    found[rows] = labels
+    return pa.chunked_array([pa.array(found, pa.string())])
+
+
 def _as_strings(column: pa.ChunkedArray, what: str, *, is_text: bool = False) -> pa.ChunkedArray:
-    """Strings; labels and groups may also be whole numbers (floats too: 1.0), dates and booleans."""
+    """Strings, or bytes of UTF-8; labels and groups may also be whole numbers, dates and booleans."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    allowed = [pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null]
-    if not is_text:
-        allowed += [pa.types.is_integer, pa.types.is_boolean, pa.types.is_temporal]
+    if pa.types.is_floating(kind):  # a gap among numbers; a data frame's column without a value is one of floats too
+        column = column.cast(pa.float64())
+        column = pc.if_else(pc.is_nan(column), None, column)
+    if column.null_count == len(column):
+        return pa.chunked_array([pa.nulls(len(column), pa.string())])
+    if kind in TEXT_TYPES:
+        strings, is_invalid_N = as_utf8(column)
+        if row := pc.index(is_invalid_N, True).as_py() + 1:
+            raise RequestError(f"row {row - 1} of {what}, counted from 0, is not valid UTF-8: write it as UTF-8")
+        return pa.chunked_array([strings.cast(pa.string())])
+    if is_text:
+        raise RequestError(f"{what} is of type {kind}; it must hold strings")
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        column = _as_whole_numbers(column, what)
+    elif not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_temporal(kind)):
+        raise RequestError(f"{what} is of type {kind}; it must hold strings, whole numbers, dates or booleans")
+    return column.cast(pa.string())
+
+
+def _as_whole_numbers(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
+    is_float = pa.types.is_floating(column.type)
+    if is_float and pc.max(pc.abs(column)).as_py() > _MAX_EXACT_FLOAT:
+        raise RequestError(
+            f"{what} holds numbers above 2**53 as floats, which are no longer exact: write them as integers or strings"
+        )
     try:
-        if pa.types.is_floating(kind) and not is_text:
-            column = column.cast(pa.int64())
-        elif not any(is_kind(kind) for is_kind in allowed):
-            values = "strings" if is_text else "strings, whole numbers, dates or booleans"
-            raise RequestError(f"{what} is of type {kind}; it must hold {values}")
+        return column.cast(pa.int64() if is_float else pa.decimal256(76, 0))
     except pa.ArrowInvalid as error:
         raise RequestError(f"{what} holds fractions, not classes: {error}") from error
-    strings = column.cast(pa.string())
-    try:
-        strings.validate(full=True)
-    except pa.ArrowInvalid as error:
-        raise RequestError(f"{what} is not valid UTF-8: {error}") from error
-    return strings

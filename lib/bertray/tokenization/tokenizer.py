@@ -89,8 +89,8 @@ class ColumnTokenizer:
         strings, errors = as_text(texts)
         contents = self._texts.encode(strings)
         num_tokens_N = np.diff(contents.offsets_N1)
-        if not self._prefix and not self._suffix:  # then a text of control characters alone has no tokens at all
-            errors = pc.if_else(pc.and_(pa.array(num_tokens_N == 0), errors.is_null()), "text has no tokens", errors)
+        # Without tokens of its own, every text would get the same label.
+        errors = pc.if_else(pc.and_(pa.array(num_tokens_N == 0), errors.is_null()), "text has no tokens", errors)
         documents_S = np.flatnonzero(errors.is_null().to_numpy(zero_copy_only=False))
         starts_S = contents.offsets_N1[:-1][documents_S]
         lengths_S = num_tokens_N[documents_S]
