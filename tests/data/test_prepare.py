@@ -126,6 +126,17 @@ def test_a_rare_class_is_reported_and_trained_on(tmp_path: Path) -> None:
     assert dataset.labels == ("a", "b", "rare")
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_many_classes_of_three_texts_are_counted_in_one_warning(tmp_path: Path, multi_label: bool) -> None:
+    rows: Rows = [(f"text {row}", f"c{row % 300:03}") for row in range(900)]
+    report, _ = run(tmp_path, input=write(tmp_path / "in.parquet", rows), multi_label=multi_label)
+    assert report["splits"] == {"train": 720, "validation": 90, "test": 90}
+    assert all(counts["train"] for counts in report["labels"].values())
+    [warning] = report["warnings"]
+    assert warning.startswith("of the 300 classes validation lacks 210 and test lacks 210: ")
+    assert warning.count("'c") == 5
+
+
 def test_one_label_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"1 distinct labels \(\['a'\]\); a classifier needs two"):
         run(tmp_path, input=write(tmp_path / "in.parquet", [(str(row), "a") for row in range(50)]))

@@ -36,6 +36,8 @@ from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
+_MAX_LISTED = 5
+
 
 @dataclass(frozen=True)
 class PrepareResult:
@@ -70,10 +72,10 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         if name in cleaned and held_out in cleaned:
             cleaned[name].rows, rows_out = drop_shared(cleaned[name].rows, cleaned[held_out].rows, held_out)
             cleaned[name].rows_out += rows_out
-    splits, warnings = _split(cleaned, config)
+    splits = _split(cleaned, config)
     counts = {name: _count_labels(rows) for name, rows in splits.items()}
     labels = _sorted_labels(splits, counts, config.oos_label)
-    warnings += warn_of_alike(sum(counts.values(), Counter()))
+    warnings = [*warn_of_alike(sum(counts.values(), Counter())), *_warn_of_absent(labels, counts)]
     report = _report(config, cleaned, splits, counts, labels, warnings)
     for warning in warnings:
         _log.warning("warning: %s", warning)
@@ -117,9 +119,9 @@ def _refuse_own_input(output: Location, sources: dict[str, list[str]]) -> None:
             raise RequestError(f"--output {output} holds {file}, which is read: choose another folder")
 
 
-def _split(cleaned: dict[str, Cleaned], config: PrepareConfig) -> tuple[dict[str, pa.Table], list[str]]:
+def _split(cleaned: dict[str, Cleaned], config: PrepareConfig) -> dict[str, pa.Table]:
     rows = cleaned["input"].rows
-    num_rows, warnings = rows.num_rows, []
+    num_rows = rows.num_rows
     splits = {name: part.rows for name, part in cleaned.items() if name != "input"}
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if name in splits:
@@ -128,14 +130,23 @@ def _split(cleaned: dict[str, Cleaned], config: PrepareConfig) -> tuple[dict[str
         share = fraction * num_rows / max(rows.num_rows, 1)
         groups = rows[GROUP].to_pylist() if GROUP in rows.column_names else None
         labels = rows[LABELS if config.multi_label else LABEL].to_pylist()
-        staying, held_out, absent = hold_out(labels, share, config.seed, groups)
-        if absent:
-            warnings.append(
-                f"{name} has no row of these classes, which are too small to be divided: {', '.join(absent)}"
-            )
+        staying, held_out = hold_out(labels, share, config.seed, groups)
         splits[name], rows = rows.take(pa.array(held_out)), rows.take(pa.array(staying))
     splits["train"] = rows
-    return {name: splits[name] for name in SPLITS}, warnings
+    return {name: splits[name] for name in SPLITS}
+
+
+def _warn_of_absent(labels: list[str], counts: dict[str, Counter[str]]) -> list[str]:
+    """A warning that counts the classes of which validation or test has no row; none if there are none."""
+    absent = {name: [label for label in labels if not counts[name][label]] for name in SPLITS if name != "train"}
+    first = [label for label in labels if any(label in of_split for of_split in absent.values())][:_MAX_LISTED]
+    if not first:
+        return []
+    lacking = " and ".join(f"{name} lacks {len(of_split)}" for name, of_split in absent.items() if of_split)
+    return [
+        f"of the {len(labels)} classes {lacking}: no score says how well they are learnt. They are too small to be "
+        f"divided or not in your files, as {', '.join(map(repr, first))}. Add rows of them, or merge them with others"
+    ]
 
 
 def _sorted_labels(splits: dict[str, pa.Table], counts: dict[str, Counter[str]], oos_label: str | None) -> list[str]:
