@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray.data.readers import GROUP
+from bertray.formats.columnar import list_map
 from bertray.schema import LABEL, LABELS
 from bertray.tokenization.columns import JOINERS, ZERO_WIDTH
 
@@ -118,18 +119,14 @@ def _likeness(label: str) -> str:
 
 
 def _respelt(table: pa.Table, spelling: dict[str, str], group_spelling: dict[str, str]) -> pa.Table:
-    if LABELS in table.column_names:
-        lists = table[LABELS].combine_chunks()
-        labels = _mapped(pa.chunked_array([lists.values]), spelling)
-        column = pa.ListArray.from_arrays(lists.offsets, labels, mask=lists.is_null())
-        table = table.set_column(table.column_names.index(LABELS), LABELS, column)
-    else:
-        table = table.set_column(table.column_names.index(LABEL), LABEL, _mapped(table[LABEL], spelling))
-    if group_spelling and GROUP in table.column_names:
-        table = table.set_column(table.column_names.index(GROUP), GROUP, _mapped(table[GROUP], group_spelling))
-    return table
+    changed = {GROUP: lambda column: _mapped(column, group_spelling)} if group_spelling else {}
+    changed[LABEL] = lambda column: _mapped(column, spelling)
+    changed[LABELS] = lambda column: list_map(column, changed[LABEL])
+    columns = {name: changed[name](table[name]) if name in changed else table[name] for name in table.column_names}
+    return pa.table(columns)
 
 
-def _mapped(column: pa.ChunkedArray, spelling: dict[str, str]) -> pa.Array:
-    encoded = pa.concat_arrays([pa.array([], pa.string()), *column.chunks]).dictionary_encode()
-    return pa.array([spelling[one] for one in encoded.dictionary.to_pylist()], pa.string()).take(encoded.indices)
+def _mapped(column: pa.ChunkedArray, spelling: dict[str, str]) -> pa.ChunkedArray:
+    encoded = column.combine_chunks().dictionary_encode()
+    spelt = pa.array([spelling[one] for one in encoded.dictionary.to_pylist()], pa.string())
+    return pa.chunked_array([spelt.take(encoded.indices)])

@@ -26,9 +26,10 @@ from bertray.data.cleaning import Cleaned, clean, drop_shared
 from bertray.data.config import PrepareConfig
 from bertray.data.dataset import LABELS_FILE, REPORT_FILE
 from bertray.data.labels import one_spelling, warn_of_alike
-from bertray.data.readers import GROUP, find_files, read_labelled
+from bertray.data.readers import GROUP, read_labelled
 from bertray.data.splits import hold_out
 from bertray.errors import RequestError
+from bertray.formats.files import find_files
 from bertray.schema import DATASET_SCHEMA, LABEL, LABEL_ID, LABEL_IDS, LABELS, MULTI_LABEL_SCHEMA, NO_CLASS, SPLITS
 from bertray.storage.location import Location
 from bertray.storage.outputs import put_json, put_records, refuse_in_bundle
@@ -61,10 +62,8 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     refuse_in_bundle(output)
     sources = {"input": config.input}
     sources |= {name: [path] for name in ("validation", "test") if (path := getattr(config, name))}
-    _refuse_own_input(output, sources)
-    rows, oos_label = one_spelling(
-        {name: _read(name, paths, config) for name, paths in sources.items()}, config.oos_label
-    )
+    files = {name: _find(paths, output, config) for name, paths in sources.items()}
+    rows, oos_label = one_spelling({name: _read(name, files[name], config) for name in files}, config.oos_label)
     config = config.model_copy(update={"oos_label": oos_label})
     cleaned = {name: _clean(name, rows.pop(name), paths) for name, paths in sources.items()}
     # A text or group in two given splits leaves the one nearer to training.
@@ -87,16 +86,25 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     return PrepareResult(str(output), tuple(labels), report["splits"], warnings, report)
 
 
-def _read(name: str, patterns: list[str], config: PrepareConfig) -> pa.Table:
+def _find(patterns: list[str], output: Location, config: PrepareConfig) -> list[Location]:
+    files = [file for pattern in patterns for file in find_files(pattern, [config.text_column, config.label_column])]
+    # A data set has a train.parquet; the folder that the rows come from may have one too.
+    if held := [file for file in files if output.contains(file)]:
+        raise RequestError(f"--output {output} holds {held[0]}, which is read: choose another folder")
+    return files
+
+
+def _read(name: str, files: list[Location], config: PrepareConfig) -> pa.Table:
     rows = read_labelled(
-        patterns,
+        files,
         text_column=config.text_column,
         label_column=config.label_column,
         group_column=config.group_column,
         separator=config.separator,
+        encoding=config.encoding,
     )
     if not rows.num_rows:
-        raise RequestError(f"--{name} {' '.join(patterns)} has no rows")
+        raise RequestError(f"--{name} {files[0]}{' …' * (len(files) > 1)} has no rows")
     return rows
 
 
@@ -110,13 +118,6 @@ def _clean(name: str, rows: pa.Table, patterns: list[str]) -> Cleaned:
         )
     _log.info("%s: %d rows read, %d stay after cleaning", name, rows.num_rows, cleaned.rows.num_rows)
     return cleaned
-
-
-def _refuse_own_input(output: Location, sources: dict[str, list[str]]) -> None:
-    # A data set has a train.parquet; the folder that the rows come from may have one too.
-    for file in (file for patterns in sources.values() for pattern in patterns for file in find_files(pattern)):
-        if output.contains(file):
-            raise RequestError(f"--output {output} holds {file}, which is read: choose another folder")
 
 
 def _split(cleaned: dict[str, Cleaned], config: PrepareConfig) -> dict[str, pa.Table]:

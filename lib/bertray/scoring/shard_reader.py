@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bertray.errors import RequestError, ShardError
+from bertray.formats.files import folder_columns
 from bertray.storage.location import Location
 from bertray.tokenization.columns import check_text_type, num_text_bytes
 
@@ -36,6 +37,13 @@ def check_columns(schema: pa.Schema, text_column: str, keep_columns: list[str]) 
                 f"{found or 'no'} column{'s' * (found > 1)} {name!r}; the shard has {', '.join(schema.names)}"
             )
     check_text_type(schema.field(text_column).type)
+
+
+def divided(columns: list[str], schema: pa.Schema, shard: Location) -> tuple[list[str], dict[str, str | None]]:
+    """Columns that the shard has or lacks; and those that its folders are instead, as `day=2026-01-05/`, by name."""
+    of_folders = {name: value for name, value in folder_columns(shard).items() if name in columns}
+    own = [name for name in columns if name in schema.names or name not in of_folders]
+    return own, {name: value for name, value in of_folders.items() if name not in own}
 
 
 @contextmanager
@@ -128,7 +136,7 @@ def main() -> None:
     """The child process of `read_in_isolation`."""
     uri, text_column, keep_columns, step_bytes = json.loads(sys.argv[1])
     with opened(Location.of(uri)) as file:
-        for _ in steps(file, text_column, keep_columns, step_bytes):
+        for _ in steps(file, text_column, divided(keep_columns, file.schema_arrow, Location.of(uri))[0], step_bytes):
             pass
 
 

@@ -1,0 +1,89 @@
+"""JSON as people write rows: an object a line, objects over several lines, or one array of objects.
+
+Arrow's own reader would turn dates into timestamps and refuse columns of mixed type that nobody asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from bertray.errors import RequestError
+from bertray.storage.location import Location
+
+# A bare NaN is what data frames write for a missing cell.
+_DECODER = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))
+_BLANK = re.compile(r"[ \t\r\n]*")
+_HELP = (
+    'write JSON Lines: one flat object a line, as {"text": "…", "label": "…"}, with no comma behind it. A data frame '
+    "writes them by to_json(FILE, orient='records', lines=True)"
+)
+
+
+def parse_json(text: str, file: Location, columns: list[str], check: Callable[[list[str]], None]) -> pa.Table:
+    """The wanted members of each object; one that an object lacks is null there. `check` is called with all names.
+
+    Raises:
+        RequestError: this is not JSON, not objects, or not a row an object; or a column has values of several types.
+    """
+    rows: list[list[Any]] = []
+    names: dict[str, None] = {}
+    row: dict[str, Any] = {}
+    for row in _objects(text, file):
+        names |= dict.fromkeys(row)
+        rows.append([row.get(name) for name in columns])
+    wanted = [row[name] for name in columns if name in row]
+    if len(rows) == 1 and wanted and all(isinstance(one, dict | list) for one in wanted):
+        raise RequestError(f"{file} is one object with the rows by column: {_HELP}")
+    try:
+        check(list(names or columns))
+    except RequestError as error:
+        raise RequestError(f"{error}, or if the values lie deeper: {_HELP}") from error
+    found = zip(columns, zip(*rows, strict=True) if rows else [()] * len(columns), strict=True)
+    return pa.table({name: _as_array(values, name, file) for name, values in found if name in (names or columns)})
+
+
+def is_stray(head: str, columns: list[str]) -> bool:
+    """Whether the first object of a JSON file, of which this is the beginning, has none of the columns."""
+    try:
+        first, _ = _DECODER.raw_decode(head.lstrip("\ufeff[ \t\r\n"))
+    except (ValueError, RecursionError):
+        return False
+    return not (isinstance(first, dict) and set(columns) & set(first))
+
+
+def _objects(text: str, file: Location) -> Iterator[dict[str, Any]]:
+    begin = end = 0
+
+    def refusal(what: str) -> RequestError:
+        return RequestError(f"line {text.count(chr(10), 0, begin) + 1} of {file} {what}: {_HELP}")
+
+    while (begin := _BLANK.match(text, end).end()) < len(text):  # type: ignore[union-attr]
+        try:
+            found, end = _DECODER.raw_decode(text, begin)
+        except (ValueError, RecursionError) as error:
+            raise refusal(f"is not JSON: {error}") from error
+        is_array = isinstance(found, list) and begin == _BLANK.match(text).end()  # type: ignore[union-attr]
+        for number, one in enumerate(found if is_array else [found]):
+            if not isinstance(one, dict):
+                raise refusal(f"holds a {type(one).__name__}{f' at position {number}' if is_array else ''}")
+            yield one
+
+
+def _as_array(values: Sequence[Any], name: str, file: Location) -> pa.Array:
+    try:
+        return pa.array(values)
+    except OverflowError as error:
+        raise RequestError(f"{name!r} of {file} holds integers beyond 64 bits: write them as strings") from error
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{name!r} of {file} holds text that is not Unicode (half a character): {error}") from error
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        first_rows = {type(one).__name__: row for row, one in reversed([*enumerate(values)]) if one is not None}
+        listed = ", ".join(f"{kind} in row {row}" for kind, row in sorted(first_rows.items(), key=lambda one: one[1]))
+        raise RequestError(
+            f"{name!r} of {file} holds values of several types (counted from 0, {listed}): write all as strings"
+        ) from error
