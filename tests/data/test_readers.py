@@ -219,7 +219,7 @@ def test_lists_of_labels_stay_lists(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": 1, "label": "a"}', r"'text' of .*a\.jsonl is of type int64; it must hold strings"),
         ("a.jsonl", b'{"text": "x", "label": "a"}\n{"text": 1, "label": "a"}', r"'text' of .* several types"),
         ("a.jsonl", b'{"text": "x", "label": "a"}\n{"text": ', r"line 2 of .*a\.jsonl is not JSON"),
-        ("a.json", b"{}\n[]", r"line 2 of .*a\.json holds a list: write JSON Lines"),
+        ("a.json", b"{}\n[]", r"line 2 of .*a\.json is not .* is a list, not an object\. Write"),
         ("a.csv.gz", b"not gzip", r"cannot read .*a\.csv\.gz"),
         ("a.xlsx", b"PK", r"a\.xlsx is a spreadsheet: save the sheet as CSV"),
         (

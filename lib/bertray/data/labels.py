@@ -42,9 +42,12 @@ def one_spelling(
     Returns:
         The tables, and the out-of-scope label as they spell it.
     """
-    num_rows: Counter[str] = Counter() if oos_label is None else Counter({oos_label: 0})
+    num_rows = Counter({} if oos_label is None else {oos_label: 0})
+    groups: set[str] = set()
     for table in tables.values():
-        num_rows.update(_counts(_labels(table)))
+        is_list = LABELS in table.column_names
+        num_rows.update(_counts(pc.list_flatten(table[LABELS]) if is_list else table[LABEL]))
+        groups |= set(_counts(table[GROUP])) if GROUP in table.column_names else set()
     forms: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by what they are compared by
     key_of: dict[str, str] = {}
     for label, count in num_rows.items():
@@ -55,7 +58,6 @@ def one_spelling(
     classes = {label for key, label in kept.items() if oos_label is None or key != key_of[oos_label]}
     are_numbers = _are_whole_numbers(classes)
     spelling = {label: _shortest(kept[key]) if are_numbers else kept[key] for label, key in key_of.items()}
-    groups = {group for table in tables.values() if GROUP in table.column_names for group in _counts(table[GROUP])}
     group_spelling = {group: _shortest(group) for group in groups} if _are_whole_numbers(groups) else {}
     return (
         {name: _respelt(table, spelling, group_spelling) for name, table in tables.items()},
@@ -73,21 +75,16 @@ def warn_of_alike(num_rows: Mapping[str, int]) -> list[str]:
     for label in sorted(num_rows):
         groups[_likeness(label)].append(label)
     alike = [labels for labels in groups.values() if len(labels) > 1]
-    if not alike:
-        return []
     listed = "; ".join(
         ", ".join(f"{label!r} ({num_rows[label]} rows)" for label in labels[:_MAX_LISTED])
         for labels in alike[:_MAX_LISTED]
     )
     more = f"; and {len(alike) - _MAX_LISTED} more" if len(alike) > _MAX_LISTED else ""
-    return [
+    warning = (
         "labels differ only in case, punctuation or how a number is written, and are different classes: "
         f"{listed}{more}. If they are meant alike, spell them alike in the files and prepare again"
-    ]
-
-
-def _labels(table: pa.Table) -> pa.ChunkedArray:
-    return pc.list_flatten(table[LABELS]) if LABELS in table.column_names else table[LABEL]
+    )
+    return [warning] if alike else []
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

@@ -205,7 +205,8 @@ def _drawn(counts_UK: csr_array, fraction: float, rng: np.random.Generator) -> n
     """
     num_staying_K = (counts_UK > 0).sum(axis=0)[:-1]
     has_held_out_K = np.zeros(len(num_staying_K), dtype=bool)
-    labels_of = [_entries(counts_UK, unit)[0][:-1] for unit in range(counts_UK.shape[0])]  # the last counts rows
+    by_label = counts_UK[:, :-1].tocsr()
+    labels_of = [_entries(by_label, unit)[0] for unit in range(by_label.shape[0])]
     num_rows_U = counts_UK[:, [-1]].toarray().ravel()
     can_leave_U = np.array([(num_staying_K[labels] > 1).all() for labels in labels_of], dtype=bool)
     num_wanted, num_held_out = round(fraction * num_rows_U[can_leave_U].sum()), 0

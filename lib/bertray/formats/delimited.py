@@ -34,8 +34,6 @@ _BACKSLASH_HELP = (
     'has a backslash before a quotation mark, which has two readings. Write quotation marks doubled ("" for each; '
     "in Spark option('escape', '\"'), in pandas doublequote=True), or save the table as Parquet or JSON Lines"
 )
-# First line, line behind the last, cells: a csv.Error if they are not certain.
-_Row = tuple[int, int, Any]
 
 
 def parse_delimited(
@@ -58,8 +56,11 @@ def parse_delimited(
     headers = {
         delimiter: next(csv.reader(lines[first : first + 100], delimiter=delimiter), []) for delimiter in candidates
     }
-    delimiter = max(candidates, key=lambda one: _fit(headers[one], columns))
-    names = [name.strip() for name in headers[delimiter]]
+    stripped = {delimiter: [name.strip() for name in header] for delimiter, header in headers.items()}
+    num_wanted = {delimiter: len(set(names) & set(columns)) for delimiter, names in stripped.items()}
+    # If none has a wanted column, names to be shown in the error.
+    delimiter = max(candidates, key=lambda one: (num_wanted[one], not num_wanted[one] and len(headers[one])))
+    names = stripped[delimiter]
     check(names)
     skips_blanks = len(names) > 1 and all(name.startswith(" ") for name in headers[delimiter][1:])
     positions = {name: names.index(name) for name in columns if name in names}
@@ -92,26 +93,19 @@ def parse_delimited(
     return pa.table({name: pa.array(column, pa.string()) for name, column in values.items()})
 
 
-def _fit(header: list[str], columns: list[str]) -> tuple[int, int]:
-    """How well a header fits: wanted columns; if there are none, names, to be shown in an error."""
-    num_found = len({name.strip() for name in header} & set(columns))
-    return num_found, 0 if num_found else len(header)
-
-
-def _rows(lines: list[str], first: int, delimiter: str, skips_blanks: bool) -> Iterator[_Row]:
+def _rows(lines: list[str], first: int, delimiter: str, skips_blanks: bool) -> Iterator[tuple[int, int, Any]]:
+    """First line, line behind the last, and cells of each row; instead of these an error if they are not certain."""
     feed, begin = iter(lines[first:] if first else lines), first
-    while True:
+    while begin < len(lines):
         reader, base = csv.reader(feed, delimiter=delimiter, skipinitialspace=skips_blanks, strict=True), begin
         try:
             for cells in reader:
                 end = base + reader.line_num
                 yield begin, end, cells
                 begin = end
-            return
         except csv.Error as error:  # the reader has taken the lines of this row, and another goes on behind them
-            end = base + reader.line_num
-            yield begin, end, error
-            begin = end
+            yield begin, base + reader.line_num, error
+            begin = base + reader.line_num
 
 
 def _split_with_blanks(row: str, delimiter: str, skips_blanks: bool) -> list[str] | None:

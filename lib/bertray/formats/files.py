@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import glob
 import io
@@ -41,10 +42,7 @@ _FORMATS: dict[tuple[str | bytes, ...], str] = {
     (".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz", b"BZh", b"\xfd7zXZ"): "an archive: unpack it",
     (b"\x1f\x8b", b"(\xb5/\xfd"): "compressed: add .gz or .zst to its name",
     (".orc", b"ORC"): "an ORC file: pyarrow.parquet.write_table(pyarrow.orc.read_table(FILE), NEW) makes it Parquet",
-    (
-        ".avro",
-        b"Obj\x01",
-    ): "an Avro file: COPY (FROM read_avro(FILE)) TO NEW in DuckDB makes it Parquet",
+    (".avro", b"Obj\x01"): "an Avro file: COPY (FROM read_avro(FILE)) TO NEW in DuckDB makes it Parquet",
     (".pkl", ".pickle", ".h5", ".dta", ".sav", ".rds", b"FEA1"): "a data frame: load it, and save it as Parquet or CSV",
     (".db", ".sqlite", ".sqlite3", ".duckdb", b"SQLite"): "a database: export the table as CSV",
     (".txt",): "text without an ending that tells its columns: if it is a table, name it .csv or .tsv",
@@ -54,12 +52,8 @@ _MARKS = [(mark, what) for marks, what in _FORMATS.items() for mark in marks]
 _SAVED = (".arrow", ".json")  # what save_to_disk writes
 _HEAD_BYTES = 32
 
-_BOMS = {
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32",  # begins like that of UTF-16
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
+# UTF-32 before UTF-16, whose mark begins it.
+_BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_LE: "utf-16", codecs.BOM_BE: "utf-16"}
 _MAX_NAMED, _MAX_NAME_CHARS = 20, 60
 _PROBED_BYTES = 1 << 20
 
@@ -84,16 +78,15 @@ def find_files(pattern: str, columns: list[str]) -> list[Location]:
         if saved := saved_files(mark):
             folder = mark.parent()
             listed = [file for file in listed if file.parent() != folder or not file.name.endswith(_SAVED)] + saved
-    files = [file for file in listed if _is_read(file)]
-    # JSON that describes other files has no row.
-    files = [file for file in files if not (file.name.endswith(".json") and _is_stray(file, columns))] or files
-    uris = {file.uri for file in files}
-    others = [file for file in listed if file.uri not in uris]
-    kinds = [_format(file.name) or "unknown" for file in others[:3]]
-    named = "; ".join(
-        f"{file.name} ({'has no such column' if kind in _READ else kind})"
-        for file, kind in zip(others, kinds, strict=False)
-    )
+    formats = {file: _format(file.name, b"" if "." in file.name else _head(file, _HEAD_BYTES)) for file in listed}
+    files = [file for file, kind in formats.items() if kind in _READ]
+    jsons = [file for file in files if file.name.endswith(".json")]
+    strays = [file for file in jsons if is_stray(_head(file, _PROBED_BYTES), columns)]
+    if len(strays) < len(files):  # else these are the files that are meant, and their columns the error
+        formats |= dict.fromkeys(strays, "none of the columns")
+        files = [file for file in files if formats[file] in _READ]
+    others = [file for file in listed if formats[file] not in _READ]
+    named = "; ".join(f"{file.name} ({formats[file] or 'unknown'})" for file in others[:3])
     if not files:
         has = f": it has {named}" if others else ""
         raise RequestError(f"no labelled files at {pattern}{has}. Give a file, a folder or a glob of {FORMATS_HELP}")
@@ -115,7 +108,16 @@ def read_table(file: Location, columns: dict[str, str], encoding: str | None = N
     folders = folder_columns(file)
 
     def check(found: list[str]) -> None:
-        _check_names(found, {name: one for name, one in columns.items() if one in found or one not in folders}, file)
+        for option, name in columns.items():
+            num_found = found.count(name)
+            if num_found == 1 or (not num_found and name in folders):
+                continue
+            listed = ", ".join(f"{one:.{_MAX_NAME_CHARS}}" for one in found[:_MAX_NAMED]) or "none"
+            more = f" and {len(found) - _MAX_NAMED} others" if len(found) > _MAX_NAMED else ""
+            raise RequestError(
+                f"{file} has {num_found or 'no'} column{'s' * (num_found > 1)} {name!r}; it has {listed}{more}. Choose "
+                f"with --{option}-column"
+            )
 
     wanted = list(dict.fromkeys(columns.values()))
     try:
@@ -166,30 +168,9 @@ def _format(name: str, head: bytes = b"") -> str | None:
     return told[0] if told else None
 
 
-def _is_read(file: Location) -> bool:
-    return _format(file.name, b"" if "." in file.name else _head(file, _HEAD_BYTES)) in _READ
-
-
-def _is_stray(file: Location, columns: list[str]) -> bool:
-    return is_stray(_head(file, _PROBED_BYTES).decode(errors="ignore"), columns)
-
-
 def _head(file: Location, num_bytes: int) -> bytes:
     with file.open() as stream:
         return bytes(stream.read(num_bytes))
-
-
-def _check_names(found: list[str], columns: dict[str, str], file: Location) -> None:
-    """Refuse a file that does not have each wanted column exactly once."""
-    for option, column in columns.items():
-        num_found = found.count(column)
-        if num_found != 1:
-            names = ", ".join(f"{name:.{_MAX_NAME_CHARS}}" for name in found[:_MAX_NAMED]) or "none"
-            more = f" and {len(found) - _MAX_NAMED} others" if len(found) > _MAX_NAMED else ""
-            raise RequestError(
-                f"{file} has {num_found or 'no'} column{'s' * (num_found > 1)} {column!r}; it has {names}{more}. "
-                f"Choose with --{option}-column"
-            )
 
 
 def _encoding(content: bytes, file: Location, given: str | None) -> str:
@@ -210,13 +191,8 @@ def _encoding(content: bytes, file: Location, given: str | None) -> str:
             f"cannot read {file}, which is not {encoding.upper()}: it has zero bytes. Save it as UTF-8, or if it is "
             "UTF-16 without a byte order mark, say --encoding utf-16-le or utf-16-be"
         )
-    if given and not found and not content.isascii() and _is_utf8(content):
-        _log.warning("warning: %s is read as %s, as --encoding says, but it is valid UTF-8", file, encoding)
+    if given and not found and not content.isascii():
+        with contextlib.suppress(UnicodeDecodeError):
+            content.decode()
+            _log.warning("warning: %s is read as %s, as --encoding says, but it is valid UTF-8", file, encoding)
     return encoding
-
-
-def _is_utf8(content: bytes) -> bool:
-    try:
-        return bool(content.decode())
-    except UnicodeDecodeError:
-        return False

@@ -17,7 +17,7 @@ from bertray.storage.location import Location
 
 # A bare NaN is what data frames write for a missing cell.
 _DECODER = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))
-_BLANK = re.compile(r"[ \t\r\n]*")
+_START = re.compile(r"[^ \t\r\n]")
 _HELP = (
     'write JSON Lines: one flat object a line, as {"text": "…", "label": "…"}, with no comma behind it. A data frame '
     "writes them by to_json(FILE, orient='records', lines=True)"
@@ -47,31 +47,31 @@ def parse_json(text: str, file: Location, columns: list[str], check: Callable[[l
     return pa.table({name: _as_array(values, name, file) for name, values in found if name in (names or columns)})
 
 
-def is_stray(head: str, columns: list[str]) -> bool:
+def is_stray(head: bytes, columns: list[str]) -> bool:
     """Whether the first object of a JSON file, of which this is the beginning, has none of the columns."""
     try:
-        first, _ = _DECODER.raw_decode(head.lstrip("\ufeff[ \t\r\n"))
+        first, _ = _DECODER.raw_decode(head.decode(errors="ignore").lstrip("\ufeff[ \t\r\n"))
     except (ValueError, RecursionError):
         return False
     return not (isinstance(first, dict) and set(columns) & set(first))
 
 
 def _objects(text: str, file: Location) -> Iterator[dict[str, Any]]:
-    begin = end = 0
-
-    def refusal(what: str) -> RequestError:
-        return RequestError(f"line {text.count(chr(10), 0, begin) + 1} of {file} {what}: {_HELP}")
-
-    while (begin := _BLANK.match(text, end).end()) < len(text):  # type: ignore[union-attr]
+    end = 0
+    while start := _START.search(text, end):
         try:
-            found, end = _DECODER.raw_decode(text, begin)
+            found, stop = _DECODER.raw_decode(text, start.start())
+            is_array = isinstance(found, list) and not text[:end].strip()
+            for number, one in enumerate(found if is_array else [found]):
+                if not isinstance(one, dict):
+                    raise ValueError(f"value {number} from here is a {type(one).__name__}, not an object")
+                yield one
         except (ValueError, RecursionError) as error:
-            raise refusal(f"is not JSON: {error}") from error
-        is_array = isinstance(found, list) and begin == _BLANK.match(text).end()  # type: ignore[union-attr]
-        for number, one in enumerate(found if is_array else [found]):
-            if not isinstance(one, dict):
-                raise refusal(f"holds a {type(one).__name__}{f' at position {number}' if is_array else ''}")
-            yield one
+            line = text.count("\n", 0, start.start()) + 1
+            raise RequestError(
+                f"line {line} of {file} is not JSON of rows: {error}. {_HELP[0].upper()}{_HELP[1:]}"
+            ) from error
+        end = stop
 
 
 def _as_array(values: Sequence[Any], name: str, file: Location) -> pa.Array:

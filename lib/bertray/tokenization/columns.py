@@ -21,15 +21,8 @@ ZERO_WIDTH = (
 )
 _VISIBLE = rf"[^\s\p{{Z}}\p{{Cc}}\x{{e0020}}-\x{{e007f}}{JOINERS}{ZERO_WIDTH}]"
 
-TEXT_TYPES = {
-    pa.null(),
-    pa.string(),
-    pa.large_string(),
-    pa.string_view(),
-    pa.binary(),
-    pa.large_binary(),
-    pa.binary_view(),
-}
+TEXT_TYPES = {pa.null(), pa.string(), pa.large_string(), pa.string_view()}
+TEXT_TYPES |= {pa.binary(), pa.large_binary(), pa.binary_view()}
 
 
 def as_text(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeStringArray, pa.StringArray]:
