@@ -168,6 +168,7 @@ def test_a_split_without_rows_is_refused(tmp_path: Path) -> None:
 def test_labels_sort_as_people_expect() -> None:
     assert sort_labels(["10", "9", "-1"]) == ["-1", "9", "10"]
     assert sort_labels(["10", "9", "-"]) == ["-", "10", "9"]
+    assert sort_labels(["9" * 5000, "10"]) == ["10", "9" * 5000]
     assert sort_labels(["b", "B", "a"]) == ["B", "a", "b"]
 
 

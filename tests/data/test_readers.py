@@ -245,7 +245,7 @@ def test_lists_of_labels_stay_lists(tmp_path: Path) -> None:
         (
             "a.csv",
             "text,label,catégorie\nx,a,y\n".encode("latin-1"),
-            r"cannot read .*a\.csv, which is not UTF-8: .*Save the",
+            r"cannot read .*a\.csv, which is not UTF-8: .*Save it as UTF-8",
         ),
     ],
 )

@@ -201,7 +201,7 @@ def _with_ids(rows: pa.Table, labels: list[str]) -> pa.Table:
 
 def sort_labels(labels: list[str]) -> list[str]:
     """Sorted order, numbers by their value: 2 before 10."""
-    numeric = all(re.fullmatch(r"-?\d+", label) for label in labels)
+    numeric = all(re.fullmatch(r"-?[0-9]{1,999}", label) for label in labels)
     return sorted(labels, key=(lambda label: (int(label), label)) if numeric else None)
 
 

@@ -30,10 +30,7 @@ _QUOTING_HELP = (
     'put such a cell into quotation marks and double those within, as """Yes"", she said.", or save the table as '
     "Parquet or JSON Lines"
 )
-_BACKSLASH_HELP = (
-    'has a backslash before a quotation mark, which has two readings. Write quotation marks doubled ("" for each; '
-    "in Spark option('escape', '\"'), in pandas doublequote=True), or save the table as Parquet or JSON Lines"
-)
+_BACKSLASH_HELP = "which has two readings; in Spark set option('escape', '\"'), in pandas doublequote=True, or"
 
 
 def parse_delimited(
@@ -53,42 +50,36 @@ def parse_delimited(
     candidates = [default, *(one for one in _DELIMITERS if one != default)]
     if lines and (found := _SEPARATOR_LINE.fullmatch(lines[0])):
         first, candidates = 1, [found[1]]
-    headers = {
-        delimiter: next(csv.reader(lines[first : first + 100], delimiter=delimiter), []) for delimiter in candidates
-    }
-    stripped = {delimiter: [name.strip() for name in header] for delimiter, header in headers.items()}
-    num_wanted = {delimiter: len(set(names) & set(columns)) for delimiter, names in stripped.items()}
-    # If none has a wanted column, names to be shown in the error.
-    delimiter = max(candidates, key=lambda one: (num_wanted[one], not num_wanted[one] and len(headers[one])))
+    headers = {one: next(csv.reader(lines[first : first + 100], delimiter=one), []) for one in candidates}
+    stripped = {one: [name.strip() for name in header] for one, header in headers.items()}
+    delimiter = max(candidates, key=lambda one: (len(set(stripped[one]) & set(columns)), len(headers[one])))
     names = stripped[delimiter]
     check(names)
     skips_blanks = len(names) > 1 and all(name.startswith(" ") for name in headers[delimiter][1:])
     positions = {name: names.index(name) for name in columns if name in names}
     values: dict[str, list[str | None]] = {name: [] for name in positions}
-    num_rows, with_lines = 0, []
+    num_rows, with_lines = 0, list[int]()
     for begin, end, cells in _rows(lines, first, delimiter, skips_blanks):
-        if not cells:
-            continue
-        num_rows += 1
-        if num_rows == 1:  # the header
+        num_rows += bool(cells)
+        if not cells or num_rows == 1:  # a blank line, the header
             continue
         is_sound = isinstance(cells, list) and len(cells) == len(names)
         if not is_sound or (' "' in lines[begin] and any(cell.lstrip(" ")[:1] == '"' for cell in cells)):
             row = "".join(lines[begin:end])
             split = _split_with_blanks(row, delimiter, skips_blanks)
             if split is None or len(split) != len(names):
-                where = f"row {num_rows} of {file}, counting the header,"
-                raise RequestError(f"{where} {_trouble(row, cells, len(names), end - begin)}")
+                what = _trouble(row, cells, len(names), end - begin)
+                raise RequestError(f"row {num_rows} of {file}, counting the header, {what}")
             cells = split
         if end > begin + 1 and delimiter == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
-            with_lines.append(f"row {num_rows} of {file}, counting the header")
+            with_lines.append(num_rows)
         for name, position in positions.items():
             values[name].append(cells[position] or None)
     if with_lines:
         _log.warning(
-            "warning: %d rows have a cell with tabs and line breaks; the first is %s. If these are rows that a "
-            "quotation mark at the beginning of a cell has swallowed: %s",
-            *(len(with_lines), with_lines[0], _QUOTING_HELP),
+            "warning: %d rows have a cell with tabs and line breaks; the first is row %d of %s, counting the header. If "
+            "these are rows that a quotation mark at the beginning of a cell has swallowed: %s",
+            *(len(with_lines), with_lines[0], file, _QUOTING_HELP),
         )
     return pa.table({name: pa.array(column, pa.string()) for name, column in values.items()})
 
@@ -124,7 +115,7 @@ def _split_with_blanks(row: str, delimiter: str, skips_blanks: bool) -> list[str
 
 def _trouble(row: str, cells: list[str] | csv.Error, num_names: int, num_lines: int) -> str:
     if '\\"' in row:
-        return _BACKSLASH_HELP
+        return f"has a backslash before a quotation mark, {_BACKSLASH_HELP} {_QUOTING_HELP}"
     if isinstance(cells, list) and len(cells) != num_names:
         return f"has {len(cells)} cells, and the header has {num_names}. {_QUOTING_HELP}"
     what = "has text behind the closing one:"

@@ -179,12 +179,12 @@ def _encoding(content: bytes, file: Location, given: str | None) -> str:
     encoding = found or given or "utf-8"
     try:
         text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        around = content[max(0, error.start - 20) : error.start + 20]
+    except UnicodeError as error:
+        start = getattr(error, "start", 0)
+        line, around = content[:start].count(b"\n") + 1, content[max(0, start - 20) : start + 20]
         raise RequestError(
-            f"cannot read line {line} of {file}, which is not {encoding.upper()}: {error.reason} in {around!r}. Save "
-            "the file as UTF-8, or name its encoding with --encoding, as cp1252 (Western Windows), gb18030 or shift_jis"
+            f"cannot read line {line} of {file}, which is not {encoding.upper()}: see {around!r}. Save it as UTF-8, or "
+            "name its encoding with --encoding, as cp1252 (Western Windows), gb18030 or shift_jis"
         ) from error
     if "\0" in text[:4]:
         raise RequestError(

@@ -82,8 +82,7 @@ def _as_array(values: Sequence[Any], name: str, file: Location) -> pa.Array:
     except UnicodeEncodeError as error:
         raise RequestError(f"{name!r} of {file} holds text that is not Unicode (half a character): {error}") from error
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        first_rows = {type(one).__name__: row for row, one in reversed([*enumerate(values)]) if one is not None}
-        listed = ", ".join(f"{kind} in row {row}" for kind, row in sorted(first_rows.items(), key=lambda one: one[1]))
+        rows = {type(one).__name__: row for row, one in reversed([*enumerate(values)]) if one is not None}
         raise RequestError(
-            f"{name!r} of {file} holds values of several types (counted from 0, {listed}): write all as strings"
+            f"{name!r} of {file} holds values of several types, first in rows (from 0) {rows}: write all of one type"
         ) from error
