@@ -77,8 +77,8 @@ def parse_delimited(
             values[name].append(cells[position] or None)
     if with_lines:
         _log.warning(
-            "warning: %d rows have a cell with tabs and line breaks; the first is row %d of %s, counting the header. If "
-            "these are rows that a quotation mark at the beginning of a cell has swallowed: %s",
+            "warning: %d rows have a cell with tabs and line breaks; the first is row %d of %s, counting the header. "
+            "If these are rows that a quotation mark at the beginning of a cell has swallowed: %s",
             *(len(with_lines), with_lines[0], file, _QUOTING_HELP),
         )
     return pa.table({name: pa.array(column, pa.string()) for name, column in values.items()})
