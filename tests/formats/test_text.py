@@ -114,6 +114,11 @@ def test_text_behind_a_quotation_mark_is_refused_with_its_row(tmp_path: Path, ce
         read(tmp_path / "a.csv", f"label,text\ny,c\nx,{cell}\n")
 
 
+def test_the_header_of_a_joined_file_is_no_row(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"row 4 of .*a\.csv is the header again"):
+        read(tmp_path / "a.csv", f"\ufeff{COMMAS}\ufeff{COMMAS}")
+
+
 def test_backslashes_are_text(tmp_path: Path) -> None:
     content = 'text,label\n"C:\\dir, D:\\",x\nC:\\dir\\,y\n"a ""b\\"" c",x\n"\\",y\n'
     assert read(tmp_path / "a.csv", content) == [
@@ -219,13 +224,20 @@ def test_what_lies_beside_tables_is_named_and_left_out(tmp_path: Path, caplog: p
         ("c.xlsx", "PK"),
         ("metadata.json", '{"version": 3}'),
         ("list.json", '["x"]'),
+        ("state.json", "[1]"),
         ("NOTES", "{text}"),
     ):
         (tmp_path / name).write_text(content)
     for pattern in (f"{tmp_path}", f"{tmp_path}/*"):
         caplog.clear()
         assert [file.name for file in find_files(pattern, ["text", "label"])] == ["a.csv", "b.json"]
-        assert "4 of 6 files at" in caplog.text and "c.xlsx (a spreadsheet: save" in caplog.text
+        assert "5 of 7 files at" in caplog.text and "c.xlsx (a spreadsheet: save" in caplog.text
+
+
+def test_json_that_is_cut_is_no_stray(tmp_path: Path) -> None:
+    for name, content in (("a.csv", COMMAS), ("state.json", "{"), ("b.json", LINES[:-4])):
+        (tmp_path / name).write_text(content)
+    assert len(find_files(str(tmp_path), ["text", "label"])) == 3  # and refused when it is read
 
 
 def test_a_folder_of_json_alone_is_read(tmp_path: Path) -> None:

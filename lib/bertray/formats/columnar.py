@@ -73,8 +73,11 @@ def saved_files(mark: Location) -> list[Location]:
 
 
 def _content(file: Location) -> dict[str, Any]:
-    """The object that a JSON file holds; an empty one if there is no such file."""
-    found = json.loads(file.read_bytes()) if file.exists() else {}
+    """The object that a JSON file holds; an empty one if there is no such file, or something else of its name."""
+    try:
+        found = json.loads(file.read_bytes()) if file.exists() else {}
+    except ValueError:
+        return {}
     return found if isinstance(found, dict) else {}
 
 

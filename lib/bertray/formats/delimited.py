@@ -71,6 +71,8 @@ def parse_delimited(
                 what = _trouble(row, cells, len(names), end - begin)
                 raise RequestError(f"row {num_rows} of {file}, counting the header, {what}")
             cells = split
+        if cells[-1].strip() == names[-1] and [cell.strip("\ufeff ") for cell in cells] == names:
+            raise RequestError(f"row {num_rows} of {file} is the header again: were files joined? Take it out")
         if end > begin + 1 and delimiter == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
             with_lines.append(num_rows)
         for name, position in positions.items():

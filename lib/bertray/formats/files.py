@@ -123,7 +123,7 @@ def read_table(file: Location, columns: dict[str, str], encoding: str | None = N
     try:
         with file.open() as stream:
             table = _parse(stream, file, wanted, encoding, check)
-    except (pa.ArrowException, csv.Error, OSError) as error:
+    except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
         raise RequestError(f"cannot read {file}: {error}") from error
     for name in wanted:
         if name not in table.column_names:
