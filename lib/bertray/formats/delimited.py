@@ -64,14 +64,14 @@ def parse_delimited(
         if not cells or num_rows == 1:  # a blank line, the header
             continue
         is_sound = isinstance(cells, list) and len(cells) == len(names)
-        if not is_sound or (' "' in lines[begin] and any(cell.lstrip(" ")[:1] == '"' for cell in cells)):
-            row = "".join(lines[begin:end])
+        row = lines[begin] if end == begin + 1 else "".join(lines[begin:end])
+        if not is_sound or (' "' in row and any(cell[:1] == " " for cell in cells)):
             split = _split_with_blanks(row, delimiter, skips_blanks)
             if split is None or len(split) != len(names):
                 what = _trouble(row, cells, len(names), end - begin)
                 raise RequestError(f"row {num_rows} of {file}, counting the header, {what}")
             cells = split
-        if cells[-1].strip() == names[-1] and [cell.strip("\ufeff ") for cell in cells] == names:
+        if cells[-1] == names[-1] and [cell.strip("\ufeff ") for cell in cells] == names:
             raise RequestError(f"row {num_rows} of {file} is the header again: were files joined? Take it out")
         if end > begin + 1 and delimiter == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
             with_lines.append(num_rows)
