@@ -49,6 +49,8 @@ def opened(shard: Location) -> Iterator[pq.ParquetFile]:
         try:
             # In small reads: otherwise Arrow holds the bytes of a whole row group while it decodes it.
             file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_READ_BYTES)
+        except RequestError as error:  # of the storage, and through Arrow
+            raise ShardError(str(error)) from error
         except (pa.ArrowException, OSError) as error:
             raise ShardError(f"not a readable Parquet file: {error}") from error
         yield file

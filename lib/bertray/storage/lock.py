@@ -8,8 +8,8 @@
 3. release  The file stays, marked as released: a number is never used twice.
 
 A lock expires EXPIRY_S after the last beat, so the clocks of machines with one output must agree within some seconds.
-In a store without conditional puts (`If-None-Match`), two runs that start within one round trip may both take the lock;
-they then write the same bytes to the same names.
+In a store without conditional puts (`If-None-Match`), two runs that start within some round trips may both take the
+lock, and a warning says so; they then write the same bytes to the same names.
 """
 
 from __future__ import annotations
@@ -113,8 +113,15 @@ class RunLock:
             _log.info("run %s did not release its lock; taking over", record.run_id)
             self.was_left_behind = True
         self.number = highest + 1
-        if not _file(self._output, self.number).create(self._record.to_bytes()):
+        file, data = _file(self._output, self.number), self._record.to_bytes()
+        if not file.create(data):
             raise LockedError(f"another run has just taken {self._output}. Wait for it")
+        if not file.is_exclusive(data):
+            _log.warning(
+                "warning: the store of %s knows no conditional put (If-None-Match), so two runs that start at once may "
+                "both take its lock: start one at a time",
+                self._output,
+            )
         for number in _numbers(self._output):
             if number < self.number:
                 _file(self._output, number).remove()
