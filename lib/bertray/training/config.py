@@ -94,7 +94,7 @@ class TrainConfig(TrainingOptions):
     """
 
     output: Place = Field(description="folder of the model bundle")
-    overwrite: bool = Field(default=False, description="replace a bundle that stands at --output")
+    overwrite: bool = Field(default=False, description="replace a bundle that stands at --output, on a disk")
     keep: Keep = Field(default="best", description="of the epochs: the best by macro-F1 on validation, or the last")
     target_precision: float | None = Field(
         default=None, gt=0, lt=1, description="such as 0.95: mark rows for review whose score is too low for it"
