@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -11,6 +12,8 @@ from pathlib import Path
 
 # A file is written under a hidden name with this ending before it is renamed.
 UNFINISHED = ".tmp"
+# What some file systems say to an fsync of a folder, and all of a folder that may be written to but not listed.
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EISDIR, errno.EPERM, errno.EACCES}
 
 
 def find(path: str) -> Iterator[tuple[str, os.stat_result]]:
@@ -41,14 +44,42 @@ def remove(path: Path) -> None:
 
 def staging_path(target: Path) -> Path:
     """A hidden, unused name in the target's folder, which is created: a rename stays within one file system."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     return target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}"
 
 
-def sync(path: Path) -> None:
+def _make_folder(folder: Path) -> None:
+    """Create a folder and those above it, durably."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def replace(staging: Path, target: Path) -> None:
+    """Let a finished file take the target's place, durably."""
+    _sync(staging)
+    staging.replace(target)
+    _sync_folder(target.parent)
+
+
+def _sync(path: Path) -> None:
     """Make the file's content durable, before a rename makes it visible."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the names in a folder durable, where the file system can do that."""
+    try:
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
 
 
 def create(path: Path, data: bytes) -> bool:
@@ -56,11 +87,34 @@ def create(path: Path, data: bytes) -> bool:
     staging = staging_path(path)
     try:
         staging.write_bytes(data)
-        os.link(staging, path)  # unlike a rename, a link never replaces a file
-    except FileExistsError:
-        return False
+        _sync(staging)
+        try:
+            os.link(staging, path)  # unlike a rename, a link never replaces a file
+        except FileExistsError:
+            return False
+        except OSError:  # exFAT, SMB and some others have no hard links, and no common error to say so
+            return _create_in_place(path, data)
     finally:
         staging.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+    return True
+
+
+def _create_in_place(path: Path, data: bytes) -> bool:
+    """The same without a link; a process that is killed in between leaves an empty file."""
+    try:
+        file = path.open("xb")
+    except FileExistsError:
+        return False
+    with file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+    _sync_folder(path.parent)
     return True
 
 
@@ -68,10 +122,13 @@ def replace_folder(source: Path, target: Path) -> None:
     """Copy a folder to a place where another may be; readers see the old one until the copy is complete."""
     staging, replaced = staging_path(target), staging_path(target)
     try:
-        shutil.copytree(source, staging, copy_function=lambda file, copy: sync(Path(shutil.copyfile(file, copy))))
+        shutil.copytree(source, staging, copy_function=lambda file, copy: _sync(Path(shutil.copyfile(file, copy))))
+        for folder, _, _ in os.walk(staging):
+            _sync_folder(Path(folder))
         if target.exists():
             target.replace(replaced)
         staging.replace(target)
+        _sync_folder(target.parent)
     except BaseException:
         if replaced.exists() and not target.exists():
             replaced.replace(target)

@@ -223,8 +223,7 @@ class Location:
         try:
             yield staging
             with _explained(self):
-                local.sync(staging)
-                staging.replace(self.path)
+                local.replace(staging, Path(self.path))
         finally:
             staging.unlink(missing_ok=True)
 
