@@ -244,12 +244,6 @@ def _refuse_relative_output(config: JobConfig) -> None:
         )
 
 
-def keep_ray_on_loopback() -> None:
-    """Let a Ray started by this process listen on loopback only. Call before Ray is imported, which reads this once."""
-    if not os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-
-
 class _StderrHandler(logging.StreamHandler[Any]):
     """Writes to the current sys.stderr, which a progress bar replaces while it is shown."""
 
