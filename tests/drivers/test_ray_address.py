@@ -99,6 +99,19 @@ def test_no_cluster(monkeypatch: pytest.MonkeyPatch, address: str | None) -> Non
     assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
 
 
+def test_what_ray_shall_not_do_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ray_address.prepare()
+    assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"  # copy the working folder under `uv run`
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    monkeypatch.setenv("HOME", "/proc/no-home")
+    ray_address.prepare()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64  # keep a token in a home that is not there
+
+
 def test_a_cluster_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     def other_version(**_: object) -> None:
         raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n")

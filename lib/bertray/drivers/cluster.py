@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import ray
 from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 from ray._private import ray_constants
+from ray._private.utils import get_num_cpus
 
 from bertray.drivers import ray_address
 from bertray.errors import RequestError
@@ -49,6 +50,8 @@ def session() -> Iterator[None]:
             )
         # `ray_address.prepare` and this address together keep Ray on loopback.
         where = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        # Ray rounds half a CPU of a container down to none.
+        where["num_cpus"] = max(1, int(get_num_cpus(override_docker_cpu_warning=True)))
     sigterm_handler = signal.getsignal(signal.SIGTERM)
     try:
         # Ray's log lines are for its developers: jobs log what matters themselves, and errors carry their traceback.

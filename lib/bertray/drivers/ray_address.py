@@ -10,8 +10,10 @@ Left to itself, Ray waits for 80 s where nothing answers, then ends the process.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
+from pathlib import Path
 
 from bertray.errors import RequestError
 
@@ -38,8 +40,12 @@ def prepare() -> None:
     address, ray = cluster_address(), sys.modules.get("ray")
     if ray is not None and ray.is_initialized():  # a session uses what is connected
         return
+    # Under `uv run` Ray would copy the working folder, with all data in it, and start every worker by uv again.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if address is None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        if not os.access(Path("~").expanduser(), os.W_OK):  # Ray would keep a token there
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         return
     if address.startswith("ray://") or address.endswith(_CLIENT_PORT):
         raise refused("is for Ray Client, which bertray does not use")

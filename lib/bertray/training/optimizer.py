@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import psutil
 import torch
 
 from bertray.errors import RequestError
+from bertray.model.runtime import available_bytes
 
 _LAYER_NUMBER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -41,7 +41,7 @@ def check_memory(model: Any, *, keeps_average: bool) -> None:
             # weight and gradient come on top.
             width = 16 + (4 if keeps_average else 0) + (4 if weights.element_size() == 2 else 0)
             num_bytes += weights.numel() * width
-    available = psutil.virtual_memory().available
+    available = available_bytes()
     if num_bytes > available:
         raise RequestError(
             f"training {num_weights:,} weights takes {num_bytes / 2**30:.1f} GiB beside what a step needs, and "
