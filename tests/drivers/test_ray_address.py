@@ -71,7 +71,7 @@ def test_an_address_that_leads_nowhere(monkeypatch: pytest.MonkeyPatch, address:
 def test_auto_without_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", list)  # another test's
     monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda _: None)
-    assert "finds no Ray that runs on this machine" in refusal(monkeypatch, "auto")
+    assert "finds no Ray on this machine" in refusal(monkeypatch, "auto")
     monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda _: "127.0.0.1:9")  # it has ended
     assert "leads to no Ray: 127.0.0.1:9: [Errno 111]" in refusal(monkeypatch, "auto")
 

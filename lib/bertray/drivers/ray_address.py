@@ -13,7 +13,6 @@ import os
 import secrets
 import socket
 import sys
-from pathlib import Path
 
 from bertray.errors import RequestError
 
@@ -21,7 +20,6 @@ _TIMEOUT_S = 5.0
 # How HTTP/2, which Ray's own protocol is on top of, begins: a client's preface and empty settings (RFC 9113, 3.4).
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _SETTINGS = 4
-_CLIENT_PORT = ":10001"
 _INSTEAD = "Unset it to use this machine alone, or set it to HOST:PORT of a head node, as in 10.0.0.1:6379"
 
 
@@ -37,17 +35,17 @@ def prepare() -> None:
     Raises:
         RequestError: no Ray answers at the address in RAY_ADDRESS.
     """
-    address, ray = cluster_address(), sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():  # a session uses what is connected
+    address = cluster_address()
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():  # a session uses what is connected
         return
     # Under `uv run` Ray would copy the working folder, with all data in it, and start every worker by uv again.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if address is None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        if not os.access(Path("~").expanduser(), os.W_OK):  # Ray would keep a token there
+        if not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111 - Ray would keep a token there
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         return
-    if address.startswith("ray://") or address.endswith(_CLIENT_PORT):
+    if address.startswith("ray://") or address.endswith(":10001"):
         raise refused("is for Ray Client, which bertray does not use")
     if "://" in address:
         raise refused(f"is where ray job submit --address {address} sends jobs; a job itself needs a head node")
@@ -56,10 +54,8 @@ def prepare() -> None:
     try:
         # Auto becomes an address, and 127.0.0.1 that of this machine's network.
         found = str(canonicalize_bootstrap_address(address))
-    except ConnectionError as error:
-        raise refused("finds no Ray that runs on this machine") from error
-    except ValueError as error:
-        raise refused("is no address") from error
+    except (ConnectionError, ValueError) as error:
+        raise refused("finds no Ray on this machine" if address == "auto" else "is no address") from error
     host, _, port = found.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_TIMEOUT_S) as connection:

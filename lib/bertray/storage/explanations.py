@@ -1,8 +1,4 @@
-"""What storage answered, as a sentence that names the place and the next step.
-
-OSError, caused by S3's answer (ExpiredToken)
-  -> "storage refused s3://bucket/x: An error occurred (ExpiredToken) … . Get new temporary credentials: …"
-"""
+"""What storage answered, as a sentence that names the place and the next step."""
 
 from __future__ import annotations
 
@@ -16,24 +12,10 @@ from bertray.storage import s3
 
 _CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or the role"
 _NO_KEYS = "FSSPEC_S3_ANON=true reads a public bucket without keys"
-_RENEW = (
-    "Get new temporary credentials, as with aws sso login, or set AWS_SESSION_TOKEN, AWS_ACCESS_KEY_ID and "
-    "AWS_SECRET_ACCESS_KEY anew"
+_DENIED = (
+    f"Check {_CREDENTIALS} and the bucket's policy; {_NO_KEYS}, FSSPEC_S3_REQUESTER_PAYS=true one whose reader pays"
 )
-# What to do, by S3's code.
-_NEXT_STEPS = {
-    "ExpiredToken": _RENEW,
-    "ExpiredTokenException": _RENEW,
-    "InvalidToken": _RENEW,
-    "TokenRefreshRequired": _RENEW,
-    "RequestTimeTooSkewed": "Set this machine's clock: S3 allows a difference of 15 minutes",
-    "RequestExpired": "Set this machine's clock: S3 allows a difference of 15 minutes",
-    "InvalidAccessKeyId": f"Check {_CREDENTIALS}; {_NO_KEYS}",
-    "AccessDenied": (
-        f"Check {_CREDENTIALS} and the bucket's policy; {_NO_KEYS}, and FSSPEC_S3_REQUESTER_PAYS=true one whose reader "
-        "pays"
-    ),
-}
+_NEW_TOKEN = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
 _OTHER_REGION = ("AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException", "301")
 
 
@@ -51,8 +33,7 @@ def explanation(uri: str, path: str, is_local: bool, error: Exception) -> str | 
         verb = "no permission for" if is_forbidden else "storage refused"
         return f"{verb} {uri}: {reason}. {_next_step(path, answer.response, is_forbidden)}"
     if isinstance(error, PermissionError):
-        check = "its mode and owner" if is_local else f"{_CREDENTIALS} and the bucket's policy"
-        return f"no permission for {uri}: {reason}. Check {check}"
+        return f"no permission for {uri}: {reason}. Check its mode and owner"
     if isinstance(error, FlexibleChecksumError):  # `rclone serve s3`, for one
         return (
             f"cannot read {uri}: {reason}. A store that sends the checksum of a whole file with a part of it "
@@ -72,13 +53,15 @@ def _next_step(path: str, response: dict[str, Any], is_forbidden: bool) -> str:
     code, status = str(facts.get("Code", "")), about.get("HTTPStatusCode", 0)
     if code == "InvalidObjectState":
         bucket, _, key = path.partition("/")
-        storage_class = facts.get("StorageClass", "such as GLACIER")
-        how = "'{}'" if storage_class == "INTELLIGENT_TIERING" else "Days=7"
+        restore = f"--bucket {bucket} --key {shlex.quote(key)} --restore-request Days=7"
         return (
-            f"It lies in an archived storage class ({storage_class}): restore it with aws s3api restore-object "
-            f"--bucket {bucket} --key {shlex.quote(key)} --restore-request {how}, wait until that is done, which takes "
-            "hours, and run again"
+            f"It lies in an archived storage class (Glacier): restore it with aws s3api restore-object {restore}, wait "
+            "until that is done, which takes hours, and run again"
         )
+    if code in _NEW_TOKEN:
+        return "Get new temporary credentials, as with aws sso login, or set AWS_SESSION_TOKEN and both keys anew"
+    if code == "RequestTimeTooSkewed":
+        return "Set this machine's clock: S3 allows a difference of 15 minutes"
     if code in _OTHER_REGION:
         region = facts.get("Region") or about.get("HTTPHeaders", {}).get("x-amz-bucket-region")
         return f"Set AWS_DEFAULT_REGION{f'={region}' if region else ''}, the region of the bucket"
@@ -86,8 +69,6 @@ def _next_step(path: str, response: dict[str, Any], is_forbidden: bool) -> str:
         return "FSSPEC_S3_ANON is set, so no key was sent: unset it where a key is needed"
     if status in (400, 501) and os.environ.get(s3.CHECKSUMS, "when_required").lower() != "when_required":
         return f"If the store does not take the checksums that {s3.CHECKSUMS} asks for, set it to when_required"
-    if code in _NEXT_STEPS:
-        return _NEXT_STEPS[code]
     if is_forbidden:
-        return f"Check {_CREDENTIALS} and the bucket's policy"
+        return _DENIED
     return "Try again later" if status >= 500 else f"Check {_CREDENTIALS}, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL"

@@ -103,13 +103,12 @@ def create(path: Path, data: bytes) -> bool:
 def _create_in_place(path: Path, data: bytes) -> bool:
     """The same without a link; a process that is killed in between leaves an empty file."""
     try:
-        file = path.open("xb")
+        file = path.open("xb", buffering=0)
     except FileExistsError:
         return False
     with file:
         try:
             file.write(data)
-            file.flush()
             os.fsync(file.fileno())
         except BaseException:
             path.unlink(missing_ok=True)

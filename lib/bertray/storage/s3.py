@@ -131,11 +131,9 @@ def respects_condition(fs: Any, path: str, data: bytes) -> bool:
     try:
         fs.pipe_file(path, data, mode="create")
     except OSError as error:
-        if http_status(error) in _BAD_HEADER:
-            return False
-        if _is_precondition_failed(error):
-            return True
-        raise
+        if not _is_precondition_failed(error) and http_status(error) not in _BAD_HEADER:
+            raise
+        return _is_precondition_failed(error)
     return False
 
 
