@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 import torch
 
 from bertray.errors import RequestError
@@ -18,7 +17,7 @@ from bertray.types import Device, TorchPrecision
 # Tokens of one forward pass. On CPUs activations of a larger batch leave the cache; a GPU needs more work per launch.
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536}
 
-_CGROUP = Path("/sys/fs/cgroup")  # in a container, its own limits
+CGROUP = Path("/sys/fs/cgroup")  # in a container, its own limits
 
 # cuBLAS, cuDNN and the driver say this when they, rather than torch's allocator, have no memory left.
 _OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
@@ -48,21 +47,9 @@ def model_thread() -> ThreadPoolExecutor:
 def num_cpus() -> int:
     """Processors that this process may use, also in a container with a quota; at least one."""
     num = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = _CGROUP / "cpu.max"  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
+    limit = CGROUP / "cpu.max"  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
     quota, _, period = limit.read_text().partition(" ") if limit.is_file() else ("max", "", "")
     return num if quota == "max" else max(1, min(num, int(quota) // int(period)))
-
-
-def available_bytes() -> int:
-    """Memory that this process may still take, also in a container with a limit."""
-    available: int = psutil.virtual_memory().available
-    limit = _CGROUP / "memory.max"  # bytes, or "max"
-    if not limit.is_file() or (most := limit.read_text().strip()) == "max":
-        return available
-    facts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-    # What the kernel keeps of files that were read, it gives back when memory is short.
-    used = int((_CGROUP / "memory.current").read_text()) - int(facts["inactive_file"])
-    return min(available, int(most) - used)
 
 
 def put(array: np.ndarray, device: torch.device) -> torch.Tensor:
