@@ -36,6 +36,12 @@ def test_a_store_without_conditional_puts_is_named_once_a_run(
             assert all(s3_folder in warning and "start one at a time" in warning for warning in warnings)
 
 
+def test_a_rival_s_put_at_the_same_time_shows_that_the_condition_is_known(behind: Behind, s3_folder: str) -> None:
+    (Location.of(s3_folder) / "lock").put(b"ours")
+    behind(share=1.0, kinds=["conflict"])
+    assert (Location.of(s3_folder) / "lock").is_exclusive(b"ours")
+
+
 @pytest.mark.parametrize("answer", ["not_implemented", "invalid_argument"])
 def test_what_is_there_stays_without_conditional_puts(behind: Behind, s3_folder: str, answer: str) -> None:
     behind(habits={"if-none-match": answer})

@@ -58,10 +58,12 @@ def session() -> Iterator[None]:
         try:
             ray.init(**where, logging_level=logging.ERROR, log_to_driver=False)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            if address is None:
-                raise
-            # Such as a cluster of another version of Ray or Python, or one that this machine is no node of.
-            raise ray_address.refused(f"cannot be used: {' '.join(str(error).split())}") from error
+            said = " ".join(str(error).split())
+            if address is not None:  # such as one of another version, or that this machine is no node of
+                raise ray_address.refused(f"cannot be used: {said}") from error
+            if isinstance(error, OSError):
+                raise RequestError(f"Ray does not start: {said}. Its files are in RAY_TMPDIR, or /tmp") from error
+            raise
         if threading.current_thread() is threading.main_thread():
             # Ray's handler would print a stack and end the process 3 s later.
             signal.signal(signal.SIGTERM, sigterm_handler)

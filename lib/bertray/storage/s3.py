@@ -131,9 +131,10 @@ def respects_condition(fs: Any, path: str, data: bytes) -> bool:
     try:
         fs.pipe_file(path, data, mode="create")
     except OSError as error:
-        if not _is_precondition_failed(error) and http_status(error) not in _BAD_HEADER:
+        if _is_precondition_failed(error) or error_code(error) == "ConditionalRequestConflict":
+            return True
+        if http_status(error) not in _BAD_HEADER:
             raise
-        return _is_precondition_failed(error)
     return False
 
 
