@@ -27,7 +27,8 @@ from typing import Any
 from bertray.bundle.guard import torch_summary
 from bertray.bundle.info import BundleInfo, opened, read_info, was_replaced
 from bertray.bundle.isolated import IsolatedBundle
-from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, JobResult, keep_ray_on_loopback
+from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, JobResult
+from bertray.drivers import ray_address
 from bertray.errors import RequestError, ShardError
 from bertray.reports.terminal import print_scoring, print_verdict
 from bertray.scoring.archive import Archive, list_shards, probe, remember, resolved
@@ -137,6 +138,8 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         recorder = Recorder(manifest, runs, run_id, output, request_fingerprint, lock)
         engine: dict[str, Any] = {"engine": "openvino" if config.engine == "openvino" else "torch"}
         if todo.pending:
+            if open_pool is None and config.num_actors != 0:
+                ray_address.prepare()
             asked = {"config": config.model_dump(), "bundle_fingerprint": info.fingerprint(), "versions": versions()}
             runs.begin(run_id, asked, {**todo.counts(), "pending_bytes": todo.pending_bytes})
             _log.info("scoring %.1f MB in run %s", todo.pending_bytes / 1e6, run_id)
@@ -259,7 +262,6 @@ def pool_of(request: Request, pending: list[FileInfo]) -> Iterator[Pool]:
             _log.info("the model runs in a child process (%s)", bundle.device)
             yield LocalPool(replace(request, step_bytes=STEP_BYTES[bundle.device]), bundle)
         return
-    keep_ray_on_loopback()
     from bertray.drivers import actor_pool, cluster  # importing Ray takes seconds
 
     with cluster.session():

@@ -69,6 +69,8 @@ def opened(shard: Location) -> Iterator[ShardFile]:
     with stream:
         try:
             file = ShardFile(stream)
+        except RequestError as error:  # of the storage, and through Arrow
+            raise ShardError(str(error)) from error
         except (pa.ArrowException, OSError) as error:
             raise ShardError(f"not a readable Parquet file: {error}") from error
         yield file
