@@ -33,6 +33,7 @@ from bertray.data.dataset import Dataset
 from bertray.data.prepare import prepare
 from bertray.data.readers import read_labelled
 from bertray.drivers.audit import audit
+from bertray.formats.files import find_files
 from bertray.metrics import baseline
 from bertray.schema import LABEL, LABEL_ID, TEXT
 from bertray.training.config import AuditConfig
@@ -46,7 +47,13 @@ def prepared(
     source = str(SHARED_DATA / name / "train.parquet")
     # Cleaned before, so that no flip makes two equal texts contradict each other.
     rows = clean(
-        read_labelled([source], text_column="text", label_column="label", group_column=None, separator=None)
+        read_labelled(
+            find_files(str(source), ["text", "label"]),
+            text_column="text",
+            label_column="label",
+            group_column=None,
+            separator=None,
+        )
     ).rows
     rows = rows.take(pa.array(rng.permutation(rows.num_rows)[:num_rows]))
     labels, ids = np.unique(rows[LABEL].to_pylist(), return_inverse=True)

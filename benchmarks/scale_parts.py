@@ -239,7 +239,7 @@ class _Clock:
 
 def _counted(file_system: type[Any]) -> Counter[str]:
     """From now on, calls of a file system's methods, but those that it makes itself."""
-    from bertray.storage import location
+    from bertray.storage import local
 
     calls: Counter[str] = Counter()
     here = threading.local()
@@ -258,7 +258,7 @@ def _counted(file_system: type[Any]) -> Counter[str]:
 
     for name in ("find", "ls", "walk", "glob", "info", "exists", "isfile", "isdir", "open", "cat_file", "modified"):
         setattr(file_system, name, counting(name, getattr(file_system, name)))
-    location._find_local = counting("find", location._find_local)
+    local.find = counting("find", local.find)
     return calls
 
 

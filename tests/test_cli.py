@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -215,6 +216,53 @@ def test_signals_end_a_job_in_order(number: int, code: int) -> None:
     done = subprocess.run([sys.executable, "-c", SIGNALLED, str(int(number))], capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith("closed\nstopped; what was finished is kept")
+
+
+ODD = """
+import logging, sys
+from pathlib import Path
+from bertray.cli import JobResult, leave, make_streams_last, run_job
+from bertray.reports.terminal import print_scoring
+from bertray.training.config import TrainConfig
+
+def run(_):
+    logging.getLogger("bertray").info("log of Zürich → caf\\udce9")
+    for number in range(2000):  # more than a pipe holds
+        print("chatter of Zürich →", number)
+    print_scoring({"output": "Zürich → 東京"}, [{"path": "ö", "reason": "→"}])
+    Path(sys.argv[1]).write_text("done")
+    return JobResult({"output": "Zürich → caf\\udce9"}, 3)
+
+make_streams_last()
+leave(run_job("train", TrainConfig, run, ["--data", "d", "--output", "o"]))
+"""
+
+
+def odd_job(folder: Path) -> list[str]:
+    (folder / "odd.py").write_text(ODD, encoding="utf-8")
+    return [sys.executable, str(folder / "odd.py"), str(folder / "file")]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8", ""])
+def test_any_encoding_of_stdout_will_do(encoding: str, tmp_path: Path) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # as a cron job has it
+    environment = os.environ | ({"PYTHONIOENCODING": encoding} if encoding else plain)
+    done = subprocess.run(odd_job(tmp_path), capture_output=True, env=environment)
+    assert done.returncode == 3, done.stderr
+    assert json.loads(done.stdout.decode(encoding or "ascii")) == {"output": "Zürich → caf\udce9"}
+    assert b"log of Z" in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", [["stderr"], ["stdout", "stderr"]])
+def test_a_reader_that_leaves_changes_no_exit_code(closed: list[str], tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams = dict.fromkeys(["stdout", "stderr"], subprocess.PIPE) | dict.fromkeys(closed, writer)
+    done = subprocess.run(odd_job(tmp_path), **streams)  # type: ignore[call-overload]
+    os.close(writer)
+    assert done.returncode == 3, done.stderr
+    assert (tmp_path / "file").read_text() == "done"
+    assert b"Traceback" not in (done.stderr or b"") and b"BrokenPipe" not in (done.stderr or b"")
 
 
 @pytest.mark.parametrize(

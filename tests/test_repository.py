@@ -23,8 +23,9 @@ HEAVY = {"torch", "transformers", "ray"}
 ROOMS: dict[str, dict[str, set[str]]] = {
     "root": {},
     "storage": {},
-    "tokenization": {"not": {"storage"}},
-    "metrics": {"not": {"storage", "tokenization"}},
+    "formats": {},
+    "tokenization": {"not": {"storage", "formats"}},
+    "metrics": {"not": {"storage", "formats", "tokenization"}},
     "data": {},
     "model": {"needs": {"torch"}},
     "bundle": {"needs": {"torch"}},

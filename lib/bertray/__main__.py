@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from bertray import __version__
-from bertray.cli import EXIT_BAD_REQUEST, EXIT_OK, describe, did_you_mean, leave, run_job
+from bertray.cli import EXIT_BAD_REQUEST, EXIT_OK, describe, did_you_mean, leave, make_streams_last, run_job
 from bertray.config import JobConfig
 
 # Configuration class and driver of each job, in the order in which people need them.
@@ -59,6 +59,7 @@ def command(name: str, module_name: str = "") -> Callable[[Sequence[str] | None]
         return run_job(name, config_class(name), lambda config: _imported(COMMANDS[name][1])(config), argv)
 
     if module_name == "__main__":
+        make_streams_last()
         leave(main())
     return main
 
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """Entry point of the installed command `bertray`."""
+    make_streams_last()
     leave(main())
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import io
 import json
 import logging
 import os
@@ -17,9 +18,9 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar, get_origin
+from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -77,13 +78,44 @@ def run_job(
             return EXIT_LOCKED
         return EXIT_BAD_REQUEST if isinstance(error, RequestError) else EXIT_FAILED
     if outcome.summary is not None:
-        print(json.dumps(outcome.summary, ensure_ascii=False), flush=True)
+        with suppress(BrokenPipeError):
+            print_json(outcome.summary, sys.stdout)
     return outcome.exit_code
 
 
 def _say_stopped(name: str) -> None:
     kept = "; what was finished is kept: the same command continues" if name in _CONTINUED else ""
     print(f"stopped{kept}", file=sys.stderr)
+
+
+def print_json(content: dict[str, Any], stdout: TextIO | None) -> None:
+    """Print one line of JSON, escaped where stdout's encoding needs it; BrokenPipeError if its reader has left."""
+    line = json.dumps(content, ensure_ascii=False)
+    try:
+        line.encode(getattr(stdout, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        line = json.dumps(content)
+    print(line, file=stdout, flush=True)
+
+
+class _Pipe(io.FileIO):
+    """A stream whose reader, such as head, may leave."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(data)
+
+
+def make_streams_last() -> None:
+    """Let this process write any character to stdout, and go on when nobody reads its logs."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        raw = io.BufferedWriter(_Pipe(2, "wb", closefd=False))
+        sys.stderr = io.TextIOWrapper(raw, sys.stderr.encoding, "backslashreplace", line_buffering=True)
 
 
 def leave(exit_code: int) -> NoReturn:
@@ -251,12 +283,6 @@ def _refuse_relative_output(config: JobConfig) -> None:
             f"--output {output} is relative, so it would lie in Ray's temporary copy of the code: give a URI, or an "
             "absolute path that every node can reach"
         )
-
-
-def keep_ray_on_loopback() -> None:
-    """Let a Ray started by this process listen on loopback only. Call before Ray is imported, which reads this once."""
-    if not os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 # Other control characters than line breaks and tabs, and those that reverse the order of what follows.

@@ -65,7 +65,7 @@ Workers = Annotated[str, BeforeValidator(_as_range)]
 Bounds = Annotated[str, BeforeValidator(_as_bounds)]
 Numbers = Annotated[str, BeforeValidator(_as_numbers)]
 
-OVERWRITE_HELP = "replace what an earlier run wrote to --output"
+OVERWRITE_HELP = "replace what an earlier run wrote to --output; a bundle only on a disk"
 DEVICE_HELP = "device of the workers; auto is cuda if the cluster has a GPU now; use cuda if GPU nodes start on demand"
 PRECISION_HELP = "precision of the model's arithmetic; auto is bf16 if the processor or GPU supports it, else fp32"
 INFERENCE_PRECISION_HELP = (

@@ -98,7 +98,7 @@ def test_an_error_of_the_model_is_no_matter_of_texts(faults: None, isolated: Iso
 def test_a_model_that_cannot_be_loaded(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with IsolatedBundle(spec_of(shutil.copytree(tiny_bundle, tmp_path / "gone"))) as gone:
         (tmp_path / "gone" / "bundle.json").unlink()
-        with pytest.raises(RequestError, match=r"gone is no model bundle: it does not exist"):
+        with pytest.raises(RequestError, match=r"gone is no model bundle: it has no bundle\.json"):
             gone.predict_column(column(["text"]))
     with IsolatedBundle(spec_of(tiny_bundle)) as dies:
         monkeypatch.setenv("PYTHONHOME", "/nowhere")  # of the child: it finds no library of Python's

@@ -27,6 +27,7 @@ def test_every_reason() -> None:
             (None, "a"),
             ("", "a"),
             (" \n\u00a0", "a"),
+            ("\u200b \ufeff\x00\u00ad", "a"),
             ("no label", None),
             ("blank label", "  "),
             ("twice", "a"),
@@ -43,7 +44,7 @@ def test_every_reason() -> None:
     assert kept(cleaned.rows) == [("twice", "a"), ("caf\u00e9", "a"), ("voted", "b")]
     assert cleaned.rows_out == {
         "text_missing": 1,
-        "text_empty": 2,
+        "text_empty": 3,
         "label_missing": 2,
         "duplicate": 3,
         "label_outvoted": 1,

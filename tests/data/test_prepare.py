@@ -126,6 +126,17 @@ def test_a_rare_class_is_reported_and_trained_on(tmp_path: Path) -> None:
     assert dataset.labels == ("a", "b", "rare")
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_many_classes_of_three_texts_are_counted_in_one_warning(tmp_path: Path, multi_label: bool) -> None:
+    rows: Rows = [(f"text {row}", f"c{row % 300:03}") for row in range(900)]
+    report, _ = run(tmp_path, input=write(tmp_path / "in.parquet", rows), multi_label=multi_label)
+    assert report["splits"] == {"train": 720, "validation": 90, "test": 90}
+    assert all(counts["train"] for counts in report["labels"].values())
+    [warning] = report["warnings"]
+    assert warning.startswith("of the 300 classes validation lacks 210 and test lacks 210: ")
+    assert warning.count("'c") == 5
+
+
 def test_one_label_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"1 distinct labels \(\['a'\]\); a classifier needs two"):
         run(tmp_path, input=write(tmp_path / "in.parquet", [(str(row), "a") for row in range(50)]))
@@ -172,6 +183,7 @@ def test_a_split_without_rows_is_refused(tmp_path: Path) -> None:
 def test_labels_sort_as_people_expect() -> None:
     assert sort_labels(["10", "9", "-1"]) == ["-1", "9", "10"]
     assert sort_labels(["10", "9", "-"]) == ["-", "10", "9"]
+    assert sort_labels(["9" * 5000, "10"]) == ["10", "9" * 5000]
     assert sort_labels(["b", "B", "a"]) == ["B", "a", "b"]
 
 
@@ -272,9 +284,96 @@ def test_unseen_labels_among_several_are_listed(tmp_path: Path) -> None:
     assert not (tmp_path / "dataset").exists()
 
 
-def test_lists_without_the_option_are_refused_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"'label' of .* is of type list<.*>: .*add --multi-label"):
-        run(tmp_path, input=write_lists(tmp_path / "in.parquet", many_lists(50)))
+def test_lists_of_one_label_each_are_that_label(tmp_path: Path) -> None:
+    rows = [(f"text {row}", [["a"], ["b", " b"], ["a", ""]][row % 3]) for row in range(60)]
+    report, dataset = run(tmp_path, input=write_lists(tmp_path / "in.parquet", [*rows, ("none", []), ("null", None)]))
+    assert dataset.labels == ("a", "b")
+    assert report["problem_type"] == "single_label_classification"
+    assert report["num_rows_out"] == {"label_missing": 2}
+
+
+def test_a_row_of_two_labels_is_named_with_the_option(tmp_path: Path) -> None:
+    rows = [*(("x", ["a"]) for _ in range(20)), ("none", []), ("two", ["a", "b"])]
+    with pytest.raises(RequestError, match=r"row 21 of column 'label' of .* has the labels 'a', 'b': .*--multi-label"):
+        run(tmp_path, input=write_lists(tmp_path / "in.parquet", rows))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([1.0, 2.0, None, float("nan")]),
+        pa.array([1, 2, None, None], pa.int8()),
+        pa.array([1, 2, None, None], pa.decimal128(38, 0)),
+        pa.array([1, 2, None, None], pa.decimal128(10, 2)),
+        pa.array([1.0, 2.0, None, float("nan")], pa.float32()),
+        pa.array([[1.0], [2.0], [float("nan")], None]),
+        pa.array(["1", "2.00", " ", None]),
+        pa.array(["1.0", "+2", "\u200b", None]),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_whole_number_is_one_label_however_it_is_written(tmp_path: Path, column: pa.Array) -> None:
+    first: Rows = [(f"text {row}", str(row % 2 + 1)) for row in range(60)]
+    second = pa.table({"text": ["v", "w", "x", "y"], "label": column})
+    pq.write_table(second, tmp_path / "b.parquet")
+    report, dataset = run(tmp_path, input=[write(tmp_path / "a.parquet", first), str(tmp_path / "b.parquet")])
+    assert dataset.labels == ("1", "2")
+    assert report["num_rows_out"] == {"label_missing": 2}
+    assert report["num_rows_kept"] == 62
+    assert not report["warnings"]
+
+
+def test_numbers_of_given_splits_groups_and_the_label_out_of_scope_are_spelt_alike(tmp_path: Path) -> None:
+    rows: Rows = [(f"text {row}", f"{row % 2}") for row in range(40)]
+    others: Rows = [(f"test {row}", f"{row % 3}.0") for row in range(9)]
+    report, dataset = run(
+        tmp_path,
+        input=write(tmp_path / "in.parquet", rows, author=[float(row) for row in range(40)]),
+        test=write(tmp_path / "test.parquet", others, author=["0.0"] * 9),
+        oos_label="2.00",
+        group_column="author",
+    )
+    assert (dataset.labels, dataset.oos_label, report["num_rows_oos"]["test"]) == (("0", "1"), "2", 3)
+    assert report["num_rows_out"] == {"group_in_test": 1}
+
+
+def test_where_one_label_is_no_number_all_stay_and_are_told_of(tmp_path: Path) -> None:
+    rows: Rows = [(f"text {row}", ["1", "1.0", "01", "N/A"][row % 4]) for row in range(80)]
+    report, dataset = run(tmp_path, input=write(tmp_path / "in.parquet", rows))
+    assert dataset.labels == ("01", "1", "1.0", "N/A")
+    assert "'01' (20 rows), '1' (20 rows), '1.0' (20 rows). If" in report["warnings"][0]
+
+
+def test_numbers_that_a_float_cannot_hold_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"text": ["x", "y"], "label": [2.0**53 + 2, None]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    with pytest.raises(
+        RequestError, match=r"'label' of .* holds numbers above 2\*\*53 as floats.*as integers or strings"
+    ):
+        run(tmp_path, input=str(tmp_path / "in.parquet"))
+
+
+def test_a_column_without_a_value_is_counted_whatever_its_type(tmp_path: Path) -> None:
+    empty = pa.table({"text": pa.array([None, float("nan")]), "label": ["a", "b"]})
+    pq.write_table(empty, tmp_path / "empty.parquet")
+    report, _ = run(tmp_path, input=[write(tmp_path / "in.parquet", many(40)), str(tmp_path / "empty.parquet")])
+    assert report["num_rows_out"] == {"text_missing": 2}
+
+
+def test_labels_that_look_alike_are_one_and_others_are_told_of(tmp_path: Path) -> None:
+    forms = [
+        "sante\u0301",
+        "sant\u00e9\u200b",
+        "sant\u00e9",
+        "Sant\u00e9.",
+        "soci\u00e9t\u00e9\u00a0 civile",
+        "soci\u00e9t\u00e9 civile",
+    ]
+    rows: Rows = [(f"text {row}", forms[row % 6]) for row in range(120)]
+    report, dataset = run(tmp_path, input=write(tmp_path / "in.parquet", rows))
+    assert dataset.labels == ("Sant\u00e9.", "sant\u00e9", "soci\u00e9t\u00e9 civile")
+    [warning] = report["warnings"]
+    assert "'Sant\u00e9.' (20 rows), 'sant\u00e9' (60 rows). If" in warning
 
 
 def test_out_of_scope_rows_without_a_class_are_kept_in_held_out_splits(tmp_path: Path) -> None:

@@ -204,6 +204,6 @@ def test_without_faker_the_error_names_the_command(monkeypatch, make):
     monkeypatch.setitem(sys.modules, "faker", None)
     with pytest.raises(
         RequestError,
-        match=r"pip install 'bertray\[demo\]'",
+        match=r"On every node: pip install 'Faker",
     ):
         make()

@@ -54,6 +54,27 @@ def test_a_small_laptop_has_one_process(monkeypatch: pytest.MonkeyPatch) -> None
     assert place("auto", None, "--n") == Placement(1, False, 2)
 
 
+def test_half_a_cpu_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: dict[str, object] = {}
+    monkeypatch.setattr("ray._private.utils._get_docker_cpus", lambda: 0.5)  # of a quota of 50000 in 100000
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: started.update(options))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with cluster.session():
+        assert started["num_cpus"] == 1
+
+
+def test_a_folder_that_ray_cannot_write_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/tmp/ray")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(RequestError, match=r"Ray does not start: .*/tmp/ray.*RAY_TMPDIR"), cluster.session():
+        pass
+
+
 def test_a_machine_that_cannot_grow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(monkeypatch, {"CPU": 2})
     with pytest.raises(RequestError, match=r"--num-workers 8 needs 8 CPUs; there are 2\. Lower --num-workers"):

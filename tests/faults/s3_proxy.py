@@ -16,7 +16,8 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Self
 from xml.sax.saxutils import escape
 
@@ -37,6 +38,13 @@ ERRORS = {
     ),
     "precondition": (412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold"),
     "no_such_upload": (404, "NoSuchUpload", "The specified upload does not exist."),
+    "not_implemented": (501, "NotImplemented", "A header you provided implies functionality that is not implemented."),
+    "invalid_argument": (400, "InvalidArgument", "Invalid argument."),
+    "bad_digest": (400, "XAmzContentSHA256Mismatch", "The provided 'x-amz-content-sha256' header does not match."),
+    "archived": (403, "InvalidObjectState", "The operation is not valid for the object's storage class"),
+    "expired_token": (400, "ExpiredToken", "The provided token has expired."),
+    "skewed_clock": (403, "RequestTimeTooSkewed", "The difference between the request time and the server's is large."),
+    "other_region": (400, "AuthorizationHeaderMalformed", "The region 'us-east-1' is wrong; expecting 'eu-central-1'"),
     "conflict": (409, "ConditionalRequestConflict", "A conflicting operation occurred during the upload."),
 }
 # Faults that go away when the request is made again.
@@ -67,6 +75,7 @@ class FaultyProxy:
         kinds: the faults to draw from, of `TRANSIENT`, `HANGS`, `ERRORS` and `WRONG_CHECKSUM`.
         plan: what the next requests meet, in order, before any draw; "" is no fault. May be changed at any time.
         matches: which requests may meet a fault (method, path with query); others pass and use up nothing of the plan.
+        habits: what a request meets that has this header: an error of `ERRORS`, or "", and the header is ignored.
         slow_s: how long a slow body takes.
 
     Attributes:
@@ -83,6 +92,7 @@ class FaultyProxy:
         kinds: Sequence[str] = TRANSIENT,
         plan: Sequence[str] = (),
         matches: Callable[[str, str], bool] = lambda method, path: True,
+        habits: Mapping[str, str] = MappingProxyType({}),
         slow_s: float = 0.2,
     ) -> None:
         self.share = share
@@ -92,6 +102,7 @@ class FaultyProxy:
         self._upstream = upstream.rstrip("/")
         self.plan = list(plan)
         self._matches = matches
+        self._habits = habits
         self._slow_s = slow_s
         self._random = random.Random(seed)
         self._loop = asyncio.new_event_loop()
@@ -130,6 +141,9 @@ class FaultyProxy:
             await runner.cleanup()
 
     def _draw(self, request: web.Request) -> str:
+        for name, kind in self._habits.items():
+            if name in request.headers and kind:
+                return kind
         if not self._matches(request.method, request.raw_path):
             return ""
         if self.plan:
@@ -176,7 +190,8 @@ class FaultyProxy:
 
     async def _forward(self, request: web.Request, data: bytes) -> tuple[int, dict[str, str], bytes]:
         # As they came, signed Host included.
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP}
+        dropped = _HOP_BY_HOP | set(self._habits)
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in dropped}
         url = URL(self._upstream + request.raw_path, encoded=True)
         async with self._client.request(
             request.method, url, headers=headers, data=io.BytesIO(data) if data else None, allow_redirects=False

@@ -129,6 +129,7 @@ for encoder in sys.argv[1:]:
             "HF_ENDPOINT": endpoint,
             "HF_HOME": str(tmp_path / "cache"),
             "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",  # other tests set it
         }
         command = [sys.executable, "-c", code, *encoders]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)

@@ -183,3 +183,11 @@ def test_a_short_night_says_nothing_of_the_rate(config: ScoreConfig) -> None:
     announced = Runs(Location.of(config.output)).latest()
     assert announced is not None and announced.rate is not None
     assert 0 < announced.rate.wall_s < 60
+
+
+def test_a_folder_may_be_a_column_to_keep(config: ScoreConfig, tmp_path: Path) -> None:
+    (tmp_path / "archive" / "monday").rename(tmp_path / "archive" / "day=monday")
+    (tmp_path / "archive" / "tuesday").rename(tmp_path / "archive" / "day=tuesday")
+    assert run(config, keep_columns=["day"]).summary["num_shards_committed"] == 4
+    file = tmp_path / "scored" / "predictions" / "day=tuesday" / "1.parquet"
+    assert set(pq.ParquetFile(file).read()["day"].to_pylist()) == {"tuesday"}

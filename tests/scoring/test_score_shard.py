@@ -340,3 +340,25 @@ def test_a_shard_is_scored_again_where_other_ids_are_met_in_its_midst(
     assert table.equals(expected) and counts == expected_counts
     assert not bundle.tokenizer.is_fast
     assert "a.parquet is scored again, by the reference tokenizer alone" in caplog.text
+
+
+def test_folders_are_columns_to_keep(bundle: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "day=2026%2F01" / "site=__HIVE_DEFAULT_PARTITION__" / "id=of_the_folder"
+    folder.mkdir(parents=True)
+    write_shard(folder / "a.parquet", ["one", "two"], id=[0, 1])
+    counts = score_shard(
+        bundle,
+        Location.of(str(folder / "a.parquet")),
+        Location.of(str(tmp_path / "out.parquet")),
+        "text",
+        ["site", "id", "day"],
+    )
+    table = pq.ParquetFile(tmp_path / "out.parquet").read()
+    assert counts.profile.num_rows == 2
+    assert table.column_names[:4] == ["row", "site", "id", "day"]
+    assert table["site"].to_pylist() == [None, None]
+    assert table["id"].to_pylist() == [0, 1]  # a column of the shard comes first
+    assert table["day"].to_pylist() == ["2026/01"] * 2
+    shard_reader.read_in_isolation(Location.of(str(folder / "a.parquet")), "text", ["day"], 1 << 20)
+    with pytest.raises(ShardError, match="no column 'month'; the shard has"):
+        score_shard(bundle, Location.of(str(folder / "a.parquet")), Location.of(str(tmp_path / "b")), "text", ["month"])

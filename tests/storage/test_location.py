@@ -288,3 +288,83 @@ def test_contains(tmp_path: Path) -> None:
     assert here.contains(here / "a/b")
     assert not (here / "a").contains(here / "ab")
     assert not (here / "a").contains(here)
+
+
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL)
+
+
+@pytest.mark.parametrize("code", NO_LINKS)
+def test_a_file_is_created_once_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    file = Location.of(str(tmp_path / "a" / "b.json"))
+    assert file.create(b"first")
+    assert not file.create(b"second")
+    assert file.read_bytes() == b"first"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.json"]
+
+
+def test_a_full_disk_without_hard_links_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        if Path(f"/proc/self/fd/{handle}").readlink().name == "b.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RequestError, match=r"storage refused .*/b\.json: .*No space left"):
+        Location.of(str(tmp_path / "b.json")).create(b"data")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def durable(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
+    """Folders that are made durable, each with the names that it has then."""
+    seen: list[tuple[str, list[str]]] = []
+    fsync = os.fsync
+
+    def note(handle: int) -> None:
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        if path.is_dir():
+            seen.append((path.name, sorted(entry.name for entry in path.iterdir())))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    return seen
+
+
+def test_names_are_durable_after_a_write(tmp_path: Path, durable: list[tuple[str, list[str]]]) -> None:
+    root = Location.of(str(tmp_path))
+    (root / "a" / "b" / "file").put(b"x")
+    assert durable == [(tmp_path.name, ["a"]), ("a", ["b"]), ("b", ["file"])]
+    durable.clear()
+    (root / "a" / "b" / "created").create(b"x")
+    (root / "a" / "b" / "file").put(b"y")
+    assert [name for name, names in durable if "created" in names] == ["b", "b"]
+    durable.clear()
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "weights").write_text("x")
+    (root / "bundle").put_folder(source, last="weights")
+    assert ("sub", ["weights"]) in durable
+    assert durable[-1] == (tmp_path.name, ["a", "bundle", "source"])
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EIO])
+def test_a_file_system_may_not_sync_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse_folders(handle: int) -> None:
+        if Path(f"/proc/self/fd/{handle}").readlink().is_dir():
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    file = Location.of(str(tmp_path / "a" / "file"))
+    if code == errno.EIO:  # the disk is broken
+        with pytest.raises(RequestError, match=r"storage refused .*Input/output error"):
+            file.put(b"x")
+    else:
+        file.put(b"x")
+        assert file.read_bytes() == b"x"

@@ -1,5 +1,6 @@
 """One run at a time on an output, and none locked out for ever."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -140,3 +141,30 @@ def test_a_file_that_is_no_lock(output: Location) -> None:
     (output / "lock" / "00000001.json").put(b"nonsense")
     with pytest.raises(RequestError, match=r"00000001.json is no lock file; remove it"):
         take(output, "run")
+
+
+@pytest.mark.parametrize("content", [b"", bytes(300)])
+def test_a_run_that_died_as_it_took_the_lock_leaves_an_empty_file(tmp_path: Path, content: bytes) -> None:
+    """Without hard links; after a power cut a file may hold zeros."""
+    output = Location.of(str(tmp_path))
+    (output / "lock" / "00000003.json").put(content)
+    with pytest.raises(LockedError, match=r"run of the empty file .*00000003\.json holds .* its lock expires at"):
+        take(output, "early")
+    long_ago = time.time() - lock.EXPIRY_S - 5
+    os.utime(tmp_path / "lock" / "00000003.json", (long_ago, long_ago))
+    with RunLock(output, "later").held() as taken:
+        assert taken.was_left_behind
+        assert files(output) == ["00000004.json"]
+
+
+def test_the_lock_works_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    output = Location.of(str(tmp_path))
+    for run_id in ("first", "next"):
+        with RunLock(output, run_id).held() as taken:
+            taken.check()
+            with pytest.raises(LockedError, match=f"run {run_id} holds"):
+                take(output, "rival")

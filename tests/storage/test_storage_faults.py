@@ -1,16 +1,12 @@
 """Storage that fails, for real: an S3 server behind a proxy that breaks connections, a full disk, refused access."""
 
-import asyncio
 import io
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,48 +20,6 @@ from tests.faults.s3_proxy import TRANSIENT, WRONG_CHECKSUM, FaultyProxy
 PART_BYTES = 5 << 20  # S3 takes no smaller part, but the last
 NEEDS_PARTS = os.urandom(2 * PART_BYTES + 12345)
 NOBODY = 65534
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between attempts, in s, as botocore asked for them. All are cut to a hundredth, s3fs' and ours too."""
-    import s3fs
-    from aiobotocore.endpoint import AioEndpoint
-
-    asked: list[float] = []
-
-    async def note(self: AioEndpoint, wait_s: float) -> None:
-        asked.append(wait_s)
-        await short(wait_s)
-
-    async def short(wait_s: float) -> None:
-        await asyncio.sleep(wait_s / 100)
-
-    monkeypatch.setattr(AioEndpoint, "_sleep", note)
-    monkeypatch.setattr(s3fs.core, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": short}))
-    monkeypatch.setattr(s3, "_BODY_BACKOFF_S", s3._BODY_BACKOFF_S / 100)
-    return asked
-
-
-@pytest.fixture
-def behind(s3_server: str, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FaultyProxy]]:
-    """Starts a `FaultyProxy`, through which every `Location.of` goes from then on."""
-    import s3fs
-
-    connected: dict[str, Any] = {}  # straight to the server; to connect again takes half a second
-    with ExitStack() as proxies:
-
-        def start(**options: Any) -> FaultyProxy:
-            proxy = FaultyProxy(s3_server, **options)
-            endpoint, _ = proxies.enter_context(proxy)
-            monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-            connected.update(s3fs.S3FileSystem._cache)
-            s3fs.S3FileSystem.clear_instance_cache()
-            return proxy
-
-        yield start
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem._cache.update(connected)
 
 
 def straight(uri: str) -> Location:

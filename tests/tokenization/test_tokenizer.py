@@ -1,5 +1,7 @@
 """Columns in, flat ids out, the same ids as the reference tokenizer's."""
 
+import unicodedata
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,7 +12,7 @@ from transformers import AutoTokenizer
 
 from bertray.errors import ShardError
 from bertray.model.sources import encoder_folder
-from bertray.tokenization.columns import as_text
+from bertray.tokenization.columns import as_text, is_blank
 from bertray.tokenization.tokenizer import ColumnTokenizer, TokenColumn
 
 REFERENCE = AutoTokenizer.from_pretrained(encoder_folder("minilm"))
@@ -44,7 +46,9 @@ def test_ids_are_the_reference_ids(texts: list[str | None]) -> None:
             assert ids == REFERENCE(text, truncation=True, max_length=MAX_LENGTH)["input_ids"]
         else:
             assert ids == []
-            assert text is None or not text.strip()
+            num_tokens = len(REFERENCE(text or "", add_special_tokens=False)["input_ids"])
+            assert text is None or all(unicodedata.category(one)[0] in "ZCLMS" for one in text)
+            assert (error == "text has no tokens") <= (num_tokens == 0)
 
 
 STRIDE = 4
@@ -122,6 +126,24 @@ def test_every_type_of_text(kind: pa.DataType) -> None:
     tokens = TOKENIZER.encode(column)
     assert np.array_equal(tokens.ids_T, plain.ids_T)
     assert tokens.errors.to_pylist() == [None, "text is null", None]
+
+
+@pytest.mark.parametrize(
+    "text", ["\u200b", "\ufeff", "\u00ad", "\u2060\u200d", "\x00", "\x1b", "\u3164", "\u2800", "\ufe0f"]
+)
+def test_a_text_that_shows_nothing_is_empty(text: str) -> None:
+    tokens = TOKENIZER.encode(pa.array([text, f" {text}\n", f"a{text}"]))
+    assert tokens.errors.to_pylist() == ["text is empty", "text is empty", None]
+    assert tokens.documents_S.tolist() == [2]
+
+
+def test_a_visible_text_without_tokens_of_its_own_is_an_error() -> None:
+    assert TOKENIZER.encode(pa.array(["\ufffd", "a"])).errors.to_pylist() == ["text has no tokens", None]
+
+
+@pytest.mark.parametrize("text", ["\u06dd", "\u0301", "\ue000", "\U0001f600", "]", "^", "-", "\\"])
+def test_other_characters_are_visible(text: str) -> None:
+    assert not is_blank(pa.array([text])).to_pylist()[0]
 
 
 def test_invalid_utf8_is_a_row_error() -> None:

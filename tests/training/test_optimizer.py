@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from pathlib import Path
 
 import psutil
 import pytest
@@ -159,6 +160,19 @@ def test_memory_that_is_asked_for_is_what_is_held(
     check(1.02 * num_bytes)
     with pytest.raises(RequestError, match="are free"):
         check(0.98 * num_bytes)
+
+
+def test_free_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build()
+    monkeypatch.setattr("bertray.training.optimizer.CGROUP", tmp_path)
+    (tmp_path / "memory.current").write_text(f"{(1 << 30) + 1000}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1000\ninactive_file {1 << 30}\nactive_file 0\n")
+    for limit in ("max", f"{1 << 30}"):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        check_memory(model, keeps_average=False)
+    (tmp_path / "memory.max").write_text("2000\n")
+    with pytest.raises(RequestError, match=r"0\.0 GiB are free"):
+        check_memory(model, keeps_average=False)
 
 
 def test_lower_layers_learn_slower() -> None:

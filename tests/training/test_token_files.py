@@ -54,11 +54,11 @@ def test_labels_of_sequences(tokenizer: ColumnTokenizer, tmp_path: Path) -> None
     with token_files.opened(folder) as (splits, _):
         rows = splits["train"]
         documents_S = rows.tokens.documents_S
-        # the third text may have no token but the special ones; the fourth has several windows
+        # the third text has no token of its own, and so no sequence; the fourth has several windows
         assert np.count_nonzero(documents_S == 3) > 2
         for sequence, has_C in enumerate(rows.multi_hot(np.arange(len(documents_S)), 3)):
             assert np.flatnonzero(has_C).tolist() == LABELS["train"][documents_S[sequence]]
-        assert rows.class_counts_C(3).tolist() == [3, 1, 1]  # of texts, not of windows
+        assert rows.class_counts_C(3).tolist() == [2, 1, 1]  # of texts, not of windows
         assert rows.label_ids(rows.firsts[:2]).tolist() == [0, 1]
         weights_S = training_weights(documents_S)
         assert weights_S[documents_S == 3].sum() == pytest.approx(weights_S[documents_S == 0].sum())

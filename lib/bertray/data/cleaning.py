@@ -34,6 +34,7 @@ import pyarrow.compute as pc
 
 from bertray.data.readers import GROUP
 from bertray.schema import LABEL, LABELS, TEXT
+from bertray.tokenization.columns import is_blank
 
 _KEPT = ""
 MAX_CONFLICTS_LISTED = 100
@@ -54,9 +55,10 @@ class Cleaned:
 def clean(rows: pa.Table) -> Cleaned:
     """Take out unusable rows and merge equal texts; labels are trimmed, lists of them sorted, without repeats.
 
-    Reasons: `text_missing` (null), `text_empty` (empty or white space), `label_missing` (null, empty or white space; of
-    lists: null, or nothing but blanks), `duplicate` (an earlier row has the same text and label), `label_outvoted`
-    (most rows with this text have another label), `label_tied` (no label has more rows than all others).
+    Reasons: `text_missing` (null), `text_empty` (nothing visible: `is_blank`), `label_missing` (null, empty or white
+    space; of lists: null, or nothing but blanks), `duplicate` (an earlier row has the same text and label),
+    `label_outvoted` (most rows with this text have another label), `label_tied` (no label has more rows than all
+    others).
     With several labels a row, "label" means the set of them, without blanks; in `conflicts` it is a JSON array.
     """
     if LABELS in rows.column_names:
@@ -69,7 +71,7 @@ def clean(rows: pa.Table) -> Cleaned:
     keys = comparison_keys(rows)
     reasons = np.full(rows.num_rows, _KEPT, dtype=object)
     reasons[[not label for label in labels]] = "label_missing"
-    reasons[pc.equal(keys, "").fill_null(False).to_numpy()] = "text_empty"
+    reasons[is_blank(rows[TEXT]).fill_null(False).to_numpy()] = "text_empty"
     reasons[pc.is_null(keys).to_numpy()] = "text_missing"
 
     key_ids = keys.combine_chunks().dictionary_encode().indices.to_pandas()

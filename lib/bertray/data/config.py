@@ -2,7 +2,7 @@
 
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bertray.config import OVERWRITE_HELP, JobConfig, LabelName, Paths, Place
 
@@ -18,13 +18,19 @@ class PrepareConfig(JobConfig):
         bertray prepare --input emotions.csv --multi-label --label-separator '|' --output dataset
         bertray prepare --input intents.csv --test with_others.csv --oos-label oos --output dataset
 
-    Reads CSV, JSON Lines (also .gz and .zst) and Parquet. Writes train.parquet, validation.parquet, test.parquet,
-    labels.json and report.json, which counts every row: read = kept + taken out, by reason.
+    Reads CSV and JSON (also .gz and .zst), Parquet, Arrow, and folders of save_to_disk. Writes train.parquet,
+    validation.parquet, test.parquet, labels.json and report.json, which counts every row: read = kept + taken out, by
+    reason.
     """
 
     input: Paths = Field(
         min_length=1,
-        description="labelled files, folders or globs (CSV, TSV, JSON Lines, these also .gz or .zst; Parquet)",
+        description="labelled files, folders or globs (CSV, TSV, JSON, these also .gz or .zst; Parquet, Arrow)",
+    )
+    encoding: str | None = Field(
+        default=None,
+        description="encoding of CSV, TSV and JSON files without a byte order mark, as cp1252, gb18030 or utf-16-le; "
+        "default: UTF-8",
     )
     output: Place = Field(description="folder for the data set")
     overwrite: bool = Field(default=False, description=OVERWRITE_HELP)
@@ -61,6 +67,17 @@ class PrepareConfig(JobConfig):
     def separator(self) -> str | None:
         """Separates the labels of a row; None: a row has one label."""
         return (self.label_separator or _DEFAULT_LABEL_SEPARATOR) if self.multi_label else None
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, name: str | None) -> str | None:
+        try:
+            "".encode(name or "utf-8")
+        except LookupError as error:
+            raise ValueError(
+                f"{error}: give the name of an encoding that Python knows, as cp1252 or gb18030"
+            ) from error
+        return name
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:

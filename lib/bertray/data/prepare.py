@@ -1,11 +1,12 @@
 """Labelled files become a data set: what bertray prepare does.
 
 1. read     labelled files -> text, label, source, source_row             bertray.data.readers
-2. clean    take out empty, duplicate and contradictory rows, and count   bertray.data.cleaning
-3. split    train / validation / test: your own files, or held out        bertray.data.splits
-4. separate a text or group on two given sides leaves the training side
-5. encode   labels in sorted order become 0 … n-1; a held-out label that is out of scope becomes -1
-6. write    train.parquet, validation.parquet, test.parquet, labels.json, and report.json last
+2. spell    labels that are one label alike                               bertray.data.labels
+3. clean    take out empty, duplicate and contradictory rows, and count   bertray.data.cleaning
+4. split    train / validation / test: your own files, or held out        bertray.data.splits
+5. separate a text or group on two given sides leaves the training side
+6. encode   labels in sorted order become 0 … n-1; a held-out label that is out of scope becomes -1
+7. write    train.parquet, validation.parquet, test.parquet, labels.json, and report.json last
 
 With several labels a row (problem type multi_label_classification) the steps are the same, over sets of labels.
 """
@@ -24,15 +25,19 @@ import pyarrow.compute as pc
 from bertray.data.cleaning import Cleaned, clean, drop_shared
 from bertray.data.config import PrepareConfig
 from bertray.data.dataset import LABELS_FILE, REPORT_FILE
-from bertray.data.readers import GROUP, find_files, read_labelled
+from bertray.data.labels import one_spelling, warn_of_alike
+from bertray.data.readers import GROUP, read_labelled
 from bertray.data.splits import hold_out
 from bertray.errors import RequestError
+from bertray.formats.files import find_files
 from bertray.schema import DATASET_SCHEMA, LABEL, LABEL_ID, LABEL_IDS, LABELS, MULTI_LABEL_SCHEMA, NO_CLASS, SPLITS
 from bertray.storage.location import Location
 from bertray.storage.outputs import put_json, put_records, refuse_in_bundle, refuse_to_replace
 from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
+
+_MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -57,17 +62,20 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     refuse_in_bundle(output)
     sources = {"input": config.input}
     sources |= {name: [path] for name in ("validation", "test") if (path := getattr(config, name))}
-    _refuse_own_input(output, sources)
+    files = {name: _find(paths, output, config) for name, paths in sources.items()}
     refuse_to_replace(output, [REPORT_FILE, *(f"{name}.parquet" for name in SPLITS)], overwrite=config.overwrite)
-    cleaned = {name: _read_clean(name, patterns, config) for name, patterns in sources.items()}
+    rows, oos_label = one_spelling({name: _read(name, files[name], config) for name in files}, config.oos_label)
+    config = config.model_copy(update={"oos_label": oos_label})
+    cleaned = {name: _clean(name, rows.pop(name), paths) for name, paths in sources.items()}
     # A text or group in two given splits leaves the one nearer to training.
     for name, held_out in (("validation", "test"), ("input", "test"), ("input", "validation")):
         if name in cleaned and held_out in cleaned:
             cleaned[name].rows, rows_out = drop_shared(cleaned[name].rows, cleaned[held_out].rows, held_out)
             cleaned[name].rows_out += rows_out
-    splits, warnings = _split(cleaned, config)
+    splits = _split(cleaned, config)
     counts = {name: _count_labels(rows) for name, rows in splits.items()}
     labels = _sorted_labels(splits, counts, config.oos_label)
+    warnings = [*warn_of_alike(sum(counts.values(), Counter())), *_warn_of_absent(labels, counts)]
     report = _report(config, cleaned, splits, counts, labels, warnings)
     for warning in warnings:
         _log.warning("warning: %s", warning)
@@ -79,16 +87,29 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     return PrepareResult(str(output), tuple(labels), report["splits"], warnings, report)
 
 
-def _read_clean(name: str, patterns: list[str], config: PrepareConfig) -> Cleaned:
+def _find(patterns: list[str], output: Location, config: PrepareConfig) -> list[Location]:
+    files = [file for pattern in patterns for file in find_files(pattern, [config.text_column, config.label_column])]
+    # A data set has a train.parquet; the folder that the rows come from may have one too.
+    if held := [file for file in files if output.contains(file)]:
+        raise RequestError(f"--output {output} holds {held[0]}, which is read: choose another folder")
+    return files
+
+
+def _read(name: str, files: list[Location], config: PrepareConfig) -> pa.Table:
     rows = read_labelled(
-        patterns,
+        files,
         text_column=config.text_column,
         label_column=config.label_column,
         group_column=config.group_column,
         separator=config.separator,
+        encoding=config.encoding,
     )
     if not rows.num_rows:
-        raise RequestError(f"--{name} {' '.join(patterns)} has no rows")
+        raise RequestError(f"--{name} {files[0]}{' …' * (len(files) > 1)} has no rows")
+    return rows
+
+
+def _clean(name: str, rows: pa.Table, patterns: list[str]) -> Cleaned:
     cleaned = clean(rows)
     if not cleaned.rows.num_rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in cleaned.rows_out.most_common())
@@ -100,16 +121,9 @@ def _read_clean(name: str, patterns: list[str], config: PrepareConfig) -> Cleane
     return cleaned
 
 
-def _refuse_own_input(output: Location, sources: dict[str, list[str]]) -> None:
-    # A data set has a train.parquet; the folder that the rows come from may have one too.
-    for file in (file for patterns in sources.values() for pattern in patterns for file in find_files(pattern)):
-        if output.contains(file):
-            raise RequestError(f"--output {output} holds {file}, which is read: choose another folder")
-
-
-def _split(cleaned: dict[str, Cleaned], config: PrepareConfig) -> tuple[dict[str, pa.Table], list[str]]:
+def _split(cleaned: dict[str, Cleaned], config: PrepareConfig) -> dict[str, pa.Table]:
     rows = cleaned["input"].rows
-    num_rows, warnings = rows.num_rows, []
+    num_rows = rows.num_rows
     splits = {name: part.rows for name, part in cleaned.items() if name != "input"}
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if name in splits:
@@ -118,14 +132,23 @@ def _split(cleaned: dict[str, Cleaned], config: PrepareConfig) -> tuple[dict[str
         share = fraction * num_rows / max(rows.num_rows, 1)
         groups = rows[GROUP].to_pylist() if GROUP in rows.column_names else None
         labels = rows[LABELS if config.multi_label else LABEL].to_pylist()
-        staying, held_out, absent = hold_out(labels, share, config.seed, groups)
-        if absent:
-            warnings.append(
-                f"{name} has no row of these classes, which are too small to be divided: {', '.join(absent)}"
-            )
+        staying, held_out = hold_out(labels, share, config.seed, groups)
         splits[name], rows = rows.take(pa.array(held_out)), rows.take(pa.array(staying))
     splits["train"] = rows
-    return {name: splits[name] for name in SPLITS}, warnings
+    return {name: splits[name] for name in SPLITS}
+
+
+def _warn_of_absent(labels: list[str], counts: dict[str, Counter[str]]) -> list[str]:
+    """A warning that counts the classes of which validation or test has no row; none if there are none."""
+    absent = {name: [label for label in labels if not counts[name][label]] for name in SPLITS if name != "train"}
+    first = [label for label in labels if any(label in of_split for of_split in absent.values())][:_MAX_LISTED]
+    if not first:
+        return []
+    lacking = " and ".join(f"{name} lacks {len(of_split)}" for name, of_split in absent.items() if of_split)
+    return [
+        f"of the {len(labels)} classes {lacking}: no score says how well they are learnt. They are too small to be "
+        f"divided or not in your files, as {', '.join(map(repr, first))}. Add rows of them, or merge them with others"
+    ]
 
 
 def _sorted_labels(splits: dict[str, pa.Table], counts: dict[str, Counter[str]], oos_label: str | None) -> list[str]:
@@ -179,7 +202,7 @@ def _with_ids(rows: pa.Table, labels: list[str]) -> pa.Table:
 
 def sort_labels(labels: list[str]) -> list[str]:
     """Sorted order, numbers by their value: 2 before 10."""
-    numeric = all(re.fullmatch(r"-?\d+", label) for label in labels)
+    numeric = all(re.fullmatch(r"-?[0-9]{1,999}", label) for label in labels)
     return sorted(labels, key=(lambda label: (int(label), label)) if numeric else None)
 
 

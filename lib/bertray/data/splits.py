@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import csc_array, csr_array, hstack
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import MultiLabelBinarizer
@@ -17,12 +18,16 @@ from bertray.errors import RequestError
 
 # Moves end after one to four passes over real labels; a smaller gain is rounding.
 _MAX_PASSES, _LEAST_GAIN = 10, 1e-9
+# Of the wanted rows: if stratification is further off, rows are drawn as well.
+_NEAR_ENOUGH = 0.1
 
 
 def hold_out(
     labels: list[str] | list[list[str]], fraction: float, seed: int, groups: list[str | None] | None = None
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Divide rows into those that stay and those held out; each label is divided by the fraction as far as possible.
+
+    If most labels are too small for that, rows are drawn at random from as many labels as possible.
 
     Args:
         labels: one a row, or a list of them a row, without repeats; rows with an empty list are divided too.
@@ -31,21 +36,17 @@ def hold_out(
         groups: one a row; rows of one group stay together, a null group is a group of its own.
 
     Returns:
-        Positions of the staying and of the held-out rows, both ascending, and the labels without a held-out row. Every
-        label has a staying row.
+        Positions of the staying and of the held-out rows, both ascending. Every label has a staying row.
 
     Raises:
         RequestError: too few rows or groups for that fraction.
     """
     label_sets = [[of_row] if isinstance(of_row, str) else of_row for of_row in labels]
     single_labels = [of_row for of_row in labels if isinstance(of_row, str)]
-    if groups is None and single_labels:
-        held_out = _stratified(single_labels, fraction, seed)
-    else:
+    held_out = _stratified(single_labels, fraction, seed) if groups is None and single_labels else None
+    if held_out is None:
         held_out = _stratified_by_units(label_sets, fraction, seed, groups)
-    staying = np.setdiff1d(np.arange(len(labels)), held_out)
-    total, held = ({label for row in rows for label in label_sets[row]} for rows in (range(len(labels)), held_out))
-    return staying, held_out, sorted(total - held)
+    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
 
 
 def folds(label_sets: list[list[str]], num_folds: int, seed: int, groups: list[str]) -> np.ndarray:
@@ -76,19 +77,15 @@ def folds(label_sets: list[list[str]], num_folds: int, seed: int, groups: list[s
     return np.asarray(fold_U[units_N])
 
 
-def _stratified(labels: list[str], fraction: float, seed: int) -> np.ndarray:
-    """Held-out rows (ascending), by scikit-learn; a class with a single row stays."""
+def _stratified(labels: list[str], fraction: float, seed: int) -> np.ndarray | None:
+    """Held-out rows (ascending), by scikit-learn; a class with a single row stays. None: not a row for every class."""
     counts = Counter(labels)
     rows = np.array([row for row, label in enumerate(labels) if counts[label] > 1], dtype=np.int64)
     strata = [labels[row] for row in rows]
     try:
         staying, held_out = train_test_split(rows, test_size=fraction, random_state=seed, stratify=strata)
-    except ValueError as error:
-        raise RequestError(
-            f"{len(rows)} rows of {len(set(strata))} classes are too few to hold out {fraction:g} of them with every "
-            f"class on both sides ({error}). Add rows, raise --validation-fraction and --test-fraction, or give "
-            "splits of your own with --validation and --test"
-        ) from error
+    except ValueError:
+        return None
     # A large fraction may hold out all rows of a small class: one of them returns, to be learnt from.
     staying_labels = {labels[row] for row in staying}
     returning = {labels[row]: row for row in held_out if labels[row] not in staying_labels}
@@ -110,15 +107,21 @@ def _stratified_by_units(
     _move_to_nearer_shares(counts_UK, held_out_U, fraction, rng)
     _return_lost_labels(counts_UK, held_out_U)
 
-    held_out = np.flatnonzero(held_out_U[units_N])
-    if not len(held_out) or abs(len(held_out) - fraction * num_rows) > max(1, fraction * num_rows / 2):
-        rows = f"{num_rows} rows" if groups is None else f"{num_rows} rows in {len(held_out_U)} groups"
-        raise RequestError(
-            f"{rows} with {len(set(labels_K) - {''})} labels are too few to hold out {fraction:.3g} of them with every "
-            f"label left to train on: the nearest is {len(held_out)} rows. Add rows, raise --validation-fraction and "
-            "--test-fraction, or give splits of your own with --validation and --test"
-        )
-    return held_out
+    wanted, num_held_out = fraction * num_rows, np.count_nonzero(held_out_U[units_N])
+    off = abs(num_held_out - wanted)
+    if not num_held_out or off > max(1, _NEAR_ENOUGH * wanted):
+        drawn_U = _drawn(counts_UK, fraction, rng)
+        is_far = not num_held_out or off > max(1, wanted / 2)
+        if drawn_U.any() and (is_far or abs(np.count_nonzero(drawn_U[units_N]) - wanted) < off):
+            held_out_U = drawn_U
+        elif is_far:
+            rows = f"{num_rows} rows" if groups is None else f"{num_rows} rows in {len(held_out_U)} groups"
+            raise RequestError(
+                f"{rows} with {len(set(labels_K) - {''})} labels are too few to hold out {fraction:.3g} of them with "
+                f"every label left to train on: the nearest is {num_held_out} rows. Add rows, raise "
+                "--validation-fraction and --test-fraction, or give splits of your own with --validation and --test"
+            )
+    return np.flatnonzero(held_out_U[units_N])
 
 
 def _count_by_unit(label_sets: list[list[str]], names: list[str]) -> tuple[list[str], csr_array, np.ndarray]:
@@ -129,7 +132,8 @@ def _count_by_unit(label_sets: list[list[str]], names: list[str]) -> tuple[list[
     binarizer = MultiLabelBinarizer(sparse_output=True)
     labels_NC = binarizer.fit_transform([labels or [""] for labels in label_sets])
     counts_NK = hstack([labels_NC, np.ones((len(names), 1))], format="csr", dtype=np.int64)
-    names_U, units_N = np.unique(names, return_inverse=True)
+    # Not numpy.unique: it makes each name as wide as the longest one.
+    units_N, names_U = pd.factorize(np.array(names, dtype=object), sort=True)
     in_unit = (np.ones(len(names), np.int64), (units_N, np.arange(len(names))))
     counts_UK = csr_array(in_unit, shape=(len(names_U), len(names))) @ csr_array(counts_NK)
     return [*binarizer.classes_.tolist(), ""], counts_UK, units_N
@@ -192,6 +196,31 @@ def _return_lost_labels(counts_UK: csr_array, held_out_U: np.ndarray) -> None:
         # A unit that returned for another label may have this one; without any row there is no unit.
         if len(units) and held_out_U[units].all():
             held_out_U[units[np.argmin(num_rows_U[units])]] = False
+
+
+def _drawn(counts_UK: csr_array, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Units to hold out (bool [U]), drawn at random, first of labels that have none; every label keeps a unit.
+
+    The fraction is of the rows that can leave. None is held out if a unit is larger than 1.5 times of that.
+    """
+    num_staying_K = (counts_UK > 0).sum(axis=0)[:-1]
+    has_held_out_K = np.zeros(len(num_staying_K), dtype=bool)
+    by_label = counts_UK[:, :-1].tocsr()
+    labels_of = [_entries(by_label, unit)[0] for unit in range(by_label.shape[0])]
+    num_rows_U = counts_UK[:, [-1]].toarray().ravel()
+    can_leave_U = np.array([(num_staying_K[labels] > 1).all() for labels in labels_of], dtype=bool)
+    num_wanted, num_held_out = round(fraction * num_rows_U[can_leave_U].sum()), 0
+    held_out_U = np.zeros(len(labels_of), dtype=bool)
+    order = rng.permutation(np.flatnonzero(can_leave_U))
+    for may_repeat in (False, True):
+        for unit in order[~held_out_U[order]].tolist():
+            labels, num_after = labels_of[unit], num_held_out + num_rows_U[unit]
+            is_new = not has_held_out_K[labels].any()
+            has_room = num_held_out < num_wanted and num_after <= 1.5 * num_wanted
+            if has_room and (is_new or may_repeat) and (num_staying_K[labels] > 1).all():
+                held_out_U[unit], num_held_out, has_held_out_K[labels] = True, num_after, True
+                num_staying_K[labels] -= 1
+    return held_out_U
 
 
 def _entries(counts: csr_array | csc_array, position: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,8 @@
     local_jobs     prepare, predict, verify and demo
     measure        what evaluate measures
     config         the options of evaluate, predict, verify and demo
-    cluster        which Ray, which devices
+    ray_address    which Ray, and does it answer?
+    cluster        a session of Ray, which devices
     actor_pool     the Ray actors that score
     attempt        one attempt at a run of train or tune: what both share
     train_on_ray, tune_on_ray                             parts of train and tune

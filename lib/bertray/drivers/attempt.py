@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from bertray.bundle.info import BundleInfo
 from bertray.data.dataset import Dataset
+from bertray.drivers import ray_address
 from bertray.errors import BertrayError
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock, new_run_id
@@ -128,11 +129,13 @@ def begun(config: Config, kind: Kind) -> Iterator[Attempt[Config]]:
     If the block fails, the folder stays for the next attempt, unless there is no checkpoint yet.
 
     Raises:
-        RequestError: an option, data, encoder, output or storage does not fit.
+        RequestError: an option, data, encoder, output, storage or RAY_ADDRESS does not fit.
         LockedError: another process works on the same output.
     """
     run = TrainingRun(Location.of(config.output), kind)
     check_output(config, run)  # first: opening the data may download the encoder
+    if config.worker_range != (0, 0):
+        ray_address.prepare()
     dataset = open_data(config)
     if config.mlflow_uri:
         mlflow_client.check(config.mlflow_uri)

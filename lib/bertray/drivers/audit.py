@@ -20,10 +20,11 @@ import numpy as np
 import pyarrow as pa
 
 from bertray import schema
-from bertray.cli import JobResult, keep_ray_on_loopback
+from bertray.cli import JobResult
 from bertray.data.cleaning import comparison_keys
 from bertray.data.dataset import Dataset
 from bertray.data.splits import folds
+from bertray.drivers import ray_address
 from bertray.errors import RequestError, missing_extra
 from bertray.metrics.calibration import probabilities
 from bertray.metrics.classification import multi_label_metrics, summary_metrics
@@ -79,12 +80,12 @@ def audit(config: AuditConfig) -> Audit:
     refuse_in_bundle(output)
     refuse_to_replace_data(config)
     refuse_to_replace(output, [REPORT_FILE, SUSPECTS_FILE], overwrite=config.overwrite)
+    ray_address.prepare()
     dataset = open_data(config)
     try:
         from bertray.metrics import label_issues
     except ImportError as error:
         raise missing_extra(f"bertray audit ({error})", "audit") from error
-    keep_ray_on_loopback()
     # From here on torch and Ray, which take seconds to import.
     from bertray.drivers import cluster
     from bertray.drivers.cross_validation import out_of_fold_logits

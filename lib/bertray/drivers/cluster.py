@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +14,9 @@ from typing import Any, TypeVar
 import ray
 from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 from ray._private import ray_constants
+from ray._private.utils import get_num_cpus
 
+from bertray.drivers import ray_address
 from bertray.errors import RequestError
 from bertray.storage.location import Location
 from bertray.types import Device
@@ -39,7 +40,7 @@ def session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
+    address = ray_address.cluster_address()
     where: dict[str, Any] = {"address": address}
     if not address:
         if ray_constants.ENABLE_RAY_CLUSTER:
@@ -47,12 +48,22 @@ def session() -> Iterator[None]:
                 "warning: Ray was imported before bertray and listens on every interface of this machine: import "
                 "bertray first, or set RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0"
             )
-        # `cli.keep_ray_on_loopback` and this address together keep Ray on loopback.
+        # `ray_address.prepare` and this address together keep Ray on loopback.
         where = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        # Ray rounds half a CPU of a container down to none.
+        where["num_cpus"] = max(1, int(get_num_cpus(override_docker_cpu_warning=True)))
     sigterm_handler = signal.getsignal(signal.SIGTERM)
     try:
         # Ray's log lines are for its developers: jobs log what matters themselves, and errors carry their traceback.
-        ray.init(**where, logging_level=logging.ERROR, log_to_driver=False)
+        try:
+            ray.init(**where, logging_level=logging.ERROR, log_to_driver=False)
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            said = " ".join(str(error).split())
+            if address is not None:  # such as one of another version, or that this machine is no node of
+                raise ray_address.refused(f"cannot be used: {said}") from error
+            if isinstance(error, OSError):
+                raise RequestError(f"Ray does not start: {said}. Its files are in RAY_TMPDIR, or /tmp") from error
+            raise
         if threading.current_thread() is threading.main_thread():
             # Ray's handler would print a stack and end the process 3 s later.
             signal.signal(signal.SIGTERM, sigterm_handler)
@@ -124,7 +135,7 @@ def place(device: Device, num_processes: int | None, what: str, at_most: int | N
     Raises:
         RequestError: a cluster that cannot grow (this machine) is too small, or torch does not see its GPU.
     """
-    is_local = not os.environ.get("RAY_ADDRESS")
+    is_local = ray_address.cluster_address() is None
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
     use_gpu = device == "cuda" or (device == "auto" and num_gpus > 0)

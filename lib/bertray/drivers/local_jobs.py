@@ -3,7 +3,6 @@
 Each imports what is slow to import itself: predict need not wait for scikit-learn, nor prepare for torch.
 """
 
-import json
 import os
 import shlex
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from bertray.bundle.info import read_info
-from bertray.cli import EXIT_FAILED, EXIT_OK, JobResult
+from bertray.cli import EXIT_FAILED, EXIT_OK, JobResult, print_json
 from bertray.data.config import PrepareConfig
 from bertray.drivers.config import DemoConfig, PredictConfig, VerifyConfig
 from bertray.reports.terminal import print_dataset, print_look, print_problems, print_scoring
@@ -58,9 +57,9 @@ def run_predict(config: PredictConfig) -> JobResult:
             predictions = bundle.predict_column(pa.array(chunk, pa.large_binary())).to_pylist()
             for text, prediction in zip(chunk, predictions, strict=True):
                 line = {"text": text.decode(errors="replace"), **prediction}
-                print(json.dumps(line, ensure_ascii=False), file=sys.__stdout__, flush=True)
-    except BrokenPipeError:  # the reader, such as head, has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                print_json(line, sys.__stdout__)
+    except BrokenPipeError:  # the reader has read enough
+        pass
     return JobResult(None)
 
 

@@ -29,7 +29,8 @@ import pyarrow.compute as pc
 from bertray.bundle.guard import torch_summary
 from bertray.bundle.info import BundleInfo, opened, read_info, was_replaced
 from bertray.bundle.isolated import IsolatedBundle
-from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, JobResult, keep_ray_on_loopback
+from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, JobResult
+from bertray.drivers import ray_address
 from bertray.errors import RequestError, ShardError
 from bertray.metrics.profile import Profile
 from bertray.reports.terminal import print_scoring, print_verdict
@@ -157,6 +158,8 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         known_failures = runs.failed_last(announced) if announced else set()
         recorder = Recorder(runs, run_id, staging, request_fingerprint, lock)
         engine: dict[str, Any] = {"engine": "openvino" if config.engine == "openvino" else "torch"}
+        if todo.pending and open_pool is None and config.num_actors != 0:
+            ray_address.prepare()
         if todo.pending or todo.staged:
             asked = {"config": config.model_dump(), "bundle_fingerprint": info.fingerprint(), "versions": versions()}
             runs.begin(run_id, asked, {**todo.counts(), "pending_bytes": todo.pending_bytes})
@@ -334,7 +337,6 @@ def pool_of(request: Request, pending: list[FileInfo]) -> Iterator[Pool]:
             _log.info("the model runs in a child process (%s)", bundle.device)
             yield LocalPool(replace(request, step_bytes=STEP_BYTES[bundle.device]), bundle)
         return
-    keep_ray_on_loopback()
     from bertray.drivers import actor_pool, cluster  # importing Ray takes seconds
 
     with cluster.session():

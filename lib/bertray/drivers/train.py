@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from bertray.cli import JobResult, keep_ray_on_loopback
+from bertray.cli import JobResult
 from bertray.drivers.attempt import Attempt, begun, follow, log_epoch, log_start, tracker_of
 from bertray.progress import ProgressBar
 from bertray.training.config import TrainConfig
@@ -118,7 +118,6 @@ def _fit(attempt: Attempt[TrainConfig], tracker: Tracker) -> None:
         if attempt.config.worker_range == (0, 0):
             _fit_here(attempt, tell)
         else:
-            keep_ray_on_loopback()
             from bertray.drivers.train_on_ray import fit
 
             fit(attempt, tell)

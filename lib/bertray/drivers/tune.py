@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bertray.bundle.info import BundleInfo
-from bertray.cli import JobResult, keep_ray_on_loopback
+from bertray.cli import JobResult
 from bertray.drivers.attempt import Attempt, begun, tracker_of
 from bertray.errors import BertrayError
 from bertray.reports.terminal import print_trials
@@ -60,7 +60,6 @@ def search(config: TuneConfig) -> dict[str, Any]:
             records.read()
         num_before = len(records.ended)
         if records.missing():
-            keep_ray_on_loopback()
             from bertray.drivers.tune_on_ray import run_trials
 
             run_trials(attempt, records)

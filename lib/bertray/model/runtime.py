@@ -17,6 +17,8 @@ from bertray.types import Device, TorchPrecision
 # Tokens of one forward pass. On CPUs activations of a larger batch leave the cache; a GPU needs more work per launch.
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536}
 
+CGROUP = Path("/sys/fs/cgroup")  # in a container, its own limits
+
 # cuBLAS, cuDNN and the driver say this when they, rather than torch's allocator, have no memory left.
 _OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
@@ -43,9 +45,9 @@ def model_thread() -> ThreadPoolExecutor:
 
 
 def num_cpus() -> int:
-    """Processors that this process may use, also in a container with a quota."""
+    """Processors that this process may use, also in a container with a quota; at least one."""
     num = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
+    limit = CGROUP / "cpu.max"  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
     quota, _, period = limit.read_text().partition(" ") if limit.is_file() else ("max", "", "")
     return num if quota == "max" else max(1, min(num, int(quota) // int(period)))
 

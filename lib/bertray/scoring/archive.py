@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from bertray.errors import LockedError, RequestError, ShardError
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.listing import Listing, check_names, listed_shards, shards_of
-from bertray.scoring.shard_reader import check_columns, opened
+from bertray.scoring.shard_reader import check_columns, divided, opened
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.outputs import refuse_in_bundle
 
@@ -108,7 +108,7 @@ def probe(archive: Archive, config: ScoreConfig) -> None:
         except ShardError:
             continue  # the run lists it as failed
         try:
-            check_columns(schema, config.text_column, config.keep_columns)
+            check_columns(schema, config.text_column, divided(config.keep_columns, schema, archive.root / path)[0])
             return
         except ShardError as error:
             seen = seen or f"{path}: {error}"

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from bertray.errors import RequestError
-from bertray.storage.location import MAX_NAME_BYTES, FileInfo, Location, is_hidden, shortened
+from bertray.storage.local import MAX_NAME_BYTES, shortened
+from bertray.storage.location import FileInfo, Location, is_hidden
 
 _SUFFIXES = (".parquet", ".parq", ".pq")
 _MAGIC = b"PAR1"

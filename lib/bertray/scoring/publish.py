@@ -94,6 +94,7 @@ def _complete(output: Location, records: pa.Table, announcement: Announcement) -
     targets = [output / PREDICTIONS / predictions_name(path) for path in records["path"].to_pylist()]
     with ThreadPoolExecutor(_NUM_MOVES_LOCAL if output.is_local else _NUM_MOVES_REMOTE) as pool:
         list(pool.map(Location.move, sources, targets))
+        list(pool.map(Location.sync_names, {folder.path: folder for folder in map(Location.parent, targets)}.values()))
         manifest = Manifest(output)
         manifest.append(announcement.run_id, records)
         manifest.finish(announcement.run_id)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from bertray.errors import ShardError
 from bertray.metrics.profile import Profile
 from bertray.schema import NUM_TOKENS, OTHER_IDS, ROW, predictions_schema
-from bertray.scoring.shard_reader import check_columns, group_edges, opened, steps
+from bertray.scoring.shard_reader import check_columns, divided, group_edges, opened, steps
 from bertray.scoring.units import Counts, part_rows
 from bertray.storage.location import Location
 from bertray.tokenization.columns import distinct
@@ -78,19 +78,23 @@ def score_shard(
     def attempt() -> Counts:
         counts = Counts()
         with opened(shard) as file:
-            check_columns(file.schema_arrow, text_column, keep_columns)
-            kept = [file.schema_arrow.field(name) for name in keep_columns]
+            own, of_folders = divided(keep_columns, file.schema_arrow, shard)
+            check_columns(file.schema_arrow, text_column, own)
+            fields = {name: file.schema_arrow.field(name) for name in own}
+            kept = [fields.get(name, pa.field(name, pa.string())) for name in keep_columns]
             schema = predictions_schema(kept, bundle.schema).with_metadata(origin)
             rows = part_rows(group_edges(file), *part)
             next_row = rows.start
             with predictions.staged() as path:
                 with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-                    for step in steps(file, text_column, keep_columns, step_bytes, rows):
+                    for step in steps(file, text_column, own, step_bytes, rows):
                         texts, places = distinct(step[text_column])
                         predicted = bundle.predict_column(texts)
                         if OTHER_IDS in (predicted.schema.metadata or {}) and next_row > rows.start:
                             raise _OtherIdsError
                         table = predicted.take(places)
+                        for name, value in of_folders.items():
+                            step = step.append_column(name, pa.repeat(pa.scalar(value, pa.string()), len(step)))
                         row_numbers = pa.array(np.arange(next_row, next_row + len(step)))
                         columns = [row_numbers, *(step[name] for name in keep_columns), *table.columns]
                         writer.write_table(pa.table(columns, schema=schema))

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bertray.errors import RequestError, ShardError
+from bertray.formats.files import folder_columns
 from bertray.storage.location import Location
 from bertray.tokenization.columns import check_text_type, num_text_bytes
 
@@ -51,6 +52,13 @@ class ShardFile(pq.ParquetFile):
         super().__init__(stream, pre_buffer=False, buffer_size=_READ_BYTES)
 
 
+def divided(columns: list[str], schema: pa.Schema, shard: Location) -> tuple[list[str], dict[str, str | None]]:
+    """Columns that the shard has or lacks; and those that its folders are instead, as `day=2026-01-05/`, by name."""
+    of_folders = {name: value for name, value in folder_columns(shard).items() if name in columns}
+    own = [name for name in columns if name in schema.names or name not in of_folders]
+    return own, {name: value for name, value in of_folders.items() if name not in own}
+
+
 @contextmanager
 def opened(shard: Location) -> Iterator[ShardFile]:
     """The shard's Parquet file, open inside the block; ShardError if there is no readable one."""
@@ -61,6 +69,8 @@ def opened(shard: Location) -> Iterator[ShardFile]:
     with stream:
         try:
             file = ShardFile(stream)
+        except RequestError as error:  # of the storage, and through Arrow
+            raise ShardError(str(error)) from error
         except (pa.ArrowException, OSError) as error:
             raise ShardError(f"not a readable Parquet file: {error}") from error
         yield file
@@ -171,8 +181,9 @@ def main() -> None:
     """The child process of `read_in_isolation`."""
     uri, text_column, keep_columns, step_bytes = json.loads(sys.argv[1])
     with suppress(ShardError), opened(Location.of(uri)) as file:  # the next reader reports it
-        check_columns(file.schema_arrow, text_column, keep_columns)
-        for _ in steps(file, text_column, keep_columns, step_bytes):
+        own_columns = divided(keep_columns, file.schema_arrow, Location.of(uri))[0]
+        check_columns(file.schema_arrow, text_column, own_columns)
+        for _ in steps(file, text_column, own_columns, step_bytes):
             pass
 
 

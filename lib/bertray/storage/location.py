@@ -13,13 +13,9 @@ upload. A lasting failure is an `UnavailableError`, whatever the transport calls
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import re
-import shutil
-import stat
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,18 +23,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from botocore.exceptions import ClientError, FlexibleChecksumError
 from fsspec.implementations.local import LocalFileSystem
 
 from bertray.errors import RequestError, UnavailableError
-from bertray.storage import s3
+from bertray.storage import local, s3
+from bertray.storage.explanations import explanation
 
 _MISSING = (FileNotFoundError, NotADirectoryError)
-# A local file is written under a hidden name with this ending before it is renamed.
-_UNFINISHED = ".tmp"
 _HIDDEN = re.compile(r"(^|/)(\.|_(?![^/]*=[^/]*/))")
-MAX_NAME_BYTES = 255  # of file systems; S3 has no limit of its own for the parts of a key
-_CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or the role"
 
 
 @dataclass(frozen=True, slots=True)  # slots: a listing may hold a million
@@ -121,7 +113,7 @@ class Location:
         """`file` or `directory`; None: nothing is there, which these errors say."""
         with _explained(self):
             try:
-                return str(self.fs.info(self.path)["type"])
+                return str((self.fs.info if self.is_local else partial(s3.info, self.fs))(self.path)["type"])
             except missing:
                 return None
 
@@ -147,7 +139,7 @@ class Location:
         root = len(self.path) + 1
         with _explained(self):
             if self.is_local:  # not by fsspec, which lists a folder that it cannot read as empty
-                found = [(path, one.st_size, str(one.st_mtime_ns)) for path, one in _find_local(self.path)]
+                found = [(path, one.st_size, str(one.st_mtime_ns)) for path, one in local.find(self.path)]
             else:
                 found = [(path, one["size"], _etag(one)) for path, one in s3.find(self.fs, self.path).items()]
         return [FileInfo(path[root:] or self.name, size_bytes, version) for path, size_bytes, version in found]
@@ -177,7 +169,7 @@ class Location:
             if self.is_local:
                 facts = Path(self.path).stat()
                 return FileInfo(self.name, facts.st_size, str(facts.st_mtime_ns))
-            detail = self.fs.info(self.path)
+            detail = s3.info(self.fs, self.path)
             return FileInfo(self.name, detail["size"], _etag(detail))
 
     def open(self) -> Any:
@@ -211,22 +203,22 @@ class Location:
     def create(self, data: bytes) -> bool:
         """Write the whole file atomically if nothing is there; False: something is, and stays.
 
-        On S3 this is a conditional put (If-None-Match); a store that ignores the condition overwrites. If the answer
+        On S3 this is a conditional put (If-None-Match); see `is_exclusive` for stores that know none. If the answer
         to a put is lost, its repetition finds the file: one that holds `data` counts as created by this call. So
         callers write bytes that no other process writes, such as a run's id.
         """
         with _explained(self):
             if not self.is_local:
                 return s3.create_object(self.fs, self.path, data)
-            staging = _staging_path(Path(self.path))
-            try:
-                staging.write_bytes(data)
-                os.link(staging, self.path)  # unlike a rename, a link never replaces a file
-            except FileExistsError:
-                return False
-            finally:
-                staging.unlink(missing_ok=True)
-            return True
+            return local.create(Path(self.path), data)
+
+    def is_exclusive(self, data: bytes) -> bool:
+        """Whether of two processes that create a file here at once only one succeeds. The file is there with `data`.
+
+        Some S3 stores refuse or ignore the condition of a put: then each of them may.
+        """
+        with _explained(self):
+            return self.is_local or s3.respects_condition(self.fs, self.path, data)
 
     @contextmanager
     def staged(self) -> Iterator[Path]:
@@ -239,12 +231,11 @@ class Location:
                     s3.upload(self.fs, self.path, staging)
             return
         with _explained(self):
-            staging = _staging_path(Path(self.path))
+            staging = local.staging_path(Path(self.path))
         try:
             yield staging
             with _explained(self):
-                _sync(staging)
-                staging.replace(self.path)
+                local.replace(staging, Path(self.path))
         finally:
             staging.unlink(missing_ok=True)
 
@@ -256,7 +247,7 @@ class Location:
         """
         with _explained(self):
             if self.is_local:
-                _replace_folder(folder, Path(self.path))
+                local.replace_folder(folder, Path(self.path))
                 return
             (self / last).remove()
             self.remove()
@@ -272,7 +263,7 @@ class Location:
             return
         with tempfile.TemporaryDirectory(prefix="bertray-") as folder:
             with _explained(self):
-                s3.download(self.fs, self.path, Path(folder))
+                s3.download(self.fs, self.path, Path(folder), lambda name: _explained(self / name))
             yield Path(folder)
 
     def remove_unfinished(self) -> None:
@@ -283,25 +274,31 @@ class Location:
         if self.is_local:
             target = Path(self.path)
             # All of the name: `.bundle.v2.0123456789ab.tmp` belongs to bundle.v2, not to bundle.
-            own = f".{glob.escape(_short(target.name))}.{'[0-9a-f]' * 12}{_UNFINISHED}"
-            for path in [*target.parent.glob(own), *target.rglob(f".*{_UNFINISHED}")]:
-                _remove_local(path)
+            own = f".{glob.escape(local.short(target.name))}.{'[0-9a-f]' * 12}{local.UNFINISHED}"
+            for path in [*target.parent.glob(own), *target.rglob(f".*{local.UNFINISHED}")]:
+                local.remove(path)
 
     def move(self, target: Location) -> None:
         """Move a file within its storage, atomically; replaces what was there. Nothing, if that was done before.
 
-        On S3 the server copies it, and this file stays.
+        On S3 the server copies it, and this file stays. On a disk the name is durable after `sync_names` of its folder.
         """
         with _explained(self):
             try:
                 if self.is_local:
-                    Path(target.path).parent.mkdir(parents=True, exist_ok=True)
+                    local.make_folder(Path(target.path).parent)
                     Path(self.path).replace(target.path)
                 else:
                     self.fs.cp_file(self.path, target.path)
             except FileNotFoundError:
                 if not target.exists():
                     raise
+
+    def sync_names(self) -> None:
+        """Make the names in this folder durable; on S3 they are."""
+        if self.is_local:
+            with _explained(self):
+                local.sync_folder(Path(self.path))
 
     def remove_empty_folders(self) -> None:
         """Remove this folder and those below it that hold no file. S3 has no folders."""
@@ -314,7 +311,7 @@ class Location:
         """Remove the file or folder if it exists. `is_file`: it is no folder, which saves S3 a listing."""
         with _explained(self):
             if self.is_local:
-                _remove_local(Path(self.path))
+                local.remove(Path(self.path))
             elif is_file:
                 s3.remove_object(self.fs, self.path)
             else:
@@ -324,73 +321,6 @@ class Location:
 def is_hidden(path: str) -> bool:
     """Whether a name in the path begins with `.` or `_`; a folder `_day=5` does not count, as Spark reads it, too."""
     return bool(_HIDDEN.search(path))
-
-
-def shortened(name: str, num_bytes: int) -> str:
-    """The name itself, or if it has more bytes its beginning and a hash of all of it."""
-    data = name.encode(errors="surrogateescape")
-    if len(data) <= num_bytes:
-        return name
-    return f"{data[: num_bytes - 17].decode(errors='ignore')}~{hashlib.sha256(data).hexdigest()[:16]}"
-
-
-def _find_local(path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """The files at or below a path, each with its `stat`. Follows links. A missing path has no files."""
-    todo = [(path, frozenset[tuple[int, int]]())]  # with the folders above it: a link back to one of them is skipped
-    while todo:
-        path, above = todo.pop()
-        try:
-            facts = os.stat(path)  # noqa: PTH116
-            inode = facts.st_dev, facts.st_ino
-            if stat.S_ISREG(facts.st_mode):
-                yield path, facts
-            elif stat.S_ISDIR(facts.st_mode) and inode not in above:
-                below = above | {inode}
-                with os.scandir(path) as entries:
-                    todo += [(entry.path, below) for entry in entries]
-        except (FileNotFoundError, NotADirectoryError):  # a broken link, or it was removed meanwhile
-            continue
-
-
-def _remove_local(path: Path) -> None:
-    """Remove a file, a folder or a link if it exists."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        path.unlink(missing_ok=True)
-
-
-def _staging_path(target: Path) -> Path:
-    """A hidden, unused name in the target's folder, which is created: a rename stays within one file system."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target.parent / f".{_short(target.name)}.{uuid.uuid4().hex[:12]}{_UNFINISHED}"
-
-
-def _short(name: str) -> str:
-    return shortened(name, MAX_NAME_BYTES - 2 - 12 - len(_UNFINISHED))
-
-
-def _sync(path: Path) -> None:
-    """Make the file's content durable, before a rename makes it visible."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _replace_folder(source: Path, target: Path) -> None:
-    """Copy a folder to a place where another may be; readers see the old one until the copy is complete."""
-    staging, replaced = _staging_path(target), _staging_path(target)
-    try:
-        shutil.copytree(source, staging, copy_function=lambda file, copy: _sync(Path(shutil.copyfile(file, copy))))
-        if target.exists():
-            target.replace(replaced)
-        staging.replace(target)
-    except BaseException:
-        if replaced.exists() and not target.exists():
-            replaced.replace(target)
-        raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 class _ReadError(UnavailableError, OSError):
@@ -409,35 +339,7 @@ def _explained(location: Location, kind: type[UnavailableError] = UnavailableErr
     except RequestError:
         raise
     except Exception as error:
-        message = _explanation(location, error)
+        message = explanation(location.uri, location.path, location.is_local, error)
         if message is None:
             raise
         raise kind(message) from error
-
-
-def _explanation(location: Location, error: Exception) -> str | None:
-    """The message for the user; None: the error does not come from the storage."""
-    # s3fs translates errors: S3's answer, with the operation and the number of attempts, is the cause.
-    answer = error.__cause__ if isinstance(error.__cause__, ClientError) else None
-    # fsspec's timeout is empty, but has a cause.
-    reason = (str(answer or error) or str(error.__cause__ or "") or type(error).__name__).rstrip(".")
-    if isinstance(error, FileNotFoundError):
-        check = "the path" if location.is_local else "the path, the bucket and AWS_ENDPOINT_URL"
-        return f"not found: {location}. Check {check}"
-    if isinstance(error, PermissionError):
-        check = "its mode and owner" if location.is_local else f"{_CREDENTIALS} and the bucket's policy"
-        return f"no permission for {location}: {reason}. Check {check}"
-    if isinstance(error, FlexibleChecksumError):  # `rclone serve s3`, for one
-        return (
-            f"cannot read {location}: {reason}. A store that sends the checksum of a whole file with a part of it "
-            "needs AWS_RESPONSE_CHECKSUM_VALIDATION=when_required"
-        )
-    if not location.is_local and isinstance(error, s3.transport_errors()):
-        return f"cannot reach {location}: {reason}. Check {_CREDENTIALS} and AWS_ENDPOINT_URL"
-    if not isinstance(error, OSError):
-        return None
-    if answer is None:  # a full disk, a file where a folder should be
-        return f"storage refused {location}: {reason}"
-    overloaded = answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
-    advice = "Try again later" if overloaded else f"Check {_CREDENTIALS}, the region and AWS_ENDPOINT_URL"
-    return f"storage refused {location}: {reason}. {advice}"

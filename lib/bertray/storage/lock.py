@@ -7,9 +7,10 @@
 2. beat     Every BEAT_INTERVAL_S the holder rewrites its file. If there is a higher number, it has lost the lock.
 3. release  The file stays, marked as released: a number is never used twice.
 
+On a file system without hard links a run that dies as it takes the lock leaves an empty file, which expires likewise.
 A lock expires EXPIRY_S after the last beat, so the clocks of machines with one output must agree within some seconds.
-In a store without conditional puts (`If-None-Match`), two runs that start within one round trip may both take the lock;
-they then write the same bytes to the same names.
+In a store without conditional puts (`If-None-Match`), two runs that start within some round trips may both take the
+lock, and a warning says so; they then write the same bytes to the same names.
 """
 
 from __future__ import annotations
@@ -52,6 +53,12 @@ class LockRecord(BaseModel, frozen=True):
         now = datetime.now(UTC)
         host, pid = socket.gethostname(), os.getpid()
         return cls(run_id=run_id, host=host, pid=pid, process=_process_identity(pid), taken_at=now, beat_at=now)
+
+    @classmethod
+    def of_empty_file(cls, file: Location) -> Self:
+        """What is known of a run that is just starting, or died then, or with its machine."""
+        at = datetime.fromtimestamp(int(file.info().version) / 1e9, UTC)
+        return cls(run_id=f"of the empty file {file}", host="?", pid=0, process="", taken_at=at, beat_at=at)
 
     def to_bytes(self) -> bytes:
         return (self.model_dump_json(indent=2) + "\n").encode()
@@ -113,8 +120,15 @@ class RunLock:
             _log.info("run %s did not release its lock; taking over", record.run_id)
             self.was_left_behind = True
         self.number = highest + 1
-        if not _file(self._output, self.number).create(self._record.to_bytes()):
+        file, data = _file(self._output, self.number), self._record.to_bytes()
+        if not file.create(data):
             raise LockedError(f"another run has just taken {self._output}. Wait for it")
+        if not file.is_exclusive(data):
+            _log.warning(
+                "warning: the store of %s knows no conditional put (If-None-Match), so two runs that start at once may "
+                "both take its lock: start one at a time",
+                self._output,
+            )
         for number in _numbers(self._output):
             if number < self.number:
                 _file(self._output, number).remove()
@@ -156,8 +170,11 @@ def highest_lock(output: Location) -> tuple[int, LockRecord | None]:
     if highest == 0:
         return 0, None
     file = _file(output, highest)
+    data = file.read_bytes()
+    if file.is_local and not data.strip(b"\0"):
+        return highest, LockRecord.of_empty_file(file)
     try:
-        return highest, LockRecord.model_validate_json(file.read_bytes())
+        return highest, LockRecord.model_validate_json(data)
     except ValidationError as error:
         raise RequestError(f"{file} is no lock file; remove it") from error
 

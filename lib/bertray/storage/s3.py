@@ -37,6 +37,9 @@ _AHEAD_BYTES = 1 << 20
 _NUM_CONNECTIONS = 8
 # Attempts at a whole upload or conditional put.
 _MAX_STARTS = 3
+# Of stores that do not know a header, such as If-None-Match.
+_BAD_HEADER = (400, 501)
+CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
 
 
 def connect(scheme: str) -> Any:
@@ -44,9 +47,25 @@ def connect(scheme: str) -> Any:
     retries: dict[str, Any] = {} if "AWS_RETRY_MODE" in os.environ else {"mode": _RETRY_MODE}
     if "AWS_MAX_ATTEMPTS" not in os.environ:
         retries["total_max_attempts"] = _MAX_ATTEMPTS
-    fs = fsspec.filesystem(scheme, use_listings_cache=False, config_kwargs={"retries": retries})
+    config: dict[str, Any] = {"retries": retries}
+    if CHECKSUMS not in os.environ:
+        # Older MinIO, Ceph and others refuse the checksums that botocore adds unasked. Without one it signs the
+        # body's SHA-256, which the store compares as well.
+        config["request_checksum_calculation"] = "when_required"
+    fs = fsspec.filesystem(scheme, use_listings_cache=False, config_kwargs=config)
     fs.retries = _S3FS_RETRIES
     return fs
+
+
+def info(fs: Any, path: str) -> dict[str, Any]:
+    """Details of an object or a folder."""
+    try:
+        found: dict[str, Any] = fs.info(path)
+        return found
+    except OSError as error:
+        if "/" in path and error_code(error) in ("301", "400", "403"):
+            fs.cat_file(path, start=0, end=1)  # a HEAD's answer has no reason; the error of a GET has
+        raise
 
 
 def open_object(fs: Any, path: str, explained: Callable[[], AbstractContextManager[None]]) -> Any:
@@ -80,23 +99,48 @@ def read_object(fs: Any, path: str, end: int | None = None) -> bytes:
 
 
 def create_object(fs: Any, path: str, data: bytes) -> bool:
-    """Put an object if none exists; False: another one with different bytes does."""
+    """Put an object if none exists; False: another one with different bytes does.
+
+    A store that refuses the condition itself is asked whether the object exists, and then gets it without.
+    """
+    has_condition = True
     for start in range(1, _MAX_STARTS + 1):
         try:
             fs.pipe_file(path, data, mode="create")
             return True
         except OSError as error:
-            code = error_code(error)
-            # s3fs recognizes a refusal by a detail of the answer that MinIO leaves out.
-            if isinstance(error, FileExistsError) or code == "PreconditionFailed":
+            if _is_precondition_failed(error):
                 break
-            if code != "ConditionalRequestConflict" or start == _MAX_STARTS:
+            if http_status(error) in _BAD_HEADER:
+                has_condition = False
+                break
+            if error_code(error) != "ConditionalRequestConflict" or start == _MAX_STARTS:
                 raise
             time.sleep(_BODY_BACKOFF_S)  # two puts at once: S3 refused this one, and may have taken the other
     try:
         return read_object(fs, path) == data
-    except FileNotFoundError:  # it existed and is gone again, so it was not ours
-        return False
+    except FileNotFoundError:
+        if has_condition:  # it existed and is gone again, so it was not ours
+            return False
+    fs.pipe_file(path, data)
+    return True
+
+
+def respects_condition(fs: Any, path: str, data: bytes) -> bool:
+    """Whether the store refuses to replace an object that holds `data` under `If-None-Match`."""
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except OSError as error:
+        if _is_precondition_failed(error) or error_code(error) == "ConditionalRequestConflict":
+            return True
+        if http_status(error) not in _BAD_HEADER:
+            raise
+    return False
+
+
+def _is_precondition_failed(error: OSError) -> bool:
+    # s3fs recognizes a refusal by a detail of the answer that MinIO leaves out.
+    return isinstance(error, FileExistsError) or error_code(error) == "PreconditionFailed"
 
 
 def upload(fs: Any, path: str, file: Path) -> None:
@@ -116,8 +160,12 @@ def find(fs: Any, path: str) -> dict[str, dict[str, Any]]:
     return {name: detail for name, detail in fs.find(path, detail=True).items() if not name.endswith("/")}
 
 
-def download(fs: Any, path: str, folder: Path) -> None:
-    """Copy all objects below a path into a local folder."""
+def download(fs: Any, path: str, folder: Path, explained: Callable[[str], AbstractContextManager[None]]) -> None:
+    """Copy all objects below a path into a local folder. A file is copied inside `explained(its name below the path)`.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     # s3fs' get reads a path with brackets as a pattern, and does not repeat the parts of large files.
     root = len(path) + 1
     files = {name: detail["size"] for name, detail in find(fs, path).items() if name[root:]}
@@ -134,9 +182,10 @@ def download(fs: Any, path: str, folder: Path) -> None:
         parts += [(name, target, start, min(start + _PART_BYTES, size_bytes)) for start in starts]
 
     def copy(name: str, target: Path, start: int, end: int) -> None:
-        data = _whole(fs, partial(fs.cat_file, name, start=start, end=end))
-        if len(data) != end - start:
-            raise OSError(f"{name} was rewritten while it was copied")
+        with explained(name[root:]):
+            data = _whole(fs, partial(fs.cat_file, name, start=start, end=end))
+            if len(data) != end - start:
+                raise OSError(f"{name} was rewritten while it was copied")
         with target.open("r+b") as file:
             file.seek(start)
             file.write(data)
@@ -187,6 +236,12 @@ def transport_errors() -> tuple[type[Exception], ...]:
     from botocore.parsers import ResponseParserError
 
     return BotoCoreError, ResponseParserError, aiohttp.ClientError, ConnectionError, TimeoutError
+
+
+def http_status(error: BaseException) -> int:
+    """The status of an answer of S3 that s3fs has translated; 0: it is none."""
+    cause = error.__cause__
+    return int(cause.response["ResponseMetadata"]["HTTPStatusCode"]) if isinstance(cause, ClientError) else 0
 
 
 def error_code(error: BaseException) -> str:

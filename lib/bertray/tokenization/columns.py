@@ -11,7 +11,18 @@ import pyarrow.compute as pc
 
 from bertray.errors import ShardError
 
-_TYPES = {pa.null(), pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()}
+# Characters that show nothing, for classes of regular expressions: Unicode's Default_Ignorable_Code_Point, interlinear
+# annotation, and the blank of Braille. Joiners, variation selectors and the tags of flags change how others look.
+JOINERS = "\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f\U000e0100-\U000e01ef"
+ZERO_WIDTH = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufeff"
+    "\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e001f\U000e0080-\U000e00ff"
+    "\U000e01f0-\U000e0fff"
+)
+_VISIBLE = rf"[^\s\p{{Z}}\p{{Cc}}\x{{e0020}}-\x{{e007f}}{JOINERS}{ZERO_WIDTH}]"
+
+TEXT_TYPES = {pa.null(), pa.string(), pa.large_string(), pa.string_view()}
+TEXT_TYPES |= {pa.binary(), pa.large_binary(), pa.binary_view()}
 
 
 def as_text(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeStringArray, pa.StringArray]:
@@ -20,12 +31,25 @@ def as_text(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeStringArray, pa
     Raises:
         ShardError: the column's type holds no text.
     """
+    strings, is_invalid_N = as_utf8(column)
+    conditions = pc.make_struct(is_invalid_N, pc.is_null(strings), is_blank(strings))
+    return strings, pc.case_when(conditions, "text is not UTF-8", "text is null", "text is empty")
+
+
+def as_utf8(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeStringArray, pa.BooleanArray]:
+    """The column as strings, and whether each is not valid UTF-8, and therefore empty.
+
+    Raises:
+        ShardError: the column's type holds no text.
+    """
     column = _as_bytes(column)
     is_invalid_N = pa.array(_is_not_utf8(column))
-    strings = pc.if_else(is_invalid_N, pa.scalar(b"", pa.large_binary()), column).cast(pa.large_string())
-    is_empty_N = pc.or_(pc.utf8_is_space(strings), pc.equal(pc.binary_length(strings), 0))
-    conditions = pc.make_struct(is_invalid_N, pc.is_null(strings), is_empty_N)
-    return strings, pc.case_when(conditions, "text is not UTF-8", "text is null", "text is empty")
+    return pc.if_else(is_invalid_N, pa.scalar(b"", pa.large_binary()), column).cast(pa.large_string()), is_invalid_N
+
+
+def is_blank(strings: pa.Array | pa.ChunkedArray) -> pa.BooleanArray | pa.ChunkedArray:
+    """Whether each string shows nothing: it is empty, or of white space, controls and zero-width characters alone."""
+    return pc.invert(pc.match_substring_regex(strings, _VISIBLE))
 
 
 def distinct(column: pa.ChunkedArray) -> tuple[pa.LargeBinaryArray, pa.Int32Array]:
@@ -58,7 +82,7 @@ def check_text_type(kind: pa.DataType) -> None:
     """
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if kind not in _TYPES:
+    if kind not in TEXT_TYPES:
         raise ShardError(f"the text column is of type {kind}; it must hold strings")
 
 

@@ -94,8 +94,8 @@ class ColumnTokenizer:
         strings, errors = as_text(texts)
         contents = self._texts.encode(strings)
         num_tokens_N = np.diff(contents.offsets_N1)
-        if not self._prefix and not self._suffix:  # then a text of control characters alone has no tokens at all
-            errors = pc.if_else(pc.and_(pa.array(num_tokens_N == 0), errors.is_null()), "text has no tokens", errors)
+        # Without tokens of its own, every text would get the same label.
+        errors = pc.if_else(pc.and_(pa.array(num_tokens_N == 0), errors.is_null()), "text has no tokens", errors)
         if len(self._missing):  # a bundle from before training refused such tokenizers
             places_M = np.flatnonzero(np.isin(contents.ids_T, self._missing))
             rows_M = np.searchsorted(contents.offsets_N1, places_M, side="right") - 1

@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from bertray.errors import RequestError
+from bertray.model.runtime import CGROUP
 
 _LAYER_NUMBER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -41,12 +42,24 @@ def check_memory(model: Any, *, keeps_average: bool) -> None:
             # weight and gradient come on top.
             width = 16 + (4 if keeps_average else 0) + (4 if weights.element_size() == 2 else 0)
             num_bytes += weights.numel() * width
-    available = psutil.virtual_memory().available
+    available = _available_bytes()
     if num_bytes > available:
         raise RequestError(
             f"training {num_weights:,} weights takes {num_bytes / 2**30:.1f} GiB beside what a step needs, and "
             f"{available / 2**30:.1f} GiB are free: use a smaller --encoder, or run fewer workers on a machine"
         )
+
+
+def _available_bytes() -> int:
+    """Memory that this process may still take, also in a container with a limit."""
+    available: int = psutil.virtual_memory().available
+    limit = CGROUP / "memory.max"  # bytes, or "max"
+    if not limit.is_file() or (most := limit.read_text().strip()) == "max":
+        return available
+    facts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    # What the kernel keeps of files that were read, it gives back when memory is short.
+    used = int((CGROUP / "memory.current").read_text()) - int(facts["inactive_file"])
+    return min(available, int(most) - used)
 
 
 class Optimizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,12 +59,18 @@ def open_data(config: TrainingOptions) -> Dataset:
 
 
 def check_output(config: TrainConfig, run: TrainingRun) -> None:
-    """Refuse to replace anything but a bundle, or what the run itself has begun to write."""
+    """Refuse to replace anything but a bundle on a disk, or what the run itself has begun to write."""
     refuse_to_replace_data(config)
     output = Location.of(config.output)
     refuse_in_bundle(output, output.ancestors())
     if not output.exists() or (not output.is_file() and output.is_empty()) or run.has_left_half_a_bundle():
         return
+    if not output.is_local and (output / BUNDLE_FILE).exists():
+        free = next(uri for number in count(2) if not Location.of(uri := f"{output}-{number}").exists())
+        raise RequestError(
+            f"--output {output} is a bundle, and none is replaced on S3, where the old one would be gone before the "
+            f"new one is complete: choose another folder, such as --output {free}"
+        )
     if not config.overwrite:
         raise RequestError(f"--output {output} exists. Choose another folder, or replace a bundle with --overwrite")
     if not (output / BUNDLE_FILE).exists():
