@@ -120,7 +120,7 @@ def actors(stage: Stage) -> tuple[str, str]:
     next_actor_s = 0.0
     while job.poll() is None:
         time.sleep(0.02)  # a merge is short
-        has_begun = len(list(output.glob("predictions/*.parquet"))) > 3
+        has_begun = len(list(output.glob("staging/**/*.parquet"))) > 3
         for process, name in at_work(job):
             kind = next((kind for kind in wanted if kind in name), None)
             if not (has_begun and kind and wanted[kind]):
@@ -155,7 +155,7 @@ def node(stage: Stage) -> tuple[str, str]:
     try:
         lost = cluster.add_node(num_cpus=1, **ray)
         job = start(stage.command(output), {"RAY_ADDRESS": cluster.address})
-        wait_for(lambda: len(list(output.glob("*/*.parquet"))) > 10 or job.poll() is not None)
+        wait_for(lambda: len(list(output.glob("staging/**/*.parquet"))) > 10 or job.poll() is not None)
         check(job.poll() is None, "the run was over before the node was removed")
         cluster.remove_node(lost, allow_graceful=False)
         cluster.add_node(num_cpus=1, **ray)
@@ -187,6 +187,7 @@ def s3(stage: Stage) -> tuple[str, str]:
         with FaultyProxy(upstream, share=0.05, seed=1) as (endpoint, counts):
             finish(stage.command("s3://bertray/scored", "s3://bertray/archive"), {"AWS_ENDPOINT_URL": endpoint, **keys})
             num_faults = dict(counts)
+            verified("s3://bertray/scored", {"AWS_ENDPOINT_URL": endpoint, **keys})
         store.get("bertray/scored/predictions/", f"{stage.output('s3')}/predictions/", recursive=True)
         left = store.find("bertray/scored/staging")
     finally:
@@ -337,9 +338,20 @@ def same_rows(stage: Stage, output: Path) -> None:
 
 
 def clean(output: Path) -> None:
-    """Nothing is staged, nothing half-written."""
-    left = [str(path) for path in output.rglob("*") if path.name.startswith(".") or "staging" in path.parts]
+    """Nothing is staged, nothing half-written, and every file is what its record says."""
+    waiting = {"staging", "staged", "publishing"}
+    left = [str(path) for path in output.rglob("*") if path.name.startswith(".") or waiting & set(path.parts)]
     check(not left, f"left over: {left[:5]}")
+    verified(str(output))
+
+
+def verified(output: str, environment: dict[str, str] | None = None) -> None:
+    """As `bertray verify` says."""
+    command = [sys.executable, "-m", "bertray", "verify", "--output", output]
+    done = subprocess.run(
+        command, env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False
+    )
+    check(done.returncode == 0, f"bertray verify: {done.stdout}{done.stderr[-2000:]}")
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -7,7 +7,7 @@
     fixed        bertray score over 8 small shards, beside the bare engine on the same texts, and where the rest goes
     nothing      a run over shards that are all done
     planning     listing and plan of many real shards, and what is asked of the file system for it
-    manifest     a manifest of a million records; planning and dividing as many shards; what the gate reads
+    manifest     a manifest of a million records; planning and dividing as many shards; the profile of all
     s3           what a listing costs whoever lists, and how often S3 is asked (moto, on loopback)
     reading      reading, comparing and writing in one process, without a model
     tiny         many tiny shards end to end
@@ -42,7 +42,6 @@ from benchmarks.scale_data import (
     commit_shards,
     tiny_archive,
     write_manifest,
-    write_reports,
 )
 from benchmarks.scale_figures import Line, Measured
 from benchmarks.scale_runs import (
@@ -177,7 +176,7 @@ def nothing(bench: Bench) -> Measured:
         Line("nothing: of Ray, torch and transformers, how many were imported", len(heavy), "", at_most=0),
         *(
             Line(f"nothing, of it: {what}", run.first(what).wall_s, "s")
-            for what in ("list_shards", "Manifest.latest", "plan", "Runs.unannounced")
+            for what in ("list_shards", "Manifest.latest", "plan")
         ),
     ]
     return Measured(lines, {"walls_s": [one.wall_s for one in runs], "num_modules_imported": len(imported)})
@@ -230,7 +229,6 @@ def manifest(bench: Bench) -> Measured:
     request, run_id = "f" * 64, new_run_id()
     paths = [f"date=2026-01-{number // 50_000 + 1:02d}/part-{number:07d}.parquet" for number in range(num_records)]
     size_bytes = write_manifest(output, paths, request, run_id)
-    write_reports(output, paths, run_id)
     part = run_part("manifest", output, request, NUM_GPUS)
     report = run_part("report", output)
     assert part["num_done"] == part["num_records"] == report["num_shards"] == num_records
@@ -245,7 +243,7 @@ def manifest(bench: Bench) -> Measured:
         Line("manifest: these units as rows for Ray Data", part["units_as_rows_s"], "s"),
         Line("manifest: bytes of these rows", part["units_as_rows_mib"], "MiB"),
         Line("manifest: peak memory, after that", part["divide_peak_mib"], "MiB"),
-        Line(f"manifest: the gate reads what became of {num_records:,} shards", report["report_s"], "s"),
+        Line(f"manifest: the profile of {num_records:,} shards, for latest.json", report["report_s"], "s"),
         Line("manifest: peak memory of that, beside the manifest's", report["peak_mib"] - report["before_mib"], "MiB"),
     ]
     return Measured(lines, {"manifest_bytes": size_bytes, "num_labels": NUM_LABELS, "part": part, "report": report})

@@ -1,4 +1,4 @@
-"""Archives, manifests and reports for benchmarks/scale.py: many, and made in seconds."""
+"""Archives and manifests for benchmarks/scale.py: many, and made in seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.tiny import word_archive
-from bertray.schema import MANIFEST_SCHEMA, NUM_LENGTH_BINS, NUM_SCORE_BINS, SHARD_REPORT_SCHEMA
+from bertray.schema import MANIFEST_SCHEMA, NUM_LENGTH_BINS, NUM_SCORE_BINS, RECORD_SCHEMA
 from bertray.scoring.manifest import Manifest
 from bertray.scoring.runs import Announcement, Runs
 from bertray.storage.location import Location
@@ -22,7 +22,7 @@ from bertray.storage.lock import new_run_id
 
 SHARDS_A_FOLDER = 1000
 TINY_ROWS, STUB_ROWS = 4, 250  # of a shard
-RECORDS_A_FILE, NUM_LABELS = 10_000, 10
+NUM_LABELS = 10  # of a shard
 
 
 def _linked_archive(folder: Path, num_shards: int, num_rows: int) -> Path:
@@ -56,7 +56,7 @@ def commit_shards(archive: Path, output: Path, request: str, share: float = 1.0)
     ]
     place = Location.of(str(output))
     books = Manifest(place)
-    books.append(run_id, records)
+    books.append(run_id, pa.Table.from_pylist(records, RECORD_SCHEMA))
     books.finish(run_id)
     Runs(place).announce(Announcement(run_id=run_id))
 
@@ -64,7 +64,7 @@ def commit_shards(archive: Path, output: Path, request: str, share: float = 1.0)
 def write_manifest(output: Path, paths: list[str], request: str, run_id: str) -> int:
     """A manifest with a record of each path, as runs leave it; its bytes."""
     count = len(paths)
-    columns = {
+    columns: dict[str, Any] = {
         "path": pa.array(paths),
         "size_bytes": pa.array(np.arange(count) + 20_000_000),
         "version": pa.array([hashlib.md5(path.encode(), usedforsecurity=False).hexdigest() for path in paths]),
@@ -75,32 +75,23 @@ def write_manifest(output: Path, paths: list[str], request: str, run_id: str) ->
         "run_id": pa.repeat(run_id, count),
         "committed_at": pa.array(np.arange(count) + 1_700_000_000_000_000, pa.timestamp("us", tz="UTC")),
     }
+    rng = np.random.default_rng(0)
+    columns["labels"] = pa.MapArray.from_arrays(
+        np.arange(count + 1, dtype=np.int32) * NUM_LABELS,
+        pa.array([f"label {number}" for number in range(NUM_LABELS)]).take(
+            pa.array(np.arange(count * NUM_LABELS) % NUM_LABELS)
+        ),
+        pa.array(rng.integers(200, size=count * NUM_LABELS)),
+    )
+    for name, num_bins in (("scores", NUM_SCORE_BINS), ("lengths", NUM_LENGTH_BINS)):
+        bins = pa.array(rng.integers(200, size=count * num_bins, dtype=np.int32))
+        columns[name] = pa.FixedSizeListArray.from_arrays(bins, num_bins)
+    columns["precision"] = pa.repeat("bf16", count)
+    for field in RECORD_SCHEMA:
+        if field.name not in columns:
+            columns[field.name] = pa.array(rng.integers(1000, size=count)).cast(field.type)
     file = output / "manifest" / f"{run_id}.parquet"
     file.parent.mkdir(parents=True)
-    table = pa.table([columns[name] for name in MANIFEST_SCHEMA.names], schema=MANIFEST_SCHEMA)
+    table = pa.table([columns[name] for name in RECORD_SCHEMA.names], schema=RECORD_SCHEMA)
     pq.write_table(table, file, compression="zstd")
     return file.stat().st_size
-
-
-def write_reports(output: Path, paths: list[str], run_id: str) -> None:
-    """What became of each path, in files as a run writes them every few seconds."""
-    rng = np.random.default_rng(0)
-    folder = output / "runs" / run_id
-    folder.mkdir(parents=True)
-    for start in range(0, len(paths), RECORDS_A_FILE):
-        some = paths[start : start + RECORDS_A_FILE]
-        count = len(some)
-        labels = pa.MapArray.from_arrays(
-            np.arange(count + 1, dtype=np.int32) * NUM_LABELS,
-            pa.array([f"label {number}" for number in range(NUM_LABELS)] * count),
-            pa.array(rng.integers(200, size=count * NUM_LABELS)),
-        )
-        columns: dict[str, Any] = {"path": pa.array(some), "failure": pa.nulls(count, pa.string()), "labels": labels}
-        for name, num_bins in (("scores", NUM_SCORE_BINS), ("lengths", NUM_LENGTH_BINS)):
-            bins = pa.array(rng.integers(200, size=count * num_bins, dtype=np.int32))
-            columns[name] = pa.FixedSizeListArray.from_arrays(bins, num_bins)
-        for schema_field in SHARD_REPORT_SCHEMA:
-            if schema_field.name not in columns:
-                columns[schema_field.name] = pa.array(rng.integers(1000, size=count)).cast(schema_field.type)
-        table = pa.table([columns[name] for name in SHARD_REPORT_SCHEMA.names], schema=SHARD_REPORT_SCHEMA)
-        pq.write_table(table, folder / f"shards-{start // RECORDS_A_FILE:05d}.parquet", compression="zstd")

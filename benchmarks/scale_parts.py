@@ -66,7 +66,7 @@ def planning(archive: str, output: str, fingerprint: str) -> dict[str, Any]:
     latest = Manifest(Location.of(output)).latest()
     clock.lap("manifest_s")
     before = sum(calls.values())
-    todo = plan(shards, latest, fingerprint)
+    todo = plan(shards, latest, latest[:0], fingerprint)
     clock.lap("plan_s")
     return {
         **clock.laps_s,
@@ -91,11 +91,11 @@ def manifest(output: str, fingerprint: str, num_actors: str) -> dict[str, Any]:
     columns = (latest[name].to_pylist() for name in ("path", "size_bytes", "version"))
     shards = [FileInfo(*values) for values in zip(*columns, strict=True)]
     clock = _Clock(clock)
-    facts["num_done"] = plan(shards, latest, fingerprint).num_done
+    facts["num_done"] = plan(shards, latest, latest[:0], fingerprint).num_done
     clock.lap("plan_s")
     facts["plan_peak_mib"] = _peak_mib()
     clock = _Clock(clock)
-    todo = plan(shards, latest, "another request")
+    todo = plan(shards, latest, latest[:0], "another request")
     pending = todo.pending
     clock.lap("plan_pending_s")
     units = divide(pending, STEP_BYTES["cuda"], int(num_actors), fingerprint, set()).units
@@ -107,20 +107,18 @@ def manifest(output: str, fingerprint: str, num_actors: str) -> dict[str, Any]:
 
 
 def report(output: str) -> dict[str, Any]:
-    """What the gate reads at the end of a run."""
-    from bertray.scoring.archive import list_shards
+    """What a run that publishes reads for latest.json."""
+    from bertray.schema import RECORD_SCHEMA
     from bertray.scoring.manifest import Manifest
-    from bertray.scoring.runs import Runs
+    from bertray.scoring.runs import profile_of
     from bertray.storage.location import Location
 
-    assert list_shards  # what a run has imported by then
-    runs = Runs(Location.of(output))
-    present = set(Manifest(Location.of(output)).latest()["path"].to_pylist())
     before_mib = _peak_mib()
     clock = _Clock()
-    news = runs.unannounced(runs.latest(), present)
+    records = Manifest(Location.of(output)).latest(RECORD_SCHEMA)
+    assert profile_of(records).num_rows == 1000 * len(records)
     clock.lap("report_s")
-    return {**clock.laps_s, "num_shards": news.num_shards, "before_mib": before_mib, "peak_mib": _peak_mib()}
+    return {**clock.laps_s, "num_shards": len(records), "before_mib": before_mib, "peak_mib": _peak_mib()}
 
 
 def shards(bundle_path: str, archive: str, output: str) -> dict[str, Any]:
@@ -154,10 +152,11 @@ def listing(uri: str) -> dict[str, Any]:
 
 def requests(bundle_path: str, shard: str, uri: str, num_shards: str) -> dict[str, dict[str, int]]:
     """What copies of a shard ask of S3 until their predictions are put, and then as many manifest files at the end."""
+    import pyarrow as pa
     from s3fs import S3FileSystem
 
     from bertray.bundle.bundle import Bundle
-    from bertray.schema import MANIFEST_SCHEMA
+    from bertray.schema import MANIFEST_SCHEMA, RECORD_SCHEMA
     from bertray.scoring.config import ScoreConfig
     from bertray.scoring.manifest import Manifest
     from bertray.scoring.score_unit import Request, UnitScorer
@@ -180,7 +179,8 @@ def requests(bundle_path: str, shard: str, uri: str, num_shards: str) -> dict[st
         manifest = Manifest(output)
         for one in outcomes:
             values = (*astuple(one.shard), "request", 1, 0, 1, "run", datetime.now(UTC))
-            manifest.append("run", [dict(zip(MANIFEST_SCHEMA.names, values, strict=True))])
+            record = dict(zip(MANIFEST_SCHEMA.names, values, strict=True))
+            manifest.append("run", pa.Table.from_pylist([record], RECORD_SCHEMA))
         calls.clear()
         manifest.finish("run")
     return {"of_shards": of_shards, "of_manifest_files": dict(calls)}

@@ -27,7 +27,7 @@ from typing import Any
 TRACED = {
     "bertray.scoring.archive": ("list_shards",),
     "bertray.scoring.manifest": ("Manifest.latest", "plan"),
-    "bertray.scoring.runs": ("Runs.unannounced", "Recorder._take"),
+    "bertray.scoring.runs": ("Recorder._take",),
     "bertray.scoring.units": (),
     "bertray.drivers.cluster": (),
     "bertray.bundle.bundle": ("Bundle.load", "Bundle.predict_column"),
