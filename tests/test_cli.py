@@ -314,3 +314,8 @@ def test_nothing_that_is_logged_or_refused_commands_the_terminal(capsys: pytest.
     shown = capsys.readouterr().err
     assert "shard \\x1b]0;a title\\x07 failed\n" in shown
     assert "the path \\x1b[2J\\u202e is wrong\n" in shown
+
+
+def test_a_list_that_is_given_twice_adds_up() -> None:
+    given = ["--input", "a.csv", "b.csv", "--output", "o", "--input", "c.csv"]
+    assert load_config("prepare", PrepareConfig, given).input == ["a.csv", "b.csv", "c.csv"]

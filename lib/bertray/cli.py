@@ -224,7 +224,8 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) ->
     else:
         is_many = get_origin(field.annotation) is list and field.is_required()
         metavar = "PATH" if is_many else name.rsplit("_", 1)[-1].upper()
-        parser.add_argument(_flag(name), nargs="+" if is_many else None, metavar=metavar, help=description)
+        action, nargs = ("extend", "+") if is_many else ("store", None)
+        parser.add_argument(_flag(name), action=action, nargs=nargs, metavar=metavar, help=description)
 
 
 class _Loader(yaml.SafeLoader):

@@ -498,3 +498,42 @@ def test_intents_with_a_test_set_that_goes_beyond_them(tmp_path: Path, train: st
     test = dataset.split("test")
     assert (dataset.targets(test) == NO_CLASS).sum() == (0 if num_rows_oos else 1000)
     assert dataset.in_scope(test).num_rows == (5500 if num_rows_oos else 4500)
+
+
+def test_an_output_that_is_the_inputs_folder_by_way_of_a_link(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    source = write(tmp_path / "raw" / "train.parquet", many(50))
+    (tmp_path / "link").symlink_to(tmp_path / "raw")
+    with pytest.raises(RequestError, match=r"--output .*link holds .*train\.parquet, which is read"):
+        prepare(PrepareConfig(input=[source], output=str(tmp_path / "link"), overwrite=True))
+
+
+def test_texts_that_differ_only_in_what_nobody_sees_stay_together(tmp_path: Path) -> None:
+    plain = many(60)
+    rows = [
+        *plain,
+        *((f"{text}\u200b", label) for text, label in plain),
+        *((f"\u00a0{text}", label) for text, label in plain),
+    ]
+    report, _ = run(tmp_path, input=write(tmp_path / "in.parquet", rows))
+    assert report["num_rows_out"] == {"duplicate": 120}
+
+
+def test_a_split_that_is_the_input_too(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.parquet", many(50))
+    with pytest.raises(RequestError, match="all texts of --input are in --test too"):
+        run(tmp_path, input=source, test=source)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[0, 1, 0], [1, 0, 0]] * 20, r"has a 0 or 1 for each class: write the names"),
+        (["['a', 'b']", "['b']"] * 20, r"lists that were written as text, as .*'b'.*write ';' between"),
+    ],
+)
+def test_lists_that_are_no_labels_are_refused(labels: list[Any], message: str, tmp_path: Path) -> None:
+    table = pa.table({"text": [f"text {row}" for row in range(len(labels))], "label": labels})
+    pq.write_table(table, tmp_path / "in.parquet")
+    with pytest.raises(RequestError, match=message):
+        run(tmp_path, input=str(tmp_path / "in.parquet"), multi_label=True)

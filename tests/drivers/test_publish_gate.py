@@ -109,7 +109,7 @@ def test_errors_and_failed_shards(places: list[str], tmp_path: Path, capsys: pyt
     write_shard(tmp_path / "archive" / "good.parquet", ["a text"] * 20)
     code, summary, stderr = run(places, capsys, "--max-error-fraction", "0.4")
     assert (code, summary["error_fraction"]) == (5, 0.5)
-    assert summary["held_because"] == ["50.0% of rows have an error, or of shards failed (limit 40.0%)"]
+    assert summary["held_because"] == ["50.0% of rows have an error (limit 40.0%)"]
     assert "empty.parquet" in stderr
     assert "30 of 40" in stderr
     assert "good.parquet" not in stderr

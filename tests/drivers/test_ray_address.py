@@ -59,7 +59,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
         ("127.0.0.1:10001", "is for Ray Client"),
         ("127.0.0.1:9", "leads to no Ray: 127.0.0.1:9: [Errno 111] Connection refused"),
         ("[::1]:9", "leads to no Ray"),
-        ("127.0.0.1", "is no address"),
+        ("127.0.0.1", "is no HOST:PORT"),
         ("127.0.0.1:port", "leads to no Ray"),
         ("no-such-host.invalid:6379", "leads to no Ray"),
     ],

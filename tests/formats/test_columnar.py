@@ -127,3 +127,15 @@ def test_a_cut_file_is_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(RequestError, match=rf"cannot read .*{name}"):
             read(tmp_path / name)
+
+
+def test_an_arrow_stream_that_ends_between_batches_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a", "b"] * 50, "label": ["x", "y"] * 50})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
+        out.write_table(table, max_chunksize=10)
+    whole = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "b.arrow").write_bytes(whole[:-8])
+    columns = {"text": "text", "label": "label"}
+    assert read_table(Location.of(str(tmp_path / "a.arrow")), columns).num_rows == 100
+    with pytest.raises(RequestError, match=r"cannot read .*b\.arrow: it has no end mark"):
+        read_table(Location.of(str(tmp_path / "b.arrow")), columns)

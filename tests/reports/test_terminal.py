@@ -125,7 +125,7 @@ def test_evaluation_of_several_labels_a_row(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_evaluation_puts_the_weakest_class_first(capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = full_metrics(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), ("good", "weak"))
+    metrics = full_metrics(np.array([0, 0, 0, 1] * 5), np.array([0, 0, 1, 1] * 5), ("good", "weak"))
     metrics |= {
         "split": "test",
         "baseline": {**metrics, "name": "the baseline", "num_training_rows": 1200, "accuracy": 0.5, **INTERVALS},
@@ -138,7 +138,9 @@ def test_evaluation_puts_the_weakest_class_first(capsys: pytest.CaptureFixture[s
     assert "scope" not in text
     assert "+0.250 (-0.100 to +0.300)" in text
     assert text.index("│ weak") < text.index("│ good")
-    assert "weak (1)" in text
+    assert "weak (5)" in text
+    print_evaluation({**metrics, "num_rows": 19})  # too few for an interval
+    assert "+0.250 " in (text := capsys.readouterr().err) and "to +0.300" not in text
 
 
 def test_labels_are_neither_markup_nor_commands_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

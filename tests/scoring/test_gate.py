@@ -104,7 +104,7 @@ def test_limits_are_options_and_a_person_may_accept() -> None:
 
 def test_errors_of_rows_and_failures_of_shards() -> None:
     broken = profile(100) + Profile(num_rows=300, num_rows_error=300)
-    assert verdict(broken).reasons == ["75.0% of rows have an error, or of shards failed (limit 50.0%)"]
+    assert verdict(broken).reasons == ["75.0% of rows have an error (limit 50.0%)"]
     assert not verdict(broken, max_error_fraction=0.75).is_held
     assert verdict(profile(100), num_failed=6).is_held
     assert not verdict(profile(100), num_failed=5).is_held

@@ -130,11 +130,13 @@ def test_links_are_followed_and_end_no_listing(tmp_path: Path) -> None:
     (tmp_path / "archive" / "year").symlink_to(tmp_path / "disk")
     (tmp_path / "archive" / "b.parquet").symlink_to(tmp_path / "disk" / "2026" / "a.parquet")
     (tmp_path / "disk" / "round").symlink_to(tmp_path / "archive")
-    (tmp_path / "disk" / "nowhere.parquet").symlink_to(tmp_path / "gone")
     assert [info.path for info in Location.of(str(tmp_path / "archive")).files()] == [
         "b.parquet",
         "year/2026/a.parquet",
     ]
+    (tmp_path / "disk").rename(tmp_path / "not mounted")  # its files have not left the archive
+    with pytest.raises(RequestError, match=r"archive/.* is a link to a place that is not there: mount it, or remove"):
+        Location.of(str(tmp_path / "archive")).files()
 
 
 def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:

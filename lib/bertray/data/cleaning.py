@@ -1,8 +1,8 @@
 """Which labelled rows stay, and why the others are taken out.
 
 Every function takes a table of `bertray.data.readers` and returns the rows that stay and a count for every reason:
-rows in = rows kept + rows out, always. Texts are compared trimmed and in Unicode NFC, but kept as they were read: the
-model must train on what it will meet in the archive.
+rows in = rows kept + rows out, always. Texts are compared without invisible characters, with one blank for any white
+space, but kept as they were read: the model must train on what it will meet in the archive.
 
     " Skills: Python"  Skills     kept
     "Skills: Python "  Skills     duplicate
@@ -34,7 +34,7 @@ import pyarrow.compute as pc
 
 from bertray.data.readers import GROUP
 from bertray.schema import LABEL, LABELS, TEXT
-from bertray.tokenization.columns import is_blank
+from bertray.tokenization.columns import ZERO_WIDTH, is_blank
 
 _KEPT = ""
 MAX_CONFLICTS_LISTED = 100
@@ -112,8 +112,10 @@ def drop_shared(rows: pa.Table, held_out: pa.Table, held_out_name: str) -> tuple
 
 
 def comparison_keys(rows: pa.Table) -> pa.ChunkedArray:
-    """What two texts are compared by: trimmed, in Unicode NFC."""
-    return pc.utf8_normalize(pc.utf8_trim_whitespace(rows[TEXT]), form="NFC")
+    """What two texts are compared by: in Unicode NFC, without invisible characters, every white space as one blank."""
+    visible = pc.replace_substring_regex(rows[TEXT], f"[{ZERO_WIDTH}]+", "")
+    blank = pc.replace_substring_regex(visible, r"[\s\p{Z}]+", " ")
+    return pc.utf8_normalize(pc.utf8_trim_whitespace(blank), form="NFC")
 
 
 def _label_set(labels: list[str | None] | None) -> list[str] | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
-_MAX_LISTED = 5
+_MAX_LISTED, _MAX_LISTED_LABELS = 5, 30
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     sources = {"input": config.input}
     sources |= {name: [path] for name in ("validation", "test") if (path := getattr(config, name))}
     files = {name: _find(paths, output, config) for name, paths in sources.items()}
-    refuse_to_replace(output, [REPORT_FILE, *(f"{name}.parquet" for name in SPLITS)], overwrite=config.overwrite)
+    names = [REPORT_FILE, *(f"{name}.parquet" for name in SPLITS), LABELS_FILE]
+    refuse_to_replace(output, names, overwrite=config.overwrite)
     rows, oos_label = one_spelling({name: _read(name, files[name], config) for name in files}, config.oos_label)
     config = config.model_copy(update={"oos_label": oos_label})
     cleaned = {name: _clean(name, rows.pop(name), paths) for name, paths in sources.items()}
@@ -72,6 +74,10 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         if name in cleaned and held_out in cleaned:
             cleaned[name].rows, rows_out = drop_shared(cleaned[name].rows, cleaned[held_out].rows, held_out)
             cleaned[name].rows_out += rows_out
+            if not cleaned[name].rows.num_rows:
+                raise RequestError(
+                    f"all texts of --{name} are in --{held_out} too, so no row is left: give other files"
+                )
     splits = _split(cleaned, config)
     counts = {name: _count_labels(rows) for name, rows in splits.items()}
     labels = _sorted_labels(splits, counts, config.oos_label)
@@ -146,8 +152,8 @@ def _warn_of_absent(labels: list[str], counts: dict[str, Counter[str]]) -> list[
         return []
     lacking = " and ".join(f"{name} lacks {len(of_split)}" for name, of_split in absent.items() if of_split)
     return [
-        f"of the {len(labels)} classes {lacking}: no score says how well they are learnt. They are too small to be "
-        f"divided or not in your files, as {', '.join(map(repr, first))}. Add rows of them, or merge them with others"
+        f"of the {len(labels)} classes {lacking}: no score says how well they are learnt. Such are "
+        f"{', '.join(map(repr, first))}; {REPORT_FILE} has all. Add rows of them, or merge them with others"
     ]
 
 
@@ -161,7 +167,7 @@ def _sorted_labels(splits: dict[str, pa.Table], counts: dict[str, Counter[str]],
     labels = sort_labels(list(counts["train"]))
     if len(labels) < 2:
         raise RequestError(f"the training rows have {len(labels)} distinct labels ({labels}); a classifier needs two")
-    trained = f"training has {', '.join(map(repr, labels))}"
+    trained = f"training has {_listed(map(repr, labels))}"
     if oos_label is not None and not any(oos_label in of_split for of_split in counts.values()):
         raise RequestError(
             f"no row has the label {oos_label!r} of --oos-label: correct its spelling, or leave it out; {trained}"
@@ -173,13 +179,19 @@ def _sorted_labels(splits: dict[str, pa.Table], counts: dict[str, Counter[str]],
             what = "row of a class" if num_rows_oos else "row"
             raise RequestError(f"no {what} is left for the {name} split. Add rows or check the columns and the report")
         if unseen:
-            listed = ", ".join(f"{label!r} ({count} rows)" for label, count in unseen.items())
+            listed = _listed(f"{label!r} ({count} rows)" for label, count in unseen.items())
             no_class = "" if LABELS in rows.column_names else "name the one that stands for no class with --oos-label, "
             raise RequestError(
                 f"the {name} split has labels that no training row has: {listed}. Add training rows with them, take "
                 f"them out of {name}, {no_class}or correct the spelling; {trained}"
             )
     return labels
+
+
+def _listed(names: Iterable[str]) -> str:
+    first = list(names)
+    more = f" and {len(first) - _MAX_LISTED_LABELS} more" if len(first) > _MAX_LISTED_LABELS else ""
+    return ", ".join(first[:_MAX_LISTED_LABELS]) + more
 
 
 def _count_labels(rows: pa.Table) -> Counter[str]:

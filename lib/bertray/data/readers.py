@@ -84,10 +84,26 @@ def _read_file(file: Location, columns: dict[str, str], separator: str | None, e
 
 
 def _as_lists(column: pa.ChunkedArray, what: str, separator: str) -> pa.ChunkedArray:
-    """Lists of strings from a label column with lists, or with strings that have separators."""
-    if not isinstance(column.type, LIST_TYPES):
-        return pc.split_pattern(_as_strings(column, what), separator)
-    return list_map(column, lambda values: _as_strings(values, what))
+    """Lists of strings from a label column with lists, or with strings that have separators.
+
+    Raises:
+        RequestError: these are columns of 0 and 1, or lists that were written as text.
+    """
+    if isinstance(column.type, LIST_TYPES):
+        lists = list_map(column, lambda values: _as_strings(values, what))
+        if set(pc.unique(pc.list_flatten(lists)).to_pylist()) <= {"0", "1"} and any(
+            one and len(set(one)) < len(one) for one in lists.to_pylist()
+        ):
+            raise RequestError(f"{what} has a 0 or 1 for each class: write the names of a row's classes instead")
+        return lists
+    strings = _as_strings(column, what)
+    is_list = pc.match_substring_regex(strings, r"^\s*\[.*\]\s*$")
+    if pc.all(is_list, min_count=1).as_py():
+        raise RequestError(
+            f"{what} holds lists that were written as text, as {strings.drop_null()[0].as_py()!r}: write {separator!r} "
+            "between a row's labels, or save the table as JSON Lines or Parquet"
+        )
+    return pc.split_pattern(strings, separator)
 
 
 def _as_one_label(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:

@@ -69,6 +69,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     refuse_in_bundle(output)
     dataset = Dataset.open(config.data)
     _check(config.oos_threshold, dataset, read_info(Location.of(config.bundle)))
+    if dataset.location.contains(output) or output.contains(dataset.location):
+        raise RequestError(f"--output {output} and --data {dataset.location} share a folder: choose another one")
     refuse_to_replace(output, [_METRICS_FILE, _PREDICTIONS_FILE], overwrite=config.overwrite)
     # From here on torch and scikit-learn, which take seconds to import.
     from bertray.bundle.openvino import open_bundle

@@ -55,7 +55,7 @@ def prepare() -> None:
         # Auto becomes an address, and 127.0.0.1 that of this machine's network.
         found = str(canonicalize_bootstrap_address(address))
     except (ConnectionError, ValueError) as error:
-        raise refused("finds no Ray on this machine" if address == "auto" else "is no address") from error
+        raise refused("finds no Ray on this machine" if address == "auto" else "is no HOST:PORT") from error
     host, _, port = found.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_TIMEOUT_S) as connection:

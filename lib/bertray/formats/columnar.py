@@ -22,6 +22,7 @@ from bertray.storage.location import Location
 
 LIST_TYPES = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
 _INFO_FILE = "dataset_info.json"
+_END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream since 2019
 _SPLITS_FILE, _STATE_FILE = MARKS = "dataset_dict.json", "state.json"
 
 
@@ -40,6 +41,9 @@ def parse_columnar(
         features = _features(parquet.schema_arrow)
     else:
         is_stream = source.read(6) != b"ARROW1"
+        source.seek(max(0, source.seek(0, 2) - len(_END)))
+        if is_stream and not source.read().endswith(_END):
+            raise ValueError("it has no end mark")
         source.seek(0)
         with (pa.ipc.open_stream if is_stream else pa.ipc.open_file)(source) as reader:
             check(reader.schema.names)
@@ -69,7 +73,10 @@ def saved_files(mark: Location) -> list[Location]:
         names = content.get("splits") or []
         given = " ".join(f"{places.get(name, '--input')} {folder / name}" for name in names)
         raise RequestError(f"{folder} holds several splits of a DatasetDict. Name each: {given}")
-    return [folder / one["filename"] for one in content.get("_data_files") or []]
+    files = content.get("_data_files") or []
+    if not all(isinstance(one, dict) and isinstance(one.get("filename"), str) for one in files):
+        raise RequestError(f"{mark} does not name the files of the data set: save it again with save_to_disk()")
+    return [folder / one["filename"] for one in files]
 
 
 def _content(file: Location) -> dict[str, Any]:
@@ -77,13 +84,16 @@ def _content(file: Location) -> dict[str, Any]:
     try:
         found = json.loads(file.read_bytes()) if file.exists() else {}
     except ValueError:
-        return {}
+        found = None
+    if not isinstance(found, dict) and file.name == _INFO_FILE:  # it may have told the names of classes
+        raise RequestError(f"{file} is no JSON object, and tells what the rows beside it mean: copy it again")
     return found if isinstance(found, dict) else {}
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
     found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return (found.get("info") or {}).get("features") or {}
+    info = found.get("info") if isinstance(found, dict) else None
+    return (info or {}).get("features") or {}
 
 
 def _class_names(feature: Any) -> list[str] | None:
@@ -97,13 +107,18 @@ def _named(column: pa.ChunkedArray, names: list[str], what: str) -> pa.ChunkedAr
     """The name of each id; null of -1, which is no class."""
     if isinstance(column.type, LIST_TYPES):
         return list_map(column, lambda values: _named(values, names, what))
-    if not pa.types.is_integer(column.type):
+    is_whole = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    if not is_whole:
         return column
-    ids = column.cast(pa.int64())
+    ids = pc.if_else(pc.is_nan(column), None, column) if pa.types.is_floating(column.type) else column
+    ids = ids.cast(pa.int64())
     bounds = pc.min_max(ids).as_py()
     for found in (bounds["min"], bounds["max"]):
         if found is not None and not -1 <= found < len(names):
-            raise RequestError(f"{what} holds the class id {found}, and its ClassLabel has {len(names)} names: mend it")
+            raise RequestError(
+                f"{what} holds the class id {found}, and its ClassLabel has {len(names)} names: correct the ids, or "
+                "add names"
+            )
     return pc.take(pa.array(names, pa.string()), pc.if_else(pc.equal(ids, -1), None, ids))
 
 

@@ -46,10 +46,10 @@ def parse_delimited(
         RequestError: a row has more or fewer cells than the header, or a cell whose end is not certain.
     """
     csv.field_size_limit(2**31 - 1)
-    first = 0
+    first = next((number for number, line in enumerate(lines) if line.strip()), 0)
     candidates = [default, *(one for one in _DELIMITERS if one != default)]
-    if lines and (found := _SEPARATOR_LINE.fullmatch(lines[0])):
-        first, candidates = 1, [found[1]]
+    if lines and (found := _SEPARATOR_LINE.fullmatch(lines[first])):
+        first, candidates = first + 1, [found[1]]
     headers = {one: next(csv.reader(lines[first : first + 100], delimiter=one), []) for one in candidates}
     stripped = {one: [name.strip() for name in header] for one, header in headers.items()}
     delimiter = max(candidates, key=lambda one: (len(set(stripped[one]) & set(columns)), len(headers[one])))
@@ -118,11 +118,13 @@ def _split_with_blanks(row: str, delimiter: str, skips_blanks: bool) -> list[str
 def _trouble(row: str, cells: list[str] | csv.Error, num_names: int, num_lines: int) -> str:
     if '\\"' in row:
         return f"has a backslash before a quotation mark, {_BACKSLASH_HELP} {_QUOTING_HELP}"
-    if isinstance(cells, list) and len(cells) != num_names:
-        return f"has {len(cells)} cells, and the header has {num_names}. {_QUOTING_HELP}"
-    what = "has text behind the closing one:"
+    if isinstance(cells, list) and len(cells) < num_names:
+        return f"has {len(cells)} cells, and the header has {num_names}. Is the row cut off, or of another table?"
+    if isinstance(cells, list) and len(cells) > num_names:
+        return f"has {len(cells)} cells, and the header has {num_names}. If one has a delimiter in it, {_QUOTING_HELP}"
+    what = "has text behind the closing one"
     if "unexpected end of data" in str(cells):
-        what = "does not end: all behind it would be one text. Is the file cut off? Else"
+        what = "does not end: all behind it would be one text, unless the file is cut off"
     elif num_lines > 1:
-        what = "has text behind the closing one, lines later: it may have swallowed the rows between:"
-    return f"has a cell that begins with a quotation mark and {what} {_QUOTING_HELP}"
+        what = "has text behind the closing one, lines later: it may have swallowed the rows between"
+    return f"has a cell that begins with a quotation mark and {what}. To mend it, {_QUOTING_HELP}"

@@ -83,7 +83,7 @@ def find_files(pattern: str, columns: list[str]) -> list[Location]:
     jsons = [file for file in files if file.name.endswith(".json")]
     strays = [file for file in jsons if is_stray(_head(file, _PROBED_BYTES), columns)]
     if len(strays) < len(files):  # else these are the files that are meant, and their columns the error
-        formats |= dict.fromkeys(strays, "none of the columns")
+        formats |= dict.fromkeys(strays, "no rows with the columns")
         files = [file for file in files if formats[file] in _READ]
     others = [file for file in listed if formats[file] not in _READ]
     named = "; ".join(f"{file.name} ({formats[file] or 'unknown'})" for file in others[:3])
@@ -123,8 +123,10 @@ def read_table(file: Location, columns: dict[str, str], encoding: str | None = N
     try:
         with file.open() as stream:
             table = _parse(stream, file, wanted, encoding, check)
+    except RequestError:
+        raise
     except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
-        raise RequestError(f"cannot read {file}: {error}") from error
+        raise RequestError(f"cannot read {file}: {error}. Is it whole? Copy or write it again") from error
     for name in wanted:
         if name not in table.column_names:
             table = table.append_column(name, pa.repeat(pa.scalar(folders[name], pa.string()), table.num_rows))

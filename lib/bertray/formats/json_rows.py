@@ -48,12 +48,15 @@ def parse_json(text: str, file: Location, columns: list[str], check: Callable[[l
 
 
 def is_stray(head: bytes, columns: list[str]) -> bool:
-    """Whether the first object of a JSON file, of which this is the beginning, has none of the columns."""
+    """Whether a JSON file, of which this is the beginning, holds no rows: an object without the columns, or none."""
+    text = head.decode(errors="ignore").lstrip("\ufeff \t\r\n")
     try:
-        first, _ = _DECODER.raw_decode(head.decode(errors="ignore").lstrip("\ufeff[ \t\r\n"))
+        first, end = _DECODER.raw_decode(text)
     except (ValueError, RecursionError):
         return False
-    return not (isinstance(first, dict) and set(columns) & set(first))
+    if isinstance(first, dict):
+        return not set(columns) & set(first) and not text[end:].strip()
+    return not (isinstance(first, list) and any(isinstance(one, dict) for one in first))
 
 
 def _objects(text: str, file: Location) -> Iterator[dict[str, Any]]:
@@ -68,8 +71,9 @@ def _objects(text: str, file: Location) -> Iterator[dict[str, Any]]:
                 yield one
         except (ValueError, RecursionError) as error:
             line = text.count("\n", 0, start.start()) + 1
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise RequestError(
-                f"line {line} of {file} is not JSON of rows: {error}. {_HELP[0].upper()}{_HELP[1:]}"
+                f"line {line} of {file} is not JSON of rows: {reason}. {_HELP[0].upper()}{_HELP[1:]}"
             ) from error
         end = stop
 
@@ -84,5 +88,5 @@ def _as_array(values: Sequence[Any], name: str, file: Location) -> pa.Array:
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         rows = {type(one).__name__: row for row, one in reversed([*enumerate(values)]) if one is not None}
         raise RequestError(
-            f"{name!r} of {file} holds values of several types, first in rows (from 0) {rows}: write all of one type"
+            f"{name!r} of {file} holds values of several types, as in rows {rows}, counted from 0: write one type"
         ) from error

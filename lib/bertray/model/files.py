@@ -57,9 +57,7 @@ def _check_json(folder: Path) -> dict[str, Any]:
     """Check all files but the weights; returns config.json."""
     found = {}
     for path in sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS and path.is_file()):
-        with path.open("rb") as file:
-            if file.read(len(_POINTER)) == _POINTER:
-                raise ValueError(f"{path} is a Git LFS pointer. Fetch the file itself: git -C {folder} lfs pull")
+        _refuse_pointer(path)
         found[path.name] = _object(path) if path.name in _JSON else {}
         if code := found[path.name].get("auto_map"):
             raise ValueError(
@@ -69,6 +67,12 @@ def _check_json(folder: Path) -> dict[str, Any]:
     if "config.json" not in found:
         raise ValueError(f"{folder} has no config.json; give a model saved with save_pretrained()")
     return found["config.json"]
+
+
+def _refuse_pointer(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ValueError(f"{path} is a Git LFS pointer. Fetch the file itself: git -C {path.parent} lfs pull")
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -98,6 +102,7 @@ def _weights(folder: Path, config: dict[str, Any], *, is_hub: bool) -> list[Path
         )
     for pattern, (what, needed, argument) in _OTHERS.items():
         if others := sorted(folder.glob(pattern)):
+            _refuse_pointer(others[0])
             name = str((config.get("architectures") or ["AutoModel"])[0])
             line = _saved_again(name if name.isidentifier() else "AutoModel", folder, argument)
             raise ValueError(

@@ -22,6 +22,8 @@ from bertray.training.trials import SEARCHED, TrialRecord, best_of
 _MAX_TABLE_ROWS = 30
 _EXCERPT_CHARS = 70
 _NUM_SUSPECTS_SHOWN = 20
+# Fewer rows hardly differ when they are drawn again, and their interval would look certain.
+_MIN_ROWS_OF_INTERVAL = 20
 _WEIGHTED = ("precision_weighted", "recall_weighted", "f1_weighted")
 # In the order shown; single-label and multi-label metrics each have some of them.
 SUMMARY_METRICS = ("accuracy", *_WEIGHTED, "f1_micro", "f1_macro", "subset_accuracy")
@@ -63,10 +65,8 @@ def print_evaluation(metrics: dict[str, Any]) -> None:
         heading = f"{baseline['name']}, {baseline['num_training_rows']:,} training rows"
         for name, row in zip(names, rows, strict=True):
             low, high = baseline["difference_intervals"][name]
-            row |= {
-                heading: baseline[name],
-                "difference (95 %)": f"{metrics[name] - baseline[name]:+.3f} ({low:+.3f} to {high:+.3f})",
-            }
+            interval = f" ({low:+.3f} to {high:+.3f})" if metrics["num_rows"] >= _MIN_ROWS_OF_INTERVAL else ""
+            row |= {heading: baseline[name], "difference (95 %)": f"{metrics[name] - baseline[name]:+.3f}{interval}"}
     _print(f"{metrics['num_rows']} {metrics['split']} rows", rows)
     _print("how sure it is", [{"what": what, "value": value} if what else _SECTION for what, value in _trust(metrics)])
     classes: list[_Row] = [{"label": label, **scores} for label, scores in metrics["per_class"].items()]

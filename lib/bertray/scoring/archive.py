@@ -39,10 +39,12 @@ def resolved(config: ScoreConfig) -> tuple[ScoreConfig, Location, Location]:
     names = [name for name in ("bundle", "input", "output", "shards") if getattr(config, name)]
     places = {name: str(Location.of(getattr(config, name))) for name in names}
     source, output = Location.of(places["input"]), Location.of(places["output"])
-    if source.contains(output) or output.contains(source):
+    if source.contains(output):
         raise RequestError(
-            f"--input {source} and --output {output} lie in each other: predictions would be scored or shards replaced"
+            f"--output {output} lies in --input {source}: its predictions would be scored. Choose another"
         )
+    if output.contains(source):
+        raise RequestError(f"--input {source} lies in --output {output}: its shards might be replaced. Choose another")
     refuse_in_bundle(output)
     return config.model_copy(update=places), source, output
 

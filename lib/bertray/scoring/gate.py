@@ -42,6 +42,7 @@ class Verdict:
     movements: tuple[Movement, ...]
     error_fraction: float  # of the rows or of the shards, whichever is larger
     max_error_fraction: float
+    errors_are: str = "rows have an error"
     is_accepted: bool = False
 
     @property
@@ -50,7 +51,7 @@ class Verdict:
         beyond = [str(movement) for movement in self.movements if movement.is_beyond]
         if self.error_fraction > self.max_error_fraction:
             share, limit = f"{self.error_fraction:.1%}", f"{self.max_error_fraction:.1%}"
-            beyond.insert(0, f"{share} of rows have an error, or of shards failed (limit {limit})")
+            beyond.insert(0, f"{share} of {self.errors_are} (limit {limit})")
         return beyond
 
     @property
@@ -81,8 +82,9 @@ def judge(
     for name, reference in references.items():
         if now.num_rows_scored and reference.num_rows_scored:
             movements += _movements(reference, now, name, config)
-    error_fraction = max(now.num_rows_error / max(1, now.num_rows), num_shards_failed / max(1, num_shards))
-    return Verdict(tuple(movements), error_fraction, config.max_error_fraction, config.accept)
+    of_rows, of_shards = now.num_rows_error / max(1, now.num_rows), num_shards_failed / max(1, num_shards)
+    errors_are = "rows have an error" if of_rows >= of_shards else "shards failed"
+    return Verdict(tuple(movements), max(of_rows, of_shards), config.max_error_fraction, errors_are, config.accept)
 
 
 def _movements(before: Profile, now: Profile, name: str, config: ScoreConfig) -> list[Movement]:

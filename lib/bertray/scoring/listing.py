@@ -28,7 +28,7 @@ _MAX_KEY_BYTES = 1024  # of S3, without the bucket
 _CONVERT = "Shards are Parquet files: write them, for instance with pandas.read_csv(FILE).to_parquet(SHARD)"
 # A table's folder holds files that are no longer, or not yet, part of it. Its sign is a folder in it; Iceberg's holds
 # files with this ending, and the shards are in `data` beside it.
-_TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi", "metadata": "Iceberg"}
+_TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi", "_spark_metadata": "Spark streaming", "metadata": "Iceberg"}
 _ICEBERG_ENDINGS = (".metadata.json", ".metadata.json.gz")
 
 
@@ -96,6 +96,7 @@ def listed_shards(source: Location, file: Location) -> Listing:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        line = re.sub("^file:/(?!/)", "/", line)  # as Hadoop writes them
         place = Location.of(line if "://" in line or line.startswith("/") else f"{source}/{line}")
         path = place.path.removeprefix(f"{source.path}/")
         wrong = (
@@ -108,7 +109,7 @@ def listed_shards(source: Location, file: Location) -> Listing:
             else ""
         )
         if wrong:
-            raise RequestError(f"--shards {file}, line {number}: {line!r} {wrong}. Write the list again")
+            raise RequestError(f"--shards {file}, line {number}: {line!r} {wrong}. A line is a plain path")
         taken[path] = number
     if not taken:
         raise RequestError(f"--shards {file} lists no path: write one a line")
@@ -164,7 +165,8 @@ def _refuse_tables(source: Location, paths: list[str]) -> None:
             if is_there and (kind != "Iceberg" or ("/" not in name and name.endswith(_ICEBERG_ENDINGS))):
                 found[folder] = kind
     for folder, kind in found.items():
-        if kind != "Iceberg" or any(path.startswith(f"{folder}/data/"[1:]) for path in paths):
+        of_iceberg = f"{folder}/data/"[1:], f"{folder}/metadata/version-hint.text"[1:]
+        if kind != "Iceberg" or any(path.startswith(of_iceberg) for path in paths):
             raise _table(kind, f"{source}{folder}")
 
 
@@ -183,5 +185,5 @@ def _refuse_in_table(source: Location) -> None:
 def _table(kind: str, folder: str) -> RequestError:
     return RequestError(
         f"{folder} is {'an' if kind == 'Iceberg' else 'a'} {kind} table: some of its files may be dead. "
-        "List those that are with --shards; docs/scoring.md has the lines that write the list"
+        "Write the live ones into a list, and give that with --shards; docs/scoring.md has the lines that write it"
     )

@@ -43,6 +43,8 @@ def explanation(uri: str, path: str, is_local: bool, error: Exception) -> str | 
         return f"no keys for {uri}: {reason}. Set {_CREDENTIALS}; {_NO_KEYS}"
     if not is_local and isinstance(error, s3.transport_errors()):
         return f"cannot reach {uri}: {reason}. Check {_CREDENTIALS} and AWS_ENDPOINT_URL"
+    if not is_local and isinstance(error, ValueError | RecursionError):  # of botocore: a setting; redirects in a circle
+        return f"cannot use {uri}: {reason}. Check AWS_ENDPOINT_URL (http://HOST:PORT) and the other AWS variables"
     # Such as a full disk, a file where a folder should be.
     return f"storage refused {uri}: {reason}" if isinstance(error, OSError) else None
 
@@ -71,4 +73,8 @@ def _next_step(path: str, response: dict[str, Any], is_forbidden: bool) -> str:
         return f"If the store does not take the checksums that {s3.CHECKSUMS} asks for, set it to when_required"
     if is_forbidden:
         return _DENIED
+    if code == "ConditionalRequestConflict":
+        return "Another run may be starting on the same output: run again"
+    if status in (501, 507):
+        return "The store cannot do that" if status == 501 else "The store's disk is full"
     return "Try again later" if status >= 500 else f"Check {_CREDENTIALS}, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL"

@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from bertray.errors import RequestError
+
 # A file is written under a hidden name with this ending before it is renamed.
 UNFINISHED = ".tmp"
 MAX_NAME_BYTES = 255  # of file systems; S3 has no limit of its own for the parts of a key
@@ -32,8 +34,11 @@ def find(path: str) -> Iterator[tuple[str, os.stat_result]]:
                 below = above | {inode}
                 with os.scandir(path) as entries:
                     todo += [(entry.path, below) for entry in entries]
-        except (FileNotFoundError, NotADirectoryError):  # a broken link, or it was removed meanwhile
-            continue
+        except (FileNotFoundError, NotADirectoryError):
+            if Path(path).is_symlink():  # what lies there has not gone: its disk may not be mounted
+                raise RequestError(
+                    f"{path} is a link to a place that is not there: mount it, or remove the link"
+                ) from None
 
 
 def remove(path: Path) -> None:

@@ -55,6 +55,8 @@ class Location:
         """Resolve a local path or an s3:// URI; RequestError for another scheme, or if it names no place."""
         scheme, has_scheme, rest = str(uri).partition("://")
         scheme = scheme.lower()
+        if re.match("s3a?:/", str(uri)) and not has_scheme:
+            raise RequestError(f"cannot open {uri!r}: a place on S3 begins with s3://, with two slashes")
         if not has_scheme:
             path = os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111 - keeps symbolic links
             return cls(LocalFileSystem(), path, path)
@@ -96,8 +98,12 @@ class Location:
         return found
 
     def contains(self, other: Location) -> bool:
-        """Whether `other` is this place or lies below it."""
-        return type(self.fs) is type(other.fs) and f"{other.path}/".startswith(f"{self.path}/")
+        """Whether `other` is this place or lies below it, also by way of links."""
+        if type(self.fs) is not type(other.fs):
+            return False
+        pairs = [(other.path, self.path)]
+        pairs += [(os.path.realpath(other.path), os.path.realpath(self.path))] if self.is_local else []
+        return any(f"{place}/".startswith(f"{folder}/") for place, folder in pairs)
 
     def exists(self) -> bool:
         return self._type() is not None
