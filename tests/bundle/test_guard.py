@@ -120,7 +120,7 @@ def test_the_summary_speaks_of_fp16_where_it_was_in_question(never_right_bundle:
     write_shard(tmp_path / "archive" / "one.parquet", TEXTS)
     places = {"bundle": never_right_bundle, "input": str(tmp_path / "archive"), "output": str(tmp_path / "scored")}
     for precision, is_said in (("fp16", True), ("fp32", False), ("bf16", False)):
-        summary = score(ScoreConfig(**places, precision=precision, num_actors=0, accept=True)).summary
+        summary = score(ScoreConfig(**places, precision=precision, num_actors=0, accept=True, rescore=True)).summary
         assert summary["precision"] == precision
         assert ("accuracy_fp16" in summary) is is_said
 

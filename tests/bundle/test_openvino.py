@@ -190,8 +190,8 @@ def test_scores_of_an_archive(never_right_bundle: str, tmp_path: Path, monkeypat
         write_shard(archive / f"{part}.parquet", [None, *TEXTS[part * 30 : part * 30 + 30]])
 
     def run(**options: Any) -> dict[str, Any]:
-        config = ScoreConfig(bundle=never_right_bundle, input=str(archive), output=str(output), num_actors=0, **options)
-        scored = score(config)
+        places = {"bundle": never_right_bundle, "input": str(archive), "output": str(output)}
+        scored = score(ScoreConfig(**places, num_actors=0, accept=True, rescore=True, **options))
         assert scored.failures == []
         return scored.summary
 

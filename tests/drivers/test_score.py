@@ -331,6 +331,7 @@ def test_sigterm_keeps_what_is_finished(ray_cluster: str, tiny_bundle: Path, tmp
     assert b"stopped; what was finished is kept" in stderr
     staged = list(output.glob("staging/*.parquet"))
     assert 150 <= len(staged) < 300 and not (output / "predictions").exists()
+    assert not list(output.rglob("*.tmp"))
     assert Staging(Location.of(str(output))).records().num_rows > 0
     summary, _ = run(archive, output, tiny_bundle, keep_columns=[], num_actors=1)  # the lock is free
     assert summary["num_rows"] == (300 - len(staged)) * 40  # also what the driver had not heard of is taken up

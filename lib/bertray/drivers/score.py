@@ -178,7 +178,12 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
 
                 # Export once, to where actors on other nodes and the next run find it.
                 engine = prepare(config.bundle, config.precision, output / ENGINE_FOLDER).summary()
-            engine["num_actors"], archive = _stream(request, archive, todo, recorder, staging, open_pool or pool_of)
+            try:
+                engine["num_actors"], archive = _stream(request, archive, todo, recorder, staging, open_pool or pool_of)
+            except (KeyboardInterrupt, SystemExit):
+                lock.check()  # else another run may be writing there
+                staging.remove_unfinished()
+                raise
             if config.engine != "openvino":  # the scoring processes have chosen the precision
                 engine |= torch_summary(output / ENGINE_FOLDER, info, config.precision, recorder.precision)
         elif not todo.staged:

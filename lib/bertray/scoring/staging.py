@@ -82,6 +82,10 @@ class Staging:
             }
         self.remove(present - useful)
 
+    def remove_unfinished(self) -> None:
+        """Remove what processes that were stopped left half-written."""
+        self._folder.remove_unfinished()
+
     def finish(self, run_id: str) -> None:
         """Drop the records of files that are gone, merge the others, and remove empty folders."""
         gone = set(self._records.latest()["path"].to_pylist()) - set(self.records()["path"].to_pylist())
