@@ -23,7 +23,8 @@ from transformers import pipeline
 from bertray import Bundle
 from bertray.bundle.info import read_info
 from bertray.drivers import actor_pool, cluster
-from bertray.drivers.score import OpenPool, preview, score
+from bertray.drivers.forecast import preview
+from bertray.drivers.score import OpenPool, score
 from bertray.errors import BundleError, LockedError, RequestError
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bertray.drivers.score import ScoreResult, preview, score
+from bertray.drivers.forecast import preview
+from bertray.drivers.score import ScoreResult, score
 from bertray.errors import LockedError, RequestError
 from bertray.scoring.archive import list_shards, probe, remember
 from bertray.scoring.config import ScoreConfig

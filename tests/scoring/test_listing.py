@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bertray.drivers.score import preview, score
+from bertray.drivers.forecast import preview
+from bertray.drivers.score import score
 from bertray.errors import RequestError
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.listing import check_names, listed_shards, predictions_name, shards_of

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from bertray.drivers.score import ScoreResult, preview, score
+from bertray.drivers.forecast import preview
+from bertray.drivers.score import ScoreResult, score
 from bertray.errors import RequestError
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest

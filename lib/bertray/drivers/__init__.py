@@ -6,6 +6,7 @@
     config         the options of evaluate, predict, verify and demo
     ray_address    which Ray, and does it answer?
     cluster        a session of Ray, which devices
+    forecast       score --plan
     actor_pool     the Ray actors that score
     attempt        one attempt at a run of train or tune: what both share
     train_on_ray, tune_on_ray                             parts of train and tune

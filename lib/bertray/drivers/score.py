@@ -15,9 +15,7 @@ module imports neither.
 from __future__ import annotations
 
 import logging
-import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -27,15 +25,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray.bundle.guard import torch_summary
-from bertray.bundle.info import BundleInfo, opened, read_info, was_replaced
+from bertray.bundle.info import BundleInfo, read_info, was_replaced
 from bertray.bundle.isolated import IsolatedBundle
 from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, JobResult
 from bertray.drivers import ray_address
-from bertray.errors import RequestError, ShardError
+from bertray.drivers.forecast import preview
+from bertray.errors import RequestError
 from bertray.metrics.profile import Profile
 from bertray.reports.terminal import print_scoring, print_verdict
 from bertray.schema import RECORD_SCHEMA
-from bertray.scoring.archive import Archive, list_shards, probe, remember, resolved
+from bertray.scoring.archive import Archive, list_shards, open_archive, remember, resolved
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.gate import Verdict, judge
 from bertray.scoring.listing import predictions_name, squeezed
@@ -53,8 +52,6 @@ from bertray.scoring.runs import (
 )
 from bertray.scoring.score_shard import STEP_BYTES
 from bertray.scoring.score_unit import LocalPool, Pool, Request
-from bertray.scoring.shard_reader import check_columns, steps
-from bertray.scoring.shard_reader import opened as opened_shard
 from bertray.scoring.staging import Staging
 from bertray.scoring.units import ENGINE_FOLDER, Work, divide
 from bertray.storage.location import FileInfo, Location
@@ -71,9 +68,6 @@ _MAX_SUSPECTS = 1000
 _MAX_PRUNED, _MAX_PRUNED_FRACTION = 10, 0.2
 # What the gate compares new predictions with.
 _LAST, _VALIDATION = "what was announced last", "the bundle's validation rows"
-# For the estimate of --plan.
-_NUM_SAMPLED_SHARDS = 16
-_SAMPLED_BYTES = 1 << 18  # of text, from each
 
 OpenPool = Callable[[Request, list[FileInfo]], AbstractContextManager[Pool]]
 
@@ -132,7 +126,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         raise RequestError("plan is an option of the command line, which scores nothing then: leave it out")
     config, source, output = resolved(config)
     info = read_info(Location.of(config.bundle))
-    archive = _archive(config, source, output)
+    archive = open_archive(config, source, output)
     run_id, prune = new_run_id(), config.prune or config.prune_many
     if prune and not archive.is_whole:
         raise RequestError(f"--prune needs the whole archive as --input, and {source} is a part of it: leave it out")
@@ -303,14 +297,6 @@ def _was_accepted(announced: Announcement | None, info: BundleInfo) -> bool:
     return announced is not None and announced.accepted_bundle == info.fingerprint()
 
 
-def _archive(config: ScoreConfig, source: Location, output: Location) -> Archive:
-    archive = list_shards(source, output, shards=config.shards, has_moved=config.input_moved)
-    if left_out := archive.listing.left_out():
-        _log.info("left out: %s", left_out)
-    probe(archive, config)
-    return archive
-
-
 def _log_plan(todo: Plan, differences: list[str], *, prune: bool) -> None:
     other = "; ".join(differences) or "another bundle, column, engine or precision"
     reasons = {"new": todo.new, "changed": todo.changed, f"scored before by another request, {other}": todo.anew}
@@ -400,81 +386,3 @@ def _prune(output: Location, manifest: Manifest, run_id: str, shards: list[FileI
         folder.remove_empty_folders()
         _log.info("removed %d predictions files of shards that left the archive", len(extra))
     return len(extra)
-
-
-def preview(config: ScoreConfig) -> dict[str, Any]:
-    """The shards that `score` would score, by reason, and an estimate of the time; writes nothing.
-
-    The hours follow from the rate of the last long run on the same output.
-
-    Raises:
-        RequestError: bundle, input, output or columns do not fit.
-    """
-    config, source, output = resolved(config)
-    info = read_info(Location.of(config.bundle))
-    archive = _archive(config, source, output)
-    published, staged = Manifest(output).latest(), Staging(output).records()
-    todo = plan(archive.shards, published, staged, fingerprint(info, config), is_whole=archive.is_whole)
-    facts: dict[str, Any] = {
-        **todo.counts(),
-        **archive.listing.counts(),
-        "num_shards_pending": len(todo.pending),
-        "pending_bytes": todo.pending_bytes,
-    }
-    if not todo.pending:
-        return facts
-    facts |= _estimate(todo.pending, archive.root, config)
-    announced = Runs(output).latest()
-    if announced is None or announced.rate is None:
-        _log.info("no run on %s has measured a rate yet: the hours are unknown", output)
-        return facts
-    rate = announced.rate
-    num_actors = rate.num_actors if config.num_actors is None else max(1, config.num_actors)
-    tokens_per_s_an_actor = rate.tokens_per_s / rate.num_actors
-    hours = facts["num_tokens_estimated"] / (tokens_per_s_an_actor * num_actors) / 3600
-    facts |= {
-        "rate_of_run": rate.run_id,
-        "tokens_per_s_an_actor": round(tokens_per_s_an_actor, 1),
-        "num_actors": num_actors,
-        "hours_estimated": round(hours, 3),
-    }
-    if config.price_per_hour is not None:
-        facts["cost_estimated"] = round(hours * num_actors * config.price_per_hour, 2)
-    return facts
-
-
-def _estimate(shards: list[FileInfo], archive: Location, config: ScoreConfig) -> dict[str, Any]:
-    """Rows and tokens a byte of some shards, times all bytes. A shard is drawn as often as it has bytes."""
-    from bertray.bundle.bundle import load_tokenizer  # imports torch
-
-    with opened(config.bundle) as (folder, info):
-        tokenizer = load_tokenizer(folder, info)
-    sampled = shards
-    if len(shards) > _NUM_SAMPLED_SHARDS:
-        weights = [max(1, shard.size_bytes) for shard in shards]
-        sampled = random.Random(0).choices(shards, weights, k=_NUM_SAMPLED_SHARDS)
-    total_bytes, num_unreadable = sum(shard.size_bytes for shard in shards), 0
-    rates: list[tuple[float, float, float]] = []  # of each readable draw: rows and tokens a byte, and its weight
-    for shard, num_draws in Counter(sampled).items():
-        try:
-            with opened_shard(archive / shard.path) as file:
-                check_columns(file.schema_arrow, config.text_column, [])
-                num_rows, tokens_per_row = file.metadata.num_rows, 0.0
-                for step in steps(file, config.text_column, [], _SAMPLED_BYTES):
-                    tokens_per_row = tokenizer.encode(step[config.text_column]).num_tokens / len(step)
-                    break
-        except ShardError as error:
-            _log.warning("cannot be scored: %s: %s", shard.path, error)
-            num_unreadable += 1
-            continue
-        weight = shard.size_bytes if sampled is shards else num_draws
-        rates.append((num_rows / shard.size_bytes, num_rows * tokens_per_row / shard.size_bytes, weight))
-    rows_a_byte, tokens_a_byte = (
-        sum(rate[place] * rate[2] for rate in rates) / max(1, sum(rate[2] for rate in rates)) for place in (0, 1)
-    )
-    return {
-        "num_shards_sampled": len(set(sampled)),
-        "num_shards_unreadable": num_unreadable,
-        "num_rows_estimated": round(rows_a_byte * total_bytes),
-        "num_tokens_estimated": round(tokens_a_byte * total_bytes),
-    }

@@ -7,6 +7,7 @@ named after its path in the archive. A folder or a single shard of the archive m
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, replace
 
 from bertray.errors import LockedError, RequestError, ShardError
@@ -15,6 +16,8 @@ from bertray.scoring.listing import Listing, check_names, listed_shards, shards_
 from bertray.scoring.shard_reader import check_columns, divided, opened
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.outputs import refuse_in_bundle
+
+_log = logging.getLogger(__name__)
 
 _NUM_PROBED_SHARDS = 5
 _ARCHIVE_FILE = "archive.json"
@@ -97,6 +100,15 @@ def remember(archive: Archive, output: Location, *, has_moved: bool = False) -> 
         raise LockedError(f"another run has just scored another archive to {output}: choose another --output")
     if output.is_local and (output / _ARCHIVE_FILE.upper()).exists():  # names that differ in case are one there
         check_names(archive.shards, output, is_caseless=True)
+
+
+def open_archive(config: ScoreConfig, source: Location, output: Location) -> Archive:
+    """List the shards of a request, log what is left out, and `probe` them."""
+    archive = list_shards(source, output, shards=config.shards, has_moved=config.input_moved)
+    if left_out := archive.listing.left_out():
+        _log.info("left out: %s", left_out)
+    probe(archive, config)
+    return archive
 
 
 def probe(archive: Archive, config: ScoreConfig) -> None:
