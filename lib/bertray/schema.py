@@ -21,9 +21,9 @@
 
        row=0  label="joy"  score=0.81  labels=["joy", "love"]  review=False  num_tokens=12  truncated=False  error=None
 
-3. The *manifest* (bertray score): one record for every committed shard.
+3. The *manifest* (bertray score): one record for every published shard.
 
-4. The *shard report* of a run (bertray score): one record for every shard, committed or failed.
+4. The *shard report* of a run (bertray score): one record for every shard, scored or failed.
 
 5. *Suspects* (bertray audit): training rows whose label is probably wrong, the worst first
 

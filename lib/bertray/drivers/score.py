@@ -92,7 +92,7 @@ class ScoreResult:
 
     @property
     def is_held(self) -> bool:
-        """Whether the gate holds the run back: predictions are in place but not announced."""
+        """Whether the gate holds the run back: predictions are staged and not published."""
         return self.verdict is not None and self.verdict.is_held
 
 

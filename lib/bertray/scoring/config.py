@@ -70,7 +70,7 @@ class ScoreConfig(JobConfig):
         le=2,
         description="hold the run if the mean score or length moved by more standard deviations",
     )
-    accept: bool = Field(default=False, description="announce the run even if one of these three limits is exceeded")
+    accept: bool = Field(default=False, description="publish the run even if one of these three limits is exceeded")
 
     _engine_fits = model_validator(mode="after")(check_engine)
 

@@ -1,4 +1,4 @@
-"""The gate: may the new predictions be announced, or has something moved more than it moves by chance?
+"""The gate: may the new predictions be published, or has something moved more than it moves by chance?
 
 What `runs/latest.json` would announce is compared with the bundle's validation rows and with the last announcement:
 distributions (labels, scores, lengths, truncation) by the Jensen-Shannon distance, means (score, length) by their

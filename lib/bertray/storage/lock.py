@@ -160,7 +160,7 @@ def check_held(output: Location, number: int) -> None:
         other = f"run {record.run_id}" if record else "another run"
         raise LockedError(
             f"{other} took {output} from this run, which had shown no sign of life for {EXPIRY_S:.0f} s. What this run "
-            "has committed stays; run it again when the other one is done"
+            "has finished stays; run it again when the other one is done"
         )
 
 
