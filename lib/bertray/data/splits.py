@@ -11,8 +11,6 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 from scipy.sparse import csc_array, csr_array, hstack
-from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import MultiLabelBinarizer
 
 from bertray.errors import RequestError
 
@@ -79,6 +77,8 @@ def folds(label_sets: list[list[str]], num_folds: int, seed: int, groups: list[s
 
 def _stratified(labels: list[str], fraction: float, seed: int) -> np.ndarray | None:
     """Held-out rows (ascending), by scikit-learn; a class with a single row stays. None: not a row for every class."""
+    from sklearn.model_selection import train_test_split  # a second: a request is refused before
+
     counts = Counter(labels)
     rows = np.array([row for row, label in enumerate(labels) if counts[label] > 1], dtype=np.int64)
     strata = [labels[row] for row in rows]
@@ -129,6 +129,8 @@ def _count_by_unit(label_sets: list[list[str]], names: list[str]) -> tuple[list[
 
     Rows without a label get the label "", so that they are divided like others. The last column is called "" too.
     """
+    from sklearn.preprocessing import MultiLabelBinarizer
+
     binarizer = MultiLabelBinarizer(sparse_output=True)
     labels_NC = binarizer.fit_transform([labels or [""] for labels in label_sets])
     counts_NK = hstack([labels_NC, np.ones((len(names), 1))], format="csr", dtype=np.int64)

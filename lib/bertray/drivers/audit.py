@@ -27,7 +27,6 @@ from bertray.data.splits import folds
 from bertray.drivers import ray_address
 from bertray.errors import RequestError, missing_extra
 from bertray.metrics.calibration import probabilities
-from bertray.metrics.classification import multi_label_metrics, summary_metrics
 from bertray.reports.terminal import print_audit
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock, new_run_id
@@ -89,6 +88,7 @@ def audit(config: AuditConfig) -> Audit:
     # From here on torch and Ray, which take seconds to import.
     from bertray.drivers import cluster
     from bertray.drivers.cross_validation import out_of_fold_logits
+    from bertray.metrics.classification import multi_label_metrics, summary_metrics
     from bertray.model.pretrained import classifier_and_head, load_tokenizer
     from bertray.tokenization.tokenizer import ColumnTokenizer
 
