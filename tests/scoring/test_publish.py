@@ -117,3 +117,13 @@ def test_a_part_is_not_scored_otherwise_than_the_rest(config: ScoreConfig) -> No
     with pytest.raises(RequestError, match=r"2 other shards .*tuesday/0\.parquet, have predictions of another bundle"):
         run(config, input=monday, precision="fp32", rescore=True)
     assert run(config, input=monday).summary["num_shards_skipped"] == 2
+
+
+def test_what_is_pruned_is_no_longer_described(config: ScoreConfig) -> None:
+    run(config)
+    (Path(config.input) / "tuesday" / "1.parquet").unlink()
+    summary = run(config, prune=True).summary
+    assert (summary["num_outputs_pruned"], summary["gate"]) == (1, None)
+    assert not problems(config)
+    latest = json.loads((Location.of(config.output) / "runs/latest.json").read_bytes())
+    assert (latest["published"]["num_shards"], latest["published"]["profile"]["num_rows"]) == (3, 120)

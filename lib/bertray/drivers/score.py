@@ -196,8 +196,8 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         if prune and not is_held:
             lock.check()
             # Hours have passed since the first listing, which was made before the lock.
-            present = list_shards(source, output, shards=config.shards).shards
-            num_pruned = _prune(output, manifest, run_id, present, many=config.prune_many)
+            present = list_shards(source, output, shards=config.shards)
+            num_pruned = _prune(output, manifest, runs, run_id, present, many=config.prune_many)
         with_record = {shard.path for shard in (*todo.changed, *todo.anew)}
         older = sorted(with_record & {one["path"] for one in recorder.failures})
         summary = {
@@ -361,13 +361,14 @@ def _stream(
     return num_processes, archive
 
 
-def _prune(output: Location, manifest: Manifest, run_id: str, shards: list[FileInfo], *, many: bool) -> int:
+def _prune(output: Location, manifest: Manifest, runs: Runs, run_id: str, archive: Archive, *, many: bool) -> int:
     """Remove the predictions of shards that have left the archive, unless they are too many; return how many.
 
-    The manifest forgets them first: after a crash in between, the files are extra again and the next run removes them.
+    latest.json and the manifest forget them first: after a crash in between, the files are extra again and the next run
+    removes them.
     """
     folder = output / "predictions"
-    present = {squeezed(predictions_name(shard.path)) for shard in shards}
+    present = {squeezed(predictions_name(shard.path)) for shard in archive.shards}
     files = [info.path for info in folder.files((".parquet",))]
     extra = [path for path in files if squeezed(path) not in present]
     if not many and len(extra) > max(_MAX_PRUNED, _MAX_PRUNED_FRACTION * len(files)):
@@ -379,6 +380,11 @@ def _prune(output: Location, manifest: Manifest, run_id: str, shards: list[FileI
         )
         return 0
     if extra:
+        if (latest := runs.latest()) and latest.published:
+            older = [path for path in latest.published.older if path in archive.paths()]
+            records = manifest.latest(RECORD_SCHEMA)
+            left = describe(archive, records, records[:0], older, latest.published.labels)
+            runs.announce(latest.model_copy(update={"published": left}))
         recorded, names = manifest.latest()["path"].to_pylist(), {squeezed(path) for path in extra}
         manifest.forget(run_id, [path for path in recorded if squeezed(predictions_name(path)) in names])
         for path in extra:
