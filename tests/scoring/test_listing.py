@@ -110,6 +110,15 @@ def test_a_table_is_refused_by_name(folder: Location, parquet: bytes, sign: str,
             shards_of(folder / source if source else folder)
 
 
+@pytest.mark.parametrize("sign", [ICEBERG, "t/metadata/v3.metadata.json", "t/_spark_metadata/0"])
+def test_a_table_whose_data_lies_in_no_folder_of_that_name(sign: str, tmp_path: Path, parquet: bytes) -> None:
+    """As tables have it that were migrated from Hive, and the sinks of Spark's streams."""
+    for name in ("t/day=5/a.parquet", sign):
+        (Location.of(str(tmp_path)) / name).put(parquet)
+    with pytest.raises(RequestError, match=r"/t is an? (Iceberg|Spark streaming) table"):
+        shards_of(Location.of(str(tmp_path / "t")))
+
+
 def test_what_only_looks_like_a_table(tmp_path: Path, parquet: bytes) -> None:
     archive = Location.of(str(tmp_path))
     for name in ("metadata/x.metadata.json", "data.parquet", "a_delta_log/b.parquet", "x/metadata/data/a.parquet"):

@@ -127,3 +127,22 @@ def test_what_is_pruned_is_no_longer_described(config: ScoreConfig) -> None:
     assert not problems(config)
     latest = json.loads((Location.of(config.output) / "runs/latest.json").read_bytes())
     assert (latest["published"]["num_shards"], latest["published"]["profile"]["num_rows"]) == (3, 120)
+
+
+def test_what_is_staged_without_a_record_is_taken_up(config: ScoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run died in the seconds before it recorded: nothing is scored again but what cannot be read."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("bertray.drivers.score.profile_of", interrupt)
+        run(config)
+    output = Location.of(config.output)
+    (output / "staged").remove()
+    broken = (output / "staging").files()[0]
+    whole = (output / "staging" / broken.path).read_bytes()
+    (output / "staging" / broken.path).put(b"PAR1")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("bertray.drivers.score.profile_of", interrupt)
+        run(config)
+    assert (output / "staging" / broken.path).read_bytes() == whole
+    (output / "staged").remove()
+    score(config, open_pool=interrupt)  # which is not called  # type: ignore[arg-type]
+    assert len(published(config)) == 4 and not problems(config)

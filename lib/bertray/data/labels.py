@@ -22,11 +22,11 @@ import pyarrow.compute as pc
 from bertray.data.readers import GROUP
 from bertray.formats.columnar import list_map
 from bertray.schema import LABEL, LABELS
-from bertray.tokenization.columns import JOINERS, ZERO_WIDTH
+from bertray.tokenization.columns import JOINERS, one_line
 
 _WHOLE_NUMBER = re.compile(r"\+?(-?)(0|[1-9][0-9]*)(\.0+)?")
 _NUMBER = re.compile(r"\+?(-?)0*([0-9]+)(\.0*)?")
-_REMOVED, _JOINER = re.compile(rf"[\0-\x1f\x7f-\x9f{ZERO_WIDTH}]"), re.compile(f"[{JOINERS}]")
+_JOINER = re.compile(f"[{JOINERS}]")
 _MAX_LISTED = 5
 
 
@@ -51,7 +51,7 @@ def one_spelling(
     forms: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by what they are compared by
     key_of: dict[str, str] = {}
     for label, count in num_rows.items():
-        cleaned = _cleaned(label)
+        cleaned = one_line(label)
         key_of[label] = key = _JOINER.sub("", cleaned)
         forms[key][cleaned if key else ""] += count
     kept = {key: max(sorted(spellings), key=spellings.__getitem__) for key, spellings in forms.items()}
@@ -90,11 +90,6 @@ def warn_of_alike(num_rows: Mapping[str, int]) -> list[str]:
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     """Rows by value, without nulls."""
     return {one["values"]: one["counts"] for one in pc.value_counts(column.drop_null()).to_pylist()}
-
-
-def _cleaned(label: str) -> str:
-    visible = _REMOVED.sub("", " ".join(label.split()))
-    return " ".join(unicodedata.normalize("NFC", visible).split()).strip("\u200c\u200d")
 
 
 def _are_whole_numbers(labels: Iterable[str]) -> bool:

@@ -37,7 +37,7 @@ from bertray.schema import RECORD_SCHEMA
 from bertray.scoring.archive import Archive, list_shards, open_archive, remember, resolved
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.gate import Verdict, judge
-from bertray.scoring.listing import predictions_name, squeezed
+from bertray.scoring.listing import PREDICTIONS, predictions_name, squeezed
 from bertray.scoring.manifest import Manifest, Plan, fingerprint, plan
 from bertray.scoring.publish import complete, describe, publish
 from bertray.scoring.runs import (
@@ -142,14 +142,14 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
                 f"run {announced.run_id} of {output} is later than this machine's time, {run_id}: set its clock"
             )
         remember(archive, output, has_moved=config.input_moved)
-        todo = plan(
-            archive.shards, manifest.latest(), staging.records(), request_fingerprint, is_whole=archive.is_whole
-        )
-        differences = runs.differences(announced.run_id, config, info.fingerprint()) if announced else []
-        _refuse_mixture(archive, manifest, request_fingerprint)
+        records = manifest.latest()
+        todo = plan(archive.shards, records, staging.records(), request_fingerprint, is_whole=archive.is_whole)
+        differences = list[str]()
+        if announced and todo.anew:
+            differences = runs.differences(announced.run_id, config, info.fingerprint())
+        _refuse_mixture(archive, records, request_fingerprint)
         _refuse_unasked(todo, differences, config)
         _log_plan(todo, differences, prune=prune)
-        known_failures = runs.failed_last(announced) if announced else set()
         recorder = Recorder(runs, run_id, staging, request_fingerprint, lock)
         engine: dict[str, Any] = {"engine": "openvino" if config.engine == "openvino" else "torch"}
         if todo.pending and open_pool is None and config.num_actors != 0:
@@ -185,21 +185,26 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         if not todo.pending and lock.was_left_behind:  # that run may have ended before it removed parts
             staging.remove_stale(archive, todo.staged, Work(), request_fingerprint)
             staging.finish(run_id)
-        new = staging.records_of(archive, request_fingerprint)
-        failed = [one["path"] for one in recorder.failures if one["path"] not in known_failures]
+        new = RECORD_SCHEMA.empty_table()
+        if todo.pending or todo.staged:
+            new = staging.records_of(archive, request_fingerprint)
+        known = runs.failed_last(announced) if announced and recorder.failures else set()
+        failed = [one["path"] for one in recorder.failures if one["path"] not in known]
         profile = profile_of(new)
         # A failure that is old, or alone, changes nothing that could be published.
         has_news = len(new) > 0 or (bool(failed) and not announced)
         verdict = _judged(profile, announced, len(new) + len(failed), len(failed), info, config) if has_news else None
         is_held = verdict is not None and verdict.is_held
         num_pruned = 0
-        if prune and not is_held:
+        if prune and is_held:
+            _log.info("--prune waits until what is held is published")
+        elif prune:
             lock.check()
             # Hours have passed since the first listing, which was made before the lock.
             present = list_shards(source, output, shards=config.shards)
             num_pruned = _prune(output, manifest, runs, run_id, present, many=config.prune_many)
-        with_record = {shard.path for shard in (*todo.changed, *todo.anew)}
-        older = sorted(with_record & {one["path"] for one in recorder.failures})
+        replaced = {shard.path for shard in (*todo.changed, *todo.anew)}
+        older = sorted(replaced & {one["path"] for one in recorder.failures})
         summary = {
             "output": str(output),
             "run_id": run_id if todo.pending or verdict else None,
@@ -232,11 +237,10 @@ def _worst(records: pa.Table, failures: list[dict[str, str]]) -> list[dict[str, 
     return [{"failure": None, **row} for row in ordered[:MAX_LISTED_SHARDS]]
 
 
-def _refuse_mixture(archive: Archive, manifest: Manifest, request_fingerprint: str) -> None:
+def _refuse_mixture(archive: Archive, records: pa.Table, request_fingerprint: str) -> None:
     """Refuse to score a part of the archive otherwise than the rest."""
     if archive.is_whole:
         return
-    records = manifest.latest()
     is_other = pc.not_equal(records["fingerprint"], request_fingerprint)
     others = set(records["path"].filter(is_other).to_pylist()) - archive.paths()
     if others:
@@ -343,6 +347,10 @@ def _stream(
         How many processes held the model, and the archive as it is now.
     """
     pending = recorder.adopt(todo.pending)
+    if not pending:  # all was staged, only not recorded
+        staging.remove_stale(archive, [*todo.staged, *todo.pending], Work(), request.fingerprint)
+        staging.finish(recorder.run_id)
+        return 0, archive
     with open_pool(request, pending) as pool:
         for num_passes in range(1, _MAX_PASSES + 1):
             work = divide(pending, pool.unit_bytes, pool.num_processes, request.fingerprint, staging.files())
@@ -367,7 +375,7 @@ def _prune(output: Location, manifest: Manifest, runs: Runs, run_id: str, archiv
     latest.json and the manifest forget them first: after a crash in between, the files are extra again and the next run
     removes them.
     """
-    folder = output / "predictions"
+    folder = output / PREDICTIONS
     present = {squeezed(predictions_name(shard.path)) for shard in archive.shards}
     files = [info.path for info in folder.files((".parquet",))]
     extra = [path for path in files if squeezed(path) not in present]
@@ -380,12 +388,12 @@ def _prune(output: Location, manifest: Manifest, runs: Runs, run_id: str, archiv
         )
         return 0
     if extra:
+        records = manifest.latest(RECORD_SCHEMA)
         if (latest := runs.latest()) and latest.published:
             older = [path for path in latest.published.older if path in archive.paths()]
-            records = manifest.latest(RECORD_SCHEMA)
             left = describe(archive, records, records[:0], older, latest.published.labels)
             runs.announce(latest.model_copy(update={"published": left}))
-        recorded, names = manifest.latest()["path"].to_pylist(), {squeezed(path) for path in extra}
+        recorded, names = records["path"].to_pylist(), {squeezed(path) for path in extra}
         manifest.forget(run_id, [path for path in recorded if squeezed(predictions_name(path)) in names])
         for path in extra:
             (folder / path).remove(is_file=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from bertray.errors import RequestError
 from bertray.model.adapter import first_position, last_layer
 from bertray.model.sources import WEIGHTS, encoder_folder
+from bertray.tokenization.columns import one_line
 from bertray.types import ProblemType
 
 _log = logging.getLogger(__name__)
@@ -148,7 +148,8 @@ def _match_head(
     head: torch.nn.Linear, own: PreTrainedConfig, labels: Sequence[str], problem_type: ProblemType, encoder: str
 ) -> str:
     """Put the rows of a loaded head in the order of the labels, or draw them anew where they are of others."""
-    before, now = [_plain(own.id2label[number]) for number in sorted(own.id2label)], [*map(_plain, labels)]
+    before = [one_line(str(own.id2label[number])) for number in sorted(own.id2label)]
+    now = list(map(one_line, labels))
     if sorted(before) != sorted(now) or len(set(now)) < len(now):
         other = min(set(before) - set(now), default="")  # LABEL_0, if the labels have no names
         why = f"{encoder} has other labels, such as {other!r}"
@@ -163,9 +164,3 @@ def _match_head(
     if head.bias is not None:
         head.bias.zero_()
     return f"the head is new: {why}"
-
-
-def _plain(label: object) -> str:
-    """A label as it is compared: NFC, one space where there is white space, without invisible characters."""
-    text = unicodedata.normalize("NFC", str(label))
-    return " ".join("".join(one for one in text if unicodedata.category(one) != "Cf").split())

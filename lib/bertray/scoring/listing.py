@@ -23,6 +23,7 @@ from bertray.storage.location import FileInfo, Location, is_hidden
 
 _SUFFIXES = (".parquet", ".parq", ".pq")
 _MAGIC = b"PAR1"
+PREDICTIONS = "predictions"  # the folder of the output
 _NUM_CONNECTIONS = 16
 _MAX_KEY_BYTES = 1024  # of S3, without the bucket
 _CONVERT = "Shards are Parquet files: write them, for instance with pandas.read_csv(FILE).to_parquet(SHARD)"
@@ -30,6 +31,7 @@ _CONVERT = "Shards are Parquet files: write them, for instance with pandas.read_
 # files with this ending, and the shards are in `data` beside it.
 _TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi", "_spark_metadata": "Spark streaming", "metadata": "Iceberg"}
 _ICEBERG_ENDINGS = (".metadata.json", ".metadata.json.gz")
+_ICEBERG_NAME = re.compile(r"(v\d+|\d{5,}-.*)\.metadata\.json(\.gz)?")  # what Iceberg's own writers call them
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def squeezed(name: str) -> str:
 
 def check_names(shards: list[FileInfo], output: Location, *, is_caseless: bool = False) -> None:
     """Raise a RequestError if a shard's name cannot be one of the output, or two shards would be one file there."""
-    folder = (output / "predictions").path
+    folder = (output / PREDICTIONS).path
     max_key_bytes = _MAX_KEY_BYTES - len(folder.partition("/")[2].encode()) - 1
     names: dict[str, str] = {}
     for shard in shards:
@@ -158,16 +160,18 @@ def _has_no_ending(path: str) -> bool:
 
 def _refuse_tables(source: Location, paths: list[str]) -> None:
     """Refuse a table at or below a place, by the paths of its files."""
-    found: dict[str, str] = {}
     for path in paths:
         for sign, kind in _TABLES.items():
             folder, is_there, name = f"/{path}".rpartition(f"/{sign}/")
-            if is_there and (kind != "Iceberg" or ("/" not in name and name.endswith(_ICEBERG_ENDINGS))):
-                found[folder] = kind
-    for folder, kind in found.items():
-        of_iceberg = f"{folder}/data/"[1:], f"{folder}/metadata/version-hint.text"[1:]
-        if kind != "Iceberg" or any(path.startswith(of_iceberg) for path in paths):
-            raise _table(kind, f"{source}{folder}")
+            if is_there and (kind != "Iceberg" or _is_iceberg(folder, name, paths)):
+                raise _table(kind, f"{source}{folder}")
+
+
+def _is_iceberg(folder: str, name: str, paths: list[str]) -> bool:
+    """Whether a file in the folder's `metadata` tells of a table, whose data may lie elsewhere than in `data`."""
+    if "/" in name or not name.endswith(_ICEBERG_ENDINGS):
+        return False
+    return bool(_ICEBERG_NAME.fullmatch(name)) or any(path.startswith(f"{folder}/data/"[1:]) for path in paths)
 
 
 def _refuse_in_table(source: Location) -> None:

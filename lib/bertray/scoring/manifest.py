@@ -49,6 +49,11 @@ def fingerprint(info: BundleInfo, config: ScoreConfig) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
+def shards_in(records: pa.Table) -> list[FileInfo]:
+    """The shards that records are of, as they were when they were scored."""
+    return list(map(FileInfo, *(records[name].to_pylist() for name in ("path", "size_bytes", "version"))))
+
+
 # The folders of the records in an output.
 PUBLISHED, STAGED = "manifest", "staged"
 
@@ -88,10 +93,6 @@ class Manifest:
         records = self._latest(files)
         kept = records.filter(pc.invert(pc.is_in(records["path"], value_set=pa.array(paths, pa.string()))))
         self._replace(files, run_id, kept)
-
-    def exists(self) -> bool:
-        """Whether there are records."""
-        return self._folder.exists()
 
     def remove(self) -> None:
         """Remove all records."""

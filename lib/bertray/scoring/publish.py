@@ -23,16 +23,16 @@ import pyarrow.compute as pc
 
 from bertray.schema import RECORD_SCHEMA
 from bertray.scoring.archive import Archive
-from bertray.scoring.listing import predictions_name
-from bertray.scoring.manifest import Manifest
+from bertray.scoring.listing import PREDICTIONS, predictions_name
+from bertray.scoring.manifest import Manifest, shards_in
 from bertray.scoring.runs import MAX_LISTED_SHARDS, Announcement, Published, Runs, profile_of
 from bertray.scoring.staging import Staging
-from bertray.storage.location import FileInfo, Location
+from bertray.storage.location import Location
 from bertray.storage.outputs import last_of_each_path, put_records, read_records
 
 _log = logging.getLogger(__name__)
 
-PREDICTIONS, _PUBLISHING, _INTENT, _RECORDS = "predictions", "publishing", "intent.json", "records.parquet"
+_PUBLISHING, _INTENT, _RECORDS = "publishing", "intent.json", "records.parquet"
 # Renames take 0.1 ms each and requests to a store 100 ms.
 _NUM_MOVES_LOCAL, _NUM_MOVES_REMOTE = 4, 64
 
@@ -89,8 +89,7 @@ def complete(output: Location) -> str | None:
 
 def _complete(output: Location, records: pa.Table, announcement: Announcement) -> None:
     staging = Staging(output)
-    facts = (records[name].to_pylist() for name in ("path", "size_bytes", "version", "fingerprint"))
-    sources = [staging.place_of(FileInfo(*shard), request) for *shard, request in zip(*facts, strict=True)]
+    sources = list(map(staging.place_of, shards_in(records), records["fingerprint"].to_pylist()))
     targets = [output / PREDICTIONS / predictions_name(path) for path in records["path"].to_pylist()]
     with ThreadPoolExecutor(_NUM_MOVES_LOCAL if output.is_local else _NUM_MOVES_REMOTE) as pool:
         list(pool.map(Location.move, sources, targets))

@@ -1,10 +1,12 @@
 """The files of every scoring run, which run was announced, and the recorder of a run's outcomes.
 
-output/runs/<run-id>/config.json           the resolved request; no secrets
-                     plan.json             what there was to do
-                     shards-00000.parquet  what became of every shard; a new file every few seconds
-                     summary.json          figures, failures, the gate's verdict
-output/runs/latest.json                    the run whose predictions are published; replaced last
+    output/runs/<run-id>/config.json           the resolved request; no secrets
+                         plan.json             what there was to do
+                         shards-00000.parquet  what became of every shard; a new file every few seconds
+                         summary.json          figures, failures, the gate's verdict
+    output/runs/latest.json                    the run whose predictions are published; replaced last
+
+A run that has nothing to score leaves none of these.
 """
 
 from __future__ import annotations

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bertray.errors import ShardError
 from bertray.schema import MANIFEST_SCHEMA, RECORD_SCHEMA
 from bertray.scoring.archive import Archive
-from bertray.scoring.manifest import STAGED, Manifest
+from bertray.scoring.manifest import STAGED, Manifest, shards_in
 from bertray.scoring.score_shard import read_counts
 from bertray.scoring.units import STAGING_FOLDER, Outcome, Work, staged_parts, staged_path
 from bertray.storage.location import FileInfo, Location
+
+_log = logging.getLogger(__name__)
 
 _NUM_CONNECTIONS = 16
 
@@ -34,28 +38,33 @@ class Staging:
 
     def records(self, schema: pa.Schema = MANIFEST_SCHEMA) -> pa.Table:
         """The records of staged shards, of any request, whose file is there."""
-        records, present = self._records.latest(schema), self.files() if self._records.exists() else set()
-        shards = map(FileInfo, *(records[name].to_pylist() for name in ("path", "size_bytes", "version")))
-        paths = map(staged_path, shards, records["fingerprint"].to_pylist())
-        return records.filter(pa.array([path in present for path in paths], pa.bool_()))
+        return self._with_file(self._records.latest(schema))
+
+    def _with_file(self, records: pa.Table) -> pa.Table:
+        present = self.files() if len(records) else set()
+        return records.filter(pa.array([path in present for path in _paths(records)], pa.bool_()))
 
     def records_of(self, archive: Archive, request_fingerprint: str) -> pa.Table:
         """The records of a request, in `schema.RECORD_SCHEMA`, that are about a shard as it is listed."""
         records, listed = self.records(RECORD_SCHEMA), set(archive.shards)
         records = records.filter(pc.equal(records["fingerprint"], request_fingerprint))
-        shards = map(FileInfo, *(records[name].to_pylist() for name in ("path", "size_bytes", "version")))
-        return records.filter(pa.array([shard in listed for shard in shards], pa.bool_()))
+        return records.filter(pa.array([shard in listed for shard in shards_in(records)], pa.bool_()))
 
     def unrecorded(self, shards: list[FileInfo], request_fingerprint: str) -> list[Outcome]:
-        """Those of the shards that have a staged file; what is to be recorded of it."""
+        """Those of the shards that have a readable staged file; what is to be recorded of it."""
         present = self.files()
         found = [shard for shard in shards if staged_path(shard, request_fingerprint) in present]
+
+        def outcome(shard: FileInfo) -> Outcome | None:
+            try:
+                counts, precision = read_counts(self.place_of(shard, request_fingerprint))
+            except ShardError as error:
+                _log.warning("warning: the staged file of %s is not used: %s", shard.path, error)
+                return None
+            return Outcome(shard=shard, counts=counts, precision=precision)
+
         with ThreadPoolExecutor(_NUM_CONNECTIONS) as readers:
-            counts = readers.map(lambda one: read_counts(self._folder / staged_path(one, request_fingerprint)), found)
-        return [
-            Outcome(shard=shard, counts=of_rows, precision=precision)
-            for shard, (of_rows, precision) in zip(found, counts, strict=True)
-        ]
+            return [one for one in readers.map(outcome, found) if one]
 
     def append(self, run_id: str, records: pa.Table) -> None:
         """Record files that are staged; see `Manifest.append`."""
@@ -75,11 +84,9 @@ class Staging:
         useful |= staged_parts(work.num_parts, request_fingerprint)
         present = self.files()
         if not archive.is_whole:
-            records, listed = self._records.latest(), archive.paths()
-            facts = (records[name].to_pylist() for name in ("path", "size_bytes", "version", "fingerprint"))
-            present &= {
-                staged_path(FileInfo(*one), request) for *one, request in zip(*facts, strict=True) if one[0] in listed
-            }
+            records = self._records.latest()
+            ours = pa.array(sorted(archive.paths()), pa.string())
+            present &= set(_paths(records.filter(pc.is_in(records["path"], value_set=ours))))
         self.remove(present - useful)
 
     def remove_unfinished(self) -> None:
@@ -88,11 +95,17 @@ class Staging:
 
     def finish(self, run_id: str) -> None:
         """Drop the records of files that are gone, merge the others, and remove empty folders."""
-        gone = set(self._records.latest()["path"].to_pylist()) - set(self.records()["path"].to_pylist())
-        if gone:
-            self._records.forget(run_id, sorted(gone))
-        if len(self._records.latest()):
-            self._records.finish(run_id)
-        else:
+        recorded = self._records.latest()
+        left = self._with_file(recorded)
+        if not len(left):
             self._records.remove()
+        elif len(left) < len(recorded):
+            self._records.forget(run_id, sorted(set(recorded["path"].to_pylist()) - set(left["path"].to_pylist())))
+        else:
+            self._records.finish(run_id)
         self._folder.remove_empty_folders()
+
+
+def _paths(records: pa.Table) -> list[str]:
+    """The staged paths of the shards that records are of."""
+    return list(map(staged_path, shards_in(records), records["fingerprint"].to_pylist()))

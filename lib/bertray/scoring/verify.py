@@ -12,9 +12,9 @@ import numpy as np
 
 from bertray.errors import RequestError, ShardError
 from bertray.schema import RECORD_SCHEMA, ROW
-from bertray.scoring.listing import predictions_name, squeezed
+from bertray.scoring.listing import PREDICTIONS, predictions_name, squeezed
 from bertray.scoring.manifest import Manifest
-from bertray.scoring.publish import PREDICTIONS, is_under_way
+from bertray.scoring.publish import is_under_way
 from bertray.scoring.runs import Runs, profile_of
 from bertray.scoring.shard_reader import opened
 from bertray.storage.location import Location

@@ -57,7 +57,7 @@ def _next_step(path: str, response: dict[str, Any], is_forbidden: bool) -> str:
         bucket, _, key = path.partition("/")
         restore = f"--bucket {bucket} --key {shlex.quote(key)} --restore-request Days=7"
         return (
-            f"It lies in an archived storage class (Glacier): restore it with aws s3api restore-object {restore}, wait "
+            f"It is in an archived storage class (Glacier): restore it with aws s3api restore-object {restore}, wait "
             "until that is done, which takes hours, and run again"
         )
     if code in _NEW_TOKEN:

@@ -5,6 +5,9 @@ Legend: N texts.
 
 from __future__ import annotations
 
+import re
+import unicodedata
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +23,8 @@ ZERO_WIDTH = (
     "\U000e01f0-\U000e0fff"
 )
 _VISIBLE = rf"[^\s\p{{Z}}\p{{Cc}}\x{{e0020}}-\x{{e007f}}{JOINERS}{ZERO_WIDTH}]"
+
+_REMOVED = re.compile(rf"[\0-\x1f\x7f-\x9f{ZERO_WIDTH}]")
 
 TEXT_TYPES = {pa.null(), pa.string(), pa.large_string(), pa.string_view()}
 TEXT_TYPES |= {pa.binary(), pa.large_binary(), pa.binary_view()}
@@ -45,6 +50,12 @@ def as_utf8(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeStringArray, pa
     column = _as_bytes(column)
     is_invalid_N = pa.array(_is_not_utf8(column))
     return pc.if_else(is_invalid_N, pa.scalar(b"", pa.large_binary()), column).cast(pa.large_string()), is_invalid_N
+
+
+def one_line(text: str) -> str:
+    """Its visible characters, composed (NFC), with one blank for any white space: what two names are compared by."""
+    visible = _REMOVED.sub("", " ".join(text.split()))
+    return " ".join(unicodedata.normalize("NFC", visible).split()).strip("\u200c\u200d")
 
 
 def is_blank(strings: pa.Array | pa.ChunkedArray) -> pa.BooleanArray | pa.ChunkedArray:
