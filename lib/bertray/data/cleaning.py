@@ -1,8 +1,8 @@
 """Which labelled rows stay, and why the others are taken out.
 
 Every function takes a table of `bertray.data.readers` and returns the rows that stay and a count for every reason:
-rows in = rows kept + rows out, always. Texts are compared without invisible characters, with one blank for any white
-space, but kept as they were read: the model must train on what it will meet in the archive.
+rows in = rows kept + rows out, always. Texts are compared trimmed, in Unicode NFC and without
+invisible characters, but kept as they were read: the model must train on what it will meet in the archive.
 
     " Skills: Python"  Skills     kept
     "Skills: Python "  Skills     duplicate
@@ -112,10 +112,13 @@ def drop_shared(rows: pa.Table, held_out: pa.Table, held_out_name: str) -> tuple
 
 
 def comparison_keys(rows: pa.Table) -> pa.ChunkedArray:
-    """What two texts are compared by: in Unicode NFC, without invisible characters, every white space as one blank."""
-    visible = pc.replace_substring_regex(rows[TEXT], f"[{ZERO_WIDTH}]+", "")
-    blank = pc.replace_substring_regex(visible, r"[\s\p{Z}]+", " ")
-    return pc.utf8_normalize(pc.utf8_trim_whitespace(blank), form="NFC")
+    """What two texts are compared by: trimmed, in Unicode NFC, without invisible characters, any space as a blank."""
+    texts = rows[TEXT].combine_chunks()
+    is_other_N = pc.fill_null(pc.invert(pc.string_is_ascii(texts)), False)  # the expressions take 60 times as long
+    visible = pc.replace_substring_regex(texts.filter(is_other_N), f"[{ZERO_WIDTH}]+", "")
+    others = pc.replace_substring_regex(visible, r"\p{Z}+", " ")
+    keys = pc.replace_with_mask(texts, is_other_N, others)
+    return pa.chunked_array([pc.utf8_normalize(pc.utf8_trim_whitespace(keys), form="NFC")])
 
 
 def _label_set(labels: list[str | None] | None) -> list[str] | None:
