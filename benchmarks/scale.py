@@ -9,6 +9,7 @@
     planning     listing and plan of many real shards, and what is asked of the file system for it
     manifest     a manifest of a million records; planning and dividing as many shards; the profile of all
     s3           what a listing costs whoever lists, and how often S3 is asked (moto, on loopback)
+    publishing   staged shards become predictions, on a disk and on a slow store
     reading      reading, comparing and writing in one process, without a model
     tiny         many tiny shards end to end
     units        many units over eight fake GPUs, without a model: what a unit costs the driver
@@ -51,9 +52,11 @@ from benchmarks.scale_runs import (
     fingerprint_of,
     run_part,
     run_timed_part,
+    s3_environment,
     score,
     score_command,
     serving,
+    slow_store,
     traced,
 )
 from benchmarks.tiny import WORDS_A_TEXT, tiny_bundle, word_archive
@@ -66,6 +69,7 @@ FIXED_SHARDS, FIXED_ROWS = 8, 500
 
 NUM_DONE, NUM_PLANNED, NUM_RECORDS, NUM_LISTED = 10_000, 100_000, 1_000_000, 20_000
 NUM_TINY, READ_ROWS, NUM_ASKED = 10_000, 200_000, 20
+NUM_PUBLISHED, S_A_REQUEST = 10_000, 0.1
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -172,7 +176,7 @@ def nothing(bench: Bench) -> Measured:
     imported = _imported(score_command(bench, archive, output))
     heavy = [name for name in ("ray", "torch", "transformers") if name in imported]
     lines = [
-        Line(f"nothing: {num_shards:,} done shards, the whole process", run.wall_s, "s", at_most=5),
+        Line(f"nothing: {num_shards:,} done shards, the whole process", run.wall_s, "s", at_most=1.2),
         Line("nothing: of Ray, torch and transformers, how many were imported", len(heavy), "", at_most=0),
         *(
             Line(f"nothing, of it: {what}", run.first(what).wall_s, "s")
@@ -254,14 +258,7 @@ def s3(bench: Bench) -> Measured:
     num_objects = bench.some(NUM_LISTED, 2000)
     shard = next(word_archive(bench.folder / "one-shard", [TINY_ROWS]).iterdir())
     with serving("store", num_objects) as facts:
-        environment = {
-            **traced(bench),
-            "BERTRAY_STUB_S_A_ROW": "0",
-            "AWS_ENDPOINT_URL": facts["endpoint"],
-            "AWS_ACCESS_KEY_ID": "bench",
-            "AWS_SECRET_ACCESS_KEY": "bench",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
+        environment = {**traced(bench), "BERTRAY_STUB_S_A_ROW": "0", **s3_environment(facts["endpoint"])}
         parts = [run_part("listing", "s3://bench/archive", environment=environment) for _ in range(NUM_REPEATS)]
         asked = run_part("requests", bench.bundle, shard, "s3://bench/scoring", NUM_ASKED, environment=environment)
     assert parts[0]["num_files"] == num_objects
@@ -276,6 +273,21 @@ def s3(bench: Bench) -> Measured:
         ),
     ]
     return Measured(lines, {"num_objects": num_objects, "listings": parts, "num_asked": NUM_ASKED, "requests": asked})
+
+
+def publishing(bench: Bench) -> Measured:
+    """What was staged in one run becomes visible."""
+    num_shards = bench.some(NUM_PUBLISHED)
+    local = [run_part("publishing", bench.folder / f"scored-{repeat}", num_shards) for repeat in range(NUM_REPEATS)]
+    with slow_store(S_A_REQUEST) as environment:
+        remote = run_part("publishing", "s3://bench/scored", num_shards, environment={**traced(bench), **environment})
+    local_s, what = statistics.median(part["publish_s"] for part in local), f"{num_shards:,} staged shards"
+    lines = [
+        Line(f"publishing: {what}, on a local disk", local_s, "s", at_most=5),
+        Line(f"publishing: {what}, on a store with {S_A_REQUEST} s a request", remote["publish_s"], "s", at_most=60),
+        Line("publishing, of it: processor time of the driver", remote["cpu_s"], "s"),
+    ]
+    return Measured(lines, {"local": local, "remote": remote})
 
 
 def reading(bench: Bench) -> Measured:
@@ -317,7 +329,7 @@ def tiny(bench: Bench) -> Measured:
 
 MEASUREMENTS: dict[str, Callable[[Bench], Measured]] = {
     measurement.__name__: measurement
-    for measurement in (fixed, nothing, planning, manifest, s3, reading, tiny, units, ramp, efficiency)
+    for measurement in (fixed, nothing, planning, manifest, s3, publishing, reading, tiny, units, ramp, efficiency)
 }
 
 

@@ -5,6 +5,7 @@
     python -m benchmarks.scale_parts manifest OUTPUT FINGERPRINT NUM_ACTORS
     python -m benchmarks.scale_parts report OUTPUT
     python -m benchmarks.scale_parts shards BUNDLE ARCHIVE OUTPUT
+    python -m benchmarks.scale_parts publishing OUTPUT NUM_SHARDS
     python -m benchmarks.scale_parts store NUM_OBJECTS       (until its standard input ends)
     python -m benchmarks.scale_parts listing URI
     python -m benchmarks.scale_parts requests BUNDLE SHARD URI NUM_SHARDS
@@ -22,6 +23,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from datetime import UTC, datetime
 from pathlib import Path
@@ -186,6 +188,32 @@ def requests(bundle_path: str, shard: str, uri: str, num_shards: str) -> dict[st
     return {"of_shards": of_shards, "of_manifest_files": dict(calls)}
 
 
+def publishing(output: str, num_shards: str) -> dict[str, float]:
+    """Publish staged files of 5 kB, a hundred a folder."""
+    import pyarrow as pa
+
+    from bertray.schema import MANIFEST_SCHEMA, RECORD_SCHEMA
+    from bertray.scoring.publish import publish
+    from bertray.scoring.runs import Announcement
+    from bertray.scoring.staging import Staging
+    from bertray.storage.location import MAX_CONNECTIONS, FileInfo, Location
+
+    place, request, now = Location.of(output), "f" * 64, datetime.now(UTC)
+    staging = Staging(place)
+    found = [FileInfo(f"part={number // 100:05d}/{number:07d}.parquet", 9, "v") for number in range(int(num_shards))]
+    with ThreadPoolExecutor(MAX_CONNECTIONS) as pool:
+        list(pool.map(lambda shard: staging.place_of(shard, request).put(b"x" * 5000), found))
+    values = [
+        dict(zip(MANIFEST_SCHEMA.names, (*astuple(one), request, 1, 0, 1, "run", now), strict=True)) for one in found
+    ]
+    records = pa.Table.from_pylist(values, RECORD_SCHEMA)
+    staging.append("run", records)
+    clock, cpu_s = _Clock(), time.process_time()
+    publish(place, records, Announcement(run_id="run"))
+    clock.lap("publish_s")
+    return {**clock.laps_s, "cpu_s": time.process_time() - cpu_s}
+
+
 def store(num_objects: str) -> None:
     """moto's S3 on loopback, with a bucket of small objects."""
     from moto.s3.models import s3_backends
@@ -287,7 +315,7 @@ def _serve(facts: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    parts = (engine, planning, manifest, report, shards, listing, requests, store, cluster)
+    parts = (engine, planning, manifest, report, shards, listing, requests, publishing, store, cluster)
     facts = {part.__name__: part for part in parts}[sys.argv[1]](*sys.argv[2:])
     if facts is not None:
         print(json.dumps(facts))

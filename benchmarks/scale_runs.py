@@ -132,7 +132,25 @@ def fake_gpus(bench: Bench, s_a_row: float) -> Iterator[dict[str, str]]:
 @contextmanager
 def serving(part: str, *arguments: object, environment: dict[str, str] | None = None) -> Iterator[dict[str, Any]]:
     """A part that runs until the block ends; what it says when it is ready."""
-    command = [sys.executable, "-m", "benchmarks.scale_parts", part, *map(str, arguments)]
+    with _serving(["benchmarks.scale_parts", part, *map(str, arguments)], environment) as facts:
+        yield facts
+
+
+@contextmanager
+def slow_store(s_a_request: float) -> Iterator[dict[str, str]]:
+    """An S3 store that takes its time; the environment of processes that use it."""
+    with _serving(["benchmarks.slow_store", str(s_a_request)]) as facts:
+        yield s3_environment(facts["endpoint"])
+
+
+def s3_environment(endpoint: str) -> dict[str, str]:
+    keys = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_DEFAULT_REGION": "us-east-1"}
+    return {"AWS_ENDPOINT_URL": endpoint, **keys}
+
+
+@contextmanager
+def _serving(module: list[str], environment: dict[str, str] | None = None) -> Iterator[dict[str, Any]]:
+    command = [sys.executable, "-m", *module]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:

@@ -27,14 +27,14 @@ from bertray.scoring.listing import PREDICTIONS, predictions_name
 from bertray.scoring.manifest import Manifest, shards_in
 from bertray.scoring.runs import MAX_LISTED_SHARDS, Announcement, Published, Runs, profile_of
 from bertray.scoring.staging import Staging
-from bertray.storage.location import Location
+from bertray.storage.location import MAX_CONNECTIONS, Location
 from bertray.storage.outputs import last_of_each_path, put_records, read_records
 
 _log = logging.getLogger(__name__)
 
 _PUBLISHING, _INTENT, _RECORDS = "publishing", "intent.json", "records.parquet"
 # Renames take 0.1 ms each and requests to a store 100 ms.
-_NUM_MOVES_LOCAL, _NUM_MOVES_REMOTE = 4, 64
+_NUM_MOVES_LOCAL, _NUM_MOVES_REMOTE = 4, MAX_CONNECTIONS
 
 
 def describe(archive: Archive, before: pa.Table, new: pa.Table, older: list[str], labels: tuple[str, ...]) -> Published:

@@ -29,6 +29,8 @@ from bertray.errors import RequestError, UnavailableError
 from bertray.storage import local, s3
 from bertray.storage.explanations import explanation
 
+MAX_CONNECTIONS = s3.MAX_CONNECTIONS
+
 _MISSING = (FileNotFoundError, NotADirectoryError)
 _HIDDEN = re.compile(r"(^|/)(\.|_(?![^/]*=[^/]*/))")
 
@@ -295,7 +297,7 @@ class Location:
                     local.make_folder(Path(target.path).parent)
                     Path(self.path).replace(target.path)
                 else:
-                    self.fs.cp_file(self.path, target.path)
+                    s3.copy_object(self.fs, self.path, target.path)
             except FileNotFoundError:
                 if not target.exists():
                     raise

@@ -35,6 +35,10 @@ _PART_BYTES = 16 << 20
 # apart; with 1 MiB a small shard still arrives in one request with its footer.
 _AHEAD_BYTES = 1 << 20
 _NUM_CONNECTIONS = 8
+# Of a process at once; botocore's default is 10.
+MAX_CONNECTIONS = 64
+# CopyObject's answer for an object of more than 5 GB.
+_TOO_LARGE = "InvalidRequest"
 # Attempts at a whole upload or conditional put.
 _MAX_STARTS = 3
 # Of stores that do not know a header, such as If-None-Match.
@@ -47,7 +51,7 @@ def connect(scheme: str) -> Any:
     retries: dict[str, Any] = {} if "AWS_RETRY_MODE" in os.environ else {"mode": _RETRY_MODE}
     if "AWS_MAX_ATTEMPTS" not in os.environ:
         retries["total_max_attempts"] = _MAX_ATTEMPTS
-    config: dict[str, Any] = {"retries": retries}
+    config: dict[str, Any] = {"retries": retries, "max_pool_connections": MAX_CONNECTIONS}
     if CHECKSUMS not in os.environ:
         # Older MinIO, Ceph and others refuse the checksums that botocore adds unasked. Without one it signs the
         # body's SHA-256, which the store compares as well.
@@ -153,6 +157,19 @@ def upload(fs: Any, path: str, file: Path) -> None:
             # The answer to the completion was lost, and when asked again the store no longer knows the upload.
             if error_code(error) != "NoSuchUpload" or start == _MAX_STARTS:
                 raise
+
+
+def copy_object(fs: Any, path: str, target: str) -> None:
+    """Have the store copy an object."""
+    bucket, _, key = target.partition("/")
+    source_bucket, _, source_key = path.partition("/")
+    try:
+        # Not by s3fs' cp_file, which asks for the size first.
+        fs.call_s3("copy_object", Bucket=bucket, Key=key, CopySource={"Bucket": source_bucket, "Key": source_key})
+    except OSError as error:
+        if error_code(error) != _TOO_LARGE:
+            raise
+        fs.cp_file(path, target)
 
 
 def find(fs: Any, path: str) -> dict[str, dict[str, Any]]:
