@@ -1,6 +1,9 @@
 """All errors that bertray raises on purpose. A message states the value, the limit, the path and the next step."""
 
 from importlib import metadata
+from typing import Literal, Self
+
+Why = Literal["away", "missing", "refused"]
 
 
 class BertrayError(Exception):
@@ -16,7 +19,19 @@ class BundleError(RequestError):
 
 
 class UnavailableError(RequestError):
-    """Storage or a server refuses or does not answer; a later try, or another machine, may succeed."""
+    """Storage, a server or a device refuses or does not answer; a later try, or another machine, may succeed.
+
+    Attributes:
+        why: there is no answer for now (away), no such file (missing), or anything else (refused).
+    """
+
+    why: Why = "refused"
+
+    @classmethod
+    def because(cls, why: Why, message: str) -> Self:
+        error = cls(message)
+        error.why = why
+        return error
 
 
 class LockedError(BertrayError):
@@ -25,6 +40,10 @@ class LockedError(BertrayError):
 
 class ShardError(BertrayError):
     """A shard of the archive cannot be scored; it is listed with this message, and the others continue."""
+
+
+class ShardRefusedError(ShardError):
+    """The storage refuses to read a shard: because of the shard, or because of who asks."""
 
 
 class ShardChangedError(ShardError):

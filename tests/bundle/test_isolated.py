@@ -25,8 +25,8 @@ FAULTS = ROOT / "tests" / "faults"
 DEADLY = "before, this text ends the process, behind"
 
 
-def spec_of(bundle: Path) -> ModelSpec:
-    return ModelSpec(str(bundle), "torch", "fp32", "cpu", "", 1)
+def spec_of(bundle: Path, timeout_s: float = 600.0) -> ModelSpec:
+    return ModelSpec(str(bundle), "torch", "fp32", "cpu", "", 1, timeout_s)
 
 
 @pytest.fixture
@@ -90,9 +90,32 @@ def test_too_many_deaths_are_no_matter_of_texts(
 
 
 def test_an_error_of_the_model_is_no_matter_of_texts(faults: None, isolated: IsolatedBundle) -> None:
-    with pytest.raises(ShardError, match=r"^MemoryError: out of memory$"):
+    with pytest.raises(ShardError, match=r"^ValueError: broken$"):
         isolated.predict_column(column(["a text", "this text breaks the model"]))
     assert isolated.predict_column(column(["a text"]))["error"].to_pylist() == [None]
+
+
+@pytest.mark.parametrize(
+    ("sickness", "message"),
+    [
+        ("breaking", "the model does not run here: ValueError: broken"),
+        ("deadly", "the model's process was ended by SIGSEGV on a harmless text, too"),
+        ("gpu", "the model's process exited with code 1 on a harmless text, too"),
+    ],
+)
+def test_what_fails_on_any_text_is_the_machines_fault(
+    faults: None, isolated: IsolatedBundle, monkeypatch: pytest.MonkeyPatch, sickness: str, message: str
+) -> None:
+    monkeypatch.setenv("BERTRAY_SICK", sickness)
+    with pytest.raises(UnavailableError, match=message):
+        isolated.predict_column(column(["a text"]))
+
+
+def test_a_text_over_which_the_model_hangs_is_found(faults: None, tiny_bundle: Path) -> None:
+    with IsolatedBundle(spec_of(tiny_bundle, timeout_s=1.5)) as isolated:
+        found = isolated.predict_column(column(["before", "this text hangs", "behind"]))
+    reason = "the model's process made no progress for 2 s on this text"
+    assert found["error"].to_pylist() == [None, reason, None]
 
 
 def test_a_model_that_cannot_be_loaded(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,21 @@
 """Found by every Python process of a test that puts this folder on PYTHONPATH: some texts and files end the process.
 
-A text with DEADLY in it ends whoever predicts it, one with BREAKING is an error of the model; a Parquet file with
-DEADLY_FILE in its metadata ends whoever reads it.
+A text with DEADLY in it ends whoever predicts it, one with BREAKING is an error of the model, over one with HANGING the
+model makes no progress; a Parquet file with DEADLY_FILE in its metadata ends whoever reads it. Where BERTRAY_SICK is
+deadly, breaking, hanging or gpu, any text does so: the machine is at fault.
 """
 
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-DEADLY, BREAKING = b"this text ends the process", b"this text breaks the model"
+DEADLY, BREAKING, HANGING = b"this text ends the process", b"this text breaks the model", b"this text hangs"
 DEADLY_FILE = b"this file ends the process"
 
 
@@ -43,10 +45,21 @@ def _make_texts_deadly(module: ModuleType) -> None:
 
     def deadly(self: Any, texts: Any) -> Any:
         found = [text for text in texts.to_pylist() if isinstance(text, bytes)]
-        if any(DEADLY in text for text in found):
+        sick = os.environ.get("BERTRAY_SICK", "")
+
+        def has(kind: bytes, name: str) -> bool:
+            return sick == name or any(kind in text for text in found)
+
+        if has(DEADLY, "deadly"):
             os.kill(os.getpid(), signal.SIGSEGV)
-        if any(BREAKING in text for text in found):
-            raise MemoryError("out of memory")
+        if has(BREAKING, "breaking"):
+            raise ValueError("broken")
+        if has(HANGING, "hanging"):
+            threading.Event().wait()
+        if sick == "gpu":
+            import torch
+
+            raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
         return predict_column(self, texts)
 
     module.Bundle.predict_column = deadly

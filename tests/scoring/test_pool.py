@@ -1,11 +1,13 @@
 """The pool of one process, with a real model in its child, beside the bundle in this process."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray import Bundle, BundleError, RequestError, ScoreConfig, score
+from bertray.errors import UnavailableError
 from bertray.scoring.score_unit import LocalPool, Request
 from bertray.scoring.units import Counts, Outcome, divide
 from bertray.storage.location import FileInfo
 from tests.conftest import write_shard
-from tests.stub_pool import Stub
+from tests.stub_pool import Stub, stub_pool
 
 
 @pytest.fixture
@@ -77,6 +80,49 @@ def test_a_model_that_can_no_longer_be_loaded_ends_the_run(archive: Path, tiny_b
     places = {"bundle": str(tiny_bundle), "input": str(archive), "output": str(tmp_path / "scored")}
     with pytest.raises(BundleError, match="it was replaced"):
         score(ScoreConfig(**places), open_pool=open_pool)
+
+
+@contextmanager
+def pool_of(model: Stub, request: Request, _: list[FileInfo]) -> Iterator[LocalPool]:
+    yield LocalPool(request, model)
+
+
+class Sick(Stub):
+    """Fails on any text."""
+
+    def predict_column(self, texts: pa.Array) -> pa.Table:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_machine_that_fails_three_times_ends_the_run(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    for number in range(9):
+        write_shard(archive / f"{number}.parquet", ["text"])
+    config = ScoreConfig(bundle=str(tiny_bundle), input=str(archive), output=str(tmp_path / "scored"))
+    with pytest.raises(UnavailableError, match=r"no machine is left that can score.*No space left on device"):
+        score(config, open_pool=partial(pool_of, Sick()))
+    assert score(config, open_pool=stub_pool()).summary["num_shards_committed"] == 11
+
+
+def test_what_the_machine_could_not_do_is_tried_three_times(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    class Flaky(Stub):
+        def __init__(self, num_failures: int) -> None:
+            self.num_failures = num_failures
+
+        def predict_column(self, texts: pa.Array) -> pa.Table:
+            if texts[0].as_py() == b"a 0" and self.num_failures:
+                self.num_failures -= 1
+                raise MemoryError("no memory")
+            return super().predict_column(texts)
+
+    config = ScoreConfig(bundle=str(tiny_bundle), input=str(archive), output=str(tmp_path / "scored"))
+    scored = score(config, open_pool=partial(pool_of, Flaky(2)))
+    assert (scored.failures, scored.summary["num_shards_committed"]) == ([], 2)
+    (at_fault,) = scored.summary["sick_nodes"]
+    assert (at_fault["num_failures"], at_fault["last"]) == (2, "MemoryError: no memory")
+    other = config.model_copy(update={"output": str(tmp_path / "other")})
+    scored = score(other, open_pool=partial(pool_of, Flaky(3)))
+    assert scored.failures == [{"path": "a.parquet", "reason": "MemoryError: no memory"}]
+    assert scored.summary["num_shards_committed"] == 1
 
 
 # Says what Ray will find in the environment when it is imported, or that it was not.

@@ -1,6 +1,9 @@
 """What is done with units of work, and with a shard that does not stay as it was listed."""
 
+import errno
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray import Bundle
+from bertray.errors import ShardError, UnavailableError
 from bertray.scoring import score_unit
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.score_shard import read_counts
 from bertray.scoring.score_unit import Request, UnitScorer
 from bertray.scoring.units import Outcome, Unit, staged_path
+from bertray.storage import outputs
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock
 from tests.conftest import write_shard
@@ -115,7 +120,7 @@ def test_a_merge_of_what_is_not_all_there(scorer: UnitScorer, archive: Path, bun
 def test_a_shard_that_is_rewritten(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
     rewrite = Meanwhile(bundle, lambda: write_shard(archive / "a.parquet", ["quite", "another", "shard"]))
     outcome = score(scorer, archive, rewrite)
-    assert outcome.has_changed
+    assert outcome.of == "version"
     assert outcome.failure.startswith("it was rewritten while it was read: ")
 
 
@@ -123,7 +128,7 @@ def test_a_shard_that_is_rewritten_so_that_it_cannot_be_read(scorer: UnitScorer,
     listed_before = listed(archive)
     (archive / "a.parquet").write_bytes(b"half of anoth")
     (outcome,) = scorer.score(Unit(shards=(listed_before,)), bundle)
-    assert outcome.has_changed
+    assert outcome.of == "version"
     assert "not a readable Parquet file" in outcome.failure
 
 
@@ -134,14 +139,14 @@ def test_a_shard_that_is_rewritten_before_its_parts_are_merged(
     for part in range(3):
         scorer.score(Unit(shards=(shard,), part=part, num_parts=3), bundle)
     write_shard(archive / "a.parquet", [f"other {row}" for row in range(20)])
-    assert scorer.merge(shard, 3).has_changed
+    assert scorer.merge(shard, 3).of == "version"
     assert not (archive.parent / "scored" / "predictions" / "a.parquet").exists()
 
 
 def test_a_shard_that_goes_away(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
     outcome = score(scorer, archive, Meanwhile(bundle, (archive / "a.parquet").unlink))
     assert "it went away while it was read" in outcome.failure
-    assert not outcome.has_changed
+    assert outcome.of == "shard"
 
 
 def test_nothing_is_put_after_the_lock_was_lost(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
@@ -153,7 +158,81 @@ def fail(error: type[Exception]) -> None:
     raise error("broken")
 
 
-def test_whose_fault_an_error_is(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
-    assert score(scorer, archive, Meanwhile(bundle, lambda: fail(ValueError))).failure == "ValueError: broken"
+class Once:
+    """Fails on the texts of a shard, and not on others."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __call__(self) -> None:
+        error, self._error = self._error, None
+        if error:
+            raise error
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("error", "of", "reason"),
+    [
+        (ValueError("broken"), "shard", "ValueError: broken"),
+        (ShardError("of the shard"), "shard", "of the shard"),
+        (MemoryError("no memory"), "place", "MemoryError: no memory"),
+        (FULL, "place", "OSError: [Errno 28] No space left on device"),
+        (UnavailableError("keys have expired"), "place", "keys have expired"),
+    ],
+)
+def test_whose_fault_an_error_is(
+    scorer: UnitScorer, archive: Path, bundle: Bundle, error: Exception, of: str, reason: str
+) -> None:
+    outcome = score(scorer, archive, Meanwhile(bundle, Once(error)))
+    assert (outcome.of, outcome.failure) == (of, reason)
     with pytest.raises(KeyError):
-        score(scorer, archive, Meanwhile(bundle, lambda: fail(KeyError)))
+        score(scorer, archive, Meanwhile(bundle, Once(KeyError())))
+
+
+def test_a_place_that_fails_three_times_in_a_row_gives_up(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
+    broken = Meanwhile(bundle, partial(fail, ValueError))  # on any text
+    for _ in range(2):
+        assert score(scorer, archive, broken).of == "place"
+    score(scorer, archive, bundle)
+    for path in (archive.parent / "scored" / "staging").rglob("*.parquet"):
+        path.unlink()
+    unit = Unit(shards=tuple(listed(archive, name) for name in ("a.parquet", "b.parquet") * 2))
+    assert [one.of for one in scorer.score(unit, broken)] == ["place"] * 3  # the fourth is not begun
+    assert scorer.gives_up
+
+
+def test_a_refusal_is_the_shards_if_others_can_be_read(
+    scorer: UnitScorer, archive: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of S3: root may read any file."""
+    open_shard, refused = Location.open, set[str]()
+
+    def refuse(self: Location) -> Any:
+        if self.name in refused:
+            raise UnavailableError(f"no permission for {self}")
+        return open_shard(self)
+
+    monkeypatch.setattr(Location, "open", refuse)
+    for name, of in (("a.parquet", "shard"), ("b.parquet", "place")):
+        refused.add(name)
+        request = replace(scorer._request, samples=("a.parquet", "b.parquet"))
+        assert score(UnitScorer(request), archive, bundle).of == of
+
+
+def test_a_unit_waits_for_storage_that_is_away(
+    scorer: UnitScorer, archive: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(outputs.time, "sleep", lambda _: None)
+    away = UnavailableError.because("away", "cannot reach s3://bucket")
+    assert score(scorer, archive, Meanwhile(bundle, Once(away))).failure == ""
+    assert "the storage does not answer since" in caplog.text
+    monkeypatch.setattr(outputs, "MAX_AWAY_S", 0)
+    (outcome,) = scorer.score(Unit(shards=(listed(archive),)), Meanwhile(bundle, partial(raise_, away)))
+    assert outcome.of == "place"
+
+
+def raise_(error: Exception) -> None:
+    raise error

@@ -5,7 +5,9 @@
       predictions          ◄── pipe ──
 
 If the child dies twice over the same texts, new children get them in slices, and a slice that crashes one is cut into
-smaller slices, until one text alone has crashed a child. That row gets an `error`, all others their predictions.
+smaller slices, until one text alone has crashed a child. That row gets an `error`, all others their predictions. A
+child that makes no progress ends itself. A new child first gets a harmless text: if it dies of that one, no text is at
+fault.
 """
 
 from __future__ import annotations
@@ -15,16 +17,18 @@ import logging
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
 from bertray.bundle.info import BundleInfo, read_info, was_replaced
-from bertray.errors import BundleError, RequestError, ShardError
+from bertray.errors import BundleError, RequestError, ShardError, UnavailableError
+from bertray.progress import watched
 from bertray.schema import ERROR, NUM_TOKENS, REVIEW, TRUNCATED, prediction_schema
 from bertray.storage.location import Location
 from bertray.types import Device, Engine, InferencePrecision
@@ -37,6 +41,32 @@ _log = logging.getLogger(__name__)
 _NUM_SLICES = 16  # of 16 x 16 x 16 texts three more deaths find the one
 _MAX_DEATHS = 40  # in one call; more are not caused by single texts
 _ENDED = (EOFError, OSError)  # what a pipe raises after the other process has ended
+_HARMLESS = pa.array([b"a"], pa.large_binary())
+
+
+class Predictor(Protocol):
+    """What `Bundle`, `IsolatedBundle` and OpenVINO's bundles have in common."""
+
+    @property
+    def precision(self) -> str: ...
+    @property
+    def schema(self) -> pa.Schema: ...
+    def predict_column(self, texts: pa.Array) -> pa.Table:
+        """Classify texts; a table in `schema`."""
+
+
+def blamed(error: Exception, predictor: Predictor | None) -> ShardError | UnavailableError:
+    """An unexpected error as the shard's; or as this machine's, if it does not classify a harmless text either."""
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError | OSError):
+        return UnavailableError(said)
+    try:
+        if predictor:
+            predictor.predict_column(_HARMLESS)
+    except Exception as other:
+        _log.warning("the model fails on a harmless text, too: %s: %s", type(other).__name__, other)
+        return UnavailableError(f"the model does not run here: {said}")
+    return ShardError(said)
 
 
 @dataclass(frozen=True)
@@ -49,6 +79,7 @@ class ModelSpec:
     device: Device
     cache: str  # where `openvino.prepare` put the exported model, and where the decision on fp16 is kept
     num_threads: int  # 0: all processors that the process may use
+    timeout_s: float = 600.0  # a child that makes no progress for so long ends
 
     def load(self) -> Bundle:
         """Load the bundle in this process.
@@ -80,6 +111,7 @@ class IsolatedBundle(AbstractContextManager["IsolatedBundle"]):
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._num_deaths = 0
+        self._is_doubted = False  # a child has died since a harmless text was classified
         self.info: BundleInfo = read_info(Location.of(spec.bundle))
         self.schema = prediction_schema(self.info.problem_type)
         self.precision = self.device = ""  # known when the child is ready
@@ -90,6 +122,7 @@ class IsolatedBundle(AbstractContextManager["IsolatedBundle"]):
         Raises:
             BundleError: the process ends before it has read any text.
             ShardError: it ends too often, or the model raises an error.
+            UnavailableError: the process ends over, or the model raises an error on, any text.
         """
         self._num_deaths = 0
         # The second time in one piece too: something outside may have killed it.
@@ -127,15 +160,28 @@ class IsolatedBundle(AbstractContextManager["IsolatedBundle"]):
         return pa.concat_tables(tables)
 
     def _ask(self, texts: pa.Array) -> pa.Table:
+        if self._is_doubted:
+            try:
+                self._asked(_HARMLESS)
+            except ChildProcessError as error:
+                raise UnavailableError(f"the model's process {error} on a harmless text, too") from error
+            self._is_doubted = False
+        return self._asked(texts)
+
+    def _asked(self, texts: pa.Array) -> pa.Table:
         self.ready()
         assert self._pipe is not None
+        asked_s = time.monotonic()
         try:
             self._pipe.send(texts)
             answer = self._pipe.recv()
         except _ENDED as error:
             self._num_deaths += 1
-            raise ChildProcessError(self._end()) from error
-        if isinstance(answer, ShardError):
+            self._is_doubted, how = True, self._end()
+            if time.monotonic() - asked_s >= self._spec.timeout_s:
+                how = f"made no progress for {self._spec.timeout_s:.0f} s"
+            raise ChildProcessError(how) from error
+        if isinstance(answer, ShardError | UnavailableError):
             raise answer
         return answer
 
@@ -187,9 +233,9 @@ def main() -> None:
     from bertray.model.runtime import keep_freed_memory
 
     keep_freed_memory()
-    pipe = Connection(int(sys.argv[2]))
+    pipe, spec = Connection(int(sys.argv[2])), ModelSpec(**json.loads(sys.argv[1]))
     try:
-        bundle = ModelSpec(**json.loads(sys.argv[1])).load()
+        bundle = spec.load()
     except RequestError as error:
         pipe.send(error)
         return
@@ -201,12 +247,13 @@ def main() -> None:
         except _ENDED:
             return
         try:
-            answer: object = bundle.predict_column(texts)
+            with watched(spec.timeout_s):
+                answer: object = bundle.predict_column(texts)
         except torch.AcceleratorError:  # a GPU that has failed once fails for ever in this process
             raise
-        except Exception as error:  # not caused by a text; an actor reports it in the same way
+        except Exception as error:
             traceback.print_exc()
-            answer = ShardError(f"{type(error).__name__}: {error}")
+            answer = blamed(error, bundle)
         try:
             pipe.send(answer)
         except _ENDED:

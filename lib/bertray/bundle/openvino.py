@@ -38,6 +38,7 @@ from bertray.errors import BundleError, RequestError, missing_extra
 from bertray.model.adapter import Layout, probe_sequences
 from bertray.model.encoder import Encoder
 from bertray.model.runtime import TOKEN_BUDGET
+from bertray.progress import alive
 from bertray.storage.location import Location
 from bertray.storage.outputs import sha256_of
 from bertray.tokenization.batching import pad, padded_batches
@@ -164,6 +165,7 @@ class OpenVinoEncoder:
         """logits_SC (float32) of every sequence."""
         logits_SC = np.empty((len(tokens.lengths_S), self._num_labels), dtype=np.float32)
         for rows in padded_batches(tokens.lengths_S, TOKEN_BUDGET["cpu"]):
+            alive()
             logits_SC[rows] = self._request.infer(list(pad(tokens, rows, self._pad_id)), share_inputs=True)[0]
         return logits_SC
 

@@ -3,6 +3,9 @@
     units -> actors, each with the model in memory -> outcomes of shards
                                                    -> outcomes of parts -> when all are staged, a task merges them
 
+An actor whose place has failed `MAX_FAILURES_OF_PLACE` times in a row ends, and Ray starts another. When that has
+happened `_MAX_ENDS` times on a node, the pass ends, and later passes leave the node out.
+
 The driver imports this module and runs no model, so torch is imported in the actors only.
 """
 
@@ -10,8 +13,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import platform
+import traceback
 import warnings
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,11 +32,14 @@ from bertray.bundle.info import BundleInfo, was_replaced
 from bertray.bundle.isolated import IsolatedBundle
 from bertray.drivers import cluster
 from bertray.drivers.status_actors import LogBook, log_to, show
+from bertray.errors import BundleError
+from bertray.progress import watched
 from bertray.scoring import score_unit
 from bertray.scoring.score_shard import STEP_BYTES
 from bertray.scoring.score_unit import Request, UnitScorer
 from bertray.scoring.units import Outcome, Unit, Work, num_pieces
 from bertray.storage.location import FileInfo
+from bertray.storage.outputs import patiently
 
 if TYPE_CHECKING:
     from bertray.bundle.bundle import Bundle
@@ -39,6 +50,8 @@ _log = logging.getLogger(__name__)
 _MAX_UNITS_IN_FLIGHT = 2
 # Without limits, Ray would retry a unit that kills its actor forever.
 _MAX_ACTOR_RESTARTS, _MAX_RETRIES = 100, 10
+# Actors of one node that have given up.
+_MAX_ENDS = 3
 
 
 class ActorPool:
@@ -57,6 +70,8 @@ class ActorPool:
         self._request = replace(request, step_bytes=self.unit_bytes)
         num_units = sum(num_pieces(shard, self.unit_bytes) for shard in pending)
         self.num_processes = min(self._placement.num_processes, num_units)
+        self._left_out: dict[str, tuple[str, str]] = {}  # by node id: its name, and why it is left out
+        self._failed_last: set[str] = set()  # ids of the nodes that were at fault in the last pass
         _log.info("actors: %d, each with %s", self.num_processes, self._placement.share)
 
     def run(self, work: Work) -> Iterator[Outcome]:
@@ -72,18 +87,38 @@ class ActorPool:
         for shard in work.complete():
             start_merge(shard)
         if work.units:
-            for row in self._dataset(work.units).iter_rows():
-                for line in json.loads(row["log"]):
-                    book.log(*line)
-                show(book.logged())
-                outcome = Outcome.model_validate_json(row["outcome"])
-                yield outcome
-                if (ready := work.take(outcome)) is not None:
-                    start_merge(ready)
-                yield from _merged(merging, timeout_s=0)
+            nodes_out, ends = self._nodes_out(), Counter[str]()
+            self._failed_last = set()
+            with closing(self._dataset(work.units, nodes_out).iter_rows()) as rows:
+                for row in rows:
+                    for line in json.loads(row["log"]):
+                        book.log(*line)
+                    show(book.logged())
+                    outcome = Outcome.model_validate_json(row["outcome"])
+                    yield outcome
+                    if (ready := work.take(outcome)) is not None:
+                        start_merge(ready)
+                    yield from _merged(merging, timeout_s=0)
+                    if outcome.of == "place":
+                        self._failed_last.add(row["node_id"])
+                    ends[row["node_id"]] += row["gives_up"]
+                    if ends[row["node_id"]] == _MAX_ENDS:
+                        self._left_out[row["node_id"]] = outcome.node, outcome.failure
+                        _log.warning("warning: node %s is left out from now on: %s", outcome.node, outcome.failure)
+                        break
         yield from _merged(merging, timeout_s=None)
 
-    def _dataset(self, units: list[Unit]) -> ray.data.Dataset:
+    def _nodes_out(self) -> set[str]:
+        """The nodes that a pass does without; UnavailableError if no other is left."""
+        kind = "GPU" if self._placement.use_gpu else "CPU"
+        nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)}
+        left = nodes - self._left_out.keys()
+        if self._left_out and not left:
+            raise score_unit.none_is_left(dict(self._left_out.values()))
+        # What has failed there is to be tried elsewhere, if there is an elsewhere.
+        return self._left_out.keys() | (self._failed_last if left - self._failed_last else set())
+
+    def _dataset(self, units: list[Unit], nodes_out: set[str]) -> ray.data.Dataset:
         ray.data.DataContext.get_current().enable_progress_bars = False  # bertray shows its own
         rows = [{"unit": unit.model_dump_json()} for unit in units]
         with warnings.catch_warnings():
@@ -100,6 +135,7 @@ class ActorPool:
                 ),
                 num_cpus=0 if self._placement.use_gpu else self._placement.cpus_each,
                 num_gpus=1 if self._placement.use_gpu else 0,
+                label_selector={"ray.io/node-id": f"!in({','.join(nodes_out)})"} if nodes_out else None,
                 max_restarts=_MAX_ACTOR_RESTARTS,
                 max_task_retries=_MAX_RETRIES,
             )
@@ -124,8 +160,7 @@ class ScoringActor:
     If an actor dies, one of its units may be the cause. So a restarted actor first scores as many units as were in
     flight in child processes, which find the text that crashes the process. Only then does it load the model itself.
 
-    Raises:
-        BundleError: the bundle is missing, altered, or was replaced since the run began.
+    A call raises a BundleError if the bundle is missing, altered, or was replaced since the run began.
     """
 
     def __init__(self, device: Literal["cpu", "cuda"], request: Request) -> None:
@@ -137,30 +172,53 @@ class ScoringActor:
 
         self._request = request
         # A GPU that has failed once fails every later shard, which is not the shards' fault.
-        self._scorer = UnitScorer(request, fatal=(torch.AcceleratorError,))
+        self._fatal = (torch.AcceleratorError,)
+        context = ray.get_runtime_context()
+        self._node_id = context.get_node_id()
+        self._scorer = UnitScorer(request, self._fatal, node=f"{platform.node()} ({ray.util.get_node_ip_address()})")
         self._spec = request.model_spec(device, cluster.assigned_cpus())
         self._bundle: Bundle | None = None
         self._thread = model_thread()
-        is_restarted = ray.get_runtime_context().was_current_actor_reconstructed
-        self._num_suspect_units = _MAX_UNITS_IN_FLIGHT if is_restarted else 0
-        if not is_restarted:
-            self._thread.submit(self._load).result()
+        self._num_suspect_units = _MAX_UNITS_IN_FLIGHT if context.was_current_actor_reconstructed else 0
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        if self._scorer.gives_up:  # the driver has the outcomes that say why
+            os._exit(1)
         unit = Unit.model_validate_json(rows["unit"][0].as_py())
-        outcomes = self._thread.submit(self._score, unit).result()
-        # The first row gets all log lines.
-        answers = [{"outcome": one.model_dump_json(), "log": json.dumps(self._book.logged())} for one in outcomes]
+        try:
+            outcomes = self._thread.submit(self._score, unit).result()
+        except self._fatal as error:
+            traceback.print_exc()
+            _log.error("this actor ends: %s", error)
+            os._exit(1)
+        # The first row gets all log lines, the last one the end.
+        answers = [
+            {
+                "outcome": one.model_dump_json(),
+                "log": json.dumps(self._book.logged()),
+                "node_id": self._node_id,
+                "gives_up": self._scorer.gives_up and one is outcomes[-1],
+            }
+            for one in outcomes
+        ]
         return pa.Table.from_pylist(answers)
 
     def _score(self, unit: Unit) -> list[Outcome]:
-        if not self._num_suspect_units:
-            return self._scorer.score(unit, self._load())
-        self._num_suspect_units -= 1
-        _log.warning("an actor died; scoring its unit (shards: %d) in a child process", len(unit.shards))
-        with IsolatedBundle(self._spec) as isolated:
-            self._check(isolated.info)
-            return self._scorer.score(unit, isolated, is_suspect=True)
+        if self._num_suspect_units:
+            self._num_suspect_units -= 1
+            _log.warning("an actor died; scoring its unit (shards: %d) in a child process", len(unit.shards))
+            with IsolatedBundle(self._spec) as isolated:
+                self._check(isolated.info)
+                return self._scorer.score(unit, isolated, is_suspect=True)
+        try:
+            bundle = patiently(self._load)
+        except (BundleError, *self._fatal):
+            raise
+        except Exception as error:  # such as a driver that is too old for torch
+            _log.exception("the model cannot be loaded on this node")
+            return self._scorer.not_begun(unit, error)
+        with watched(self._request.config.unit_timeout):
+            return self._scorer.score(unit, bundle)
 
     def _load(self) -> Bundle:
         if self._bundle is None:

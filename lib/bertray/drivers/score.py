@@ -60,8 +60,8 @@ from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
-# How often shards are read again that were rewritten while they were read.
-_MAX_PASSES = 3
+# Some shards that any process of the run should be able to read.
+_NUM_SAMPLES = 8
 # A run that died was scoring the first pending shards; it recorded everything older than a few seconds.
 _MAX_SUSPECTS = 1000
 # --prune removes more of the predictions files only with --prune-many: half an archive is more often lost than left.
@@ -165,6 +165,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
                 fingerprint=request_fingerprint,
                 bundle_fingerprint=info.fingerprint(),
                 lock_number=lock.number,
+                samples=tuple(one.path for one in todo.pending[:: max(1, len(todo.pending) // _NUM_SAMPLES)]),
                 suspects=_suspects(todo, runs, lock) if config.num_actors == 0 else frozenset(),
             )
             if config.engine == "openvino":
@@ -341,7 +342,7 @@ def pool_of(request: Request, pending: list[FileInfo]) -> Iterator[Pool]:
 def _stream(
     request: Request, archive: Archive, todo: Plan, recorder: Recorder, staging: Staging, open_pool: OpenPool
 ) -> tuple[int, Archive]:
-    """Score pending shards, again if they are rewritten meanwhile.
+    """Score pending shards, again if they are rewritten meanwhile, or the place where they were to be scored fails.
 
     Returns:
         How many processes held the model, and the archive as it is now.
@@ -352,18 +353,23 @@ def _stream(
         staging.finish(recorder.run_id)
         return 0, archive
     with open_pool(request, pending) as pool:
-        for num_passes in range(1, _MAX_PASSES + 1):
+        is_first = True
+        while pending:
             work = divide(pending, pool.unit_bytes, pool.num_processes, request.fingerprint, staging.files())
-            if num_passes == 1:
+            if is_first:
                 staging.remove_stale(archive, [*todo.staged, *todo.pending], work, request.fingerprint)
-            changed = recorder.follow(pool.run(work), work, is_last_pass=num_passes == _MAX_PASSES)
-            if not changed:
-                break
-            places = ((path, archive.root / path) for path in changed)
-            pending = [replace(place.info(), path=path) for path, place in places if place.exists()]
-            listed = {shard.path: shard for shard in (*archive.shards, *pending)}
+                is_first = False
+            changed = recorder.follow(pool.run(work), work)
+            now = {path: archive.root / path for path in changed}
+            versions_now = {path: replace(place.info(), path=path) for path, place in now.items() if place.exists()}
+            left = [versions_now.get(one.path, one) for one in recorder.left(pending)]
+            gone = changed - versions_now.keys()
+            # A pass that ended early may have staged what nobody has reported.
+            pending = recorder.adopt([one for one in left if one.path not in gone])
+            listed = {shard.path: shard for shard in (*archive.shards, *versions_now.values())}
             archive = replace(archive, shards=[*listed.values()])
-            _log.warning("%d shards were rewritten while they were read; reading them again", len(pending))
+            if pending:
+                _log.warning("%d shards are to be scored in another pass", len(pending))
         num_processes = pool.num_processes
     staging.finish(recorder.run_id)
     return num_processes, archive

@@ -19,6 +19,7 @@ import torch
 from bertray.model import attention, onednn
 from bertray.model.adapter import Layout, to_precision
 from bertray.model.runtime import TOKEN_BUDGET, is_out_of_memory, resolve_device, resolve_precision
+from bertray.progress import alive
 from bertray.tokenization.tokenizer import Sequences, TokenColumn
 from bertray.types import Device, TorchPrecision
 
@@ -84,6 +85,7 @@ def run_batches(
     outputs: list[tuple[np.ndarray, torch.Tensor]] = []
     waiting, budget = deque(batches), token_budget
     while waiting:
+        alive()
         before_each()
         rows = waiting.popleft()
         try:

@@ -108,9 +108,11 @@ def print_scoring(summary: dict[str, Any], failures: list[dict[str, str]], title
     shown = {
         key: f"{value:,}" if isinstance(value, int | float) else str(value)
         for key, value in summary.items()
-        if value not in (0, []) or isinstance(value, float) or key in _SHOWN_AT_0
+        if key != "sick_nodes" and (value not in (0, []) or isinstance(value, float) or key in _SHOWN_AT_0)
     }
     _print(title, [{"what": key, "value": value} for key, value in shown.items()])
+    if sick := summary.get("sick_nodes"):
+        _print("machines at fault: what failed there was tried again", sick)
     if failures:
         _print("failed shards: the next run tries them again", failures, rest="in the run's summary.json")
 

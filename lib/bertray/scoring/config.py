@@ -40,6 +40,10 @@ class ScoreConfig(JobConfig):
     engine: Engine = Field(default="auto", description=ENGINE_HELP)
     precision: InferencePrecision = Field(default="auto", description=INFERENCE_PRECISION_HELP)
 
+    unit_timeout: float = Field(
+        default=600, gt=0, description="seconds without progress after which a process that scores is ended, as hung"
+    )
+
     plan: bool = Field(default=False, description="print what would be scored, why, and for how long; score nothing")
     price_per_hour: float | None = Field(
         default=None, ge=0, description="price of one actor per hour; --plan then prints the estimated cost"

@@ -33,13 +33,15 @@ from bertray.scoring.staging import Staging
 from bertray.scoring.units import Outcome, Work, staged_parts
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock
-from bertray.storage.outputs import put_json, put_records, read_records
+from bertray.storage.outputs import patiently, put_json, put_records, read_records
 
 _log = logging.getLogger(__name__)
 
 MAX_LISTED_SHARDS = 30
 # In a minute of scoring, the start of the actors no longer counts for much.
 _LONG_ENOUGH_S = 60.0
+# How often a shard is tried whose place failed, or that was rewritten while it was read.
+_MAX_TRIES = 3
 # A crash costs the work since the last record.
 _RECORD_INTERVAL_S = 5.0
 OTHER_BUNDLE = "another bundle"
@@ -185,6 +187,9 @@ class Recorder:
         self._counts: Counter[str] = Counter()
         self._precisions: set[str] = set()
         self._scoring_s = 0.0
+        self._num_tries: Counter[str] = Counter()  # of shards that did not fail for good
+        self._settled: set[str] = set()  # paths of the shards that are staged, or failed for good
+        self._places: dict[str, list[str]] = {}  # what failed on a node that was not the shard's fault
 
     def adopt(self, pending: list[FileInfo]) -> list[FileInfo]:
         """Record what an earlier run has staged and died before it recorded it; returns the other shards."""
@@ -194,13 +199,20 @@ class Recorder:
         adopted = {outcome.shard for outcome in found}
         return [shard for shard in pending if shard not in adopted]
 
-    def follow(self, outcomes: Iterable[Outcome], work: Work, *, is_last_pass: bool) -> list[str]:
-        """Record outcomes as they arrive, and show progress. Returns the paths of shards to score in another pass."""
+    def left(self, shards: list[FileInfo]) -> list[FileInfo]:
+        """Those of the shards that are to be scored in another pass; those that were not tried yet come first."""
+        unsettled = (one for one in shards if one.path not in self._settled)
+        return sorted(unsettled, key=lambda one: self._num_tries[one.path])
+
+    def follow(self, outcomes: Iterable[Outcome], work: Work) -> set[str]:
+        """Record outcomes as they arrive, and show progress. Returns the paths of shards that have been rewritten."""
         began_s = recorded_s = time.monotonic()
         num_rows = num_pieces = 0
         changed: dict[str, FileInfo] = {}
-        failed: set[str] = set()
-        self._counts["num_parts_taken_up"] += sum(work.num_parts.values()) - sum(map(len, work.missing_parts.values()))
+        tried: set[str] = set()
+        if not self._scoring_s:  # parts of an earlier run
+            num_missing = sum(map(len, work.missing_parts.values()))
+            self._counts["num_parts_taken_up"] = sum(work.num_parts.values()) - num_missing
         total = sum(len(unit.shards) for unit in work.units)
         with ProgressBar("scoring", total, "parts of shards" if work.num_parts else "shards") as bar:
             try:
@@ -213,14 +225,11 @@ class Recorder:
                         if not is_piece:
                             self._merged.append((outcome.shard, work.num_parts[outcome.shard]))
                         num_rows += outcome.counts.profile.num_rows if is_piece else 0
-                    elif outcome.has_changed and not is_last_pass:
-                        changed[path] = outcome.shard
-                    elif path not in failed and path not in changed:
-                        failed.add(path)
-                        self._counts["num_shards_failed"] += 1
-                        self.failures.append({"path": path, "reason": outcome.failure})
-                        self._unrecorded.append(outcome)
-                        _log.warning("failed: %s: %s", path, outcome.failure)
+                    elif path not in self._settled and path not in tried:
+                        tried.add(path)
+                        self._fail(outcome)
+                        if outcome.of == "version":
+                            changed[path] = outcome.shard
                     bar.update(num_pieces, f"{num_rows:,} rows")
                     if time.monotonic() - recorded_s >= _RECORD_INTERVAL_S:
                         self._record()
@@ -230,7 +239,22 @@ class Recorder:
                 self._scoring_s += time.monotonic() - began_s
         in_parts = {shard: work.num_parts[shard] for shard in changed.values() if shard in work.num_parts}
         self._staging.remove(staged_parts(in_parts, self._fingerprint))
-        return sorted(changed)
+        return set(changed) - self._settled
+
+    def _fail(self, outcome: Outcome) -> None:
+        path, reason = outcome.shard.path, outcome.failure
+        self._num_tries[path] += 1
+        if outcome.of == "place":
+            self._places.setdefault(outcome.node, []).append(reason)
+        if outcome.of != "shard" and self._num_tries[path] < _MAX_TRIES:
+            why = "it was rewritten" if outcome.of == "version" else f"{outcome.node} is at fault"
+            _log.warning("to be tried again, %s: %s: %s", why, path, reason)
+            return
+        self._settled.add(path)
+        self._counts["num_shards_failed"] += 1
+        self.failures.append({"path": path, "reason": reason})
+        self._unrecorded.append(outcome)
+        _log.warning("failed: %s: %s", path, reason)
 
     def _take(self, outcome: Outcome, is_piece: bool) -> None:
         counts, profile = outcome.counts, outcome.counts.profile
@@ -239,11 +263,15 @@ class Recorder:
             self._counts.update({name: getattr(counts, name) for name in _REPEATED})
         if outcome.part is None:
             self._counts["num_shards_committed"] += 1
+            self._settled.add(outcome.shard.path)
             self._counts.update({name: getattr(profile, name) for name in _OF_ROWS})
             self._precisions.add(outcome.precision)
             self._unrecorded.append(outcome)
 
     def _record(self) -> None:
+        patiently(self._record_once)
+
+    def _record_once(self) -> None:
         self._lock.check()  # another run may have removed the files of this one
         # The parts last: if the run dies before there is a record, they are merged again.
         self._runs.append(self.run_id, self._unrecorded)
@@ -277,4 +305,7 @@ class Recorder:
             "rows_per_s": round(self._counts["num_rows"] / wall_s, 1),
             "tokens_per_s": round(self._counts["num_tokens_scored"] / wall_s, 1),
             "precision": self.precision,
+            "sick_nodes": [
+                {"node": node, "num_failures": len(all_of), "last": all_of[-1]} for node, all_of in self._places.items()
+            ],
         }

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bertray.bundle.isolated import Predictor
 from bertray.errors import ShardError
 from bertray.metrics.profile import Profile
 from bertray.schema import NUM_TOKENS, OTHER_IDS, ROW, predictions_schema
@@ -38,17 +38,6 @@ _COUNTS, _PRECISION = b"bertray.counts", b"bertray.precision"
 
 class _OtherIdsError(Exception):
     """Earlier steps may have been given other token ids than the reference tokenizer's."""
-
-
-class Predictor(Protocol):
-    """A `Bundle`, or one in a child process."""
-
-    @property
-    def precision(self) -> str: ...
-    @property
-    def schema(self) -> pa.Schema: ...
-    def predict_column(self, texts: pa.Array) -> pa.Table:
-        """Classify texts; a table in `schema`."""
 
 
 def score_shard(

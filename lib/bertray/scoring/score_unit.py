@@ -2,6 +2,9 @@
 
     Request, Work  ->  Pool.run  ->  staged files; outcomes of shards and of parts, in any order
 
+A failure is the shard's if it cannot be read where others can, or if the model fails on it and not on a harmless text.
+Else it is the place's: a full disk, keys that have expired, a GPU that is gone. Then the shard is tried elsewhere.
+
 `LocalPool` runs the model in one child process. `drivers.actor_pool` spreads units over a Ray cluster.
 """
 
@@ -9,20 +12,31 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
-from bertray.bundle.isolated import ModelSpec
-from bertray.errors import BundleError, RequestError, ShardChangedError, ShardError
+from bertray.bundle.isolated import ModelSpec, Predictor, blamed
+from bertray.errors import (
+    BundleError,
+    RequestError,
+    ShardChangedError,
+    ShardError,
+    ShardRefusedError,
+    UnavailableError,
+)
+from bertray.progress import alive
 from bertray.scoring.config import ScoreConfig
-from bertray.scoring.score_shard import STEP_BYTES, Predictor, merge_parts, score_shard
+from bertray.scoring.score_shard import STEP_BYTES, merge_parts, score_shard
 from bertray.scoring.shard_reader import opened, read_in_isolation
-from bertray.scoring.units import ENGINE_FOLDER, STAGING_FOLDER, Counts, Outcome, Unit, Work, staged_path
+from bertray.scoring.units import ENGINE_FOLDER, STAGING_FOLDER, Blame, Counts, Outcome, Unit, Work, staged_path
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import check_held
+from bertray.storage.outputs import patiently
 from bertray.types import Device
 from bertray.versions import versions
 
@@ -30,6 +44,8 @@ _log = logging.getLogger(__name__)
 
 # Before a file is put, the run's lock is checked if the last check is older than this.
 _LOCK_CHECK_INTERVAL_S = 5.0
+# After so many failures of the place without a success in between, a process gives up.
+MAX_FAILURES_OF_PLACE = 3
 
 
 @dataclass(frozen=True)
@@ -43,50 +59,99 @@ class Request:
     lock_number: int  # see `lock.check_held`
     step_bytes: int = STEP_BYTES["cpu"]  # see `score_shard.score_shard`
     suspects: frozenset[str] = frozenset()  # paths of shards that may crash the process that reads them
+    samples: tuple[str, ...] = ()  # paths of some shards: whether a process can read any tells whose fault a refusal is
 
     def model_spec(self, device: Device, num_threads: int = 0) -> ModelSpec:
         """How a process of the run loads the model."""
         config, cache = self.config, str(Location.of(self.config.output) / ENGINE_FOLDER)
-        return ModelSpec(config.bundle, config.engine, config.precision, device, cache, num_threads)
+        timeout_s = config.unit_timeout
+        return ModelSpec(config.bundle, config.engine, config.precision, device, cache, num_threads, timeout_s)
 
 
 class UnitScorer:
-    """Scores units of a run. `fatal` errors are no shard's fault: they end the run."""
+    """Scores units of a run. It raises `fatal` errors; all others become outcomes.
 
-    def __init__(self, request: Request, fatal: tuple[type[Exception], ...] = ()) -> None:
+    Attributes:
+        num_failures_of_place: in a row.
+    """
+
+    def __init__(self, request: Request, fatal: tuple[type[Exception], ...] = (), node: str = "") -> None:
         self._request, self._config, self._fatal = request, request.config, fatal
+        self._node = node or platform.node()
+        self.num_failures_of_place = 0
         self._archive, self._output = Location.of(request.archive), Location.of(request.config.output)
         self._versions = json.dumps(versions())  # once: the look-up takes longer than a tiny shard
         self._checked_s = -float("inf")
 
     def score(self, unit: Unit, bundle: Predictor, *, is_suspect: bool = False) -> list[Outcome]:
-        """Score the shards of a unit, or its part; an outcome for each.
+        """Score the shards of a unit, or its part; an outcome for each, until the place has failed too often.
 
         If a process died over the unit (`is_suspect`), first remove what it left half-written, and read every shard in
         a child process, to find one that crashes its reader.
         """
         part = unit.part if unit.num_parts > 1 else None
-        return [
-            self._outcome(shard, part, partial(self._scored, shard, unit, bundle, is_suspect)) for shard in unit.shards
-        ]
+        outcomes = list[Outcome]()
+        for shard in unit.shards:
+            alive()
+            outcomes.append(self._outcome(shard, part, partial(self._scored, shard, unit, bundle, is_suspect), bundle))
+            if self.gives_up:
+                break
+        return outcomes
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether this place has failed too often."""
+        return self.num_failures_of_place >= MAX_FAILURES_OF_PLACE
+
+    def not_begun(self, unit: Unit, error: Exception) -> list[Outcome]:
+        """The outcome of a unit that this place cannot begin to score."""
+        part = unit.part if unit.num_parts > 1 else None
+        return [self._failed(unit.shards[0], part, f"{type(error).__name__}: {error}", "place")]
 
     def merge(self, shard: FileInfo, num_parts: int) -> Outcome:
         """Merge the staged parts of a shard into one staged file. The parts stay."""
         return self._outcome(shard, None, partial(self._merged, shard, num_parts))
 
-    def _outcome(self, shard: FileInfo, part: int | None, work: Callable[[], tuple[Counts, str]]) -> Outcome:
+    def _outcome(
+        self,
+        shard: FileInfo,
+        part: int | None,
+        work: Callable[[], tuple[Counts, str]],
+        predictor: Predictor | None = None,
+    ) -> Outcome:
         try:
-            counts, precision = work()
-        except ShardError as error:
-            # Any error may have this cause: a shard that is rewritten while it is read makes no sense.
-            has_changed = isinstance(error, ShardChangedError) or self._has_changed(shard)
-            return Outcome(shard=shard, part=part, failure=str(error), has_changed=has_changed)
+            counts, precision = patiently(work)
         except self._fatal:
             raise
-        except Exception as error:  # list this shard as failed, and go on with the others
-            _log.exception("unexpected failure of %s", shard.path)
-            return Outcome(shard=shard, part=part, failure=f"{type(error).__name__}: {error}")
+        except Exception as error:  # the others go on
+            found = error
+            if not isinstance(error, ShardError | UnavailableError):
+                _log.exception("unexpected failure of %s", shard.path)
+                found = blamed(error, predictor)
+            # Any error may have this cause: a shard that is rewritten while it is read makes no sense.
+            if isinstance(found, ShardChangedError) or self._has_changed(shard):
+                of: Blame = "version"
+            elif isinstance(found, UnavailableError) or (
+                isinstance(found, ShardRefusedError) and not self._reads_others
+            ):
+                of = "place"
+            else:
+                of = "shard"
+            return self._failed(shard, part, str(found), of)
+        self.num_failures_of_place = 0
         return Outcome(shard=shard, part=part, counts=counts, precision=precision)
+
+    def _failed(self, shard: FileInfo, part: int | None, reason: str, of: Blame) -> Outcome:
+        self.num_failures_of_place += of == "place"
+        return Outcome(shard=shard, part=part, failure=reason, of=of, node=self._node)
+
+    @cached_property
+    def _reads_others(self) -> bool:
+        """Whether some shard of the archive can be read here."""
+        for path in self._request.samples:
+            with suppress(ShardError, UnavailableError), opened(self._archive / path):
+                return True
+        return False
 
     def _scored(self, shard: FileInfo, unit: Unit, bundle: Predictor, is_suspect: bool) -> tuple[Counts, str]:
         part = unit.part, unit.num_parts
@@ -147,6 +212,15 @@ def merge(request: Request, shard: FileInfo, num_parts: int) -> Outcome:
     return UnitScorer(request).merge(shard, num_parts)
 
 
+def none_is_left(reasons: dict[str, str]) -> UnavailableError:
+    """The error to raise if every place has failed too often; their last reasons by node."""
+    said = "; ".join(f"{node}: {reason}" for node, reason in reasons.items())
+    return UnavailableError(
+        f"no machine is left that can score, each has failed {MAX_FAILURES_OF_PLACE} times in a row. {said}. "
+        "What is staged stays: mend this, and run again"
+    )
+
+
 class Pool(Protocol):
     """Processes that hold the model and score."""
 
@@ -156,7 +230,9 @@ class Pool(Protocol):
     def run(self, work: Work) -> Iterator[Outcome]:
         """Score the units and merge what is staged; an outcome for each shard and each part, in any order.
 
-        BundleError if the bundle was replaced, or no process can load it.
+        It may end before all units have an outcome, because a place has failed too often; the next call goes on
+        without that place. BundleError if the bundle was replaced, or no process can load it; UnavailableError if no
+        place is left.
         """
 
 
@@ -181,5 +257,7 @@ class LocalPool:
             is_suspect = any(shard.path in self._request.suspects for shard in unit.shards)
             for outcome in self._scorer.score(unit, self._predictor, is_suspect=is_suspect):
                 yield outcome
+                if self._scorer.gives_up:
+                    raise none_is_left({outcome.node: outcome.failure})
                 if (ready := work.take(outcome)) is not None:
                     yield self._scorer.merge(ready, work.num_parts[ready])

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bertray.errors import RequestError, ShardError
+from bertray.errors import RequestError, ShardError, ShardRefusedError, UnavailableError
 from bertray.formats.files import folder_columns
 from bertray.storage.location import Location
 from bertray.tokenization.columns import check_text_type, num_text_bytes
@@ -61,19 +61,31 @@ def divided(columns: list[str], schema: pa.Schema, shard: Location) -> tuple[lis
 
 @contextmanager
 def opened(shard: Location) -> Iterator[ShardFile]:
-    """The shard's Parquet file, open inside the block; ShardError if there is no readable one."""
+    """The shard's Parquet file, open inside the block.
+
+    Raises:
+        ShardError: there is no file, it is no Parquet, or the storage refuses to read it.
+        UnavailableError: the storage does not answer for now.
+    """
     try:
         stream: Any = shard.open()
     except RequestError as error:
-        raise ShardError(str(error)) from error
+        raise _unreadable("", error) from error
     with stream:
         try:
             file = ShardFile(stream)
-        except RequestError as error:  # of the storage, and through Arrow
-            raise ShardError(str(error)) from error
-        except (pa.ArrowException, OSError) as error:
-            raise ShardError(f"not a readable Parquet file: {error}") from error
+        except (RequestError, pa.ArrowException, OSError) as error:
+            raise _unreadable("not a readable Parquet file: ", error) from error
         yield file
+
+
+def _unreadable(what: str, error: Exception) -> ShardError | UnavailableError:
+    if isinstance(error, UnavailableError):  # of the storage, and through Arrow
+        if error.why == "away":
+            return UnavailableError.because("away", str(error))
+        return (ShardError if error.why == "missing" else ShardRefusedError)(str(error))
+    is_of_disk = isinstance(error, OSError) and error.errno
+    return (ShardRefusedError if is_of_disk else ShardError)(f"{what}{error}")
 
 
 def steps(
@@ -131,8 +143,8 @@ def _batches(
                 batch = next(batches)
             except StopIteration:
                 break
-            except (pa.ArrowException, OSError) as error:
-                raise ShardError(f"cannot be read: {error}") from error
+            except (RequestError, pa.ArrowException, OSError) as error:
+                raise _unreadable("cannot be read: ", error) from error
             decoded = (column for column in batch.columns if not pa.types.is_dictionary(column.type))
             grown_bytes += sum(column.nbytes for column in decoded)
             _check_growth(grown_bytes, stored_bytes)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pydantic import BaseModel
 
@@ -30,6 +31,10 @@ _MIN_PARTS = 3
 
 # A folder of more bytes is replaced by its hash where shards are staged, because the keys come behind it.
 _MAX_STAGED_BYTES = 512
+
+# Whose failure it is: the shard's; the place's, so that the shard may succeed elsewhere; or that of the listed version,
+# for the shard has been rewritten.
+Blame = Literal["shard", "place", "version"]
 
 # Folders of the output: staged parts, and models exported for another engine than torch.
 STAGING_FOLDER, ENGINE_FOLDER = "staging", "engine"
@@ -62,7 +67,8 @@ class Outcome(BaseModel, frozen=True):
     counts: Counts = Counts()
     precision: str = ""
     failure: str = ""  # the reason if there are no predictions
-    has_changed: bool = False  # the shard is no longer what was listed, hence the failure
+    of: Blame = "shard"
+    node: str = ""  # where it failed
 
 
 @dataclass(frozen=True)

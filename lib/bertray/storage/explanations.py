@@ -8,6 +8,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError, FlexibleChecksumError, NoCredentialsError
 
+from bertray.errors import UnavailableError, Why
 from bertray.storage import s3
 
 _CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or the role"
@@ -19,8 +20,17 @@ _NEW_TOKEN = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
 _OTHER_REGION = ("AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException", "301")
 
 
-def explanation(uri: str, path: str, is_local: bool, error: Exception) -> str | None:
-    """The message for the user; None: the error does not come from the storage."""
+def explained(
+    uri: str, path: str, is_local: bool, error: Exception, kind: type[UnavailableError]
+) -> UnavailableError | None:
+    """The error for the user; None: it does not come from the storage."""
+    message = _explanation(uri, path, is_local, error)
+    is_away = not is_local and s3.is_away(error)
+    why: Why = "missing" if isinstance(error, FileNotFoundError) else "away" if is_away else "refused"
+    return None if message is None else kind.because(why, message)
+
+
+def _explanation(uri: str, path: str, is_local: bool, error: Exception) -> str | None:
     # s3fs translates errors: S3's answer, with the operation and the number of attempts, is the cause.
     answer = error.__cause__ if isinstance(error.__cause__, ClientError) else None
     # fsspec's timeout is empty, but has a cause.

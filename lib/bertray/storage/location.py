@@ -27,7 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from bertray.errors import RequestError, UnavailableError
 from bertray.storage import local, s3
-from bertray.storage.explanations import explanation
+from bertray.storage.explanations import explained
 
 MAX_CONNECTIONS = s3.MAX_CONNECTIONS
 
@@ -347,7 +347,7 @@ def _explained(location: Location, kind: type[UnavailableError] = UnavailableErr
     except RequestError:
         raise
     except Exception as error:
-        message = explanation(location.uri, location.path, location.is_local, error)
-        if message is None:
+        found = explained(location.uri, location.path, location.is_local, error, kind)
+        if found is None:
             raise
-        raise kind(message) from error
+        raise found from error

@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError, IncompleteReadError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+)
 
 # The waits between 7 attempts add up to 31 s on average and 63 s at most: enough for a short outage.
 _MAX_ATTEMPTS = 7
@@ -43,6 +49,8 @@ _TOO_LARGE = "InvalidRequest"
 _MAX_STARTS = 3
 # Of stores that do not know a header, such as If-None-Match.
 _BAD_HEADER = (400, 501)
+# The store, or what stands before it, is overloaded or broken for now.
+_AWAY = (429, 500, 502, 503, 504)
 CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
 
 
@@ -249,10 +257,22 @@ def _broken_bodies() -> tuple[type[Exception], ...]:
 @cache
 def transport_errors() -> tuple[type[Exception], ...]:
     """The errors of the layers below s3fs that it does not translate."""
+    return BotoCoreError, *_no_answer()
+
+
+@cache
+def _no_answer() -> tuple[type[Exception], ...]:
     import aiohttp
     from botocore.parsers import ResponseParserError
 
-    return BotoCoreError, ResponseParserError, aiohttp.ClientError, ConnectionError, TimeoutError
+    return ResponseParserError, aiohttp.ClientError, ConnectionError, TimeoutError
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the store does not answer, or is overloaded or broken for now."""
+    if http_status(error) in _AWAY or error_code(error) == "SlowDown":
+        return True
+    return isinstance(error, (HTTPClientError, IncompleteReadError, *_no_answer()))
 
 
 def http_status(error: BaseException) -> int:
