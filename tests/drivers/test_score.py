@@ -25,12 +25,13 @@ from bertray.bundle.info import read_info
 from bertray.drivers import actor_pool, cluster
 from bertray.drivers.forecast import preview
 from bertray.drivers.score import OpenPool, score
-from bertray.errors import BundleError, LockedError, RequestError
+from bertray.errors import LockedError, RequestError
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest
 from bertray.scoring.runs import Runs
 from bertray.scoring.score_unit import Pool, Request
 from bertray.scoring.staging import Staging
+from bertray.scoring.units import Unit
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock
 from tests.conftest import ROOT, write_shard
@@ -221,13 +222,14 @@ def test_a_bundle_that_is_replaced_meanwhile_is_noticed(
 ) -> None:
     monkeypatch.setattr(actor_pool, "log_to", lambda _: None)  # this process is no worker
     monkeypatch.setattr(cluster, "assigned_cpus", lambda: 1)
-    first_start = SimpleNamespace(was_current_actor_reconstructed=False)
+    first_start = SimpleNamespace(was_current_actor_reconstructed=False, get_node_id=lambda: "a node")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: first_start)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     begun_with = read_info(Location.of(str(make_bundle(seed=2)))).fingerprint()
     config = ScoreConfig(bundle=str(tiny_bundle), input="archive", output="scored", precision="fp32")
     request = Request(config, "archive", "request", begun_with, 1, 1)
-    with pytest.raises(BundleError, match=r"was replaced while the job ran\. Run it again"):
-        actor_pool.ScoringActor("cpu", request)
+    answer = actor_pool.ScoringActor("cpu", request)(pa.table({"unit": [Unit(shards=()).model_dump_json()]}))
+    assert "was replaced while the job ran. Run it again" in answer["fatal"][0].as_py()
 
 
 def test_one_shard_alone(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:

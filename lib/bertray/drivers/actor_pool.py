@@ -89,11 +89,13 @@ class ActorPool:
         if work.units:
             nodes_out, ends = self._nodes_out(), Counter[str]()
             self._failed_last = set()
-            with closing(self._dataset(work.units, nodes_out).iter_rows()) as rows:
+            with closing(iter(self._dataset(work.units, nodes_out).iter_rows())) as rows:
                 for row in rows:
                     for line in json.loads(row["log"]):
                         book.log(*line)
                     show(book.logged())
+                    if row["fatal"]:
+                        raise BundleError(row["fatal"])
                     outcome = Outcome.model_validate_json(row["outcome"])
                     yield outcome
                     if (ready := work.take(outcome)) is not None:
@@ -160,7 +162,7 @@ class ScoringActor:
     If an actor dies, one of its units may be the cause. So a restarted actor first scores as many units as were in
     flight in child processes, which find the text that crashes the process. Only then does it load the model itself.
 
-    A call raises a BundleError if the bundle is missing, altered, or was replaced since the run began.
+    A row of an answer is an outcome, or `fatal`: the bundle is missing, altered, or was replaced since the run began.
     """
 
     def __init__(self, device: Literal["cpu", "cuda"], request: Request) -> None:
@@ -191,17 +193,23 @@ class ScoringActor:
             traceback.print_exc()
             _log.error("this actor ends: %s", error)
             os._exit(1)
+        except BundleError as error:  # an exception would reach the driver as a text of Ray's
+            return self._answer([""], fatal=str(error))
+        return self._answer([one.model_dump_json() for one in outcomes])
+
+    def _answer(self, outcomes: list[str], fatal: str = "") -> pa.Table:
         # The first row gets all log lines, the last one the end.
-        answers = [
+        rows = [
             {
-                "outcome": one.model_dump_json(),
+                "outcome": outcome,
                 "log": json.dumps(self._book.logged()),
                 "node_id": self._node_id,
-                "gives_up": self._scorer.gives_up and one is outcomes[-1],
+                "gives_up": self._scorer.gives_up and number == len(outcomes),
+                "fatal": fatal,
             }
-            for one in outcomes
+            for number, outcome in enumerate(outcomes, 1)
         ]
-        return pa.Table.from_pylist(answers)
+        return pa.Table.from_pylist(rows)
 
     def _score(self, unit: Unit) -> list[Outcome]:
         if self._num_suspect_units:
