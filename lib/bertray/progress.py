@@ -1,17 +1,11 @@
-"""Progress on stderr: a bar on a terminal, a line every ten seconds in a log; both show the time left.
-
-And the end of a process that makes none.
-"""
+"""Progress on stderr: a bar on a terminal, a line every ten seconds in a log; both show the time left."""
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Self
 
@@ -21,32 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 _log = logging.getLogger(__name__)
 
 LOG_INTERVAL_S = 10.0
-
-# To arm faulthandler starts a thread.
-_ARM_INTERVAL_S = 1.0
-_timeout_s = _armed_s = 0.0
-
-
-@contextmanager
-def watched(timeout_s: float) -> Iterator[None]:
-    """End this process, with its threads' stacks on stderr, if the block goes on so long without `alive`."""
-    global _timeout_s, _armed_s
-    _timeout_s, _armed_s = timeout_s, -math.inf
-    alive()
-    try:
-        yield
-    finally:
-        _timeout_s = 0.0
-        faulthandler.cancel_dump_traceback_later()
-
-
-def alive() -> None:
-    """Say that work goes on, in a block that is `watched`; elsewhere it does nothing."""
-    global _armed_s
-    if _timeout_s and time.monotonic() - _armed_s > _ARM_INTERVAL_S:
-        _armed_s = time.monotonic()
-        # Not to sys.stderr, which may be no file, as in a notebook.
-        faulthandler.dump_traceback_later(_timeout_s, exit=True, file=2)
 
 
 class ProgressBar:

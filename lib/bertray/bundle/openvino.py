@@ -38,13 +38,13 @@ from bertray.errors import BundleError, RequestError, missing_extra
 from bertray.model.adapter import Layout, probe_sequences
 from bertray.model.encoder import Encoder
 from bertray.model.runtime import TOKEN_BUDGET
-from bertray.progress import alive
 from bertray.storage.location import Location
 from bertray.storage.outputs import sha256_of
 from bertray.tokenization.batching import pad, padded_batches
 from bertray.tokenization.tokenizer import TokenColumn
 from bertray.types import Device, Engine, InferencePrecision
 from bertray.versions import versions
+from bertray.watchdog import alive
 
 _log = logging.getLogger(__name__)
 

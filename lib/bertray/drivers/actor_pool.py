@@ -33,13 +33,13 @@ from bertray.bundle.isolated import IsolatedBundle
 from bertray.drivers import cluster
 from bertray.drivers.status_actors import LogBook, log_to, show
 from bertray.errors import BundleError
-from bertray.progress import watched
 from bertray.scoring import score_unit
 from bertray.scoring.score_shard import STEP_BYTES
 from bertray.scoring.score_unit import Request, UnitScorer
 from bertray.scoring.units import Outcome, Unit, Work, num_pieces
 from bertray.storage.location import FileInfo
 from bertray.storage.outputs import patiently
+from bertray.watchdog import watched
 
 if TYPE_CHECKING:
     from bertray.bundle.bundle import Bundle

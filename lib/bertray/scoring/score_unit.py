@@ -29,7 +29,6 @@ from bertray.errors import (
     ShardRefusedError,
     UnavailableError,
 )
-from bertray.progress import alive
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.score_shard import STEP_BYTES, merge_parts, score_shard
 from bertray.scoring.shard_reader import opened, read_in_isolation
@@ -39,6 +38,7 @@ from bertray.storage.lock import check_held
 from bertray.storage.outputs import patiently
 from bertray.types import Device
 from bertray.versions import versions
+from bertray.watchdog import alive
 
 _log = logging.getLogger(__name__)
 

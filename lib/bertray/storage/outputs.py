@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bertray.errors import RequestError, UnavailableError
-from bertray.progress import alive
 from bertray.storage.location import Location
+from bertray.watchdog import alive
 
 # A folder that holds this file is a bundle; `bertray.bundle.info` reads it.
 BUNDLE_FILE = "bundle.json"
