@@ -38,7 +38,9 @@ class ScoreConfig(JobConfig):
     )
     device: Device = Field(default="auto", description=DEVICE_HELP)
     engine: Engine = Field(default="auto", description=ENGINE_HELP)
-    precision: InferencePrecision = Field(default="auto", description=INFERENCE_PRECISION_HELP)
+    precision: InferencePrecision = Field(
+        default="auto", description=f"{INFERENCE_PRECISION_HELP}; auto is decided once for --output"
+    )
 
     plan: bool = Field(default=False, description="print what would be scored, why, and for how long; score nothing")
     price_per_hour: float | None = Field(
