@@ -234,12 +234,12 @@ def decided(cache: Location, info: BundleInfo) -> PrecisionDecision | None:
     try:
         decision = PrecisionDecision.model_validate_json(data)
         if decision.bundle_fingerprint != info.fingerprint():
-            raise ValueError(f"it is of the bundle with the fingerprint {decision.bundle_fingerprint}")
+            raise ValueError("it is of another bundle")
     except ValueError as error:
-        reason = "; ".join(str(error).splitlines()[:3])
         raise RequestError(
-            f"{file} does not say what --precision auto is for this output ({reason}). Restore it; or remove it, and "
-            "the next run decides as the shards were scored so far; or say --precision fp32 --rescore"
+            f"{file} does not say what --precision auto is for this output and bundle; it begins with {data[:80]!r}. "
+            "Restore it; or remove it, and the next run decides as the shards were scored so far; or say "
+            "--precision fp32 --rescore"
         ) from error
     return decision
 
