@@ -5,6 +5,7 @@ from typing import Literal
 Precision = Literal["auto", "fp32", "bf16"]
 # fp16 and int8 are for a finished model only; training needs bf16 or more.
 TorchPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+RealPrecision = Literal["fp32", "bf16", "fp16"]
 InferencePrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 Engine = Literal["auto", "torch", "openvino"]
 Device = Literal["auto", "cpu", "cuda"]

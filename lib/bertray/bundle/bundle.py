@@ -12,15 +12,17 @@ import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
+import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, logging
 
 from bertray.bundle.card import model_card
-from bertray.bundle.guard import allows_half, user_cache
+from bertray.bundle.guard import agreed_precision, half_record, user_cache
 from bertray.bundle.info import CARD_FILE, BundleInfo, hash_files, opened
 from bertray.bundle.predictions import predictions
 from bertray.errors import BundleError, RequestError, ShardError
@@ -74,11 +76,12 @@ class Bundle:
         Args:
             precision: auto: bf16 if the device has it, else fp32 on CPUs and fp16 on GPUs. fp16 is used only if it
                 loses at most 0.3 points of accuracy on the validation rows, else fp32.
-            cache: where the decision on fp16 is kept; None: this user's.
+            cache: of an output, where auto is decided once; None: this user's, where the decision on fp16 is kept.
 
         Raises:
             BundleError: the folder is missing, incomplete or altered.
             RequestError: there is no such device, or it lacks the precision.
+            UnavailableError: it lacks what was decided for the output.
         """
         for name, value, allowed in (("precision", precision, TorchPrecision), ("device", device, Device)):
             if value not in get_args(allowed):
@@ -89,8 +92,13 @@ class Bundle:
             def encoder_of(precision: TorchPrecision) -> Encoder:
                 return Encoder(load_model(folder), precision, device)
 
-            real: TorchPrecision = resolve_precision(precision, resolve_device(device))
-            if real == "fp16" and not allows_half(cache or user_cache(), info, tokenizer, encoder_of):
+            there = resolve_device(device)
+            real = resolve_precision(precision, there)
+            half = partial(half_record, cache or user_cache(), info, tokenizer, encoder_of)
+            if precision == "auto" and cache is not None:
+                name = torch.cuda.get_device_name(there) if there.type == "cuda" else "CPU"
+                real = agreed_precision(cache, info, real, name, half)
+            elif real == "fp16" and not half().is_fp16:
                 real = "fp32"
             return cls(info, encoder_of(real), tokenizer)
 

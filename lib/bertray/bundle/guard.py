@@ -1,21 +1,26 @@
-"""Cheaper arithmetic is used only if it costs no accuracy: its labels are compared with those of torch in fp32.
+"""The precision of a bundle. Cheaper arithmetic must cost no accuracy: its labels are compared with torch's in fp32.
 
 1. measure   the accuracy of both on up to `NUM_VALIDATION_ROWS` validation rows of the training data set
 2. decide    against it if accuracy drops by more than `MAX_DROP_POINTS`, or if there is no such data
 3. keep      the decision. Processes that load a bundle on GPUs without bf16 all follow the one that is kept first, in
              CACHE/<bundle's fingerprint>/fp16.json. `bundle.openvino` keeps its own with the exported model.
+4. agree     on what --precision auto is for an output: the first process that loads the bundle takes the best of its
+             device and keeps it in OUTPUT/engine/<bundle's fingerprint>/decision.json; all others follow
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bertray.bundle.info import BundleInfo
 from bertray.bundle.predictions import is_given
@@ -26,7 +31,7 @@ from bertray.schema import TEXT
 from bertray.storage.location import Location
 from bertray.tokenization.tokenizer import ColumnTokenizer, TokenColumn
 from bertray.tokenization.windows import aggregate
-from bertray.types import TorchPrecision
+from bertray.types import RealPrecision, TorchPrecision
 from bertray.versions import versions
 
 if TYPE_CHECKING:
@@ -67,6 +72,19 @@ class HalfRecord(Decision):
     is_fp16: bool
     accuracy_fp16: float | None = None
     label_agreement_fp16: float | None = None  # share of the validation rows that get the same label, or labels
+
+
+class PrecisionDecision(BaseModel, frozen=True):
+    """The content of decision.json: what `--precision auto` is for one bundle and output."""
+
+    format_version: Literal[1] = 1
+    bundle_fingerprint: str
+    engine: Literal["torch"] = "torch"
+    precision: RealPrecision
+    reason: str  # for people
+    quality_lost: float | None = None  # points of accuracy against fp32; None: not measured
+    versions: dict[str, str] = Field(default_factory=versions)
+    decided_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
 def training_data(info: BundleInfo) -> Dataset:
@@ -140,7 +158,9 @@ def torch_summary(cache: Location, info: BundleInfo, requested: str, used: str |
     """The fields about torch's engine for the summary of a job, from the precisions requested and used."""
     asks = requested in ("auto", "fp16") and used in ("fp16", "fp32")
     record = decided_before(cache, info) if asks else None
-    return {"engine": "torch", **(record.summary() if record and record.is_fp16 == (used == "fp16") else {})}
+    summary = {"engine": "torch", **(record.summary() if record and record.is_fp16 == (used == "fp16") else {})}
+    decision = decided(cache, info) if requested == "auto" else None
+    return {**summary, "engine_note": decision.reason} if decision else summary
 
 
 def decided_before(cache: Location, info: BundleInfo) -> HalfRecord | None:
@@ -156,9 +176,9 @@ def decided_before(cache: Location, info: BundleInfo) -> HalfRecord | None:
     return record if (record.format_version, record.bundle_fingerprint) == (1, info.fingerprint()) else None
 
 
-def allows_half(
+def half_record(
     cache: Location, info: BundleInfo, tokenizer: ColumnTokenizer, encoder_of: Callable[[TorchPrecision], Encoder]
-) -> bool:
+) -> HalfRecord:
     """Whether the model is run in fp16; decided once for all processes that share a cache.
 
     Args:
@@ -167,7 +187,7 @@ def allows_half(
     file = place_of(cache, info) / "fp16.json"
     if record := decided_before(cache, info):
         _log.info("%s; decided earlier, remove %s to decide again", record.note, file)
-        return record.is_fp16
+        return record
     facts: dict[str, Any] = {"is_fp16": False}
     try:
         dataset = training_data(info)
@@ -175,7 +195,7 @@ def allows_half(
         facts["note"] = f"not fp16, because there are no texts to measure it on: {error}"
         if isinstance(error, UnavailableError):  # not kept: the next process may reach the data
             _log.warning("warning: %s", facts["note"])
-            return False
+            return HalfRecord(bundle_fingerprint=info.fingerprint(), versions=versions(), **facts)
     else:
         facts = measure(info, dataset, tokenizer, encoder_of("fp32"), encoder_of("fp16"))
     record = HalfRecord(bundle_fingerprint=info.fingerprint(), versions=versions(), **facts)
@@ -188,8 +208,88 @@ def allows_half(
         if not file.create(content):
             # Another process has decided meanwhile and its decision holds; or the file cannot be read.
             if first := decided_before(cache, info):
-                return first.is_fp16
+                return first
             file.put(content)
     except UnavailableError as error:
         _log.warning("warning: the decision on fp16 cannot be kept, so the next process measures again: %s", error)
-    return record.is_fp16
+    return record
+
+
+def _decision_file(cache: Location, info: BundleInfo) -> Location:
+    return place_of(cache, info) / "decision.json"
+
+
+def decided(cache: Location, info: BundleInfo) -> PrecisionDecision | None:
+    """The kept decision on `--precision auto`; None: nobody has decided.
+
+    Raises:
+        RequestError: the file is no decision on this bundle. To decide again might mix two precisions.
+    """
+    file = _decision_file(cache, info)
+    if not file.exists():
+        return None
+    if not (data := file.read_bytes()):  # without hard links a file is empty for a moment
+        time.sleep(1)
+        data = file.read_bytes()
+    try:
+        decision = PrecisionDecision.model_validate_json(data)
+        if decision.bundle_fingerprint != info.fingerprint():
+            raise ValueError("it is of another bundle")
+    except ValueError as error:
+        raise RequestError(
+            f"{file} does not say what --precision auto is for this output and bundle; it begins with {data[:80]!r}. "
+            "Restore it; or remove it, and the next run decides as the shards were scored so far; or say "
+            "--precision fp32 --rescore"
+        ) from error
+    return decision
+
+
+def keep(cache: Location, info: BundleInfo, decision: PrecisionDecision) -> PrecisionDecision:
+    """Keep a decision unless there is one; returns the one that holds."""
+    file, content = _decision_file(cache, info), f"{decision.model_dump_json(indent=2)}\n".encode()
+    if file.create(content):
+        _log.info("--precision auto is %s for this output: %s", decision.precision, decision.reason)
+        if not file.is_exclusive(content):
+            reason = (
+                "no conditional put (If-None-Match), so processes that start at once may differ: name a --precision"
+            )
+            _log.warning("warning: the store of %s knows %s", file, reason)
+    return decided(cache, info) or keep(cache, info, decision)
+
+
+def agreed_precision(
+    cache: Location, info: BundleInfo, best: RealPrecision, device: str, half: Callable[[], HalfRecord]
+) -> RealPrecision:
+    """The precision of `auto` for all processes that share a cache; the first one decides.
+
+    Args:
+        best: what this process would choose, as `model.runtime.resolve_precision` says.
+        device: the name of its GPU, or "CPU".
+        half: measures fp16, if that is the best.
+
+    Raises:
+        RequestError: see `decided`.
+        UnavailableError: this device cannot run what was decided.
+    """
+    host = socket.gethostname()
+    if not (decision := decided(cache, info)):
+        facts: dict[str, Any] = {"precision": best, "reason": f"{device} of {host} loaded the bundle first"}
+        if best == "fp16":
+            record = half()
+            facts = {"precision": "fp16" if record.is_fp16 else "fp32", "reason": record.note}
+            facts["quality_lost"] = record.accuracy_drop_points if record.is_fp16 else None
+        decision = keep(cache, info, PrecisionDecision(bundle_fingerprint=info.fingerprint(), **facts))
+    name = decision.precision
+    said = f"--precision auto is {name} for this output ({_decision_file(cache, info)}: {decision.reason})"
+    # Who has bf16 has it as `best`. A CPU emulates fp16, and bf16 that it lacks, at a tenth of its speed.
+    if name not in ("fp32", best) and not (name == "fp16" and device != "CPU"):
+        raise UnavailableError(
+            f"{said}, and {device} of {host} has no {name} arithmetic. Use machines that have it, or score all again "
+            "in what every machine has: --precision fp32 --rescore"
+        )
+    was_measured = decided_before(cache, info) if best == "fp16" else None
+    if name == "fp32" != best and not (was_measured and not was_measured.is_fp16):
+        _log.warning(
+            "warning: %s; %s could run %s: --precision %s --rescore scores all in it", said, device, best, best
+        )
+    return name

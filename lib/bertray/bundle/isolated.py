@@ -77,7 +77,7 @@ class ModelSpec:
     engine: Engine
     precision: InferencePrecision
     device: Device
-    cache: str  # where `openvino.prepare` put the exported model, and where the decision on fp16 is kept
+    cache: str  # where `openvino.prepare` put the exported model, and where decisions on the precision are kept
     num_threads: int  # 0: all processors that the process may use
     timeout_s: float = 600.0  # a child that makes no progress for so long ends
 
@@ -86,6 +86,7 @@ class ModelSpec:
 
         Raises:
             BundleError: it is missing, incomplete or altered.
+            UnavailableError: this device cannot run the precision that was decided for the output.
         """
         import torch  # here and below, because the parent does without
 

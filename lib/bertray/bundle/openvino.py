@@ -85,13 +85,13 @@ def open_bundle(
         BundleError: the bundle is missing, incomplete or altered.
         RequestError: the engine is not installed or cannot run the model, or there is no such device.
     """
-    cache = cache or user_cache()
+    place = cache or user_cache()
     if engine == "openvino":
-        record = prepare(uri, precision, cache)
-        return load_prepared(uri, precision, cache), record.summary()
+        record = prepare(uri, precision, place)
+        return load_prepared(uri, precision, place), record.summary()
     assert precision != "int8"  # the configuration has checked it
     bundle = Bundle.load(uri, precision, device, cache)
-    return bundle, torch_summary(cache, bundle.info, precision, bundle.precision)
+    return bundle, torch_summary(place, bundle.info, precision, bundle.precision)
 
 
 def prepare(uri: str, precision: InferencePrecision, cache: Location) -> EngineRecord:

@@ -11,7 +11,7 @@ from bertray.bundle.info import opened, read_info
 from bertray.errors import ShardError
 from bertray.scoring.archive import open_archive, resolved
 from bertray.scoring.config import ScoreConfig
-from bertray.scoring.manifest import Manifest, fingerprint, plan
+from bertray.scoring.manifest import Manifest, fingerprint, plan, precision_before
 from bertray.scoring.runs import Runs
 from bertray.scoring.shard_reader import check_columns, steps
 from bertray.scoring.shard_reader import opened as opened_shard
@@ -45,6 +45,8 @@ def preview(config: ScoreConfig) -> dict[str, Any]:
     }
     if not todo.pending:
         return facts
+    if decision := precision_before(output, info, config):
+        facts |= {"precision": decision.precision, "engine_note": decision.reason}
     facts |= _estimate(todo.pending, archive.root, config)
     announced = Runs(output).latest()
     if announced is None or announced.rate is None:

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bertray.bundle.guard import torch_summary
+from bertray.bundle.guard import keep, torch_summary
 from bertray.bundle.info import BundleInfo, read_info, was_replaced
 from bertray.bundle.isolated import IsolatedBundle
 from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, JobResult
@@ -38,7 +38,7 @@ from bertray.scoring.archive import Archive, list_shards, open_archive, remember
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.gate import Verdict, judge
 from bertray.scoring.listing import PREDICTIONS, predictions_name, squeezed
-from bertray.scoring.manifest import Manifest, Plan, fingerprint, plan
+from bertray.scoring.manifest import Manifest, Plan, fingerprint, plan, precision_before
 from bertray.scoring.publish import complete, describe, publish
 from bertray.scoring.runs import (
     MAX_LISTED_SHARDS,
@@ -150,6 +150,8 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         _refuse_mixture(archive, records, request_fingerprint)
         _refuse_unasked(todo, differences, config)
         _log_plan(todo, differences, prune=prune)
+        if todo.pending and (decision := precision_before(output, info, config)):
+            keep(output / ENGINE_FOLDER, info, decision)  # before an actor decides otherwise
         recorder = Recorder(runs, run_id, staging, request_fingerprint, lock)
         engine: dict[str, Any] = {"engine": "openvino" if config.engine == "openvino" else "torch"}
         if todo.pending and open_pool is None and config.num_actors != 0:

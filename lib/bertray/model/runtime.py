@@ -6,13 +6,13 @@ import ctypes
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from bertray.errors import RequestError
-from bertray.types import Device, TorchPrecision
+from bertray.types import Device, RealPrecision, TorchPrecision
 
 # Tokens of one forward pass. On CPUs activations of a larger batch leave the cache; a GPU needs more work per launch.
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536}
@@ -76,7 +76,7 @@ def resolve_device(device: Device) -> torch.device:
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def resolve_precision(precision: TorchPrecision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+def resolve_precision(precision: TorchPrecision, device: torch.device) -> RealPrecision:
     """The precision to use on this device. `auto` is bf16 where the device has it, else fp16 on GPUs and fp32 on CPUs.
 
     `bundle.guard` decides whether scoring uses fp16; training never does.

@@ -38,7 +38,9 @@ class ScoreConfig(JobConfig):
     )
     device: Device = Field(default="auto", description=DEVICE_HELP)
     engine: Engine = Field(default="auto", description=ENGINE_HELP)
-    precision: InferencePrecision = Field(default="auto", description=INFERENCE_PRECISION_HELP)
+    precision: InferencePrecision = Field(
+        default="auto", description=f"{INFERENCE_PRECISION_HELP}; auto is decided once for --output"
+    )
 
     unit_timeout: float = Field(
         default=600, gt=0, description="seconds without progress after which a process that scores is ended, as hung"

@@ -8,6 +8,8 @@
 A shard is done if the last record of its path in manifest/ has its size and version, and the fingerprint of the
 request; it is staged if that of staged/ has. A crash between 1 and 2 only costs the work on the shard.
 
+The records also say in which precision a shard was scored: an output of an earlier version goes on in it.
+
 The plan compares a listing of the archive with both. A shard is `new`, has `changed` (size or version), must be scored
 `anew` (under another bundle, columns, engine or precision), is staged, is done, or is `gone` from the archive.
 """
@@ -16,19 +18,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bertray.bundle.guard import PrecisionDecision, decided
 from bertray.bundle.info import BundleInfo
 from bertray.schema import MANIFEST_SCHEMA, PREDICTIONS_VERSION, RECORD_SCHEMA
 from bertray.scoring.config import ScoreConfig
+from bertray.scoring.units import ENGINE_FOLDER
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.outputs import last_of_each_path, put_records, read_records
+from bertray.types import RealPrecision
+
+_log = logging.getLogger(__name__)
 
 # A run that ends with more files than this merges all of them: each costs the next run a round trip to the storage.
 _MAX_FILES = 16
@@ -184,3 +194,25 @@ def _compared(
     is_same_content = pc.and_(pc.equal(recorded["size_bytes"], sizes), pc.equal(recorded["version"], versions))
     is_same_request = pc.equal(recorded["fingerprint"], request_fingerprint)
     return as_numpy(places.is_valid()), as_numpy(is_same_request), as_numpy(is_same_content)
+
+
+def precision_before(output: Location, info: BundleInfo, config: ScoreConfig) -> PrecisionDecision | None:
+    """What `--precision auto` is for an output: as decided, else as all shards of the request were scored.
+
+    None: neither; or torch is not asked for auto. RequestError: see `guard.decided`.
+    """
+    if config.precision != "auto" or config.engine == "openvino":
+        return None
+    if decision := decided(output / ENGINE_FOLDER, info):
+        return decision
+    schema = pa.schema([RECORD_SCHEMA.field(name) for name in ("path", "fingerprint", "committed_at", "precision")])
+    records = pa.concat_tables([Manifest(output, folder).latest(schema) for folder in (PUBLISHED, STAGED)])
+    records = records.filter(pc.equal(records["fingerprint"], fingerprint(info, config)))
+    counts = Counter(name or "an unknown precision" for name in records["precision"].to_pylist())
+    said = ", ".join(f"{num:,} shards in {name}" for name, num in counts.items())
+    if len(counts) == 1 and counts.keys() <= set(get_args(RealPrecision)):
+        facts = {"precision": next(iter(counts)), "reason": f"scored so before: {said}"}
+        return PrecisionDecision(bundle_fingerprint=info.fingerprint(), **facts)
+    if counts:
+        _log.warning("warning: %s has %s: --precision fp32 --rescore scores all in one precision", output, said)
+    return None
