@@ -116,7 +116,7 @@ class Subject:
             tuning.run()
             wall_s = time.perf_counter() - started_s
         history = tuning.progress.history
-        last, best = tuning.learner.complete(tuning.optimizer.weights()), tuning.best.weights
+        last, best = tuning.learner.complete(tuning.optimizer.weights()), tuning.best
         return Run(watcher.tokens_per_s(), wall_s, *self.test_weights(best), history, self.test_weights(last))
 
     def test_weights(self, weights: dict[str, torch.Tensor]) -> tuple[float, float]:

@@ -130,7 +130,10 @@ NUM_SCORE_BINS, NUM_LENGTH_BINS = 20, 20
 RECORD_SCHEMA = pa.schema(
     [
         *MANIFEST_SCHEMA,
-        *(pa.field(name, pa.int64()) for name in ("num_rows_truncated", "num_rows_review", "num_rows_unlabelled")),
+        *(
+            pa.field(name, pa.int64())
+            for name in ("num_rows_truncated", "num_rows_review", "num_rows_unlabelled", "num_tokens_error")
+        ),
         pa.field("labels", pa.map_(pa.string(), pa.int64())),
         pa.field("scores", pa.list_(pa.int32(), NUM_SCORE_BINS)),
         pa.field("lengths", pa.list_(pa.int32(), NUM_LENGTH_BINS)),
@@ -144,8 +147,9 @@ SHARD_REPORT_SCHEMA = pa.schema(
         _required("path", pa.string()),  # of the shard, relative to the input
         pa.field("failure", pa.string()),  # why it has no predictions; then all counts are 0
         *(_required(name, pa.int64()) for name in ("num_rows", "num_rows_error", "num_rows_truncated")),
-        pa.field("num_rows_review", pa.int64()),  # this and the next are null in old reports
+        pa.field("num_rows_review", pa.int64()),  # this and the next two are null in old reports
         pa.field("num_rows_unlabelled", pa.int64()),
+        pa.field("num_tokens_error", pa.int64()),
         _required("num_tokens", pa.int64()),
         _required("labels", pa.map_(pa.string(), pa.int64())),
         _required("scores", pa.list_(pa.int32(), NUM_SCORE_BINS)),

@@ -132,11 +132,15 @@ def test_a_temperature_in_the_weights_scales_what_every_tool_reads(
     assert [one["label"] for one in found] == ["abc"[best] for best in logits_NC.argmax(axis=1)]
 
 
-def test_a_model_that_gives_no_number_gives_no_label(tiny_bundle: Path) -> None:
-    bundle = Bundle.load(str(tiny_bundle), "fp32")
-    torch.nn.init.constant_(bundle.encoder.model.classifier.weight, float("nan"))
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_model_that_gives_no_number_gives_no_label(
+    problem_type: str, number: float, make_bundle: Callable[..., Path]
+) -> None:
+    bundle = Bundle.load(str(make_bundle(problem_type=problem_type)), "fp32")
+    torch.nn.init.constant_(bundle.encoder.model.classifier.bias[:1], number)
     predictions = bundle.predict(["some text", None])
-    assert [(one.label, one.score) for one in predictions] == [(None, None)] * 2
+    assert [(one.label, one.score, one.labels, one.review) for one in predictions] == [(None, None, None, True)] * 2
     assert [one.error for one in predictions] == ["the model's output is not a number", "text is null"]
 
 

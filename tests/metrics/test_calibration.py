@@ -38,9 +38,9 @@ def test_softmax_of_large_logits() -> None:
 
 
 def test_sigmoid_of_large_logits() -> None:
-    logits_NC = np.array([[-1000.0, 1000.0], [0.0, np.log(3.0)], [np.nan, 0.0]], dtype=np.float32)
+    logits_NC = np.array([[-1000.0, 1000.0], [0.0, np.log(3.0)], [np.inf, 0.0], [np.nan, 0.0]], dtype=np.float32)
     found_NC = probabilities(logits_NC, "multi_label_classification")
-    np.testing.assert_allclose(found_NC, [[0.0, 1.0], [0.5, 0.75], [np.nan, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(found_NC, [[0.0, 1.0], [0.5, 0.75], [np.nan] * 2, [np.nan] * 2], rtol=1e-6)
 
 
 def test_the_example_of_the_module() -> None:

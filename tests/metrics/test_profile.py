@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bertray.metrics.profile import Profile
+from bertray.metrics.profile import Profile, js_distance, mean_change
 from bertray.schema import MULTI_LABEL_PREDICTION_SCHEMA, PREDICTION_SCHEMA
 
 
@@ -60,3 +62,44 @@ def test_of_nothing() -> None:
     for schema in (PREDICTION_SCHEMA, MULTI_LABEL_PREDICTION_SCHEMA):
         assert Profile.of(predictions(schema=schema)) == Profile()
     assert Profile().score_moments() == (0.0, 0.0)
+
+
+KINDS = {
+    "scored": lambda tokens: ("a", 0.75, False, tokens, tokens > 9, None),
+    "read, and its output is not a number": lambda tokens: (None, None, True, tokens, tokens > 9, "not a number"),
+    "not read": lambda tokens: (None, None, True, 0, tokens > 9, "no embedding"),
+    "a score that is none": lambda tokens: ("a", float("nan"), False, tokens, tokens > 9, None),
+}
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(KINDS)), st.integers(1, 2000)), max_size=9))
+def test_rows_with_an_error_move_nothing_that_is_of_the_others(drawn: list[tuple[str, int]]) -> None:
+    rows = [(kind, KINDS[kind](num_tokens)) for kind, num_tokens in drawn]
+    found, alone = (
+        Profile.of(predictions(*(row for kind, row in rows if kind in kinds))) for kinds in (KINDS, ["scored"])
+    )
+    assert (found.num_rows, found.num_rows_scored) == (len(rows), alone.num_rows)
+    assert found.num_tokens == sum(row[3] for _, row in rows)
+    of_all = {"num_rows", "num_rows_error", "num_rows_review", "num_tokens", "num_tokens_error"}
+    assert found.model_dump(exclude=of_all) == alone.model_dump(exclude=of_all)
+    assert found.length_moments() == alone.length_moments() and found.score_moments() == alone.score_moments()
+    lengths = [num_tokens for kind, num_tokens in drawn if kind == "scored"]
+    assert found.length_moments() == pytest.approx((np.mean(lengths), np.std(lengths)) if lengths else (0, 0))
+
+
+@given(st.integers(1, 10**7), st.floats(0, 1, width=32), st.integers(1, 10**6), st.integers(1, 30))
+def test_equal_rows_do_not_vary(num_tokens: int, score: float, num_rows: int, num_parts: int) -> None:
+    """However their sums are rounded: the difference of two large ones may be a little more, or less, than nothing."""
+    squares = {"score_square_sum": num_rows * score**2, "length_square_sum": num_rows * float(num_tokens**2)}
+    part = Profile(num_rows=num_rows, num_tokens=num_rows * num_tokens, score_sum=num_rows * score, **squares)
+    total = sum([part] * num_parts, Profile())
+    for one, other in (
+        (part.length_moments(), total.length_moments()),
+        (part.score_moments(), total.score_moments()),
+    ):
+        assert one[1] == other[1] == 0
+        assert mean_change(one, other, num_rows, num_rows * num_parts) == 0
+
+
+def test_what_counts_nothing_is_at_no_distance() -> None:
+    assert js_distance([0, 0], [3, 4000]) == js_distance([3, 4000], [0, 0]) == js_distance([0], [0]) == 0

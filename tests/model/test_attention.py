@@ -115,8 +115,14 @@ def whole_attention(
 
 @pytest.mark.parametrize("sliding_window", [None, 3])
 @pytest.mark.parametrize(("way", "size"), [("runs", 8), ("rectangles", 8), ("on_cuda", 8), ("on_cuda", 6)])
+@pytest.mark.parametrize(("has_splits", "hip"), [(True, None), (True, "7.0"), (False, None)])
 def test_documents_see_themselves_alone(
-    sliding_window: int | None, way: str, size: int, monkeypatch: pytest.MonkeyPatch
+    sliding_window: int | None,
+    way: str,
+    size: int,
+    has_splits: bool,
+    hip: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     offsets_B1 = torch.tensor([0, 5, 10, 12], dtype=torch.int32)
     rectangles = Rectangles(np.array([5, 5, 2]), 12, torch.device("cpu"))
@@ -131,14 +137,19 @@ def test_documents_see_themselves_alone(
     expected_1THD = whole_attention(query_1HTD, key_1HTD, value_1HTD, is_seen_TT).transpose(1, 2)
     if way == "on_cuda":  # the kernel needs a GPU; here its documented meaning stands in for it
 
-        def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):  # type: ignore[no-untyped-def]
+        def kernel(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):  # type: ignore[no-untyped-def]
             assert query.shape == key.shape == value.shape == (12, 4, 8)  # the kernel takes no heads of 6
             assert cu_seq_q is cu_seq_k is offsets_B1
             assert (max_q, max_k, scale) == (5, 5, 0.3)
             assert window_size == ((2, 2) if sliding_window else (-1, -1))
             return whole_attention(*(one.transpose(0, 1) for one in (query, key, value)), is_seen_TT).transpose(0, 1)
 
-        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+        def in_one_split(*args, num_splits=None, **options):  # type: ignore[no-untyped-def]
+            assert num_splits == (None if hip else 1)  # else the other documents of a batch change a document's states
+            return kernel(*args, **options)
+
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", in_one_split if has_splits else kernel)
+        monkeypatch.setattr(torch.version, "hip", hip)
     states_1THD, weights = packed_attention(
         torch.nn.Module(), query_1HTD, key_1HTD, value_1HTD, None, 0.3, packing=packing, sliding_window=sliding_window
     )

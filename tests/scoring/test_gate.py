@@ -65,6 +65,28 @@ def test_truncation_that_was_not_there() -> None:
     assert reason.endswith(" (limit 0.3) against before: 0.0% of rows → 60.0% of rows")
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_texts_for_which_the_model_gives_no_number_move_nothing_else(share: float) -> None:
+    """They are long and cut, and counted as errors."""
+    num = int(1000 * share)
+    broken = Profile(num_rows=num, num_rows_error=num, num_tokens=512 * num, num_tokens_error=512 * num)
+    before = profile(5000)
+    now = profile(1000)
+    expected, found = against(before, now), against(before, now + broken)
+    assert found.movements == expected.movements and not found.is_held
+    assert found.error_fraction == pytest.approx(num / (1000 + num))
+
+
+def test_a_record_of_an_earlier_version_counted_them() -> None:
+    """As cut, so that more rows could be cut than had a label."""
+    update = {"num_rows": 1500, "num_rows_error": 500, "num_rows_truncated": 1400}
+    before = profile(1000).model_copy(update=update)
+    found = against(before, profile(1000).model_copy(update={"num_rows_truncated": 1000}))
+    truncation = found.movements[-1]
+    assert (truncation.what, truncation.value, truncation.before) == ("truncation", 0, "100.0% of rows")
+    assert np.isfinite([one.value for one in found.movements]).all()
+
+
 def several(num_rows: int, shares: tuple[float, ...]) -> Profile:
     """Rows that have each label with its share, independently of the others."""
     has_NC = RNG.random((num_rows, len(shares))) < shares

@@ -49,7 +49,7 @@ class BundleInfo(BaseModel):
     encoder_commit: str | None = None  # that of a Hub id
     data_fingerprint: str  # Dataset.fingerprint() of the training data
     training: dict[str, Any]  # the job's configuration
-    metrics: dict[str, float]  # of the kept epoch, on validation
+    metrics: dict[str, float]  # of the bundle on validation; epoch and train_loss: of the kept epoch
     history: list[dict[str, float]]  # one entry per epoch
     validation_profile: Profile | None = None  # of its predictions on the validation rows
     # How sure it is, see `metrics.calibration`.

@@ -30,7 +30,7 @@ def predictions(
     """Predictions for N texts, in `schema.prediction_schema`.
 
     Args:
-        logits_NC: NaN for a text without tokens.
+        logits_NC: NaN for a text without tokens. A row whose logits are not all finite gets an error.
         thresholds: for each label of a multi-label model; None: `calibration.DEFAULT_THRESHOLD` for all.
         review_below: rows with a lower score have `review` set, as rows without a label always have; None: no others.
     """

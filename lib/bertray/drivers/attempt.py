@@ -81,12 +81,16 @@ class Attempt(NamedTuple, Generic[Config]):
         """
         from bertray.training.export import write_bundle
 
-        best = checkpoints.load_best(progress)
-        self.lock.check()
-        check_output(self.config, self.run)  # again: hours have passed
-        self.run.begin_bundle()
-        output = Location.of(self.config.output)
-        return write_bundle(config, self.dataset, self.data_fingerprint, output, progress, best, event_files, add_files)
+        def check() -> None:
+            self.lock.check()
+            check_output(self.config, self.run)  # again: time has passed
+            self.run.begin_bundle()
+
+        check()
+        weights, output = checkpoints.load_best(progress), Location.of(self.config.output)
+        return write_bundle(
+            config, self.dataset, self.data_fingerprint, output, progress, weights, event_files, add_files, check
+        )
 
 
 class Task(NamedTuple):

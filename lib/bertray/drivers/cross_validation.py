@@ -136,7 +136,6 @@ def _judge(data: tuple[Any, ...], fold: int, board: Any) -> tuple[np.ndarray, di
     tuning.run()
     history = tuning.progress.history
     logits_NC = np.full((len(fold_N), len(labels)), np.nan, dtype=np.float32)
-    assert tuning.best is not None
-    known_NC = tuning.best.validation_logits_NC  # ends with the fold's last row that has tokens
+    known_NC = tuning.validation_logits_NC  # ends with the fold's last row that has tokens
     logits_NC[: len(known_NC)] = known_NC
     return logits_NC[fold_N == fold], {**history[-1], "wall_s": sum(epoch["wall_s"] for epoch in history)}

@@ -35,10 +35,11 @@ CONFIDENCE = 0.95  # that new rows reach the precision wanted
 
 
 def probabilities(logits_NC: np.ndarray, problem_type: ProblemType) -> np.ndarray:
-    """Probabilities of each row, float32; NaN rows stay NaN.
+    """Probabilities of each row, float32; NaN for a row whose logits are not all finite.
 
     One label a row: the softmax, each row sums to 1. Several labels: the sigmoid of each logit.
     """
+    logits_NC = np.where(np.isfinite(logits_NC).all(axis=1, keepdims=True), logits_NC, np.nan)
     if problem_type == "multi_label_classification":
         return np.asarray(expit(logits_NC), dtype=np.float32)
     return np.asarray(softmax(logits_NC, axis=1), dtype=np.float32)

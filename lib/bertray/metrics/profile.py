@@ -20,10 +20,11 @@ from bertray.schema import ERROR, LABEL, LABELS, NUM_LENGTH_BINS, NUM_SCORE_BINS
 # How often samples of one distribution differ at a limit of 0: a nightly comparison does once in 27 years.
 _CHANCE = 1e-4
 _LEAST_VARIANCE = 1e-12  # below it is rounding
+_LEAST_VARIATION = 1e-13  # likewise of a variance from sums of squares, as a share of the squared mean
 
 
 class Profile(BaseModel):
-    """Counts of rows; labels, scores and lengths count rows without an error only.
+    """Counts of rows; labels, scores, lengths and truncation count rows without an error only.
 
     With several labels a row, `labels` counts each of them, and `num_rows_unlabelled` counts the rows without any.
     """
@@ -36,6 +37,7 @@ class Profile(BaseModel):
     num_rows_review: int = 0  # to be reviewed, those with an error included
     num_rows_unlabelled: int = 0
     num_tokens: int = 0  # of all rows, special tokens included
+    num_tokens_error: int = 0  # of rows with an error: the model may have read them and given no number
     labels: dict[str, int] = {}  # rows by label
     scores: tuple[int, ...] = (0,) * NUM_SCORE_BINS  # rows by score, in bins of equal width from 0 to 1
     lengths: tuple[int, ...] = (0,) * NUM_LENGTH_BINS  # rows by number of tokens: 1, 2 to 3, 4 to 7, and so on
@@ -46,7 +48,8 @@ class Profile(BaseModel):
     @classmethod
     def of(cls, predictions: pa.Table) -> Self:
         """Count the rows of a table in a `schema.prediction_schema`."""
-        scored = predictions.filter(predictions[ERROR].is_null())
+        is_scored = pc.and_(predictions[ERROR].is_null(), pc.is_finite(predictions[SCORE]))
+        scored = predictions.filter(is_scored)  # not where it is null
         scores_N = scored[SCORE].to_numpy().astype(np.float64)
         lengths_N = scored[NUM_TOKENS].to_numpy().astype(np.float64)
         given, num_rows_unlabelled = scored[LABEL], 0
@@ -54,13 +57,15 @@ class Profile(BaseModel):
             given = pc.list_flatten(scored[LABELS])
             num_rows_unlabelled = pc.sum(pc.equal(pc.list_value_length(scored[LABELS]), 0)).as_py() or 0
         labels = pc.value_counts(given)
+        num_tokens = pc.sum(predictions[NUM_TOKENS]).as_py() or 0
         return cls(
             num_rows=len(predictions),
             num_rows_error=len(predictions) - len(scored),
-            num_rows_truncated=pc.sum(predictions[TRUNCATED]).as_py() or 0,
+            num_rows_truncated=pc.sum(scored[TRUNCATED]).as_py() or 0,
             num_rows_review=pc.sum(predictions[REVIEW]).as_py() or 0,
             num_rows_unlabelled=num_rows_unlabelled,
-            num_tokens=pc.sum(predictions[NUM_TOKENS]).as_py() or 0,
+            num_tokens=num_tokens,
+            num_tokens_error=num_tokens - int(lengths_N.sum()),
             labels=dict(zip(labels.field("values").to_pylist(), labels.field("counts").to_pylist(), strict=True)),
             scores=_counted(scores_N * NUM_SCORE_BINS, NUM_SCORE_BINS),
             lengths=_counted(np.log2(np.maximum(lengths_N, 1)), NUM_LENGTH_BINS),
@@ -89,7 +94,7 @@ class Profile(BaseModel):
 
     def length_moments(self) -> tuple[float, float]:
         """Mean and standard deviation of the number of tokens."""
-        return _moments(self.num_tokens, self.length_square_sum, self.num_rows_scored)
+        return _moments(self.num_tokens - self.num_tokens_error, self.length_square_sum, self.num_rows_scored)
 
 
 def _counted(bins_N: np.ndarray, num_bins: int) -> tuple[int, ...]:
@@ -101,7 +106,8 @@ def _moments(total: float, square_total: float, num_rows: int) -> tuple[float, f
     if num_rows == 0:
         return 0.0, 0.0
     mean = total / num_rows
-    return mean, max(0.0, square_total / num_rows - mean**2) ** 0.5
+    variance = square_total / num_rows - mean**2
+    return mean, variance**0.5 if variance > _LEAST_VARIATION * mean**2 else 0.0
 
 
 def js_distance(before: Sequence[int], now: Sequence[int]) -> float:
@@ -109,8 +115,11 @@ def js_distance(before: Sequence[int], now: Sequence[int]) -> float:
 
     To second order the divergence is, in nats, 1/8 of the sum of (p - q)² / p. For samples of n and m rows from one
     distribution over k categories this sum, divided by (1/n + 1/m), is chi-squared with k - 1 degrees of freedom.
+    Where either counts nothing there is no distance.
     """
     p, q = (np.asarray(counts, dtype=np.float64) for counts in (before, now))
+    if not (p.any() and q.any()):
+        return 0.0
     num_categories = int(((p + q) > 0).sum())
     chance = chdtri(num_categories - 1, _CHANCE) / 8 * (1 / p.sum() + 1 / q.sum()) if num_categories > 1 else 0.0
     p, q = p / p.sum(), q / q.sum()

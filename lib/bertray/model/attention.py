@@ -13,8 +13,10 @@ Legend: B documents, B1 = B + 1, T tokens, H heads, A = B * H, D size of a head,
 
 from __future__ import annotations
 
+import inspect
 import logging
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -129,9 +131,19 @@ def _on_cuda(qkv: QKV, packing: Packing, scaling: float | None, sliding_window: 
         qkv_THD = [pad(one, (0, num_missing)) for one in qkv_THD]
     where: Any = (packing.offsets_B1, packing.offsets_B1, packing.max_length, packing.max_length)
     scale = size**-0.5 if scaling is None else scaling
-    states_THD = varlen_attn(*qkv_THD, *where, scale=scale, window_size=(reach, reach))
+    states_THD = varlen_attn(*qkv_THD, *where, scale=scale, window_size=(reach, reach), **_one_split(varlen_attn))
     assert isinstance(states_THD, torch.Tensor)  # with other options it is a pair
     return states_THD[None, ..., :size]
+
+
+@cache
+def _one_split(varlen_attn: Any) -> dict[str, Any]:
+    """An option that keeps the kernel from adding up a document's keys in parts whose number other documents decide.
+
+    Not every version of torch has it, and ROCm's kernel refuses it.
+    """
+    is_known = "num_splits" in inspect.signature(varlen_attn).parameters and torch.version.hip is None
+    return {"num_splits": 1} if is_known else {}
 
 
 def kernel_works(device: torch.device, dtype: torch.dtype, config: Any, *, with_gradients: bool = False) -> bool:

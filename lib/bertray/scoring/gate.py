@@ -95,12 +95,14 @@ def _movements(before: Profile, now: Profile, name: str, config: ScoreConfig) ->
     shares = [[count / one.num_rows_scored for count in mix] for one, mix in zip(both, mixes, strict=True)]
     most_moved = max(range(len(labels) + 1), key=lambda index: abs(shares[1][index] - shares[0][index]))
     label = [*labels, "no label"][most_moved]
-    truncated = [[one.num_rows_truncated, one.num_rows_scored - one.num_rows_truncated] for one in both]
+    # Earlier versions counted rows with an error, too.
+    cuts = [min(one.num_rows_truncated, one.num_rows_scored) for one in both]
+    truncated = [(cut, rows - cut) for cut, rows in zip(cuts, num_rows, strict=True)]
     scores, lengths = [one.score_moments() for one in both], [one.length_moments() for one in both]
     shown_mixes = [f"{label} {share[most_moved]:.1%}" for share in shares]
     shown_scores = [f"mean {mean:.3f}" for mean, _ in scores]
     shown_lengths = [f"mean {mean:.1f} tokens" for mean, _ in lengths]
-    shown_truncated = [f"{one.num_rows_truncated / one.num_rows_scored:.1%} of rows" for one in both]
+    shown_truncated = [f"{cut / (cut + whole):.1%} of rows" for cut, whole in truncated]
     compared = [
         ("label mix", js_distance(*mixes), config.max_distance, shown_mixes),
         ("scores", js_distance(before.scores, now.scores), config.max_distance, shown_scores),

@@ -2,7 +2,7 @@
 
     .bundle.training/checkpoints/
       step-00000400/tensors.safetensors   weights, and the optimizer's moments
-      best-0003/tensors.safetensors       weights of the best epoch so far, and its logits of the validation rows
+      best-0003/tensors.safetensors       weights of the best epoch so far
       step-00000400.json                  step, best epoch, metrics of all epochs: the commit, written last
 
 1. snapshot  the caller passes copies of its tensors, and goes on while a thread writes them
@@ -18,9 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
@@ -31,7 +29,6 @@ from bertray.training.config import TrainConfig
 from bertray.training.tracking import StepRecord
 
 _COMMIT, _TENSORS = ".json", "tensors.safetensors"
-_VALIDATION_LOGITS = "validation_logits_NC"  # beside the weights of an epoch
 
 
 class Progress(BaseModel):
@@ -44,13 +41,6 @@ class Progress(BaseModel):
     records: list[StepRecord] = []  # of some steps, for the curves
     best_epoch: int = 0
     is_done: bool = False
-
-
-class Best(NamedTuple):
-    """The best epoch so far."""
-
-    weights: dict[str, torch.Tensor]  # all of the classifier, fp32, on the CPU
-    validation_logits_NC: np.ndarray  # of rows in scope; rows without tokens may be missing at the end
 
 
 class Checkpoints:
@@ -88,10 +78,11 @@ class Checkpoints:
         """The tensors of a checkpoint."""
         return self._read(_step_name(progress))
 
-    def load_best(self, progress: Progress) -> Best:
-        """The best epoch of a checkpoint."""
+    def load_best(self, progress: Progress) -> dict[str, torch.Tensor]:
+        """The weights of a checkpoint's best epoch: all of the classifier, fp32, on the CPU."""
         weights = self._read(_best_name(progress))
-        return Best(validation_logits_NC=weights.pop(_VALIDATION_LOGITS).numpy(), weights=weights)
+        weights.pop("validation_logits_NC", None)  # of a run that an earlier version began
+        return weights
 
     def is_due(self, step: int) -> bool:
         """Whether to save a checkpoint after this step; raises as `wait`."""
@@ -103,12 +94,14 @@ class Checkpoints:
         self.wait()
         return time.monotonic() - self._saved_s >= 60 * self._every_minutes
 
-    def save(self, progress: Progress, tensors: dict[str, torch.Tensor] | None, best: Best | None) -> None:
+    def save(
+        self, progress: Progress, tensors: dict[str, torch.Tensor] | None, best: dict[str, torch.Tensor] | None
+    ) -> None:
         """Wait until the last checkpoint is written, then start to write this one.
 
         Args:
             tensors: copies that nobody changes; None: the run is done and needs none.
-            best: likewise; None: an earlier checkpoint holds it.
+            best: likewise, the weights of the best epoch; None: an earlier checkpoint holds them.
         """
         self.wait()
         self._writing = self._writer.submit(self._write, progress.model_copy(deep=True), tensors, best)
@@ -128,12 +121,13 @@ class Checkpoints:
         self._folder.remove_unfinished()
         self._tidy(others_write=False)
 
-    def _write(self, progress: Progress, tensors: dict[str, torch.Tensor] | None, best: Best | None) -> None:
+    def _write(
+        self, progress: Progress, tensors: dict[str, torch.Tensor] | None, best: dict[str, torch.Tensor] | None
+    ) -> None:
         if tensors is not None:
             self._put(_step_name(progress), tensors)
         if best is not None:
-            logits_NC = torch.from_numpy(best.validation_logits_NC)
-            self._put(_best_name(progress), {**best.weights, _VALIDATION_LOGITS: logits_NC})
+            self._put(_best_name(progress), best)
         self._before_commit()
         (self._folder / f"{_step_name(progress)}{_COMMIT}").put(progress.model_dump_json().encode())
         self._tidy(others_write=True)

@@ -1,13 +1,16 @@
 """From trained weights to a bundle.
 
-1. calibrate  fit a temperature on the validation rows, and divide the last layer's weights by it
-2. decide     choose the labels' thresholds (several labels a row), and the score below which rows are reviewed
-3. write      weights, tokenizer, learning curves, event files, card, bundle.json; the folder appears in one step
+1. write      weights, tokenizer and a first bundle.json, in a local folder
+2. measure    load this folder, and run the bundle over the validation rows as bertray score would: once, for all below
+3. calibrate  fit a temperature to these logits, and divide the last layer's weights by it
+4. decide     choose the labels' thresholds (several labels a row), and the score below which rows are reviewed
+5. finish     weights, learning curves, event files, card, bundle.json; the folder appears in one step
+
+Legend: N validation rows, C classes.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import shutil
@@ -18,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import torch
 
-from bertray.bundle.bundle import seal
+from bertray.bundle.bundle import Bundle, seal
 from bertray.bundle.info import CURVES_FILE, EVENTS_FOLDER, BundleInfo
 from bertray.bundle.predictions import predictions
 from bertray.data.dataset import Dataset
@@ -28,20 +31,25 @@ from bertray.errors import RequestError, missing_extra
 from bertray.metrics.calibration import calibrate, probabilities, threshold_for_precision, tune_thresholds
 from bertray.metrics.profile import Profile
 from bertray.model.adapter import scale_logits
-from bertray.model.encoder import Encoder
 from bertray.model.pretrained import load_classifier, load_tokenizer
+from bertray.model.runtime import resolve_device
 from bertray.model.sources import hub_name
-from bertray.schema import LABEL_ID, NO_CLASS, TEXT
+from bertray.schema import NO_CLASS, TEXT
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE
-from bertray.tokenization.tokenizer import ColumnTokenizer
-from bertray.tokenization.windows import aggregate
-from bertray.training.checkpoints import Best, Progress
+from bertray.tokenization.tokenizer import TokenColumn
+from bertray.training.checkpoints import Progress
 from bertray.training.config import TrainConfig
 from bertray.training.curves import learning_curves
+from bertray.training.loss import validation_metrics
 from bertray.training.tracking import NOT_SCORES
+from bertray.types import Device
 
 _log = logging.getLogger(__name__)
+
+# Dividing the last layer's weights rounds otherwise than dividing the logits does: the row whose score is the limit
+# must not fall below it.
+_ROUNDING = 1e-6
 
 
 def write_bundle(
@@ -50,60 +58,52 @@ def write_bundle(
     data_fingerprint: str,
     output: Location,
     progress: Progress,
-    best: Best,
+    weights: dict[str, torch.Tensor],
     event_files: Path | None = None,
     add_files: Callable[[Path], None] = lambda _: None,
+    before_put: Callable[[], None] = lambda: None,
 ) -> BundleInfo:
     """Write the bundle of a finished run; the caller holds the lock.
 
     Args:
         data_fingerprint: of the data set when the run began.
+        weights: of the best epoch, see `Checkpoints.load_best`.
         event_files: a folder of TensorBoard's event files.
         add_files: adds other files to the local folder before it is sealed.
+        before_put: called when the bundle is complete; an error that it raises keeps it from being put.
 
     Raises:
-        RequestError: the data set has changed during the run.
+        RequestError: the data set has changed during the run, or the model gives no number for any validation row.
     """
     if dataset.fingerprint() != data_fingerprint:
         raise RequestError(
             f"{dataset.location} was rewritten while the model was trained, and the bundle needs its validation "
             "rows: put the data set back and run the same command again, or start over with --restart"
         )
-    validation = dataset.split("validation")
-    rows = dataset.in_scope(validation)
-    tokenizer, _ = load_tokenizer(config.encoder, config.max_length, config.overlap)
-    column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
-    num_missing = rows.num_rows - len(best.validation_logits_NC)
-    logits_NC = np.pad(best.validation_logits_NC, ((0, num_missing), (0, 0)), constant_values=np.nan)
-    is_read_N = np.isfinite(logits_NC).all(axis=1)
-    targets = dataset.targets(rows)[is_read_N]
-
+    rows = dataset.split("validation")
+    if config.target_precision is None:  # a precision is promised for texts out of scope too, all else is about classes
+        rows = dataset.in_scope(rows)
+    targets = dataset.targets(rows)
+    has_class_N = (targets != NO_CLASS).reshape(len(targets), -1).all(axis=1)
     model = load_classifier(config.encoder, dataset.labels, dataset.problem_type, config.seed)
-    model.load_state_dict(best.weights)
+    model.load_state_dict(weights)
+    tokenizer, _ = load_tokenizer(config.encoder, config.max_length, config.overlap)
     encoder, commit = hub_name(config.encoder) or (config.encoder, None)
-    temperature, calibration = calibrate(logits_NC[is_read_N], targets)
-    if scale_logits(model, temperature):
-        logits_NC /= temperature
-    else:
-        temperature, calibration = 1.0, {}
-
-    probabilities_NC = probabilities(logits_NC[is_read_N], dataset.problem_type)
-    decided: dict[str, Any] = {"thresholds": None, "review_below": None}
-    if dataset.problem_type == "multi_label_classification":
-        decided["thresholds"] = tuple(tune_thresholds(probabilities_NC, targets).tolist())
-    if config.target_precision is not None:
-        best_N = probabilities_NC.argmax(axis=1)
-        is_right_N = targets == best_N if targets.ndim == 1 else targets[np.arange(len(best_N)), best_N] > 0
-        if rows.num_rows < validation.num_rows:
-            texts = validation.filter(pc.equal(validation[LABEL_ID], NO_CLASS))[TEXT]
-            others_NC = _probabilities(model, column_tokenizer, texts, config)
-            probabilities_NC = np.concatenate([probabilities_NC, others_NC])
-            is_right_N = np.append(is_right_N, np.zeros(len(others_NC), dtype=bool))
-        found = threshold_for_precision(probabilities_NC.max(axis=1), is_right_N, config.target_precision)
-        decided["review_below"] = 2.0 if found is None else found  # 2.0: every row is reviewed
-    tokens = column_tokenizer.encode(rows[TEXT])
-    predicted = predictions(tokens, logits_NC, dataset.labels, dataset.problem_type, **decided)
-
+    kept = progress.history[progress.best_epoch - 1]
+    facts: dict[str, Any] = {
+        "labels": dataset.labels,
+        "problem_type": dataset.problem_type,
+        "max_length": config.max_length,
+        "long_documents": config.long_documents,
+        "stride": config.overlap,
+        "encoder": encoder,
+        "encoder_commit": commit,
+        "data_fingerprint": data_fingerprint,
+        "training": config.model_dump(),
+        "metrics": {name: value for name, value in kept.items() if name not in NOT_SCORES},
+        "history": progress.history,
+        "oos_label": dataset.oos_label,
+    }
     with tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
         folder = Path(temporary) / "bundle"
         model.save_pretrained(folder)
@@ -112,6 +112,26 @@ def write_bundle(
         plain = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": tokenizer.model_input_names}
         file = folder / "tokenizer_config.json"
         file.write_text(json.dumps(json.loads(file.read_bytes()) | plain, indent=2) + "\n", encoding="utf-8")
+        seal(folder, **facts)
+        tokens, logits_NC = _measured(str(folder), rows, config, Location.of(temporary))
+        is_read_N = np.isfinite(logits_NC).all(axis=1)
+        fitted_N = is_read_N & has_class_N
+        if not fitted_N.any():
+            raise RequestError(
+                f"the trained model gives a number for none of {has_class_N.sum()} validation rows of "
+                f"{dataset.location}: start over with a lower --learning-rate (now {config.learning_rate:g}) and "
+                "--restart"
+            )
+        temperature, calibration = calibrate(logits_NC[fitted_N], targets[fitted_N])
+        if scale_logits(model, temperature):
+            logits_NC /= temperature
+        else:
+            temperature, calibration = 1.0, {}
+        decided = _decided(logits_NC[is_read_N], targets[is_read_N], dataset, config)
+        predicted = predictions(tokens, logits_NC, dataset.labels, dataset.problem_type, **decided)
+        facts["metrics"] |= validation_metrics(logits_NC[fitted_N], targets[fitted_N])
+
+        model.save_pretrained(folder)
         try:
             curves = learning_curves(progress.records, progress.history, progress.best_epoch)
             (folder / CURVES_FILE).write_text(curves, encoding="utf-8")
@@ -120,35 +140,42 @@ def write_bundle(
         if event_files:
             shutil.copytree(event_files, folder / EVENTS_FOLDER)
         add_files(folder)
-        metrics = progress.history[progress.best_epoch - 1]
         info = seal(
             folder,
-            labels=dataset.labels,
-            problem_type=dataset.problem_type,
-            max_length=config.max_length,
-            long_documents=config.long_documents,
-            stride=config.overlap,
-            encoder=encoder,
-            encoder_commit=commit,
-            data_fingerprint=data_fingerprint,
-            training=config.model_dump(),
-            metrics={name: value for name, value in metrics.items() if name not in NOT_SCORES},
-            history=progress.history,
-            validation_profile=Profile.of(predicted),
+            **facts,
+            validation_profile=Profile.of(predicted.filter(pa.array(has_class_N))),
             temperature=temperature,
             calibration=calibration,
             **decided,
             target_precision=config.target_precision,
-            oos_label=dataset.oos_label,
         )
+        before_put()
         output.remove_unfinished()  # files of a killed run
         output.put_folder(folder, last=BUNDLE_FILE)
     return info
 
 
-def _probabilities(model: Any, tokenizer: ColumnTokenizer, texts: pa.ChunkedArray, config: TrainConfig) -> np.ndarray:
-    """probabilities_NC of the texts that have tokens, with one label a row."""
-    tokens = tokenizer.encode(texts)
-    logits_SC = Encoder(copy.deepcopy(model), "fp32").logits(tokens)  # Encoder changes its model
-    logits_NC = aggregate(logits_SC, tokens.documents_S, len(texts), config.long_documents)
-    return probabilities(logits_NC[np.unique(tokens.documents_S)], "single_label_classification")
+def _measured(uri: str, rows: pa.Table, config: TrainConfig, cache: Location) -> tuple[TokenColumn, np.ndarray]:
+    """Tokens and logits_NC of the rows, from the bundle in the precision that it will have by default.
+
+    Workers may have trained on GPUs that this process does not have: then this takes longer, on the CPU.
+    """
+    device: Device = "cpu" if config.device == "cpu" else "auto"
+    bundle = Bundle.load(uri, device=device, cache=cache)
+    where = "CPU" if resolve_device(device).type == "cpu" else "a GPU"
+    _log.info("running the bundle over %d validation rows (%s, %s)", rows.num_rows, where, bundle.precision)
+    return bundle.logits(rows[TEXT])
+
+
+def _decided(logits_NC: np.ndarray, targets: np.ndarray, dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
+    """`thresholds` and `review_below`, from the rows that have logits."""
+    probabilities_NC = probabilities(logits_NC, dataset.problem_type)
+    decided: dict[str, Any] = {"thresholds": None, "review_below": None}
+    if targets.ndim == 2:
+        decided["thresholds"] = tuple(tune_thresholds(probabilities_NC, targets).tolist())
+    if config.target_precision is not None:
+        best_N = probabilities_NC.argmax(axis=1)
+        is_right_N = targets == best_N if targets.ndim == 1 else targets[np.arange(len(best_N)), best_N] > 0
+        found = threshold_for_precision(probabilities_NC.max(axis=1), is_right_N, config.target_precision)
+        decided["review_below"] = 2.0 if found is None else found - _ROUNDING  # 2.0: every row is reviewed
+    return decided

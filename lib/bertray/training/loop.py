@@ -36,7 +36,7 @@ from bertray.storage.location import Location
 from bertray.tokenization.windows import aggregate
 from bertray.training import token_files
 from bertray.training.batches import TrainingBatches, micro_batches
-from bertray.training.checkpoints import Best, Checkpoints, Progress
+from bertray.training.checkpoints import Checkpoints, Progress
 from bertray.training.config import TrainConfig, TrainingOptions
 from bertray.training.learner import Learner, least_of_ranks
 from bertray.training.loss import Objective, sampling_probabilities, validation_metrics
@@ -67,7 +67,8 @@ class FineTuning:
 
     Attributes:
         progress: how far the run is.
-        best: the best epoch so far, unless a checkpoint holds it.
+        best: all weights of the best epoch so far (fp32, on the CPU), unless a checkpoint holds them.
+        validation_logits_NC: of the last epoch; rows without tokens may be missing at the end.
 
     Raises:
         RequestError: device or model cannot do what the options say, or the machine has too little memory.
@@ -120,7 +121,8 @@ class FineTuning:
         self.token_budget = options.micro_batch_tokens or TOKEN_BUDGET[device.type]  # of a part of a step
         self.validation_budget = TOKEN_BUDGET[device.type]
         self.progress = Progress()
-        self.best: Best | None = None
+        self.best: dict[str, torch.Tensor] | None = None
+        self.validation_logits_NC = np.empty((0, self._num_classes), dtype=np.float32)
         self._unseen: list[torch.Tensor] = []  # of each step since the last look: sum of the losses, gradient norm
         self._looked_s = self._epoch_began_s = 0.0
 
@@ -253,13 +255,17 @@ class FineTuning:
     def _end_epoch(self) -> None:
         """Evaluate, and keep the weights if this epoch is the best so far; a stop leaves all as it was."""
         with self.optimizer.averaged():
-            logits_NC = self._validation_logits()
+            self.validation_logits_NC = self._validation_logits()
+        validation, firsts = self._validation, self._validation.firsts
+        is_multi_label = self._problem_type == "multi_label_classification"
+        targets = validation.multi_hot(firsts, self._num_classes) if is_multi_label else validation.label_ids(firsts)
+        logits_NC = self.validation_logits_NC[validation.tokens.documents_S[firsts]]
         progress, now_s = self.progress, time.monotonic()
         epoch = len(progress.history) + 1
         metrics = {
             "epoch": epoch,
             "train_loss": progress.epoch_loss_sum / len(self._lengths_S),
-            **validation_metrics(logits_NC, self._validation, self._problem_type, self._num_classes),
+            **validation_metrics(logits_NC, targets),
             "step": progress.step,
             "num_workers": self.world_size,
             "num_train_tokens": self._train.tokens.num_tokens,
@@ -271,7 +277,7 @@ class FineTuning:
         best_epoch = best_of(progress.history)
         progress.best_epoch = epoch if self._keep == "last" else best_epoch
         if progress.best_epoch == epoch and self.rank == 0:
-            self.best = Best(self.learner.complete(self.optimizer.weights()), logits_NC)
+            self.best = self.learner.complete(self.optimizer.weights())
         has_run_out = self._patience is not None and epoch - best_epoch >= self._patience
         progress.is_done = progress.step == self.num_steps or has_run_out
         if self.rank == 0:

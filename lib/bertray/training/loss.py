@@ -94,21 +94,18 @@ def sampling_probabilities(rows: TrainingRows, num_classes: int) -> np.ndarray:
     return np.asarray(probabilities_S / probabilities_S.sum())
 
 
-def validation_metrics(
-    logits_NC: np.ndarray, rows: TrainingRows, problem_type: ProblemType, num_classes: int
-) -> dict[str, float]:
-    """Metrics of the validation rows that have tokens, and the loss without weights and smoothing.
+def validation_metrics(logits_NC: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Metrics of rows that have logits, and the loss without weights and smoothing.
 
-    With several labels a row, a row is given the labels whose probability reaches 0.5.
+    Args:
+        targets: label ids (int64 [N]); with several labels a row multi-hot (float32 [N, C]), and a row is given the
+            labels whose probability reaches 0.5.
     """
-    firsts = rows.firsts
-    logits = torch.from_numpy(logits_NC[rows.tokens.documents_S[firsts]]).double()
-    if problem_type == "multi_label_classification":
-        true_NC = rows.multi_hot(firsts, num_classes)
-        loss = binary_cross_entropy_with_logits(logits, torch.from_numpy(true_NC).double())
+    logits, num_classes = torch.from_numpy(logits_NC).double(), logits_NC.shape[1]
+    if targets.ndim == 2:
+        loss = binary_cross_entropy_with_logits(logits, torch.from_numpy(targets).double())
         names = tuple(map(str, range(num_classes)))
-        found = multi_label_metrics(true_NC, (logits.numpy() >= 0).astype(np.float32), names)
+        found = multi_label_metrics(targets, (logits_NC >= 0).astype(np.float32), names)
         return {"loss": loss.item(), **{name: found[name] for name in ("subset_accuracy", "f1_micro", "f1_macro")}}
-    labels_N = rows.label_ids(firsts)
-    loss = cross_entropy(logits, torch.from_numpy(labels_N))
-    return {"loss": loss.item(), **summary_metrics(labels_N, logits.numpy().argmax(axis=1), num_classes)}
+    loss = cross_entropy(logits, torch.from_numpy(targets))
+    return {"loss": loss.item(), **summary_metrics(targets, logits_NC.argmax(axis=1), num_classes)}
