@@ -2,22 +2,30 @@
 
 import signal
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from ray.exceptions import RayActorError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from safetensors.torch import load_file
 
 from bertray import Bundle
+from bertray.__main__ import main
+from bertray.drivers.attempt import Attempt, Task
 from bertray.drivers.train import train
-from bertray.errors import LockedError, RequestError
+from bertray.drivers.train_on_ray import _reason
+from bertray.drivers.workers import explained
+from bertray.errors import BertrayError, LockedError, RequestError
 from bertray.storage.location import Location
 from bertray.training.config import TrainConfig
 from bertray.training.run_folder import TrainingRun
 from tests.conftest import ROOT
 from tests.drivers.conftest import LONG_RUN, step_kept, stop_and_kill
-from tests.kills import job, killing, wait_for
+from tests.kills import job, killing, titled, wait_for
 
 
 @pytest.mark.chaos  # without Ray: test_train_here
@@ -133,3 +141,94 @@ def test_two_runs_do_not_make_one_bundle(ray_cluster: str, dataset: str, tiny_en
     assert {path.name for path in tmp_path.iterdir()} <= {
         ".bundle.training"
     }  # where a checkpoint was written, it is kept
+
+
+def test_the_error_of_a_rank_ends_all_and_is_the_message(
+    ray_cluster: str,
+    dataset: str,
+    tiny_encoder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    raised = tmp_path / "raised"
+
+    class Failing(Task):  # pickled as it is, because it is local
+        def loop(self, device: Any, watcher: Any) -> Any:
+            from bertray.training.loop import FineTuning
+
+            class OddError(Exception):
+                """Cannot be unpickled: that would call it with one argument."""
+
+                def __init__(self, what: str, where: str) -> None:
+                    super().__init__(f"{what} at {where}")
+
+            take_step = FineTuning._take_step
+
+            def failing(loop: FineTuning, step: int) -> None:
+                if step == 5 and loop.rank == 1:
+                    raised.touch()
+                    raise OddError("rank 1 has had enough", "step 5")
+                take_step(loop, step)
+
+            FineTuning._take_step = failing  # type: ignore[method-assign]  # in the worker's process
+            return super().loop(device, watcher)
+
+    task_of = Attempt.task
+    monkeypatch.setattr(Attempt, "task", lambda attempt: Failing(*task_of(attempt)))
+    options = {"data": dataset, "output": tmp_path / "bundle", "encoder": tiny_encoder, **LONG_RUN, "num_workers": 2}
+    assert main(["train", *job("train", **options)[3:]]) == 1
+    assert time.time() - raised.stat().st_mtime < 30
+    stderr = capsys.readouterr().err
+    assert stderr.splitlines()[-1] == "error: worker 2 of 2 raised OddError: rank 1 has had enough at step 5"
+    assert 'raise OddError("rank 1 has had enough", "step 5")' in stderr  # its stack
+    assert "were lost" not in stderr  # it was not started again
+    assert titled("RayTrainWorker") == []
+
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:40585"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(GLOO),
+        torch.distributed.DistBackendError("NCCL communicator was aborted"),
+        torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"),
+        RayActorError(),
+        LockedError("another run holds it"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_losses_and_what_is_raised_on_purpose_stay_as_they_are(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, explained("worker 1 of 2"):
+        raise error
+    assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("shapes differ"), "RuntimeError: shapes differ"),
+        (OSError(28, "No space left on device", "/data"), "OSError: [Errno 28] No space left on device: '/data'"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "OutOfMemoryError: CUDA out of memory"),
+        (AssertionError(), "AssertionError"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_other_errors_are_told_with_the_worker(error: Exception, said: str) -> None:
+    with pytest.raises(BertrayError) as raised, explained("worker 1 of 2"):
+        raise error
+    assert str(raised.value) == f"worker 1 of 2 raised {said}"
+
+
+@pytest.mark.parametrize(
+    ("failures", "said"),
+    [
+        ({0: RuntimeError(GLOO), 1: WorkerHealthCheckFailedError("", RayActorError())}, "the process of worker 2 died"),
+        ({0: RuntimeError(f"{GLOO}\nGLHF")}, f"RuntimeError: {GLOO}"),
+        ({}, "ValueError: no worker"),
+    ],
+)
+def test_what_was_lost_is_told_before_what_follows(failures: dict[int, Exception], said: str) -> None:
+    assert _reason(failures, ValueError("no worker")) == said

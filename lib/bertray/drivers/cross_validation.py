@@ -26,7 +26,7 @@ from bertray.data.dataset import Dataset
 from bertray.drivers import cluster
 from bertray.drivers.attempt import LOOK_INTERVAL_S, log_epoch, log_start
 from bertray.drivers.status_actors import RunBoard, news_of
-from bertray.drivers.workers import BoardWatcher, set_up_process
+from bertray.drivers.workers import BoardWatcher, explained, set_up_process
 from bertray.errors import BertrayError
 from bertray.model.pretrained import load_classifier, num_special_ids
 from bertray.progress import ProgressBar
@@ -58,7 +58,7 @@ def out_of_fold_logits(
     Raises:
         RequestError: the cluster is too small.
         DivergedError: the loss of a fold is not a number.
-        BertrayError: a fold was lost more than `max_failures` times.
+        BertrayError: a fold raised an error, or was lost more than `max_failures` times.
     """
     placement = cluster.place(config.device, config.num_workers, "--num-workers")
     num_at_a_time = min(placement.num_processes, config.folds)
@@ -118,24 +118,25 @@ def _judge(data: tuple[Any, ...], fold: int, board: Any) -> tuple[np.ndarray, di
         The logits of this fold's rows [M, C]; metrics of the last epoch, with the `wall_s` of all epochs.
     """
     device = set_up_process(board)
-    config, sequences, vocabulary_V, fold_N, labels, problem_type = data
-    is_judged_S = fold_N[sequences["document"].to_numpy()] == fold
-    tuning = FineTuning(
-        config,
-        load_classifier(config.encoder, labels, problem_type, config.seed),
-        {
-            "train": TrainingRows.of(sequences.filter(pa.array(~is_judged_S))),
-            "validation": TrainingRows.of(sequences.filter(pa.array(is_judged_S))),
-        },
-        vocabulary_V,
-        problem_type,
-        device=device,
-        watcher=BoardWatcher(board, fold),
-        keep="last",
-    )
-    tuning.run()
-    history = tuning.progress.history
-    logits_NC = np.full((len(fold_N), len(labels)), np.nan, dtype=np.float32)
-    known_NC = tuning.validation_logits_NC  # ends with the fold's last row that has tokens
-    logits_NC[: len(known_NC)] = known_NC
-    return logits_NC[fold_N == fold], {**history[-1], "wall_s": sum(epoch["wall_s"] for epoch in history)}
+    with explained(f"fold {fold + 1}"):
+        config, sequences, vocabulary_V, fold_N, labels, problem_type = data
+        is_judged_S = fold_N[sequences["document"].to_numpy()] == fold
+        tuning = FineTuning(
+            config,
+            load_classifier(config.encoder, labels, problem_type, config.seed),
+            {
+                "train": TrainingRows.of(sequences.filter(pa.array(~is_judged_S))),
+                "validation": TrainingRows.of(sequences.filter(pa.array(is_judged_S))),
+            },
+            vocabulary_V,
+            problem_type,
+            device=device,
+            watcher=BoardWatcher(board, fold),
+            keep="last",
+        )
+        tuning.run()
+        history = tuning.progress.history
+        logits_NC = np.full((len(fold_N), len(labels)), np.nan, dtype=np.float32)
+        known_NC = tuning.validation_logits_NC  # ends with the fold's last row that has tokens
+        logits_NC[: len(known_NC)] = known_NC
+        return logits_NC[fold_N == fold], {**history[-1], "wall_s": sum(epoch["wall_s"] for epoch in history)}

@@ -7,6 +7,7 @@ process  --- steps, epochs, what it logs --->  RunBoard, an actor  --- news --->
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +17,9 @@ from bertray.training.tracking import StepRecord
 from bertray.training.watcher import Board, News
 
 _log = logging.getLogger(__name__)
+
+# How long Ray's controller waits for workers to leave their group before it kills them: after an error some never do.
+os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
 
 
 class LogBook:
@@ -58,7 +62,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._log(record.levelno, record.getMessage())
+            self._log(record.levelno, logging.Formatter().format(record))  # with its stack, if it has one
         except Exception:  # a failure to log must not end the work
             self.handleError(record)
 

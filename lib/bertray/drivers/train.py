@@ -64,7 +64,7 @@ def train(config: TrainConfig) -> TrainResult:
         RequestError: an option, data, encoder, output or the cluster does not fit.
         LockedError: another run works on the same output.
         BertrayError: the loss is not a number; the message names the rows.
-        ray.train.TrainingFailedError: workers were lost more than `max_failures` times without a new checkpoint.
+        BertrayError: a worker raised an error, or some were lost more often than `max_failures` allows.
     """
     started_s = time.monotonic()
     with begun(config, "training") as attempt:

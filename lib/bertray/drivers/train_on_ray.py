@@ -30,8 +30,7 @@ def fit(attempt: Attempt[TrainConfig], tell: Callable[[News], None]) -> None:
     """Run workers until the last step, and `tell` what they report; restart them when one is lost.
 
     Raises:
-        BertrayError: a worker raised it on purpose.
-        ray.train.TrainingFailedError: workers were lost more than `max_failures` times without a new checkpoint.
+        BertrayError: a worker raised an error, or some were lost more often than `max_failures` allows.
     """
     config, run = attempt.config, attempt.run
     fewest, most = config.worker_range
@@ -60,21 +59,33 @@ def fit(attempt: Attempt[TrainConfig], tell: Callable[[News], None]) -> None:
             _run(trainer, board, tell)
             return
         except ray.train.TrainingFailedError as error:
-            failures = list(getattr(error, "worker_failures", {}).values())
-            if raised := next((one for one in failures if isinstance(one, BertrayError)), None):
+            failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+            if raised := next((one for one in failures.values() if isinstance(one, BertrayError)), None):
                 raise raised from error
             step = (Checkpoints(run.checkpoints).latest() or Progress()).step
             num_failures = num_failures + 1 if step == last_step else 1
             last_step = step
+            reason = _reason(failures, error)
             if num_failures > config.max_failures:
-                raise
-            reason = str(next(iter(failures), error)).strip().partition("\n")[0]
+                raise BertrayError(
+                    f"workers were lost {num_failures} times without a new checkpoint, more often than --max-failures "
+                    f"{config.max_failures} allows: {reason}. Is there enough memory? --micro-batch-tokens and "
+                    "--gradient-checkpointing need less"
+                ) from error
             _log.warning("warning: workers were lost (%s); restarting from step %d", reason, step)
 
 
 def _run(trainer: TorchTrainer, board: Any, tell: Callable[[News], None]) -> None:
     done = cluster.in_background(trainer.fit)
     follow(done, lambda: tell(news_of(board)), board.stop.remote, lambda: len(ray.get(board.at_work.remote())))
+
+
+def _reason(failures: dict[int, Exception], error: Exception) -> str:
+    """What was lost, by rank; what other ranks say of their connections to it follows from that."""
+    died = [f"worker {rank + 1}" for rank, one in failures.items() if hasattr(one, "health_check_failure")]
+    first = next(iter(failures.values()), error)
+    said = f"{type(first).__name__}: {str(first).strip().partition(chr(10))[0]}"
+    return f"the process of {' and of '.join(died)} died" if died else said
 
 
 def warn_of_shared_machines(num_workers: int, nodes: list[dict[str, float]]) -> None:

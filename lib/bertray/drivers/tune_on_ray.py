@@ -17,7 +17,7 @@ from bertray.drivers import cluster
 from bertray.drivers.attempt import Attempt, follow, log_epoch, log_start
 from bertray.drivers.status_actors import RunBoard, news_of
 from bertray.drivers.workers import run_trial
-from bertray.errors import BertrayError, RequestError
+from bertray.errors import BertrayError
 from bertray.progress import ProgressBar
 from bertray.training.config import TuneConfig
 from bertray.training.trials import Records, Status, TrialRecord, options_of, train_config
@@ -29,7 +29,7 @@ def run_trials(attempt: Attempt[TuneConfig], records: Records) -> None:
 
     Raises:
         RequestError: the device, the model or the memory cannot do what the options ask for.
-        BertrayError: some trials were lost too often; the others have ended and are recorded.
+        BertrayError: a trial raised an error; or some were lost too often, and the others have ended and are recorded.
     """
     config, missing = attempt.config, records.missing()
     placement = cluster.place(config.device, config.num_concurrent, "--num-concurrent")
@@ -106,7 +106,7 @@ def _record(events: _Events, config: TuneConfig, records: Records) -> None:
     while events.results:
         has_ended, result = events.results.popleft()
         if result["refusal"]:
-            raise RequestError(result["refusal"])
+            raise result["refusal"]
         number, history = result["number"], result["history"]
         options = options_of(config, number)
         for epoch in history[events.num_logged.get(number, 0) :]:

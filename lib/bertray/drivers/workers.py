@@ -4,11 +4,15 @@
              <--- stop? ------------------------------------------------- RunBoard <--- stop ---  driver
 
 A trial continues from its own checkpoints, whether Tune restarts it after a lost node or the next command does.
+What a process raises ends the work of all, for it would come again; what was lost is started again.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -19,12 +23,16 @@ from ray import tune
 from bertray.drivers import cluster
 from bertray.drivers.attempt import Task
 from bertray.drivers.status_actors import log_to
-from bertray.errors import DivergedError, RequestError, UnavailableError
+from bertray.errors import BertrayError, DivergedError, UnavailableError
 from bertray.model.runtime import keep_freed_memory
 from bertray.training.checkpoints import Progress
 from bertray.training.loop import FineTuning
 from bertray.training.tracking import StepRecord
 
+_log = logging.getLogger(__name__)
+
+# What a process raises because another one, a node or its own GPU was lost.
+_LOSSES = (torch.distributed.DistError, torch.AcceleratorError, ray.exceptions.RayError)
 # A board answers in a few milliseconds. If it does not, the answer is read at the next step.
 _ANSWER_S = 0.1
 
@@ -37,6 +45,20 @@ def set_up_process(board: Any, device: torch.device | None = None) -> torch.devi
         torch.set_num_threads(cluster.assigned_cpus())
         keep_freed_memory()  # Ray Train and Tune do not run this in the main thread
     return device
+
+
+@contextmanager
+def explained(who: str) -> Iterator[None]:
+    """Make what this process raises, but for losses, a BertrayError that names it, and can be unpickled."""
+    try:
+        yield
+    except (BertrayError, *_LOSSES):
+        raise
+    except Exception as error:
+        if "/gloo/" in str(error):  # gloo raises RuntimeError, with the path of its source file
+            raise
+        _log.exception("%s raised an error that bertray does not expect", who)
+        raise BertrayError(f"{who} raised {type(error).__name__}: {error}".removesuffix(": ")) from error
 
 
 class BoardWatcher:
@@ -62,7 +84,9 @@ class BoardWatcher:
 def run(task: Task, board: Any) -> None:
     """Take part in a run, as a worker of Ray Train."""
     device = set_up_process(board, ray.train.torch.get_device())
-    with task.loop(device, BoardWatcher(board)) as loop:
+    context = ray.train.get_context()
+    who = f"worker {context.get_world_rank() + 1} of {context.get_world_size()}"
+    with explained(who), task.loop(device, BoardWatcher(board)) as loop:
         if not loop.run():  # only rank 0 learns of a stop; the others wait for its next step for ever
             ray.get(board.saved.remote(0))
 
@@ -73,7 +97,7 @@ def run_trial(space: dict[str, int], tasks: dict[int, Task], board: Any) -> None
     watcher = _TrialWatcher(board, number)
     device = set_up_process(board)
     try:
-        with tasks[number].loop(device, watcher) as loop:
+        with explained(f"trial {number}"), tasks[number].loop(device, watcher) as loop:
             watcher.loop = loop
             try:
                 is_done = loop.run()
@@ -83,8 +107,8 @@ def run_trial(space: dict[str, int], tasks: dict[int, Task], board: Any) -> None
                 return
     except UnavailableError:  # another attempt may succeed
         raise
-    except RequestError as error:
-        report(number, Progress(), refusal=str(error))
+    except BertrayError as error:
+        report(number, Progress(), refusal=error)
         return
     if not is_done:
         # If this returned, Tune would take the trial for done. The driver ends the process.
@@ -94,7 +118,7 @@ def run_trial(space: dict[str, int], tasks: dict[int, Task], board: Any) -> None
     report(number, loop.progress)
 
 
-def report(number: int, progress: Progress, failure: str | None = None, refusal: str | None = None) -> None:
+def report(number: int, progress: Progress, failure: str | None = None, refusal: BertrayError | None = None) -> None:
     """Report a trial's progress to Tune; returns when Tune lets the trial continue."""
     last = progress.history[-1] if progress.history else {"epoch": 0, "f1_macro": 0.0}
     tune.report(
@@ -107,7 +131,7 @@ def report(number: int, progress: Progress, failure: str | None = None, refusal:
             "best_epoch": progress.best_epoch,
             "is_done": progress.is_done,
             "failure": failure,  # why these options cannot be trained
-            "refusal": refusal,  # why no trial of the search can be trained
+            "refusal": refusal,  # ends the search
         }
     )
 
