@@ -12,6 +12,7 @@ Torch and transformers take seconds to import, so this happens after the checks.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 LOOK_INTERVAL_S = 0.5
+# How long Ray's controller, which loads this module too, lets workers leave their group before it kills them: after an
+# error some never do.
+os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
 
 Config = TypeVar("Config", bound=TrainConfig)
 Result = TypeVar("Result")

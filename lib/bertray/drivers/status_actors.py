@@ -7,7 +7,6 @@ process  --- steps, epochs, what it logs --->  RunBoard, an actor  --- news --->
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,9 +16,6 @@ from bertray.training.tracking import StepRecord
 from bertray.training.watcher import Board, News
 
 _log = logging.getLogger(__name__)
-
-# How long Ray's controller waits for workers to leave their group before it kills them: after an error some never do.
-os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
 
 
 class LogBook:
