@@ -174,7 +174,7 @@ def _phase(output: Path, began_s: float) -> str:
 def _results() -> Path:
     """The newest file of results; a new one if there is none."""
     found = sorted((ROOT / "benchmarks" / "results").glob("*-kills-thousand.md"))
-    return found[-1] if found else write_result("kills", "thousand", __doc__.partition("\n")[0], {"shards": SHARDS})
+    return found[-1] if found else write_result("kills", "thousand", __doc__.partition("\n")[0], {})
 
 
 def _append(path: Path, pool: Pool, portion: Portion, seed: int, wall_s: float) -> None:
@@ -205,9 +205,8 @@ def main() -> None:
     for pool in POOLS:
         parser.add_argument(f"--{pool.name}", type=int, default=0, help="number of kills")
     wanted = vars(parser.parse_args())
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "PASSIVE"
-    )  # beside other work, threads that spin make a run 4 times as long
+    # Beside other work, threads that spin make a run 4 times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for pool in POOLS:
         if not wanted[pool.name]:
             continue
