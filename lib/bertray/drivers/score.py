@@ -141,7 +141,6 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
             raise RequestError(
                 f"run {announced.run_id} of {output} is later than this machine's time, {run_id}: set its clock"
             )
-        remember(archive, output, has_moved=config.input_moved)
         records = manifest.latest()
         todo = plan(archive.shards, records, staging.records(), request_fingerprint, is_whole=archive.is_whole)
         differences = list[str]()
@@ -154,6 +153,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         engine: dict[str, Any] = {"engine": "openvino" if config.engine == "openvino" else "torch"}
         if todo.pending and open_pool is None and config.num_actors != 0:
             ray_address.prepare()
+        remember(archive, output, has_moved=config.input_moved)
         if todo.pending or todo.staged:
             asked = {"config": config.model_dump(), "bundle_fingerprint": info.fingerprint(), "versions": versions()}
             runs.begin(run_id, asked, {**todo.counts(), "pending_bytes": todo.pending_bytes})

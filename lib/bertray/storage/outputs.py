@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,17 @@ def sha256_of(path: Path) -> str:
     """The file's sha256 as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def readable(file: Location, next_step: str) -> Iterator[None]:
+    """Turn what is wrong with the content of a file of an output into a RequestError that says the next step."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
+        raise RequestError(f"{file} is damaged, or no file of bertray's. {next_step}") from error
 
 
 def put_json(file: Location, content: Any) -> None:
