@@ -96,6 +96,23 @@ def elsewhere(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+def test_predictions_may_lie_on_another_file_system(
+    elsewhere: Path, config: ScoreConfig, archive: Path, output: Path
+) -> None:
+    output.mkdir()
+    (output / "predictions").symlink_to(elsewhere)
+    run(config)
+    assert (elsewhere / "day/c.parquet").is_file() and not problems(output)
+    assert not [path for path in output.rglob("*") if path.name.endswith((".tmp", "00001.parquet"))]
+    (archive / "b.parquet").unlink()
+    assert run(config, prune=True).summary["num_outputs_pruned"] == 1
+    assert sorted(path.name for path in elsewhere.rglob("*.parquet")) == ["a.parquet", "c.parquet"]
+    Location.of(str(elsewhere / "day")).remove()
+    (elsewhere / "a.parquet").unlink()
+    (Location.of(str(output)) / "predictions").remove_empty_folders()  # the link stays
+    assert (output / "predictions").is_dir()
+
+
 def test_a_request_that_is_refused_leaves_the_archive_as_it_is(
     config: ScoreConfig, archive: Path, output: Path, tmp_path: Path
 ) -> None:
