@@ -4,13 +4,18 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bertray.drivers.score import ScoreResult, score
+from bertray.drivers.score import run as run_job
 from bertray.errors import RequestError
+from bertray.schema import RECORD_SCHEMA
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest
 from bertray.scoring.publish import is_under_way
@@ -75,6 +80,67 @@ def die_while_moving(monkeypatch: pytest.MonkeyPatch) -> Callable[[ScoreConfig],
     return die
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "prune"), [("part-0", "part-0.parquet", True), ("x.parq", "x.parq.parquet", False)]
+)
+def test_a_shard_whose_file_went_to_another_is_not_done(
+    first: str, second: str, prune: bool, config: ScoreConfig, archive: Path, output: Path
+) -> None:
+    for name, other in ((first, second), (second, first), (first, second)):
+        write_shard(archive / name, [f"{name} text"])
+        (archive / other).unlink(missing_ok=True)
+        assert run(config, prune=prune).summary["num_shards_committed"] >= 1
+        assert recorded(output) == sorted(["a.parquet", "b.parquet", "day/c.parquet", name])
+        assert not problems(output)
+        (found,) = (output / "predictions").glob("[px]*")
+        assert pq.read_schema(found).metadata[b"bertray.shard"].decode() == name
+
+
+def test_pruning_forgets_a_shard_whose_name_has_gone_to_one_that_fails(
+    config: ScoreConfig, archive: Path, output: Path
+) -> None:
+    write_shard(archive / "part-0", ["a text"])
+    run(config)
+    (archive / "part-0").unlink()
+    (archive / "part-0.parquet").write_bytes(b"not Parquet")
+    assert run(config, prune=True).summary["num_outputs_pruned"] == 1
+    assert "part-0" not in recorded(output) and not problems(output)
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_a_file_that_becomes_a_folder_needs_prune(
+    is_reversed: bool, config: ScoreConfig, archive: Path, output: Path
+) -> None:
+    file, folder = archive / "a.parquet", archive / "a.parquet" / "part-0.parquet"
+    before, after = (folder, file) if is_reversed else (file, folder)
+    file.unlink()
+    write_shard(before, ["a text"])
+    run(config)
+    shutil.rmtree(file) if is_reversed else file.unlink()
+    write_shard(after, ["a text"])
+    with pytest.raises(RequestError, match=r"predictions/a\.parquet is in the way of .* say --prune$"):
+        score(config, open_pool=None)
+    with pytest.raises(RequestError, match="name the whole archive as --input, and say --prune"):
+        run(config, input=str(after))
+    assert not problems(output) and not (output / "staging").exists()
+    assert run(config, prune=True).summary["num_shards_committed"] == 1
+    assert str(after.relative_to(archive)) in recorded(output) and not problems(output)
+
+
+def test_many_files_that_become_folders_need_prune_many(config: ScoreConfig, archive: Path, output: Path) -> None:
+    for number in range(12):
+        write_shard(archive / f"{number}.parquet", ["a text"])
+    run(config)
+    for number in range(12):
+        (archive / f"{number}.parquet").unlink()
+        write_shard(archive / f"{number}.parquet" / "part-0.parquet", ["a text"])
+    with pytest.raises(RequestError, match=r"say --prune-many$"):
+        run(config, prune=True)
+    assert not (output / "staging").exists()
+    run(config, prune_many=True)
+    assert not problems(output)
+
+
 def test_shards_whose_predictions_need_a_file_and_a_folder_of_one_name_are_refused(
     config: ScoreConfig, archive: Path
 ) -> None:
@@ -84,6 +150,31 @@ def test_shards_whose_predictions_need_a_file_and_a_folder_of_one_name_are_refus
         RequestError, match=r"'part-0' would be a file where those of 'part-0\.parquet/deep/x\.parquet'"
     ):
         run(config)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_staged_file_that_is_gone_is_scored_again(
+    is_new: bool,
+    config: ScoreConfig,
+    archive: Path,
+    output: Path,
+    die_while_moving: Callable[[ScoreConfig], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if not is_new:
+        run(config)
+    for name in ("a", "b"):
+        write_shard(archive / f"{name}.parquet", [f"{name} other text {row}" for row in range(9)])
+    die_while_moving(config)
+    shutil.rmtree(output / "staging")
+    assert run(config).summary["num_shards_committed"] == (2 if is_new else 1)
+    assert "staged files are gone, such as that of " in caplog.text
+    assert not problems(output) and not is_under_way(Location.of(str(output)))
+    assert {name: pq.ParquetFile(output / "predictions" / name).metadata.num_rows for name in recorded(output)} == {
+        "a.parquet": 9,
+        "b.parquet": 9,
+        "day/c.parquet": 5,
+    }
 
 
 @pytest.fixture
@@ -111,6 +202,120 @@ def test_predictions_may_lie_on_another_file_system(
     (elsewhere / "a.parquet").unlink()
     (Location.of(str(output)) / "predictions").remove_empty_folders()  # the link stays
     assert (output / "predictions").is_dir()
+
+
+def test_records_are_later_than_those_before_though_a_clock_is_set_back(
+    config: ScoreConfig, archive: Path, output: Path
+) -> None:
+    run(config)
+    manifest = Manifest(Location.of(str(output)))
+    ahead = pa.repeat(
+        pa.scalar(datetime.now(UTC) + timedelta(days=9), RECORD_SCHEMA.field("committed_at").type),
+        len(recorded(output)),
+    )
+    records = manifest.latest(RECORD_SCHEMA)
+    manifest.replace(
+        "later",
+        records.set_column(records.schema.get_field_index("committed_at"), "committed_at", ahead).cast(RECORD_SCHEMA),
+    )
+    write_shard(archive / "a.parquet", ["another text"])
+    run(config)
+    assert not problems(output)
+    assert run(config).summary["num_shards_skipped"] == 3
+
+
+def test_a_held_run_of_a_clock_that_was_ahead(
+    config: ScoreConfig, archive: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(config)
+    write_shard(archive / "d.parquet", ["x"] * 400)
+    with monkeypatch.context() as patch:
+        ahead = datetime.now(UTC) + timedelta(days=9)
+        patch.setattr("bertray.drivers.score.new_run_id", lambda: ahead.strftime("%Y%m%dT%H%M%S.%fZ"))
+        patch.setattr("bertray.scoring.runs.datetime", type("Ahead", (), {"now": lambda _: ahead}))
+        assert run(config, accept=False).is_held
+    write_shard(archive / "b.parquet", ["b text"] * 9)
+    run(config)
+    assert not problems(output)  # no record is of a later run than the announced
+    assert len(recorded(output)) == 4
+    write_shard(archive / "e.parquet", ["a text"])
+    assert run(config).summary["num_shards_skipped"] == 4
+    assert not problems(output)
+
+
+def test_a_part_says_why_the_rest_is_of_another_request(config: ScoreConfig, archive: Path) -> None:
+    run(config)
+    part = {"input": str(archive / "day"), "precision": "fp32", "rescore": True}
+    for name in ("a", "b"):
+        (archive / f"{name}.parquet").write_bytes(b"not Parquet")
+    run(config, precision="fp32", rescore=True)
+    with pytest.raises(RequestError, match=r"2 other shards .* columns: 2 failed in the last run: mend them$"):
+        run(config, **part)
+    for name in ("a", "b"):
+        (archive / f"{name}.parquet").unlink()
+    with pytest.raises(
+        RequestError, match=r"columns: 2 have left the archive: name all of it as --input, with --prune"
+    ):
+        run(config, **part)
+    run(config, precision="fp32", rescore=True, prune=True)
+    assert run(config, **part).summary["num_shards_skipped"] == 1
+
+
+@pytest.mark.parametrize("has_run_folder", [True, False])
+def test_new_shards_are_not_scored_with_forgotten_options(
+    has_run_folder: bool, config: ScoreConfig, archive: Path, output: Path
+) -> None:
+    run(config, keep_columns=["document_id"])
+    shutil.rmtree(archive)
+    write_shard(archive / "new.parquet", ["a text"])
+    if not has_run_folder:
+        shutil.rmtree(output / "runs" / latest(output)["run_id"])
+    with pytest.raises(
+        RequestError, match=r"keep_columns: \['document_id'\] -> \[\]: .* 1 shards would be scored other"
+    ):
+        run(config)
+    assert run(config, rescore=True).summary["num_shards_committed"] == 1
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_engine_auto_is_torch(
+    is_old: bool, config: ScoreConfig, output: Path, make_bundle: Callable[..., Path]
+) -> None:
+    run(config)
+    if is_old:
+        (output / "runs/latest.json").write_text(json.dumps({**latest(output), "request": None}))
+    assert run(config, engine="torch", bundle=str(make_bundle(seed=1))).summary["num_shards_committed"] == 3
+
+
+def test_what_is_older_follows_from_the_records(config: ScoreConfig, archive: Path, output: Path) -> None:
+    for number in range(35):
+        write_shard(archive / "many" / f"{number}.parquet", ["a text"])
+    run(config)
+    for number in range(35):
+        (archive / "many" / f"{number}.parquet").write_bytes(b"not Parquet")
+    failed = run(config)  # only failures
+    assert (failed.summary["num_shards_older"], len(failed.older)) == (35, 30)
+    published = latest(output)["published"]
+    assert (published["num_shards_older"], len(published["older"])) == (35, 30)
+    (archive / "b.parquet").unlink()
+    run(config, prune=True)
+    assert latest(output)["published"]["num_shards_older"] == 35
+    write_shard(archive / "a.parquet", ["another text"])
+    assert run(config, input=str(archive / "a.parquet")).summary["num_shards_older"] == 35  # outside of this part
+    assert latest(output)["published"]["num_shards_older"] == 35
+    for number in range(34):
+        write_shard(archive / "many" / f"{number}.parquet", ["another text"])
+    assert run(config).older == ["many/34.parquet"]
+    (archive / "many" / "34.parquet").unlink()
+    run(config)
+    assert latest(output)["published"]["num_shards_older"] == 0 and not problems(output)
+
+
+def test_older_shards_are_shown(config: ScoreConfig, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(config)
+    (archive / "a.parquet").write_bytes(b"not Parquet")
+    assert run_job(config, open_pool=stub_pool()).exit_code == 3
+    assert "older shards" in capsys.readouterr().err
 
 
 def test_a_request_that_is_refused_leaves_the_archive_as_it_is(

@@ -288,8 +288,8 @@ class Location:
             for path in [*target.parent.glob(own), *target.rglob(f".*{local.UNFINISHED}")]:
                 local.remove(path)
 
-    def move(self, target: Location) -> None:
-        """Move a file within its storage, atomically; replaces what was there. Nothing, if that was done before.
+    def move(self, target: Location) -> bool:
+        """Move a file within its storage, atomically; replaces what was there. False: this file is not there.
 
         On S3 the server copies it, and this file stays. On a disk the name is durable after `sync_names` of its folder.
         """
@@ -308,8 +308,8 @@ class Location:
                 else:
                     s3.copy_object(self.fs, self.path, target.path)
             except FileNotFoundError:
-                if not target.exists():
-                    raise
+                return False
+        return True
 
     def sync_names(self) -> None:
         """Make the names in this folder durable; on S3 they are."""

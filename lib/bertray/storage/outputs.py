@@ -1,4 +1,4 @@
-"""What jobs need for their outputs: the guard of bundles, the sha256 of a file, files of JSON and of records."""
+"""What jobs need for their outputs: guards, the sha256 of a file, files of JSON and of records."""
 
 from __future__ import annotations
 
@@ -71,17 +71,21 @@ def put_records(file: Location, records: pa.Table) -> None:
     file.put(buffer.getvalue())
 
 
-def read_records(files: list[Location], schema: pa.Schema) -> pa.Table:
-    """All records of the files, in order. A nullable column that an older file lacks is filled with nulls."""
+def read_records(files: list[Location], schema: pa.Schema, next_step: str) -> pa.Table:
+    """All records of the files, in order. A nullable column that an older file lacks is filled with nulls.
+
+    Raises:
+        RequestError: a file is damaged; with the next step.
+    """
 
     def read(file: Location) -> pa.Table:
         # pq.read_table starts threads that may abort the interpreter if it exits soon after: apache/arrow#33975.
-        with pq.ParquetFile(io.BytesIO(file.read_bytes())) as parquet:
-            return parquet.read(columns=schema.names, use_threads=False)
+        with readable(file, next_step), pq.ParquetFile(io.BytesIO(file.read_bytes())) as parquet:
+            table = parquet.read(columns=schema.names, use_threads=False)
+            return pa.concat_tables([schema.empty_table(), table], promote_options="default").cast(schema)
 
     with ThreadPoolExecutor(_NUM_READERS) as readers:
-        tables = [schema.empty_table(), *readers.map(read, files)]
-    return pa.concat_tables(tables, promote_options="default").cast(schema)
+        return pa.concat_tables([schema.empty_table(), *readers.map(read, files)])
 
 
 def last_of_each_path(records: pa.Table) -> pa.Table:
