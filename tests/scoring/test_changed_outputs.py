@@ -12,15 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bertray.__main__ import command
 from bertray.drivers.score import ScoreResult, score
 from bertray.drivers.score import run as run_job
-from bertray.errors import RequestError
+from bertray.errors import LockedError, RequestError
 from bertray.schema import RECORD_SCHEMA
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest
 from bertray.scoring.publish import is_under_way
 from bertray.scoring.verify import verify
 from bertray.storage.location import Location
+from bertray.storage.lock import RunLock
 from tests.conftest import write_shard
 from tests.stub_pool import stub_pool
 
@@ -80,6 +82,9 @@ def die_while_moving(monkeypatch: pytest.MonkeyPatch) -> Callable[[ScoreConfig],
     return die
 
 
+# One name for two shards, one after the other.
+
+
 @pytest.mark.parametrize(
     ("first", "second", "prune"), [("part-0", "part-0.parquet", True), ("x.parq", "x.parq.parquet", False)]
 )
@@ -105,6 +110,9 @@ def test_pruning_forgets_a_shard_whose_name_has_gone_to_one_that_fails(
     (archive / "part-0.parquet").write_bytes(b"not Parquet")
     assert run(config, prune=True).summary["num_outputs_pruned"] == 1
     assert "part-0" not in recorded(output) and not problems(output)
+
+
+# Files that become folders.
 
 
 @pytest.mark.parametrize("is_reversed", [False, True])
@@ -150,6 +158,9 @@ def test_shards_whose_predictions_need_a_file_and_a_folder_of_one_name_are_refus
         RequestError, match=r"'part-0' would be a file where those of 'part-0\.parquet/deep/x\.parquet'"
     ):
         run(config)
+
+
+# Staged files.
 
 
 @pytest.mark.parametrize("is_new", [True, False])
@@ -204,6 +215,9 @@ def test_predictions_may_lie_on_another_file_system(
     assert (output / "predictions").is_dir()
 
 
+# Clocks.
+
+
 def test_records_are_later_than_those_before_though_a_clock_is_set_back(
     config: ScoreConfig, archive: Path, output: Path
 ) -> None:
@@ -241,6 +255,9 @@ def test_a_held_run_of_a_clock_that_was_ahead(
     write_shard(archive / "e.parquet", ["a text"])
     assert run(config).summary["num_shards_skipped"] == 4
     assert not problems(output)
+
+
+# Forgotten options.
 
 
 def test_a_part_says_why_the_rest_is_of_another_request(config: ScoreConfig, archive: Path) -> None:
@@ -287,6 +304,9 @@ def test_engine_auto_is_torch(
     assert run(config, engine="torch", bundle=str(make_bundle(seed=1))).summary["num_shards_committed"] == 3
 
 
+# What latest.json says.
+
+
 def test_what_is_older_follows_from_the_records(config: ScoreConfig, archive: Path, output: Path) -> None:
     for number in range(35):
         write_shard(archive / "many" / f"{number}.parquet", ["a text"])
@@ -316,6 +336,162 @@ def test_older_shards_are_shown(config: ScoreConfig, archive: Path, capsys: pyte
     (archive / "a.parquet").write_bytes(b"not Parquet")
     assert run_job(config, open_pool=stub_pool()).exit_code == 3
     assert "older shards" in capsys.readouterr().err
+
+
+def test_an_announcement_that_was_removed_is_made_again(
+    config: ScoreConfig, archive: Path, output: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(config)
+    before = latest(output)
+    (output / "runs/latest.json").unlink()
+    with pytest.raises(
+        RequestError, match=r"3 records and no runs/latest\.json: the next bertray score announces them"
+    ):
+        problems(output)
+    run(config)
+    assert "announcing again 3 recorded shards" in caplog.text
+    after = latest(output)
+    assert (after["run_id"], after["published"]["profile"]) == (before["run_id"], before["published"]["profile"])
+    assert not problems(output)
+
+
+def test_what_left_the_archive_is_checked_too(config: ScoreConfig, archive: Path, output: Path) -> None:
+    run(config)
+    (archive / "a.parquet").unlink()
+    write_shard(archive / "d.parquet", ["a text"])
+    run(config)
+    published = latest(output)["published"]
+    assert (published["num_shards"], published["num_shards_gone"]) == (3, 1)
+    assert not problems(output)
+    Manifest(Location.of(str(output))).forget("later", ["a.parquet"])
+    assert "runs/latest.json: it says 4 shards; there are 3 records" in problems(output)
+
+
+# Damaged files.
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "next_step"),
+    [
+        ("runs/latest.json", b"", "Remove it and run bertray score again: it announces anew"),
+        ("runs/latest.json", b"[]", "Remove it and run bertray score again: it announces anew"),
+        ("runs/latest.json", b"{", "Remove it and run bertray score again: it announces anew"),
+        ("runs/latest.json", b"\xff", "Remove it and run bertray score again: it announces anew"),
+        ("archive.json", b"[]", "Remove it, and name the whole archive as --input once"),
+        ("archive.json", b"{}", "Remove it, and name the whole archive as --input once"),
+        ("manifest/*.parquet", b"", "Remove it, run bertray verify --repair, then bertray score"),
+        ("manifest/*.parquet", b"PAR1", "Remove it, run bertray verify --repair, then bertray score"),
+        ("staged/*.parquet", b"PAR1", "Remove it and run bertray score again: it records anew what is staged"),
+        ("publishing/intent.json", b"{}", "Remove .*publishing/records.parquet and run bertray score again"),
+        ("publishing/records.parquet", b"", "Remove .*publishing/records.parquet and run bertray score again"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_next_step(
+    file: str,
+    next_step: str,
+    content: bytes,
+    config: ScoreConfig,
+    archive: Path,
+    output: Path,
+    die_while_moving: Callable[[ScoreConfig], None],
+) -> None:
+    run(config)
+    for name in ("a", "b"):
+        write_shard(archive / f"{name}.parquet", ["x"] * 400)
+    if file.startswith("publishing"):
+        die_while_moving(config)
+    elif file.startswith("staged"):
+        assert run(config, accept=False).is_held
+    (found,) = output.glob(file)
+    found.write_bytes(content)
+    with pytest.raises(RequestError, match=rf"{found} is damaged, or no file of bertray's\. {next_step}"):
+        run(config)
+    (output / "publishing/records.parquet" if file.startswith("publishing") else found).unlink()
+    if file.startswith("manifest"):
+        verify(Location.of(str(output)), repair=True)
+    result = run(config)
+    assert not result.failures and recorded(output) == ["a.parquet", "b.parquet", "day/c.parquet"]
+    assert not problems(output)
+
+
+# Verify.
+
+
+@pytest.mark.parametrize("spoil", [lambda file: file.unlink(), lambda file: file.write_bytes(b"PAR1"), "page"])
+def test_a_file_that_does_not_hold_is_scored_again_after_a_repair(
+    spoil: Any, config: ScoreConfig, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config)
+    file = output / "predictions/a.parquet"
+    if spoil == "page":
+        content = bytearray(file.read_bytes())
+        content[4:40] = bytes(36)
+        file.write_bytes(content)
+    else:
+        spoil(file)
+    assert command("verify")(["--output", str(output)]) == 1
+    assert "with --repair the records of the files that do not hold are dropped" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert recorded(output) == ["a.parquet", "b.parquet", "day/c.parquet"]
+    assert command("verify")(["--output", str(output), "--repair"]) == 1
+    assert json.loads(capsys.readouterr().out)["num_records_dropped"] == 1
+    assert recorded(output) == ["b.parquet", "day/c.parquet"]
+    assert problems(output) == (["a.parquet: it has no record"] if file.exists() else [])
+    assert run(config).summary["num_shards_committed"] == 1
+    assert not problems(output)
+
+
+def test_what_cannot_be_read_now_is_not_repaired(
+    config: ScoreConfig, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(config)
+    opened = Location.open
+
+    def refuse(place: Location) -> Any:
+        if place.name == "a.parquet":
+            return (Location.of(place.path) / "no/folder").open()  # a file where a folder should be
+        return opened(place)
+
+    monkeypatch.setattr(Location, "open", refuse)
+    assert problems(output)[0].startswith("a.parquet: storage refused ")
+    with pytest.raises(RequestError, match="storage refused "):
+        verify(Location.of(str(output)), repair=True)
+    assert len(recorded(output)) == 3
+
+
+def test_labels_and_errors_are_those_of_the_record(config: ScoreConfig, archive: Path, output: Path) -> None:
+    write_shard(archive / "e.parquet", ["a text", None, "b text"])
+    run(config)
+    file = output / "predictions/e.parquet"
+    whole = pq.ParquetFile(file).read()
+    for name, values, problem in (
+        ("label", ["b", None, "b"], "0 rows have the label a, its record says 1"),
+        ("error", [None, None, None], "0 rows have an error, its record says 1"),
+    ):
+        column = pa.array(values, pa.string())
+        pq.write_table(whole.set_column(whole.column_names.index(name), name, column), file)
+        assert problems(output) == [f"e.parquet: {problem}"]
+
+
+def test_verify_waits_for_a_run_that_is_publishing(
+    config: ScoreConfig, output: Path, die_while_moving: Callable[[ScoreConfig], None]
+) -> None:
+    die_while_moving(config)
+    place = Location.of(str(output))
+    with pytest.raises(RequestError, match=r"a run died while it published .*: the next bertray score completes it"):
+        verify(place)
+    message = r"a run is publishing to .* now: verify when it is done"
+    with RunLock(place, "other").held(), pytest.raises(LockedError, match=message):
+        verify(place)
+    run(config)
+    with RunLock(place, "other").held():
+        assert not problems(output)  # what is published does not change while a run scores
+        with pytest.raises(LockedError, match="run other holds"):
+            verify(place, repair=True)
+
+
+# Refusals.
 
 
 def test_a_request_that_is_refused_leaves_the_archive_as_it_is(

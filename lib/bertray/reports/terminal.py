@@ -122,7 +122,7 @@ def print_scoring(
         _print("older shards", [{"path": path} for path in older])
 
 
-def print_problems(problems: list[dict[str, str]], *, is_repaired: bool = False) -> None:
+def print_problems(problems: list[dict[str, str]], *, is_repaired: bool) -> None:
     """Print what does not hold of an output, and the next step."""
     _print("what does not hold", problems, rest="problems")
     dropped = "the records of the files that do not hold are dropped"
