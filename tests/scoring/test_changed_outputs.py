@@ -215,6 +215,17 @@ def test_predictions_may_lie_on_another_file_system(
     assert (output / "predictions").is_dir()
 
 
+def test_it_is_said_that_what_another_request_has_staged_is_removed(
+    config: ScoreConfig, archive: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "bertray")
+    run(config)
+    write_shard(archive / "d.parquet", ["x"] * 400)
+    assert run(config, accept=False).is_held
+    run(config, precision="fp32", rescore=True)
+    assert "removing 1 staged files of another request" in caplog.text
+
+
 # Clocks.
 
 
@@ -379,6 +390,7 @@ def test_what_left_the_archive_is_checked_too(config: ScoreConfig, archive: Path
         ("runs/latest.json", b"\xff", "Remove it and run bertray score again: it announces anew"),
         ("archive.json", b"[]", "Remove it, and name the whole archive as --input once"),
         ("archive.json", b"{}", "Remove it, and name the whole archive as --input once"),
+        ("runs/*/summary.json", b"[]", "Remove it and run again"),
         ("manifest/*.parquet", b"", "Remove it, run bertray verify --repair, then bertray score"),
         ("manifest/*.parquet", b"PAR1", "Remove it, run bertray verify --repair, then bertray score"),
         ("staged/*.parquet", b"PAR1", "Remove it and run bertray score again: it records anew what is staged"),
@@ -400,9 +412,9 @@ def test_a_damaged_file_is_named_with_the_next_step(
         write_shard(archive / f"{name}.parquet", ["x"] * 400)
     if file.startswith("publishing"):
         die_while_moving(config)
-    elif file.startswith("staged"):
+    elif file.startswith(("staged", "runs/*")):
         assert run(config, accept=False).is_held
-    (found,) = output.glob(file)
+    found = max(output.glob(file))
     found.write_bytes(content)
     with pytest.raises(RequestError, match=rf"{found} is damaged, or no file of bertray's\. {next_step}"):
         run(config)
