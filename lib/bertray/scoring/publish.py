@@ -135,12 +135,10 @@ def publish(output: Location, records: pa.Table, announcement: Announcement) -> 
     # A clock may have been set back: the last record of a path counts, and no record is of a later run than announced.
     last = pc.max(Manifest(output).latest()["committed_at"]).as_py()
     now = max(datetime.now(UTC), last + timedelta(microseconds=1)) if last else datetime.now(UTC)
-    is_later = pc.greater(records["run_id"], announcement.run_id)
-    values = {"committed_at": now, "run_id": pc.if_else(is_later, announcement.run_id, records["run_id"])}
-    for name, value in values.items():
-        field = RECORD_SCHEMA.field(name)
-        column = pa.repeat(pa.scalar(value, field.type), len(records)) if isinstance(value, datetime) else value
-        records = records.set_column(RECORD_SCHEMA.get_field_index(name), field, column)
+    committed_at = pa.repeat(pa.scalar(now, RECORD_SCHEMA.field("committed_at").type), len(records))
+    run_ids = pc.min_element_wise(records["run_id"], announcement.run_id)
+    columns = dict(zip(records.column_names, records.columns, strict=True))
+    records = pa.table({**columns, "committed_at": committed_at, "run_id": run_ids}, schema=RECORD_SCHEMA)
     put_records(folder / _RECORDS, records)
     (folder / _INTENT).put(announcement.model_dump_json(indent=2).encode() + b"\n")
     _complete(output, records, announcement)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -65,16 +67,11 @@ def refuse_obstacles(output: Location, paths: list[str], next_step: str) -> None
     """Raise a RequestError if a file or folder of predictions/ is in the way of those of one of these shards."""
     if not output.is_local:
         return
-    folder, free = output / PREDICTIONS, set[str]()
+    folder = output / PREDICTIONS
     for path in paths:
         target = folder / predictions_name(path)
-        obstacle = target if target.is_folder() else None
-        for above in target.ancestors():
-            if obstacle or above.path in free or above.path == folder.path:
-                break
-            free.add(above.path)
-            obstacle = above if above.is_file() else None
-        if obstacle:
+        above = takewhile(folder.__ne__, target.ancestors())
+        if obstacle := target if target.is_folder() else next(filter(Location.is_file, above), None):
             raise RequestError(
                 f"{obstacle} is in the way of the predictions of {path}, for which there must be a "
                 f"{'file' if obstacle is target else 'folder'}. If its shards have left the archive, {next_step}"
