@@ -204,6 +204,12 @@ def test_a_request_that_scores_all_again_says_in_what_it_differs(
     assert "(1 scored before by another request, another bundle), 0 done" in log
     for file in (tmp_path / "scored" / "runs").glob("*/config.json"):
         file.unlink()
+    assert job(places) == 2  # latest.json knows the options, too
+    assert "precision: 'fp32' -> 'auto': " in capsys.readouterr().err
+    runs = Runs(Location.of(str(tmp_path / "scored")))
+    latest = runs.latest()
+    assert latest
+    runs.announce(latest.model_copy(update={"request": None}))  # as of an earlier version
     assert "another request, another bundle, column, engine or precision)" in run(places, capsys)[2]
 
 

@@ -88,9 +88,9 @@ def crash_after(num_changes: int, *, during: bool) -> Iterator[None]:
         with is_last():
             remove(location, is_file=is_file)
 
-    def move_or_crash(location: Location, target: Location) -> None:
+    def move_or_crash(location: Location, target: Location) -> bool:
         with is_last():
-            move(location, target)
+            return move(location, target)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Location, "move", move_or_crash)

@@ -90,11 +90,11 @@ def test_a_publication_that_died_is_completed_first(
     other = config.model_copy(update={"bundle": str(make_bundle(seed=1))})
     move, moved = Location.move, list[str]()
 
-    def move_or_die(source: Location, target: Location) -> None:
+    def move_or_die(source: Location, target: Location) -> bool:
         if len(moved) >= 2:
             raise KeyboardInterrupt
         moved.append(target.name)
-        move(source, target)
+        return move(source, target)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Location, "move", move_or_die)

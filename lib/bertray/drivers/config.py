@@ -69,13 +69,17 @@ class VerifyConfig(JobConfig):
 
         bertray verify --output scored
         bertray verify --output s3://bucket/scored --sample 1000
+        bertray verify --output scored --repair
 
-    Reads the footer and the column `row` of every file under predictions/, and changes nothing. Ends with 1 if
-    something does not hold.
+    Reads the footer, rows, labels and errors of every file under predictions/. Ends with 1 if something does not hold,
+    also if that was repaired.
     """
 
     output: Place = Field(description="folder that bertray score wrote")
     sample: int | None = Field(default=None, ge=1, description="read so many files, drawn at random, instead of all")
+    repair: bool = Field(
+        default=False, description="drop the records of files that do not hold: bertray score then scores these again"
+    )
 
 
 class DemoConfig(JobConfig):

@@ -67,10 +67,10 @@ def run_verify(config: VerifyConfig) -> JobResult:
     """Check an output of bertray score; print what does not hold."""
     from bertray.scoring.verify import verify
 
-    facts, problems = verify(Location.of(config.output), config.sample)
+    facts, problems = verify(Location.of(config.output), config.sample, repair=config.repair)
     print_scoring(facts, [], title="verify")
     if problems:
-        print_problems(problems)
+        print_problems(problems, is_repaired=config.repair)
     return JobResult({**facts, "problems": problems[:_MAX_PROBLEMS]}, EXIT_FAILED if problems else EXIT_OK)
 
 

@@ -37,18 +37,19 @@ from bertray.schema import RECORD_SCHEMA
 from bertray.scoring.archive import Archive, list_shards, open_archive, remember, resolved
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.gate import Verdict, judge
-from bertray.scoring.listing import PREDICTIONS, predictions_name, squeezed
+from bertray.scoring.listing import PREDICTIONS
 from bertray.scoring.manifest import Manifest, Plan, fingerprint, plan, precision_before
-from bertray.scoring.publish import complete, describe, publish
+from bertray.scoring.publish import announced_again, complete, describe, merged, prune, publish
+from bertray.scoring.refusals import refuse_mixture, refuse_obstacles, refuse_obstructed, refuse_unasked
 from bertray.scoring.runs import (
     MAX_LISTED_SHARDS,
-    OTHER_BUNDLE,
     Announcement,
     Published,
     Rate,
     Recorder,
     Runs,
     profile_of,
+    request_of,
 )
 from bertray.scoring.score_shard import STEP_BYTES
 from bertray.scoring.score_unit import LocalPool, Pool, Request
@@ -64,8 +65,6 @@ _log = logging.getLogger(__name__)
 _NUM_SAMPLES = 8
 # A run that died was scoring the first pending shards; it recorded everything older than a few seconds.
 _MAX_SUSPECTS = 1000
-# --prune removes more of the predictions files only with --prune-many: half an archive is more often lost than left.
-_MAX_PRUNED, _MAX_PRUNED_FRACTION = 10, 0.2
 # What the gate compares new predictions with.
 _LAST, _VALIDATION = "what was announced last", "the bundle's validation rows"
 
@@ -80,6 +79,7 @@ class ScoreResult:
         output: the output folder.
         summary: the figures that the command line prints; docs/glossary.md explains them.
         failures: path and reason of every shard that failed; the next run tries it again.
+        older: shards that could not be scored, whose published file is of an earlier version or request; some of them.
         verdict: the gate's verdict; None: there is nothing to announce.
         shards_with_errors: those with most rows that have an error: path, num_rows_error, num_rows, failure.
     """
@@ -87,6 +87,7 @@ class ScoreResult:
     output: str
     summary: dict[str, Any]
     failures: list[dict[str, str]]
+    older: list[str]
     verdict: Verdict | None
     shards_with_errors: list[dict[str, Any]]
 
@@ -103,7 +104,7 @@ def run(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> JobResult:
         print_scoring(facts, [], title="plan: nothing was scored")
         return JobResult(facts)
     scored = score(config, open_pool=open_pool)
-    print_scoring(scored.summary, scored.failures)
+    print_scoring(scored.summary, scored.failures, older=scored.older)
     if scored.verdict and scored.verdict.reasons:
         print_verdict(scored.verdict, scored.shards_with_errors)
     return JobResult(
@@ -127,36 +128,40 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
     config, source, output = resolved(config)
     info = read_info(Location.of(config.bundle))
     archive = open_archive(config, source, output)
-    run_id, prune = new_run_id(), config.prune or config.prune_many
-    if prune and not archive.is_whole:
+    run_id, prunes = new_run_id(), config.prune or config.prune_many
+    if prunes and not archive.is_whole:
         raise RequestError(f"--prune needs the whole archive as --input, and {source} is a part of it: leave it out")
     request_fingerprint = fingerprint(info, config)
     with RunLock(output, run_id).held() as lock:
         if lock.was_left_behind:
             output.remove_unfinished()
+            (output / PREDICTIONS).remove_unfinished()  # it may be a link
         complete(output)
         manifest, staging, runs = Manifest(output), Staging(output), Runs(output)
-        announced = runs.latest()
+        announced = runs.latest() or announced_again(output, info.labels)
         if announced and announced.run_id >= run_id:
             raise RequestError(
                 f"run {announced.run_id} of {output} is later than this machine's time, {run_id}: set its clock"
             )
-        remember(archive, output, has_moved=config.input_moved)
         records = manifest.latest()
         todo = plan(archive.shards, records, staging.records(), request_fingerprint, is_whole=archive.is_whole)
         differences = list[str]()
-        if announced and todo.anew:
-            differences = runs.differences(announced.run_id, config, info.fingerprint())
-        _refuse_mixture(archive, records, request_fingerprint)
-        _refuse_unasked(todo, differences, config)
-        _log_plan(todo, differences, prune=prune)
+        if announced and todo.pending:
+            differences = runs.differences(announced, config, info.fingerprint())
+        refuse_mixture(archive, records, request_fingerprint, runs)
+        refuse_unasked(todo, differences, config)
+        refuse_obstructed(todo, len(records), config, is_whole=archive.is_whole)
+        _log_plan(todo, differences, prune=prunes)
         if todo.pending and (decision := precision_before(output, info, config)):
             keep(output / ENGINE_FOLDER, info, decision)  # before an actor decides otherwise
         recorder = Recorder(runs, run_id, staging, request_fingerprint, lock)
         engine: dict[str, Any] = {"engine": "openvino" if config.engine == "openvino" else "torch"}
         if todo.pending and open_pool is None and config.num_actors != 0:
             ray_address.prepare()
+        remember(archive, output, has_moved=config.input_moved)
+        rates = list[Rate]()
         if todo.pending or todo.staged:
+            rates = runs.rates_since(announced)  # a damaged file is named before time is spent
             asked = {"config": config.model_dump(), "bundle_fingerprint": info.fingerprint(), "versions": versions()}
             runs.begin(run_id, asked, {**todo.counts(), "pending_bytes": todo.pending_bytes})
         if todo.pending:
@@ -199,20 +204,23 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         verdict = _judged(profile, announced, len(new) + len(failed), len(failed), info, config) if has_news else None
         is_held = verdict is not None and verdict.is_held
         num_pruned = 0
-        if prune and is_held:
+        if prunes and is_held:
             _log.info("--prune waits until what is held is published")
-        elif prune:
+        elif prunes:
             lock.check()
             # Hours have passed since the first listing, which was made before the lock.
             present = list_shards(source, output, shards=config.shards)
-            num_pruned = _prune(output, manifest, runs, run_id, present, many=config.prune_many)
-        replaced = {shard.path for shard in (*todo.changed, *todo.anew)}
-        older = sorted(replaced & {one["path"] for one in recorder.failures})
+            num_pruned = prune(output, run_id, present, request_fingerprint, many=config.prune_many)
+        published: Published | None = None  # None: what is announced stays
+        had_older = announced and announced.published and announced.published.num_shards_older
+        if verdict or recorder.failures or had_older:
+            left = merged(manifest.latest(RECORD_SCHEMA), new)
+            published = describe(archive, left, request_fingerprint, announced, info.labels)
         summary = {
             "output": str(output),
             "run_id": run_id if todo.pending or verdict else None,
             **todo.counts(),
-            "num_shards_older": len(older),
+            "num_shards_older": published.num_shards_older if published else 0,
             **archive.listing.counts(),
             "num_outputs_pruned": num_pruned,
             **recorder.summary(time.monotonic() - started_s),
@@ -225,10 +233,16 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
             report = {"failures": recorder.failures, "movements": verdict.table(), "rate": rate and rate.model_dump()}
             runs.finish(run_id, {**summary, **report})
             if not is_held:
-                rate = max([rate, *runs.rates_since(announced)], key=lambda one: one.wall_s if one else -1.0)
-                published = describe(archive, manifest.latest(RECORD_SCHEMA), new, older, info.labels)
-                publish(output, new, _announcement(run_id, profile, announced, verdict, info, rate, published))
-    return ScoreResult(str(output), summary, recorder.failures, verdict, _worst(new, recorder.failures))
+                refuse_obstacles(output, new["path"].to_pylist(), "say --prune-many; else move it away")
+                rate = max([rate, *rates], key=lambda one: one.wall_s if one else -1.0)
+                announcement = _announcement(run_id, profile, announced, verdict, info, rate)
+                update = {"published": published, "request": request_of(config, info.fingerprint())}
+                publish(output, new, announcement.model_copy(update=update))
+        elif published and (latest := runs.latest()):  # only failures, or what was older is not any more
+            lock.check()
+            runs.announce(latest.model_copy(update={"published": published}))
+    older = published.older if published else []
+    return ScoreResult(str(output), summary, recorder.failures, older, verdict, _worst(new, recorder.failures))
 
 
 def _worst(records: pa.Table, failures: list[dict[str, str]]) -> list[dict[str, Any]]:
@@ -238,31 +252,6 @@ def _worst(records: pa.Table, failures: list[dict[str, str]]) -> list[dict[str, 
     rows += [{"path": one["path"], "num_rows_error": 0, "num_rows": 0, "failure": one["reason"]} for one in failures]
     ordered = sorted(rows, key=lambda row: (-row["num_rows_error"], row["path"]))
     return [{"failure": None, **row} for row in ordered[:MAX_LISTED_SHARDS]]
-
-
-def _refuse_mixture(archive: Archive, records: pa.Table, request_fingerprint: str) -> None:
-    """Refuse to score a part of the archive otherwise than the rest."""
-    if archive.is_whole:
-        return
-    is_other = pc.not_equal(records["fingerprint"], request_fingerprint)
-    others = set(records["path"].filter(is_other).to_pylist()) - archive.paths()
-    if others:
-        raise RequestError(
-            f"{len(others)} other shards of this archive, such as {min(others)}, have predictions of another bundle, "
-            "engine, precision or other columns: name the whole archive as --input, or another --output"
-        )
-
-
-def _refuse_unasked(todo: Plan, differences: list[str], config: ScoreConfig) -> None:
-    """Refuse to score all again because of an option that may have been forgotten; a new bundle is meant."""
-    options = [one for one in differences if one != OTHER_BUNDLE]
-    if options and todo.anew and not config.rescore:
-        num_bytes = sum(shard.size_bytes for shard in todo.anew)
-        raise RequestError(
-            f"{'; '.join(options)}: {config.output} was scored with other options, and {len(todo.anew):,} shards "
-            f"({num_bytes / 1e6:,.1f} MB) would be scored again. Repeat the earlier options, choose another --output, "
-            "or say --rescore"
-        )
 
 
 def _judged(
@@ -286,7 +275,6 @@ def _announcement(
     verdict: Verdict,
     info: BundleInfo,
     measured: Rate | None,
-    published: Published,
 ) -> Announcement:
     rate = announced.rate if announced else None
     if measured and measured.says_more_than(rate):
@@ -296,7 +284,7 @@ def _announcement(
     # The next run is compared with the last rows that there were: an empty shard must not end all comparison.
     if announced and not profile.num_rows_scored:
         profile = announced.profile
-    return Announcement(run_id=run_id, profile=profile, accepted_bundle=accepted, rate=rate, published=published)
+    return Announcement(run_id=run_id, profile=profile, accepted_bundle=accepted, rate=rate)
 
 
 def _was_accepted(announced: Announcement | None, info: BundleInfo) -> bool:
@@ -375,36 +363,3 @@ def _stream(
         num_processes = pool.num_processes
     staging.finish(recorder.run_id)
     return num_processes, archive
-
-
-def _prune(output: Location, manifest: Manifest, runs: Runs, run_id: str, archive: Archive, *, many: bool) -> int:
-    """Remove the predictions of shards that have left the archive, unless they are too many; return how many.
-
-    latest.json and the manifest forget them first: after a crash in between, the files are extra again and the next run
-    removes them.
-    """
-    folder = output / PREDICTIONS
-    present = {squeezed(predictions_name(shard.path)) for shard in archive.shards}
-    files = [info.path for info in folder.files((".parquet",))]
-    extra = [path for path in files if squeezed(path) not in present]
-    if not many and len(extra) > max(_MAX_PRUNED, _MAX_PRUNED_FRACTION * len(files)):
-        _log.warning(
-            "--prune has removed nothing: %d of %d predictions files are of shards that left the archive. If that is "
-            "right, say --prune-many",
-            len(extra),
-            len(files),
-        )
-        return 0
-    if extra:
-        records = manifest.latest(RECORD_SCHEMA)
-        if (latest := runs.latest()) and latest.published:
-            older = [path for path in latest.published.older if path in archive.paths()]
-            left = describe(archive, records, records[:0], older, latest.published.labels)
-            runs.announce(latest.model_copy(update={"published": left}))
-        recorded, names = records["path"].to_pylist(), {squeezed(path) for path in extra}
-        manifest.forget(run_id, [path for path in recorded if squeezed(predictions_name(path)) in names])
-        for path in extra:
-            (folder / path).remove(is_file=True)
-        folder.remove_empty_folders()
-        _log.info("removed %d predictions files of shards that left the archive", len(extra))
-    return len(extra)

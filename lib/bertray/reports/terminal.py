@@ -103,8 +103,13 @@ def _trust(metrics: dict[str, Any]) -> Iterable[tuple[str, object]]:
         yield "AUROC of the score", scope["auroc"]
 
 
-def print_scoring(summary: dict[str, Any], failures: list[dict[str, str]], title: str = "scoring") -> None:
-    """Print the summary of a scoring run or of its plan, and why shards failed. Most counts of 0 are left out."""
+def print_scoring(
+    summary: dict[str, Any], failures: list[dict[str, str]], title: str = "scoring", *, older: Sequence[str] = ()
+) -> None:
+    """Print the summary of a scoring run or of its plan, why shards failed, and some that are older.
+
+    Most counts of 0 are left out.
+    """
     shown = {
         key: f"{value:,}" if isinstance(value, int | float) else str(value)
         for key, value in summary.items()
@@ -115,11 +120,16 @@ def print_scoring(summary: dict[str, Any], failures: list[dict[str, str]], title
         _print("machines at fault: what failed there was tried again", sick)
     if failures:
         _print("failed shards: the next run tries them again", failures, rest="in the run's summary.json")
+    if older:
+        _print("older shards", [{"path": path} for path in older])
 
 
-def print_problems(problems: list[dict[str, str]]) -> None:
-    """Print what does not hold of an output."""
+def print_problems(problems: list[dict[str, str]], *, is_repaired: bool) -> None:
+    """Print what does not hold of an output, and the next step."""
     _print("what does not hold", problems, rest="problems")
+    dropped = "the records of the files that do not hold are dropped"
+    first = f"{dropped}: " if is_repaired else f"with --repair {dropped}; then "
+    _say(f"{first}the next bertray score scores their shards again")
 
 
 def print_verdict(verdict: Verdict, shards_with_errors: list[dict[str, Any]]) -> None:

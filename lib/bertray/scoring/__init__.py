@@ -5,9 +5,9 @@
     manifest      which shards are done, what is to do    units         shards -> units of work
     shard_reader  a shard -> steps of text                score_shard   a shard, or a part -> one staged file
     score_unit    a unit -> outcomes; the pool            staging       what is not published yet
-    gate          whether it may be published             publish       staged files -> predictions/
+    refusals      requests that do not fit the output     gate          whether it may be published
+    publish       staged files -> predictions/            verify        every published file against its record
     runs          the files of every run; outcomes -> records and figures
-    verify        every published file against its record
 
 Imports the rooms up to bundle, but not model; does not know training. No torch, no Ray.
 """

@@ -15,12 +15,14 @@ from bertray.scoring.config import ScoreConfig
 from bertray.scoring.listing import Listing, check_names, listed_shards, shards_of
 from bertray.scoring.shard_reader import check_columns, divided, opened
 from bertray.storage.location import FileInfo, Location
-from bertray.storage.outputs import refuse_in_bundle
+from bertray.storage.lock import FOLDER as LOCKS
+from bertray.storage.outputs import readable, refuse_in_bundle
 
 _log = logging.getLogger(__name__)
 
 _NUM_PROBED_SHARDS = 5
 _ARCHIVE_FILE = "archive.json"
+_LATEST = "runs/latest.json"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ def resolved(config: ScoreConfig) -> tuple[ScoreConfig, Location, Location]:
     names = [name for name in ("bundle", "input", "output", "shards") if getattr(config, name)]
     places = {name: str(Location.of(getattr(config, name))) for name in names}
     source, output = Location.of(places["input"]), Location.of(places["output"])
+    if not source.is_file() and not source.is_folder() and source.is_empty():
+        raise RequestError(f"--input {source} does not exist: check the path")
     if source.contains(output):
         raise RequestError(
             f"--output {output} lies in --input {source}: its predictions would be scored. Choose another"
@@ -49,6 +53,9 @@ def resolved(config: ScoreConfig) -> tuple[ScoreConfig, Location, Location]:
     if output.contains(source):
         raise RequestError(f"--input {source} lies in --output {output}: its shards might be replaced. Choose another")
     refuse_in_bundle(output)
+    for folder in output.ancestors():
+        if (folder / _LATEST).is_file() or ((folder / _ARCHIVE_FILE).is_file() and (folder / LOCKS).is_folder()):
+            raise RequestError(f"--output {output} lies in {folder}, which is an output itself: choose another folder")
     return config.model_copy(update=places), source, output
 
 
@@ -64,7 +71,8 @@ def list_shards(source: Location, output: Location, *, shards: str | None = None
     is_one_shard = source.is_file()
     folder = source.parent() if is_one_shard else source
     file = output / _ARCHIVE_FILE
-    known = Location.of(json.loads(file.read_bytes())["archive"]) if file.exists() else None
+    with readable(file, "Remove it, and name the whole archive as --input once"):
+        known = Location.of(json.loads(file.read_bytes())["archive"]) if file.exists() else None
     if is_one_shard and (has_moved or shards):
         option = "--input-moved" if has_moved else "--shards"
         raise RequestError(f"{option} needs the whole archive as --input, and {source} is one shard: name its folder")
@@ -91,15 +99,20 @@ def list_shards(source: Location, output: Location, *, shards: str | None = None
 
 
 def remember(archive: Archive, output: Location, *, has_moved: bool = False) -> None:
-    """Record in the output which archive it belongs to, unless another run has just recorded another (LockedError)."""
+    """Record in the output which archive it belongs to.
+
+    Raises:
+        LockedError: another run has just recorded another.
+        RequestError: on a file system without cases, two shards would be one.
+    """
+    if output.is_local and (output / LOCKS).exists() and (output / LOCKS.upper()).exists():
+        check_names(archive.shards, output, is_caseless=True)
     file = output / _ARCHIVE_FILE
     data = (json.dumps({"archive": archive.root.uri}, ensure_ascii=False) + "\n").encode()
     if archive.is_new and has_moved:
         file.put(data)
     elif archive.is_new and not file.create(data) and file.read_bytes() != data:
         raise LockedError(f"another run has just scored another archive to {output}: choose another --output")
-    if output.is_local and (output / _ARCHIVE_FILE.upper()).exists():  # names that differ in case are one there
-        check_names(archive.shards, output, is_caseless=True)
 
 
 def open_archive(config: ScoreConfig, source: Location, output: Location) -> Archive:

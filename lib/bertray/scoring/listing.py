@@ -150,6 +150,15 @@ def check_names(shards: list[FileInfo], output: Location, *, is_caseless: bool =
         key = unicodedata.normalize("NFC", name).casefold() if is_caseless else squeezed(name)
         if (other := names.setdefault(key, path)) != path:
             raise RequestError(f"the predictions of {other!r} and {path!r} would have one name: rename one of them")
+    for name, path in names.items() if output.is_local else ():
+        folder = name.rpartition("/")[0]
+        while folder and folder not in names:
+            folder = folder.rpartition("/")[0]
+        if folder:
+            raise RequestError(
+                f"the predictions of {names[folder]!r} would be a file where those of {path!r} need a folder: rename "
+                "one of them"
+            )
 
 
 def _has_no_ending(path: str) -> bool:

@@ -64,20 +64,28 @@ def shards_in(records: pa.Table) -> list[FileInfo]:
     return list(map(FileInfo, *(records[name].to_pylist() for name in ("path", "size_bytes", "version"))))
 
 
-# The folders of the records in an output.
+# The folders of the records in an output, and what to do if a file there is damaged.
 PUBLISHED, STAGED = "manifest", "staged"
+_NEXT_STEP = {
+    PUBLISHED: "Remove it, run bertray verify --repair, then bertray score: it scores again what has no record",
+    STAGED: "Remove it and run bertray score again: it records anew what is staged",
+}
 
 
 class Manifest:
     """The records of published or of staged shards, in a folder of the output."""
 
     def __init__(self, output: Location, folder: str = PUBLISHED) -> None:
-        self._folder = output / folder
+        self._folder, self._next_step = output / folder, _NEXT_STEP[folder]
         self._num_written = 0
 
     def latest(self, schema: pa.Schema = MANIFEST_SCHEMA) -> pa.Table:
         """The last record of every path, in `schema.MANIFEST_SCHEMA`, or whole in `schema.RECORD_SCHEMA`."""
-        return self._latest(self._files(), schema)
+        return last_of_each_path(self.all(schema))
+
+    def all(self, schema: pa.Schema = RECORD_SCHEMA) -> pa.Table:
+        """All records, the earlier ones of a path too, by time."""
+        return self._read(self._files(), schema)
 
     def append(self, run_id: str, records: pa.Table) -> None:
         """Add records in `schema.RECORD_SCHEMA`, in one file (none for no records). Their files must be in place."""
@@ -95,22 +103,25 @@ class Manifest:
             # Includes the file that `forget` wrote, which has the merged file's name.
             files = [file for file in files if file.name.startswith(run_id)]
         if files:
-            self._replace(files, run_id, self._latest(files))
+            self._replace(files, run_id, last_of_each_path(self._read(files)))
 
     def forget(self, run_id: str, paths: list[str]) -> None:
         """Drop the records of these shards."""
-        files = self._files()
-        records = self._latest(files)
-        kept = records.filter(pc.invert(pc.is_in(records["path"], value_set=pa.array(paths, pa.string()))))
-        self._replace(files, run_id, kept)
+        records = self.latest(RECORD_SCHEMA)
+        self.replace(
+            run_id, records.filter(pc.invert(pc.is_in(records["path"], value_set=pa.array(paths, pa.string()))))
+        )
+
+    def replace(self, run_id: str, records: pa.Table) -> None:
+        """Let these be all records."""
+        self._replace(self._files(), run_id, records)
 
     def remove(self) -> None:
         """Remove all records."""
         self._folder.remove()
 
-    @staticmethod
-    def _latest(files: list[Location], schema: pa.Schema = RECORD_SCHEMA) -> pa.Table:
-        return last_of_each_path(read_records(files, schema).sort_by("committed_at"))
+    def _read(self, files: list[Location], schema: pa.Schema = RECORD_SCHEMA) -> pa.Table:
+        return read_records(files, schema, self._next_step).sort_by("committed_at")
 
     def _replace(self, files: list[Location], run_id: str, records: pa.Table) -> None:
         merged = self._folder / f"{run_id}.parquet"

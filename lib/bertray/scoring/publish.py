@@ -8,54 +8,121 @@
 
 The gate has spoken before step 1. A process that dies later leaves an intent, and the next run completes it before it
 does anything else, whatever it is asked for. While there is an intent, files of predictions/ may be newer than their
-records.
+records. `prune` takes back what is published of shards that left the archive.
 """
 
 from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bertray.errors import ShardError
 from bertray.schema import RECORD_SCHEMA
 from bertray.scoring.archive import Archive
-from bertray.scoring.listing import PREDICTIONS, predictions_name
-from bertray.scoring.manifest import Manifest, shards_in
+from bertray.scoring.listing import PREDICTIONS, predictions_name, squeezed
+from bertray.scoring.manifest import Manifest, plan, shards_in
 from bertray.scoring.runs import MAX_LISTED_SHARDS, Announcement, Published, Runs, profile_of
+from bertray.scoring.score_shard import misfit
+from bertray.scoring.shard_reader import opened
 from bertray.scoring.staging import Staging
-from bertray.storage.location import MAX_CONNECTIONS, Location
-from bertray.storage.outputs import last_of_each_path, put_records, read_records
+from bertray.storage.location import MAX_CONNECTIONS, FileInfo, Location
+from bertray.storage.lock import new_run_id
+from bertray.storage.outputs import last_of_each_path, put_records, read_records, readable
 
 _log = logging.getLogger(__name__)
 
 _PUBLISHING, _INTENT, _RECORDS = "publishing", "intent.json", "records.parquet"
 # Renames take 0.1 ms each and requests to a store 100 ms.
 _NUM_MOVES_LOCAL, _NUM_MOVES_REMOTE = 4, MAX_CONNECTIONS
+# --prune removes more of the predictions files only with --prune-many: half an archive is more often lost than left.
+_MAX_PRUNED, _MAX_PRUNED_FRACTION = 10, 0.2
 
 
-def describe(archive: Archive, before: pa.Table, new: pa.Table, older: list[str], labels: tuple[str, ...]) -> Published:
-    """What predictions/ will hold of the archive.
+def describe(
+    archive: Archive,
+    records: pa.Table,
+    request_fingerprint: str,
+    announced: Announcement | None,
+    labels: tuple[str, ...],
+) -> Published:
+    """What predictions/ holds of the archive.
 
     Args:
-        before, new: records in `schema.RECORD_SCHEMA`, published before and now.
-        older: the shards whose new version or request could not be scored.
+        records: all that there will be, in `schema.RECORD_SCHEMA`; see `merged`.
+        announced: where it calls shards older outside of a part of the archive, they still are.
     """
-    records = last_of_each_path(pa.concat_tables([before, new]))
+    gone = records[:0]
     if archive.is_whole:
-        present = pa.array(sorted(archive.paths()), pa.string())
-        records = records.filter(pc.is_in(records["path"], value_set=present))
+        is_present = pc.is_in(records["path"], value_set=pa.array(sorted(archive.paths()), pa.string()))
+        gone, records = records.filter(pc.invert(is_present)), records.filter(is_present)
+    todo = plan(archive.shards, records, records[:0], request_fingerprint)
+    older, num_unlisted = [shard.path for shard in (*todo.changed, *todo.anew)], 0
+    if not archive.is_whole and announced and (before := announced.published):
+        older += set(before.older) - archive.paths()
+        num_unlisted = before.num_shards_older - len(before.older)  # taken to be outside
     return Published(
-        num_shards=len(records),
-        num_shards_older=len(older),
-        older=older[:MAX_LISTED_SHARDS],
-        num_shards_without_profile=records["scores"].null_count,
-        profile=profile_of(records),
+        **_sums(records),
+        num_shards_older=len(older) + num_unlisted,
+        older=sorted(older)[:MAX_LISTED_SHARDS],
+        num_shards_gone=len(gone),
+        profile_gone=profile_of(gone),
         labels=labels,
     )
+
+
+def _sums(records: pa.Table) -> dict[str, Any]:
+    return {
+        "num_shards": len(records),
+        "num_shards_without_profile": records["scores"].null_count,
+        "profile": profile_of(records),
+    }
+
+
+def described_anew(announcement: Announcement, records: pa.Table) -> Announcement:
+    """The announcement when other records are left, of which nobody knows whether their shards are in the archive."""
+    if (before := announcement.published) is None:
+        return announcement
+    older = [path for path in before.older if path in set(records["path"].to_pylist())]
+    num_shards_older = before.num_shards_older - len(before.older) + len(older)
+    changed = {**_sums(records), "older": older, "num_shards_older": num_shards_older}
+    published = before.model_copy(update={**changed, "num_shards_gone": None, "profile_gone": None})
+    return announcement.model_copy(update={"published": published})
+
+
+def announced_again(output: Location, labels: tuple[str, ...]) -> Announcement | None:
+    """Announce all that has a record, because latest.json has been removed; None: nothing has."""
+    records = Manifest(output).latest(RECORD_SCHEMA)
+    if not len(records):
+        return None
+    run_id = pc.max(records["run_id"]).as_py()
+    _log.warning("warning: %s has no runs/latest.json: announcing again %d recorded shards", output, len(records))
+    published = Published(**_sums(records), num_shards_older=0, older=[], labels=labels)
+    announcement = Announcement(run_id=run_id, profile=published.profile, published=published)
+    Runs(output).announce(announcement)
+    return announcement
+
+
+def merged(before: pa.Table, new: pa.Table) -> pa.Table:
+    """The records when new ones are published, in `schema.RECORD_SCHEMA`."""
+    records = last_of_each_path(pa.concat_tables([before, new]))
+    return records.filter(pc.invert(pc.is_in(records["path"], value_set=pa.array(_replaced(before, new), pa.string()))))
+
+
+def _replaced(before: pa.Table, new: pa.Table) -> list[str]:
+    """The shards whose predictions give way to those of a new one of another path, as `part-0` to `part-0.parquet`."""
+    paths = set(new["path"].to_pylist())
+    names = set(map(_place, paths))
+    return [path for path in before["path"].to_pylist() if _place(path) in names and path not in paths]
+
+
+def _place(path: str) -> str:
+    return squeezed(predictions_name(path))
 
 
 def publish(output: Location, records: pa.Table, announcement: Announcement) -> None:
@@ -65,38 +132,64 @@ def publish(output: Location, records: pa.Table, announcement: Announcement) -> 
         records: of the files, in `schema.RECORD_SCHEMA`.
     """
     folder = output / _PUBLISHING
-    now = pa.repeat(pa.scalar(datetime.now(UTC), RECORD_SCHEMA.field("committed_at").type), len(records))
-    records = records.set_column(
-        RECORD_SCHEMA.get_field_index("committed_at"), RECORD_SCHEMA.field("committed_at"), now
-    )
+    # A clock may have been set back: the last record of a path counts, and no record is of a later run than announced.
+    last = pc.max(Manifest(output).latest()["committed_at"]).as_py()
+    now = max(datetime.now(UTC), last + timedelta(microseconds=1)) if last else datetime.now(UTC)
+    committed_at = pa.repeat(pa.scalar(now, RECORD_SCHEMA.field("committed_at").type), len(records))
+    run_ids = pc.min_element_wise(records["run_id"], announcement.run_id)
+    columns = dict(zip(records.column_names, records.columns, strict=True))
+    records = pa.table({**columns, "committed_at": committed_at, "run_id": run_ids}, schema=RECORD_SCHEMA)
     put_records(folder / _RECORDS, records)
     (folder / _INTENT).put(announcement.model_dump_json(indent=2).encode() + b"\n")
     _complete(output, records, announcement)
 
 
 def complete(output: Location) -> str | None:
-    """Complete the publication that a run has begun; returns that run's id, or None if there is none."""
+    """Complete the publication that a run has begun; returns that run's id, or None if there is none.
+
+    Raises:
+        RequestError: a file of it is damaged.
+    """
     folder = output / _PUBLISHING
     if not (folder / _INTENT).exists():
         folder.remove()  # records without an intent: the run died before anything was moved
         return None
-    announcement = Announcement.model_validate_json((folder / _INTENT).read_bytes())
-    records = read_records([folder / _RECORDS], RECORD_SCHEMA)
+    if not (folder / _RECORDS).exists():
+        moved = Staging(output).paths_without_file()
+        _log.warning("warning: %s is gone: scoring again the %d shards that were moved", folder / _RECORDS, len(moved))
+        Manifest(output).forget(new_run_id(), moved)
+        folder.remove()
+        return None
+    next_step = f"Remove {folder / _RECORDS} and run bertray score again: it scores again what was being moved"
+    with readable(folder / _INTENT, next_step):
+        announcement = Announcement.model_validate_json((folder / _INTENT).read_bytes())
+    records = read_records([folder / _RECORDS], RECORD_SCHEMA, next_step)
     _log.info("completing what run %s began to publish: %d shards", announcement.run_id, len(records))
     _complete(output, records, announcement)
     return announcement.run_id
 
 
 def _complete(output: Location, records: pa.Table, announcement: Announcement) -> None:
-    staging = Staging(output)
-    sources = list(map(staging.place_of, shards_in(records), records["fingerprint"].to_pylist()))
-    targets = [output / PREDICTIONS / predictions_name(path) for path in records["path"].to_pylist()]
+    staging, manifest = Staging(output), Manifest(output)
+    shards, fingerprints = shards_in(records), records["fingerprint"].to_pylist()
+    sources = list(map(staging.place_of, shards, fingerprints))
+    targets = [output / PREDICTIONS / predictions_name(shard.path) for shard in shards]
     with ThreadPoolExecutor(_NUM_MOVES_LOCAL if output.is_local else _NUM_MOVES_REMOTE) as pool:
-        list(pool.map(Location.move, sources, targets))
+        is_in_place = list(pool.map(_moved, sources, targets, shards, fingerprints))
         list(pool.map(Location.sync_names, {folder.path: folder for folder in map(Location.parent, targets)}.values()))
-        manifest = Manifest(output)
+        left_out = [shard.path for shard, is_there in zip(shards, is_in_place, strict=True) if not is_there]
+        records = records.filter(pa.array(is_in_place, pa.bool_()))
         manifest.append(announcement.run_id, records)
+        if replaced := _replaced(manifest.latest(), records):
+            manifest.forget(announcement.run_id, replaced)
         manifest.finish(announcement.run_id)
+        if left_out:
+            _log.warning(
+                "warning: %d staged files are gone, such as that of %s: scoring these shards again",
+                len(left_out),
+                min(left_out),
+            )
+            announcement = described_anew(announcement, manifest.latest(RECORD_SCHEMA))
         Runs(output).announce(announcement)
         if not output.is_local:
             list(pool.map(partial(Location.remove, is_file=True), sources))
@@ -104,6 +197,58 @@ def _complete(output: Location, records: pa.Table, announcement: Announcement) -
     folder = output / _PUBLISHING
     (folder / _INTENT).remove()  # before the records: without an intent they mean nothing
     folder.remove()
+
+
+def _moved(source: Location, target: Location, shard: FileInfo, request_fingerprint: str) -> bool:
+    """Move a staged file; False: it is gone, and was not moved before."""
+    if source.move(target):
+        return True
+    try:
+        with opened(target) as file:
+            return not misfit(file, shard, request_fingerprint)
+    except ShardError:
+        return False
+
+
+def prune(output: Location, run_id: str, archive: Archive, request_fingerprint: str, *, many: bool) -> int:
+    """Remove the predictions of shards that have left the archive, unless they are too many; return how many.
+
+    latest.json and the manifest forget them first: after a crash in between, the files are extra again and the next run
+    removes them.
+    """
+    folder, manifest, runs = output / PREDICTIONS, Manifest(output), Runs(output)
+    records = manifest.latest(RECORD_SCHEMA)
+    paths, present = archive.paths(), {_place(shard.path) for shard in archive.shards}
+    gone = [path for path in records["path"].to_pylist() if path not in paths]
+    # A shard may have left its file's name to one that failed.
+    present -= {_place(path) for path in gone} - {_place(path) for path in paths & set(records["path"].to_pylist())}
+    files = [info.path for info in folder.files((".parquet",))]
+    extra = [path for path in files if squeezed(path) not in present]
+    if not many and is_too_many(len(extra), len(files)):
+        _log.warning(
+            "--prune has removed nothing: %d of %d predictions files are of shards that left the archive. If that is "
+            "right, say --prune-many",
+            len(extra),
+            len(files),
+        )
+        return 0
+    if gone:
+        left = records.filter(pc.invert(pc.is_in(records["path"], value_set=pa.array(gone, pa.string()))))
+        if (latest := runs.latest()) and latest.published:
+            published = describe(archive, left, request_fingerprint, latest, latest.published.labels)
+            runs.announce(latest.model_copy(update={"published": published}))
+        manifest.replace(run_id, left)
+    for path in extra:
+        (folder / path).remove(is_file=True)
+    folder.remove_empty_folders()
+    if extra:
+        _log.info("removed %d predictions files of shards that left the archive", len(extra))
+    return len(extra)
+
+
+def is_too_many(num_pruned: int, num_files: int) -> bool:
+    """Whether --prune removes so many of the predictions files only with --prune-many."""
+    return num_pruned > max(_MAX_PRUNED, _MAX_PRUNED_FRACTION * num_files)
 
 
 def is_under_way(output: Location) -> bool:

@@ -33,7 +33,7 @@ from bertray.scoring.staging import Staging
 from bertray.scoring.units import Outcome, Work, staged_parts
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock
-from bertray.storage.outputs import patiently, put_json, put_records, read_records
+from bertray.storage.outputs import patiently, put_json, put_records, read_records, readable
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ _MAX_TRIES = 3
 # A crash costs the work since the last record.
 _RECORD_INTERVAL_S = 5.0
 OTHER_BUNDLE = "another bundle"
+_REMOVE = "Remove it and run again"
 # The options that `manifest.fingerprint` takes in.
 _IN_FINGERPRINT = ("text_column", "keep_columns", "engine", "precision")
 # The counts of a summary, in its order; docs/glossary.md explains them.
@@ -74,6 +75,9 @@ class Published(BaseModel, frozen=True):
     older: list[str]  # paths of some of them
     num_shards_without_profile: int  # published before records had one
     profile: Profile  # of all others
+    # Of recorded shards that had left the archive, which the rest leaves out; null: not known.
+    num_shards_gone: int | None = None
+    profile_gone: Profile | None = None
     score_edges: tuple[float, ...] = tuple((np.arange(NUM_SCORE_BINS + 1) / NUM_SCORE_BINS).tolist())
     length_edges: tuple[int, ...] = tuple(2**power for power in range(NUM_LENGTH_BINS))
     labels: tuple[str, ...]  # of the bundle
@@ -88,6 +92,17 @@ class Announcement(BaseModel, frozen=True):
     accepted_bundle: str | None = None
     rate: Rate | None = None  # of the last run that was long enough
     published: Published | None = None
+    request: dict[str, Any] | None = None  # see `request_of`
+
+
+def request_of(config: ScoreConfig, bundle_fingerprint: str) -> dict[str, Any]:
+    """What `Runs.differences` compares, by name."""
+    options = {name: getattr(config, name) for name in _IN_FINGERPRINT}
+    return {**options, "engine": _engine(config.engine), "bundle_fingerprint": bundle_fingerprint}
+
+
+def _engine(name: str) -> str:
+    return "torch" if name == "auto" else name
 
 
 class Runs:
@@ -100,20 +115,26 @@ class Runs:
     def latest(self) -> Announcement | None:
         """The last announcement."""
         file = self._folder / "latest.json"
-        return Announcement.model_validate_json(file.read_bytes()) if file.exists() else None
+        with readable(file, "Remove it and run bertray score again: it announces anew what has a record"):
+            return Announcement.model_validate_json(file.read_bytes()) if file.exists() else None
 
     def begin(self, run_id: str, request: dict[str, Any], plan: dict[str, Any]) -> None:
         """Write what is to be done. An output that cannot be written fails here, before any work."""
         put_json(self._folder / run_id / "config.json", request)
         put_json(self._folder / run_id / "plan.json", plan)
 
-    def differences(self, run_id: str, config: ScoreConfig, bundle_fingerprint: str) -> list[str]:
-        """In what the request of an earlier run differs, as "keep_columns: ['id'] -> []"; empty if it is not known."""
-        file = self._folder / run_id / "config.json"
-        if not file.exists():
+    def differences(self, announced: Announcement, config: ScoreConfig, bundle_fingerprint: str) -> list[str]:
+        """In what the announced request differs, as "keep_columns: ['id'] -> []"; empty if it is not known."""
+        before, now = announced.request, request_of(config, bundle_fingerprint)
+        file = self._folder / announced.run_id / "config.json"
+        if before is None and file.exists():  # announced by an earlier version
+            with readable(file, _REMOVE):
+                asked = json.loads(file.read_bytes())
+                before = {**asked["config"], "bundle_fingerprint": asked["bundle_fingerprint"]}
+        if before is None:
             return []
-        before = json.loads(file.read_bytes())
-        changes = [(name, before["config"].get(name), getattr(config, name)) for name in _IN_FINGERPRINT]
+        changes = [(name, before[name], now[name]) for name in _IN_FINGERPRINT if name in before]
+        changes = [(name, _engine(old) if name == "engine" else old, new) for name, old, new in changes]
         found = [f"{name}: {old!r} -> {new!r}" for name, old, new in changes if old != new]
         return [*found, *([OTHER_BUNDLE] if before["bundle_fingerprint"] != bundle_fingerprint else [])]
 
@@ -135,8 +156,12 @@ class Runs:
         """The rates of the held runs after an announcement."""
         last_run_id = announced.run_id if announced else ""
         files = [self._folder / run_id / "summary.json" for run_id in self._folder.folders() if run_id > last_run_id]
-        found = [json.loads(file.read_bytes()).get("rate") for file in files if file.exists()]
-        return [Rate(**rate) for rate in found if rate]
+        found = list[Rate]()
+        for file in files:
+            with readable(file, _REMOVE):
+                rate = json.loads(file.read_bytes()).get("rate") if file.exists() else None
+                found += [Rate(**rate)] if rate else []
+        return found
 
     def failed_last(self, until: Announcement | None = None) -> set[str]:
         """The shards that failed in the last run that had any to score, of all runs or of those up to `until`."""
@@ -144,7 +169,7 @@ class Runs:
             if until and run_id > until.run_id:
                 continue
             if files := self._reports(run_id):
-                report = read_records(files, SHARD_REPORT_SCHEMA)
+                report = read_records(files, SHARD_REPORT_SCHEMA, _REMOVE)
                 return set(report.filter(report["failure"].is_valid())["path"].to_pylist())
         return set()
 

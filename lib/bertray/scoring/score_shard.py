@@ -24,7 +24,7 @@ from bertray.metrics.profile import Profile
 from bertray.schema import NUM_TOKENS, OTHER_IDS, ROW, predictions_schema
 from bertray.scoring.shard_reader import check_columns, divided, group_edges, opened, steps
 from bertray.scoring.units import Counts, part_rows
-from bertray.storage.location import Location
+from bertray.storage.location import FileInfo, Location
 from bertray.tokenization.columns import distinct
 
 _log = logging.getLogger(__name__)
@@ -145,6 +145,19 @@ def merge_parts(
             raise ShardError(f"its parts have {next_row} rows, the file's footer says {num_rows}")
         before_put()
     return counts, precision
+
+
+def misfit(file: pq.ParquetFile, shard: FileInfo, request_fingerprint: str) -> str:
+    """In what the file's metadata are not those of the shard's predictions for a request; empty: in nothing."""
+    facts = {name.decode(): value.decode() for name, value in (file.metadata.metadata or {}).items()}
+    expected = {
+        "bertray.shard": shard.path,
+        "bertray.shard_size_bytes": str(shard.size_bytes),
+        "bertray.shard_version": shard.version,
+        "bertray.request_fingerprint": request_fingerprint,
+    }
+    found = ((name, facts.get(name), value) for name, value in expected.items())
+    return next((f"{name} is {fact!r}, its record says {value!r}" for name, fact, value in found if fact != value), "")
 
 
 def read_counts(staged: Location) -> tuple[Counts, str]:

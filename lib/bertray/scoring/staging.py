@@ -16,6 +16,7 @@ from bertray.scoring.manifest import STAGED, Manifest, shards_in
 from bertray.scoring.score_shard import read_counts
 from bertray.scoring.units import STAGING_FOLDER, Outcome, Work, staged_parts, staged_path
 from bertray.storage.location import FileInfo, Location
+from bertray.storage.outputs import last_of_each_path
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,13 @@ class Staging:
 
     def records(self, schema: pa.Schema = MANIFEST_SCHEMA) -> pa.Table:
         """The records of staged shards, of any request, whose file is there."""
-        return self._with_file(self._records.latest(schema))
+        # The files first: after a clock was set back, the record of a file that is gone may be the later one.
+        return last_of_each_path(self._with_file(self._records.all(schema)))
+
+    def paths_without_file(self) -> list[str]:
+        """The shards with a record whose file is gone."""
+        records = self._records.all(MANIFEST_SCHEMA)
+        return sorted(set(records["path"].to_pylist()) - set(self._with_file(records)["path"].to_pylist()))
 
     def _with_file(self, records: pa.Table) -> pa.Table:
         present = self.files() if len(records) else set()
@@ -87,7 +94,9 @@ class Staging:
             records = self._records.latest()
             ours = pa.array(sorted(archive.paths()), pa.string())
             present &= set(_paths(records.filter(pc.is_in(records["path"], value_set=ours))))
-        self.remove(present - useful)
+        if stale := present - useful:
+            _log.info("removing %d staged files of another request, or of shards as they were before", len(stale))
+        self.remove(stale)
 
     def remove_unfinished(self) -> None:
         """Remove what processes that were stopped left half-written."""
@@ -95,12 +104,12 @@ class Staging:
 
     def finish(self, run_id: str) -> None:
         """Drop the records of files that are gone, merge the others, and remove empty folders."""
-        recorded = self._records.latest()
+        recorded = self._records.all()
         left = self._with_file(recorded)
         if not len(left):
             self._records.remove()
         elif len(left) < len(recorded):
-            self._records.forget(run_id, sorted(set(recorded["path"].to_pylist()) - set(left["path"].to_pylist())))
+            self._records.replace(run_id, last_of_each_path(left))
         else:
             self._records.finish(run_id)
         self._folder.remove_empty_folders()

@@ -1,44 +1,101 @@
-"""Hold every published file against its record, and the records against runs/latest.json. Changes nothing."""
+"""Hold every published file against its record, and the records against runs/latest.json.
+
+Changes nothing, unless it is to drop the records of files that do not hold: then the next run scores these shards
+again.
+"""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from bertray.errors import RequestError, ShardError
-from bertray.schema import RECORD_SCHEMA, ROW
+from bertray.errors import LockedError, RequestError, ShardError, UnavailableError
+from bertray.metrics.profile import Profile
+from bertray.schema import ERROR, LABEL, LABELS, RECORD_SCHEMA, ROW
 from bertray.scoring.listing import PREDICTIONS, predictions_name, squeezed
 from bertray.scoring.manifest import Manifest
-from bertray.scoring.publish import is_under_way
-from bertray.scoring.runs import Runs, profile_of
+from bertray.scoring.publish import described_anew, is_under_way
+from bertray.scoring.runs import MAX_LISTED_SHARDS, Announcement, Published, Runs, profile_of
+from bertray.scoring.score_shard import misfit
 from bertray.scoring.shard_reader import opened
-from bertray.storage.location import Location
+from bertray.storage.location import FileInfo, Location
+from bertray.storage.lock import RunLock, highest_lock, new_run_id
 
 _NUM_READERS = 32
 
 
-def verify(output: Location, num_sampled: int | None = None) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def verify(
+    output: Location, num_sampled: int | None = None, *, repair: bool = False
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Check what `bertray score` has published.
 
     Args:
         num_sampled: read so many files, drawn at random, instead of all.
+        repair: drop the records of files that do not hold.
 
     Returns:
         Counts of what was checked, and `path` and `problem` of what does not hold.
 
     Raises:
-        RequestError: nothing was ever published there.
+        RequestError: nothing is announced there; or a file cannot be read now, and might have to be repaired.
+        LockedError: a run is publishing; with `repair`, it uses the output.
     """
-    latest = Runs(output).latest()
-    if latest is None:
-        raise RequestError(f"{output} has no runs/latest.json: bertray score has published nothing there")
+    latest = _announced(output)
+    run_id = new_run_id()
+    with RunLock(output, run_id).held() if repair else nullcontext() as lock:
+        if lock and lock.was_left_behind:
+            output.remove_unfinished()
+        if lock and is_under_way(output):
+            raise RequestError(f"a run died while it published to {output}: run bertray score, then verify again")
+        facts, problems, broken = _checked(output, latest, num_sampled, can_skip=not repair)
+        if Runs(output).latest() != latest or _is_publishing(output):
+            raise LockedError(f"a run has published to {output} meanwhile: verify again")
+        if lock:
+            lock.check()
+            facts |= {"num_records_dropped": len(broken)}
+        if lock and broken:
+            manifest = Manifest(output)
+            manifest.forget(run_id, broken)
+            Runs(output).announce(described_anew(latest, manifest.latest(RECORD_SCHEMA)))
+    return {**facts, "num_problems": len(problems)}, sorted(problems, key=lambda one: one["path"])
+
+
+def _is_publishing(output: Location) -> bool:
+    record = highest_lock(output)[1] if is_under_way(output) else None
+    return record is not None and record.is_held()
+
+
+def _announced(output: Location) -> Announcement:
+    if _is_publishing(output):
+        raise LockedError(f"a run is publishing to {output} now: verify when it is done")
+    if latest := Runs(output).latest():
+        return latest
+    if is_under_way(output):
+        raise RequestError(f"a run died while it published to {output}: the next bertray score completes it")
+    if num_records := len(Manifest(output).latest()):
+        raise RequestError(
+            f"{output} has {num_records} records and no runs/latest.json: the next bertray score announces them again"
+        )
+    raise RequestError(f"{output} has no runs/latest.json: bertray score has published nothing there")
+
+
+def _checked(
+    output: Location, latest: Announcement, num_sampled: int | None, *, can_skip: bool
+) -> tuple[dict[str, Any], list[dict[str, str]], list[str]]:
+    """Counts, problems, and the shards whose file does not hold. `can_skip`: what cannot be read is a problem, too."""
     records = Manifest(output).latest(RECORD_SCHEMA)
-    rows = records.select(["path", "size_bytes", "version", "fingerprint", "num_rows", "run_id"]).to_pylist()
+    names = ["path", "size_bytes", "version", "fingerprint", "num_rows", "num_rows_error", "run_id", "labels"]
+    rows = records.select(names).to_pylist()
     present = {info.path for info in (output / PREDICTIONS).files((".parquet",))}
     recorded = {squeezed(predictions_name(row["path"])) for row in rows}
     problems = [
@@ -53,41 +110,67 @@ def verify(output: Location, num_sampled: int | None = None) -> tuple[dict[str, 
     if num_sampled is not None:
         rows = random.Random(0).sample(rows, min(num_sampled, len(rows)))
     with ThreadPoolExecutor(_NUM_READERS) as readers:
-        found = list(readers.map(partial(_of_file, output / PREDICTIONS), rows))
-    problems += [{"path": row["path"], "problem": one} for row, one in zip(rows, found, strict=True) if one]
+        found = list(readers.map(partial(_of_file, output / PREDICTIONS, can_skip=can_skip), rows))
+    of_files = [{"path": row["path"], "problem": one} for row, one in zip(rows, found, strict=True) if one]
     facts = {"run_id": latest.run_id, "num_shards": len(records), "num_files_read": len(rows)}
-    return {**facts, "num_problems": len(problems)}, sorted(problems, key=lambda one: one["path"])
+    return facts, problems + of_files, [one["path"] for one in of_files]
 
 
-def _of_announcement(output: Location, records: Any, published: Any) -> Iterator[dict[str, str]]:
+def _of_announcement(output: Location, records: pa.Table, published: Published | None) -> Iterator[dict[str, str]]:
     where = "runs/latest.json"
     if is_under_way(output):
         yield {"path": where, "problem": "a run died while it published: the next bertray score completes it"}
     elif published is not None:
-        if published.num_shards > len(records):
-            yield {"path": where, "problem": f"it says {published.num_shards} shards; there are {len(records)} records"}
-        elif published.num_shards == len(records) and published.profile != profile_of(records):
+        num_gone, profile = published.num_shards_gone, published.profile
+        num_shards = published.num_shards + (num_gone or 0)
+        if num_shards > len(records) or (num_gone is not None and num_shards < len(records)):
+            yield {"path": where, "problem": f"it says {num_shards} shards; there are {len(records)} records"}
+        elif num_shards == len(records) and not _agree(profile + (published.profile_gone or Profile()), records):
             yield {"path": where, "problem": "its profile is not the sum of the records'"}
+        num_older, num_listed = published.num_shards_older, len(published.older)
+        if num_listed > num_older or num_listed < num_older <= MAX_LISTED_SHARDS:
+            yield {"path": where, "problem": f"it says {num_older} older shards, and lists {num_listed}"}
 
 
-def _of_file(folder: Location, record: dict[str, Any]) -> str:
+def _agree(profile: Profile, records: pa.Table) -> bool:
+    """Whether a profile is the sum of the records', but for the rounding of sums in another order."""
+    one, two = dict(profile), dict(profile_of(records))
+    return all(
+        math.isclose(one[name], two[name], rel_tol=1e-9) if isinstance(one[name], float) else one[name] == two[name]
+        for name in one
+    )
+
+
+def _of_file(folder: Location, record: dict[str, Any], *, can_skip: bool) -> str:
     """What is wrong with a file; empty: nothing."""
-    expected = {
-        "bertray.shard": record["path"],
-        "bertray.shard_size_bytes": str(record["size_bytes"]),
-        "bertray.shard_version": record["version"],
-        "bertray.request_fingerprint": record["fingerprint"],
-    }
     try:
         with opened(folder / predictions_name(record["path"])) as file:
-            facts = {name.decode(): value.decode() for name, value in (file.metadata.metadata or {}).items()}
-            for name, value in expected.items():
-                if facts.get(name) != value:
-                    return f"{name} is {facts.get(name)!r}, its record says {value!r}"
-            if file.metadata.num_rows != record["num_rows"]:
-                return f"it has {file.metadata.num_rows} rows, its record says {record['num_rows']}"
-            if not np.array_equal(file.read([ROW])[ROW].to_numpy(), np.arange(record["num_rows"])):
-                return "its rows are not 0, 1, 2, …"
-    except ShardError as error:
+            return _of_content(file, record)
+    except (ShardError, pa.ArrowException, OSError) as error:
+        cause = error if isinstance(error, UnavailableError) else error.__cause__
+        if not can_skip and isinstance(cause, UnavailableError) and not isinstance(cause.__cause__, FileNotFoundError):
+            raise cause from error  # it may well hold
         return str(error)
+
+
+def _of_content(file: pq.ParquetFile, record: dict[str, Any]) -> str:
+    shard = FileInfo(record["path"], record["size_bytes"], record["version"])
+    if problem := misfit(file, shard, record["fingerprint"]):
+        return problem
+    if file.metadata.num_rows != record["num_rows"]:
+        return f"it has {file.metadata.num_rows} rows, its record says {record['num_rows']}"
+    if missing := {ROW, LABEL, ERROR} - set(file.schema_arrow.names):
+        return f"it has no column {min(missing)}"
+    table = file.read([name for name in (ROW, LABEL, LABELS, ERROR) if name in file.schema_arrow.names])
+    if not np.array_equal(table[ROW].to_numpy(), np.arange(record["num_rows"])):
+        return "its rows are not 0, 1, 2, …"
+    scored = table.filter(table[ERROR].is_null())
+    if (num_rows_error := len(table) - len(scored)) != record["num_rows_error"]:
+        return f"{num_rows_error} rows have an error, its record says {record['num_rows_error']}"
+    given = pc.list_flatten(scored[LABELS]) if LABELS in scored.column_names else scored[LABEL]
+    counted = {row["values"]: row["counts"] for row in pc.value_counts(given).to_pylist()}
+    recorded = counted if record["labels"] is None else dict(record["labels"])  # old records have none
+    for label in sorted({*counted, *recorded}, key=str):
+        if counted.get(label, 0) != recorded.get(label, 0):
+            return f"{counted.get(label, 0)} rows have the label {label}, its record says {recorded.get(label, 0)}"
     return ""

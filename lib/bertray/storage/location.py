@@ -12,9 +12,11 @@ upload. A lasting failure is an `UnavailableError`, whatever the transport calls
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -286,8 +288,8 @@ class Location:
             for path in [*target.parent.glob(own), *target.rglob(f".*{local.UNFINISHED}")]:
                 local.remove(path)
 
-    def move(self, target: Location) -> None:
-        """Move a file within its storage, atomically; replaces what was there. Nothing, if that was done before.
+    def move(self, target: Location) -> bool:
+        """Move a file within its storage, atomically; replaces what was there. False: this file is not there.
 
         On S3 the server copies it, and this file stays. On a disk the name is durable after `sync_names` of its folder.
         """
@@ -295,12 +297,19 @@ class Location:
             try:
                 if self.is_local:
                     local.make_folder(Path(target.path).parent)
-                    Path(self.path).replace(target.path)
+                    try:
+                        Path(self.path).replace(target.path)
+                    except OSError as error:
+                        if error.errno != errno.EXDEV:
+                            raise
+                        with target.staged() as path:  # a link has led to another file system
+                            shutil.copyfile(self.path, path)
+                        self.remove(is_file=True)
                 else:
                     s3.copy_object(self.fs, self.path, target.path)
             except FileNotFoundError:
-                if not target.exists():
-                    raise
+                return False
+        return True
 
     def sync_names(self) -> None:
         """Make the names in this folder durable; on S3 they are."""
@@ -312,7 +321,7 @@ class Location:
         """Remove this folder and those below it that hold no file. S3 has no folders."""
         if self.is_local:
             for folder, _, _ in os.walk(self.path, topdown=False):
-                if not os.listdir(folder):  # noqa: PTH208 - after those below it
+                if not os.listdir(folder) and not Path(folder).is_symlink():  # noqa: PTH208 - after those below it
                     Path(folder).rmdir()
 
     def remove(self, *, is_file: bool = False) -> None:

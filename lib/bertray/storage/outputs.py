@@ -1,4 +1,4 @@
-"""What jobs need for their outputs: the guard of bundles, sha256, files of JSON and of records, and patience."""
+"""What jobs need for their outputs: guards, sha256, files of JSON and of records, and patience."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,6 +79,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def readable(file: Location, next_step: str) -> Iterator[None]:
+    """Turn what is wrong with the content of a file of an output into a RequestError that says the next step."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
+        raise RequestError(f"{file} is damaged, or no file of bertray's. {next_step}") from error
+
+
 def put_json(file: Location, content: Any) -> None:
     """Write content as one JSON file, indented for people, atomically."""
     file.put((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
@@ -90,17 +102,21 @@ def put_records(file: Location, records: pa.Table) -> None:
     file.put(buffer.getvalue())
 
 
-def read_records(files: list[Location], schema: pa.Schema) -> pa.Table:
-    """All records of the files, in order. A nullable column that an older file lacks is filled with nulls."""
+def read_records(files: list[Location], schema: pa.Schema, next_step: str) -> pa.Table:
+    """All records of the files, in order. A nullable column that an older file lacks is filled with nulls.
+
+    Raises:
+        RequestError: a file is damaged; with the next step.
+    """
 
     def read(file: Location) -> pa.Table:
         # pq.read_table starts threads that may abort the interpreter if it exits soon after: apache/arrow#33975.
-        with pq.ParquetFile(io.BytesIO(file.read_bytes())) as parquet:
-            return parquet.read(columns=schema.names, use_threads=False)
+        with readable(file, next_step), pq.ParquetFile(io.BytesIO(file.read_bytes())) as parquet:
+            table = parquet.read(columns=schema.names, use_threads=False)
+            return pa.concat_tables([schema.empty_table(), table], promote_options="default").cast(schema)
 
     with ThreadPoolExecutor(_NUM_READERS) as readers:
-        tables = [schema.empty_table(), *readers.map(read, files)]
-    return pa.concat_tables(tables, promote_options="default").cast(schema)
+        return pa.concat_tables([schema.empty_table(), *readers.map(read, files)])
 
 
 def last_of_each_path(records: pa.Table) -> pa.Table:

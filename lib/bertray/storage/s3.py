@@ -25,6 +25,9 @@ from botocore.exceptions import (
     HTTPClientError,
     IncompleteReadError,
 )
+from botocore.exceptions import (
+    ConnectionError as NoConnectionError,
+)
 
 # The waits between 7 attempts add up to 31 s on average and 63 s at most: enough for a short outage.
 _MAX_ATTEMPTS = 7
@@ -272,7 +275,7 @@ def is_away(error: BaseException) -> bool:
     """Whether the store does not answer, or is overloaded or broken for now."""
     if http_status(error) in _AWAY or error_code(error) == "SlowDown":
         return True
-    return isinstance(error, (HTTPClientError, IncompleteReadError, *_no_answer()))
+    return isinstance(error, (HTTPClientError, NoConnectionError, IncompleteReadError, *_no_answer()))
 
 
 def http_status(error: BaseException) -> int:

@@ -1,0 +1,78 @@
+"""Requests that are refused before anything is scored, because of what the output holds."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bertray.errors import RequestError
+from bertray.scoring.archive import Archive
+from bertray.scoring.config import ScoreConfig
+from bertray.scoring.listing import PREDICTIONS, predictions_name
+from bertray.scoring.manifest import Plan
+from bertray.scoring.publish import is_too_many
+from bertray.scoring.runs import OTHER_BUNDLE, Runs
+from bertray.storage.location import Location
+
+
+def refuse_mixture(archive: Archive, records: pa.Table, request_fingerprint: str, runs: Runs) -> None:
+    """Refuse to score a part of the archive otherwise than the rest."""
+    if archive.is_whole:
+        return
+    is_other = pc.not_equal(records["fingerprint"], request_fingerprint)
+    others = set(records["path"].filter(is_other).to_pylist()) - archive.paths()
+    if not others:
+        return
+    left = others - {file.path for file in archive.root.all_files()}
+    failed = others & runs.failed_last() - left
+    causes = (
+        f"{len(left)} have left the archive: name all of it as --input, with --prune" if left else "",
+        f"{len(failed)} failed in the last run: mend them" if failed else "",
+        "name the whole archive as --input, or another --output" if others - left - failed else "",
+    )
+    raise RequestError(
+        f"{len(others)} other shards of this archive, such as {min(others)}, have predictions of another bundle, "
+        f"engine, precision or other columns: {'; '.join(filter(None, causes))}"
+    )
+
+
+def refuse_unasked(todo: Plan, differences: list[str], config: ScoreConfig) -> None:
+    """Refuse to score otherwise because of an option that may have been forgotten; a new bundle is meant."""
+    options = [one for one in differences if one != OTHER_BUNDLE]
+    if not options or not todo.pending or config.rescore:
+        return
+    num_bytes = sum(shard.size_bytes for shard in todo.anew)
+    what = f"{len(todo.anew):,} shards ({num_bytes / 1e6:,.1f} MB) would be scored again"
+    if not todo.anew:
+        what = f"{len(todo.pending):,} shards would be scored otherwise than those before"
+    raise RequestError(
+        f"{'; '.join(options)}: {config.output} was scored with other options, and {what}. Repeat the earlier "
+        "options, choose another --output, or say --rescore"
+    )
+
+
+def refuse_obstructed(todo: Plan, num_recorded: int, config: ScoreConfig, *, is_whole: bool) -> None:
+    """Refuse to score what could not be published: a file has become a folder, or a folder a file."""
+    is_few = not is_too_many(len(todo.gone), num_recorded)
+    if config.prune_many or (config.prune and is_few):
+        return
+    where = "" if is_whole else "name the whole archive as --input, and "
+    paths = [shard.path for shard in (*todo.pending, *todo.staged)]
+    refuse_obstacles(Location.of(config.output), paths, f"{where}say --prune{'' if is_few else '-many'}")
+
+
+def refuse_obstacles(output: Location, paths: list[str], next_step: str) -> None:
+    """Raise a RequestError if a file or folder of predictions/ is in the way of those of one of these shards."""
+    if not output.is_local:
+        return
+    folder = output / PREDICTIONS
+    for path in paths:
+        target = folder / predictions_name(path)
+        above = takewhile(folder.__ne__, target.ancestors())
+        if obstacle := target if target.is_folder() else next(filter(Location.is_file, above), None):
+            raise RequestError(
+                f"{obstacle} is in the way of the predictions of {path}, for which there must be a "
+                f"{'file' if obstacle is target else 'folder'}. If its shards have left the archive, {next_step}"
+            )
