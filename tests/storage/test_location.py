@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bertray.errors import RequestError
+from bertray.errors import RequestError, UnavailableError
 from bertray.storage.location import Location
 
 
@@ -259,8 +259,9 @@ def test_an_endpoint_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     try:
-        with pytest.raises(RequestError, match=r"cannot reach s3://bucket/x: .*127\.0\.0\.1:9.*AWS_ENDPOINT_URL"):
+        with pytest.raises(UnavailableError, match=r"cannot reach s3://bucket/x: .*127\.0\.0\.1:9.*AWS_END") as caught:
             Location.of("s3://bucket/x").read_bytes()
+        assert caught.value.why == "away"
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
 

@@ -7,7 +7,7 @@ import fsspec.config
 import pytest
 import s3fs
 
-from bertray.errors import LockedError, RequestError, ShardError
+from bertray.errors import LockedError, RequestError, ShardError, UnavailableError
 from bertray.scoring.shard_reader import opened
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock
@@ -80,8 +80,9 @@ def test_an_answer_says_what_to_do(behind: Behind, s3_folder: str, answer: str, 
     file = Location.of(s3_folder) / "file"
     # `info` asks by HEAD, whose answers have no reason.
     for operation in (file.read_bytes, file.info, file.parent().files, lambda: file.put(b"y")):
-        with pytest.raises(RequestError, match=said):
+        with pytest.raises(UnavailableError, match=said) as caught:
             operation()
+        assert caught.value.why == "refused"
 
 
 def test_a_file_in_an_archived_storage_class_is_named_with_how_to_restore_it(behind: Behind, s3_folder: str) -> None:

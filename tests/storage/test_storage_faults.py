@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bertray.errors import RequestError
+from bertray.errors import RequestError, UnavailableError
 from bertray.storage import s3
 from bertray.storage.location import Location
 from tests.faults.s3_proxy import TRANSIENT, WRONG_CHECKSUM, FaultyProxy
@@ -171,8 +171,9 @@ def test_what_fails_for_good_names_the_place(
         proxy.kinds = [kind]
         for name, operation in operations(place, source_folder(tmp_path / kind)).items():
             proxy.counts.clear()
-            with pytest.raises(RequestError, match=named):
+            with pytest.raises(UnavailableError, match=named) as caught:
                 print(kind, name, operation())
+            assert caught.value.why == "away"
             assert proxy.counts["passed"] == 0
             # s3fs and aiohttp each may ask twice, and s3fs that twice for a read: no more.
             assert proxy.counts["requests"] <= 4

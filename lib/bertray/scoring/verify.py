@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bertray.errors import LockedError, RequestError, ShardError, UnavailableError
+from bertray.errors import LockedError, RequestError, ShardError, ShardRefusedError, UnavailableError
 from bertray.metrics.profile import Profile
 from bertray.schema import ERROR, LABEL, LABELS, RECORD_SCHEMA, ROW
 from bertray.scoring.listing import PREDICTIONS, predictions_name, squeezed
@@ -146,10 +146,9 @@ def _of_file(folder: Location, record: dict[str, Any], *, can_skip: bool) -> str
     try:
         with opened(folder / predictions_name(record["path"])) as file:
             return _of_content(file, record)
-    except (ShardError, pa.ArrowException, OSError) as error:
-        cause = error if isinstance(error, UnavailableError) else error.__cause__
-        if not can_skip and isinstance(cause, UnavailableError) and not isinstance(cause.__cause__, FileNotFoundError):
-            raise cause from error  # it may well hold
+    except (ShardError, UnavailableError, pa.ArrowException, OSError) as error:
+        if not can_skip and isinstance(error, ShardRefusedError | UnavailableError):
+            raise UnavailableError(str(error)) from error  # the file may well hold
         return str(error)
 
 
