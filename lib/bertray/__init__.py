@@ -20,6 +20,7 @@ from bertray.errors import (
     RequestError,
     ShardChangedError,
     ShardError,
+    ShardRefusedError,
     UnavailableError,
 )
 
@@ -51,6 +52,7 @@ __all__ = [
     "ScoreResult",
     "ShardChangedError",
     "ShardError",
+    "ShardRefusedError",
     "TrainConfig",
     "TrainResult",
     "UnavailableError",
