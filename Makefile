@@ -61,6 +61,7 @@ bench: install demo/scored/runs/latest.json
 chaos: install
 	$(PY) -m pytest -m chaos
 	$(PY) -m benchmarks.chaos
+	$(PY) -m benchmarks.sick
 
 clean:
 	rm -rf .venv demo build .pytest_cache .mypy_cache .ruff_cache .hypothesis lib/*.egg-info
