@@ -189,7 +189,9 @@ class UnitScorer:
             self._checked_s = time.monotonic()
         try:
             now = self._current(listed)
-        except RequestError as error:
+        except UnavailableError as error:
+            if error.why != "missing":
+                raise
             raise ShardError(f"it went away while it was read: {error}") from error
         if now != listed:
             raise ShardChangedError(
