@@ -71,7 +71,9 @@ def test_two_processors_run_one_precision(
     file = file_in(cache, info)
     content = json.loads(file.read_text())
     assert content.pop("versions")["python"] and content.pop("decided_at")
-    assert content.pop("reason") == f"CPU of {socket.gethostname()} loaded the bundle first"
+    assert (
+        content.pop("reason") == f"fp32 is the best of the CPU of {socket.gethostname()}, which loaded the bundle first"
+    )
     assert content == {
         "format_version": 1,
         "bundle_fingerprint": info.fingerprint(),

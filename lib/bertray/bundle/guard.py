@@ -273,7 +273,10 @@ def agreed_precision(
     """
     host = socket.gethostname()
     if not (decision := decided(cache, info)):
-        facts: dict[str, Any] = {"precision": best, "reason": f"{device} of {host} loaded the bundle first"}
+        facts: dict[str, Any] = {
+            "precision": best,
+            "reason": f"{best} is the best of the {device} of {host}, which loaded the bundle first",
+        }
         if best == "fp16":
             record = half()
             facts = {"precision": "fp16" if record.is_fp16 else "fp32", "reason": record.note}
