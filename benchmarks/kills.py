@@ -84,12 +84,13 @@ class Pool(NamedTuple):
     # A model's process that dies twice over the same texts condemns them; an actor's units are tried again ten times.
     most: int
     share: float
+    share_begun: float  # of the runs in which nothing is killed before a file is staged; Ray's start takes long
     may_fail: bool  # a model's process that dies before it has read any text ends the run, which says so
 
 
 POOLS = (
-    Pool("local", ("--num-actors", "0"), SHARDS, "model", _model_of, most=1, share=0.3, may_fail=True),
-    Pool("ray", (), [*SHARDS, *[5500] * 6], "actor", _actors_of, most=6, share=0.8, may_fail=False),
+    Pool("local", ("--num-actors", "0"), SHARDS, "model", _model_of, most=1, share=0.3, share_begun=0.0, may_fail=True),
+    Pool("ray", (), [*SHARDS, *[5500] * 6], "actor", _actors_of, most=6, share=0.9, share_begun=0.7, may_fail=False),
 )
 
 
@@ -138,6 +139,9 @@ class Portion:
         """Run once, and kill; whether the run came to its end all the same."""
         began_s, num_victims = time.time(), 0
         job = start(request.command(output))
+        if self._chance.random() < self._pool.share_begun:
+            while job.poll() is None and _phase(output, began_s) == "start":
+                time.sleep(0.05)
         while True:
             try:
                 # After the first kill sooner: one run takes several.
