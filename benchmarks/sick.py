@@ -8,7 +8,7 @@
     hanging    the model makes no progress                    keys   S3 says of the node's keys that they have expired
     away       for five minutes S3 resets every connection, whoever asks
 
-Archive and output are on S3 (moto, on loopback). Every run must end with exit code 0 and the rows of an undisturbed
+Archive, bundle and output are on S3 (moto, on loopback). Every run must end with exit code 0 and the rows of an undisturbed
 run, name no other node, and lose no more than 3 tries each time that an actor starts on it.
 """
 
@@ -76,8 +76,14 @@ def _store(stage: Stage) -> Iterator[str]:
     store = s3fs.S3FileSystem()
     store.mkdir("bertray")
     store.put(f"{stage.archive}/", "bertray/archive/", recursive=True)
+    store.put(f"{stage.bundle}/", "bertray/bundle/", recursive=True)
     yield endpoint
     server.stop()
+
+
+def _command(stage: Stage, output: str) -> list[str]:
+    command = stage.command(output, "s3://bertray/archive")
+    return ["s3://bertray/bundle" if word == str(stage.bundle) else word for word in command]
 
 
 def _sick(stage: Stage, endpoint: str, fault: str) -> tuple[str, str]:
@@ -90,7 +96,7 @@ def _sick(stage: Stage, endpoint: str, fault: str) -> tuple[str, str]:
         cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **ray})
         try:
             cluster.add_node(env_vars=variables, **ray)
-            command = [*stage.command(output, "s3://bertray/archive"), "--unit-timeout", str(UNIT_TIMEOUT_S)]
+            command = [*_command(stage, output), "--unit-timeout", str(UNIT_TIMEOUT_S)]
             started_s = time.monotonic()
             summary = finish(command, {"RAY_ADDRESS": cluster.address})
             wall_s = time.monotonic() - started_s
@@ -133,7 +139,7 @@ def _away(stage: Stage, endpoint: str, away_s: float) -> tuple[str, str]:
     """S3 goes away in the middle of a run, for actors and driver."""
     output = "s3://bertray/away"
     proxy = FaultyProxy(endpoint, kinds=["reset"]).start()
-    command = stage.command(output, "s3://bertray/archive")
+    command = _command(stage, output)
     clean = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment = {**clean, "AWS_ENDPOINT_URL": proxy.endpoint}
     log: list[str] = []

@@ -43,7 +43,7 @@ class ShardError(BertrayError):
 
 
 class ShardRefusedError(ShardError):
-    """The storage refuses to read a shard: because of the shard, or because of who asks."""
+    """A shard is not there, or the storage refuses to read it: because of the shard, or because of who asks."""
 
 
 class ShardChangedError(ShardError):

@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 _NUM_SLICES = 16  # of 16 x 16 x 16 texts three more deaths find the one
 _MAX_DEATHS = 40  # in one call; more are not caused by single texts
 _ENDED = (EOFError, OSError)  # what a pipe raises after the other process has ended
+# A bundle of gigabytes may have to be fetched and hashed first.
+LOAD_TIMEOUT_S = 1800.0
 _HARMLESS = pa.array([b"a"], pa.large_binary())
 
 
@@ -58,7 +60,8 @@ class Predictor(Protocol):
 def blamed(error: Exception, predictor: Predictor | None) -> ShardError | UnavailableError:
     """An unexpected error as the shard's; or as this machine's, if it does not classify a harmless text either."""
     said = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError | OSError):
+    is_memory = any(words in said.lower() for words in ("out of memory", "allocate memory"))  # of torch
+    if is_memory or isinstance(error, MemoryError | OSError):
         return UnavailableError(said)
     try:
         if predictor:
@@ -147,6 +150,10 @@ class IsolatedBundle(AbstractContextManager["IsolatedBundle"]):
         if self._num_deaths > _MAX_DEATHS:
             raise ShardError(f"the model's process died {self._num_deaths} times, last: it {death}")
         if len(texts) == 1:
+            try:  # something outside may have killed it this time
+                return self._ask(texts)
+            except ChildProcessError as error_again:
+                death = str(error_again)
             error = f"the model's process {death} on this text"
             row = {REVIEW: True, NUM_TOKENS: 0, TRUNCATED: False, ERROR: error}
             return pa.Table.from_pylist([row], schema=self.schema)
@@ -203,6 +210,8 @@ class IsolatedBundle(AbstractContextManager["IsolatedBundle"]):
             # Its stdout is our stderr, because what libraries print is no result of the job.
             self._child = subprocess.Popen([*command, str(fd)], stdin=subprocess.DEVNULL, stdout=2, pass_fds=[fd])
         try:
+            if not self._pipe.poll(LOAD_TIMEOUT_S):
+                self._child.kill()
             loaded = self._pipe.recv()
         except _ENDED as error:
             how = self._end()
@@ -254,7 +263,8 @@ def main() -> None:
             raise
         except Exception as error:
             traceback.print_exc()
-            answer = blamed(error, bundle)
+            with watched(spec.timeout_s):
+                answer = blamed(error, bundle)
         try:
             pipe.send(answer)
         except _ENDED:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import traceback
 import warnings
 from collections import Counter
@@ -29,7 +28,7 @@ import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
 from bertray.bundle.info import BundleInfo, was_replaced
-from bertray.bundle.isolated import IsolatedBundle
+from bertray.bundle.isolated import LOAD_TIMEOUT_S, IsolatedBundle, Predictor
 from bertray.drivers import cluster
 from bertray.drivers.status_actors import LogBook, log_to, show
 from bertray.errors import BundleError
@@ -71,13 +70,15 @@ class ActorPool:
         num_units = sum(num_pieces(shard, self.unit_bytes) for shard in pending)
         self.num_processes = min(self._placement.num_processes, num_units)
         self._left_out: dict[str, tuple[str, str]] = {}  # by node id: its name, and why it is left out
-        self._failed_last: set[str] = set()  # ids of the nodes that were at fault in the last pass
+        self._have_failed: set[str] = set()  # ids of nodes that were at fault for something
         _log.info("actors: %d, each with %s", self.num_processes, self._placement.share)
 
     def run(self, work: Work) -> Iterator[Outcome]:
         """See `score_unit.Pool.run`."""
+        without = _without(self._nodes_out())
         # A merge needs no CPU of its own: actors may hold all of them, and it mostly waits for the storage.
-        merge = ray.remote(num_cpus=0, max_retries=_MAX_RETRIES, scheduling_strategy="SPREAD")(score_unit.merge)
+        options = {"num_cpus": 0, "max_retries": _MAX_RETRIES, "scheduling_strategy": "SPREAD"}
+        merge = ray.remote(**options, label_selector=without)(score_unit.merge)
         merging: dict[Any, FileInfo] = {}
 
         def start_merge(shard: FileInfo) -> None:
@@ -87,9 +88,8 @@ class ActorPool:
         for shard in work.complete():
             start_merge(shard)
         if work.units:
-            nodes_out, ends = self._nodes_out(), Counter[str]()
-            self._failed_last = set()
-            with closing(iter(self._dataset(work.units, nodes_out).iter_rows())) as rows:
+            ends = Counter[str]()
+            with closing(iter(self._dataset(work.units, without).iter_rows())) as rows:
                 for row in rows:
                     for line in json.loads(row["log"]):
                         book.log(*line)
@@ -102,7 +102,7 @@ class ActorPool:
                         start_merge(ready)
                     yield from _merged(merging, timeout_s=0)
                     if outcome.of == "place":
-                        self._failed_last.add(row["node_id"])
+                        self._have_failed.add(row["node_id"])
                     ends[row["node_id"]] += row["gives_up"]
                     if ends[row["node_id"]] == _MAX_ENDS:
                         self._left_out[row["node_id"]] = outcome.node, outcome.failure
@@ -117,10 +117,11 @@ class ActorPool:
         left = nodes - self._left_out.keys()
         if self._left_out and not left:
             raise score_unit.none_is_left(dict(self._left_out.values()))
-        # What has failed there is to be tried elsewhere, if there is an elsewhere.
-        return self._left_out.keys() | (self._failed_last if left - self._failed_last else set())
+        if not left - self._have_failed:  # what has failed there cannot be tried elsewhere
+            self._have_failed.clear()
+        return self._left_out.keys() | self._have_failed
 
-    def _dataset(self, units: list[Unit], nodes_out: set[str]) -> ray.data.Dataset:
+    def _dataset(self, units: list[Unit], without: dict[str, str] | None) -> ray.data.Dataset:
         ray.data.DataContext.get_current().enable_progress_bars = False  # bertray shows its own
         rows = [{"unit": unit.model_dump_json()} for unit in units]
         with warnings.catch_warnings():
@@ -137,10 +138,15 @@ class ActorPool:
                 ),
                 num_cpus=0 if self._placement.use_gpu else self._placement.cpus_each,
                 num_gpus=1 if self._placement.use_gpu else 0,
-                label_selector={"ray.io/node-id": f"!in({','.join(nodes_out)})"} if nodes_out else None,
+                label_selector=without,
                 max_restarts=_MAX_ACTOR_RESTARTS,
                 max_task_retries=_MAX_RETRIES,
             )
+
+
+def _without(node_ids: set[str]) -> dict[str, str] | None:
+    """The label selector of all other nodes."""
+    return {"ray.io/node-id": f"!in({','.join(node_ids)})"} if node_ids else None
 
 
 def _merged(merging: dict[Any, FileInfo], timeout_s: float | None) -> Iterator[Outcome]:
@@ -153,7 +159,12 @@ def _merged(merging: dict[Any, FileInfo], timeout_s: float | None) -> Iterator[O
         try:
             yield ray.get(done[0])
         except cluster.LOST_ERRORS as error:
-            yield Outcome(shard=shard, failure=f"the process that merged its parts died: {error}")
+            reason = f"the process that merged its parts died: {error}"
+            yield Outcome(shard=shard, failure=reason, of="place", node="a node that merges")
+
+
+class _ReplacedError(Exception):
+    """The bundle is another one than when the run began, on every node."""
 
 
 class ScoringActor:
@@ -162,7 +173,7 @@ class ScoringActor:
     If an actor dies, one of its units may be the cause. So a restarted actor first scores as many units as were in
     flight in child processes, which find the text that crashes the process. Only then does it load the model itself.
 
-    A row of an answer is an outcome, or `fatal`: the bundle is missing, altered, or was replaced since the run began.
+    A row of an answer is an outcome, or `fatal`: the bundle was replaced since the run began.
     """
 
     def __init__(self, device: Literal["cpu", "cuda"], request: Request) -> None:
@@ -177,11 +188,12 @@ class ScoringActor:
         self._fatal = (torch.AcceleratorError,)
         context = ray.get_runtime_context()
         self._node_id = context.get_node_id()
-        self._scorer = UnitScorer(request, self._fatal, node=f"{platform.node()} ({ray.util.get_node_ip_address()})")
+        self._scorer = UnitScorer(request, self._fatal)
         self._spec = request.model_spec(device, cluster.assigned_cpus())
         self._bundle: Bundle | None = None
         self._thread = model_thread()
-        self._num_suspect_units = _MAX_UNITS_IN_FLIGHT if context.was_current_actor_reconstructed else 0
+        self._is_restarted = context.was_current_actor_reconstructed
+        self._num_suspect_units = _MAX_UNITS_IN_FLIGHT if self._is_restarted else 0
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         if self._scorer.gives_up:  # the driver has the outcomes that say why
@@ -191,9 +203,10 @@ class ScoringActor:
             outcomes = self._thread.submit(self._score, unit).result()
         except self._fatal as error:
             traceback.print_exc()
-            _log.error("this actor ends: %s", error)
-            os._exit(1)
-        except BundleError as error:  # an exception would reach the driver as a text of Ray's
+            if not self._is_restarted:  # the next actor finds out whether the unit is at fault
+                os._exit(1)
+            outcomes = self._scorer.not_begun(unit, error, gives_up=True)
+        except _ReplacedError as error:  # an exception would reach the driver as a text of Ray's
             return self._answer([""], fatal=str(error))
         return self._answer([one.model_dump_json() for one in outcomes])
 
@@ -212,21 +225,27 @@ class ScoringActor:
         return pa.Table.from_pylist(rows)
 
     def _score(self, unit: Unit) -> list[Outcome]:
-        if self._num_suspect_units:
-            self._num_suspect_units -= 1
-            _log.warning("an actor died; scoring its unit (shards: %d) in a child process", len(unit.shards))
-            with IsolatedBundle(self._spec) as isolated:
-                self._check(isolated.info)
-                return self._scorer.score(unit, isolated, is_suspect=True)
+        is_suspect = self._num_suspect_units > 0
         try:
-            bundle = patiently(self._load)
-        except (BundleError, *self._fatal):
+            with watched(LOAD_TIMEOUT_S):
+                bundle: Predictor = patiently(self._isolated) if is_suspect else patiently(self._load)
+        except (_ReplacedError, *self._fatal):
             raise
         except Exception as error:  # such as a driver that is too old for torch
             _log.exception("the model cannot be loaded on this node")
             return self._scorer.not_begun(unit, error)
+        if isinstance(bundle, IsolatedBundle):  # it watches its child
+            self._num_suspect_units -= 1
+            _log.warning("an actor died; scoring its unit (shards: %d) in a child process", len(unit.shards))
+            with bundle:
+                return self._scorer.score(unit, bundle, is_suspect=True)
         with watched(self._request.config.unit_timeout):
             return self._scorer.score(unit, bundle)
+
+    def _isolated(self) -> IsolatedBundle:
+        isolated = IsolatedBundle(self._spec)
+        self._check(isolated.info)
+        return isolated
 
     def _load(self) -> Bundle:
         if self._bundle is None:
@@ -236,4 +255,4 @@ class ScoringActor:
 
     def _check(self, info: BundleInfo) -> None:
         if info.fingerprint() != self._request.bundle_fingerprint:
-            raise was_replaced(self._request.config.bundle)
+            raise _ReplacedError(str(was_replaced(self._request.config.bundle)))

@@ -172,7 +172,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
                 fingerprint=request_fingerprint,
                 bundle_fingerprint=info.fingerprint(),
                 lock_number=lock.number,
-                samples=tuple(one.path for one in todo.pending[:: max(1, len(todo.pending) // _NUM_SAMPLES)]),
+                samples=tuple(one.path for one in archive.shards[:: max(1, len(archive.shards) // _NUM_SAMPLES)]),
                 suspects=_suspects(todo, runs, lock) if config.num_actors == 0 else frozenset(),
             )
             if config.engine == "openvino":
@@ -355,7 +355,7 @@ def _stream(
             left = [versions_now.get(one.path, one) for one in recorder.left(pending)]
             gone = changed - versions_now.keys()
             # A pass that ended early may have staged what nobody has reported.
-            pending = recorder.adopt([one for one in left if one.path not in gone])
+            pending = recorder.adopt([one for one in left if one.path not in gone], work)
             listed = {shard.path: shard for shard in (*archive.shards, *versions_now.values())}
             archive = replace(archive, shards=[*listed.values()])
             if pending:

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -216,10 +217,18 @@ class Recorder:
         self._settled: set[str] = set()  # paths of the shards that are staged, or failed for good
         self._places: dict[str, list[str]] = {}  # what failed on a node that was not the shard's fault
 
-    def adopt(self, pending: list[FileInfo]) -> list[FileInfo]:
-        """Record what an earlier run has staged and died before it recorded it; returns the other shards."""
+    def adopt(self, pending: list[FileInfo], work: Work | None = None) -> list[FileInfo]:
+        """Record what is staged and was not reported; returns the other shards.
+
+        Args:
+            work: of the pass of this run that has staged it; None: an earlier run has.
+        """
         found = self._staging.unrecorded(pending, self._fingerprint)
-        self._unrecorded += found
+        if work is None:
+            self._unrecorded += found
+        else:
+            for outcome in found:
+                self._take(outcome, outcome.shard not in work.num_parts)
         self._record()
         adopted = {outcome.shard for outcome in found}
         return [shard for shard in pending if shard not in adopted]
@@ -294,20 +303,17 @@ class Recorder:
             self._unrecorded.append(outcome)
 
     def _record(self) -> None:
-        patiently(self._record_once)
-
-    def _record_once(self) -> None:
-        self._lock.check()  # another run may have removed the files of this one
+        patiently(self._lock.check)  # another run may have removed the files of this one
         # The parts last: if the run dies before there is a record, they are merged again.
-        self._runs.append(self.run_id, self._unrecorded)
+        patiently(partial(self._runs.append, self.run_id, self._unrecorded))
         of_all = {"fingerprint": self._fingerprint, "run_id": self.run_id, "committed_at": datetime.now(UTC)}
         records = [
             {**asdict(one.shard), **_profile_fields(one), **of_all, "precision": one.precision}
             for one in self._unrecorded
             if not one.failure
         ]
-        self._staging.append(self.run_id, pa.Table.from_pylist(records, schema=RECORD_SCHEMA))
-        self._staging.remove(staged_parts(dict(self._merged), self._fingerprint))
+        patiently(partial(self._staging.append, self.run_id, pa.Table.from_pylist(records, schema=RECORD_SCHEMA)))
+        patiently(partial(self._staging.remove, staged_parts(dict(self._merged), self._fingerprint)))
         self._unrecorded, self._merged = [], []
 
     def rate(self, num_actors: int) -> Rate | None:

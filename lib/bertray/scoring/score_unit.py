@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Protocol
 
 from bertray.bundle.isolated import ModelSpec, Predictor, blamed
@@ -72,13 +72,13 @@ class UnitScorer:
     """Scores units of a run. It raises `fatal` errors; all others become outcomes.
 
     Attributes:
-        num_failures_of_place: in a row.
+        gives_up: whether this place has failed too often.
     """
 
-    def __init__(self, request: Request, fatal: tuple[type[Exception], ...] = (), node: str = "") -> None:
+    def __init__(self, request: Request, fatal: tuple[type[Exception], ...] = ()) -> None:
         self._request, self._config, self._fatal = request, request.config, fatal
-        self._node = node or platform.node()
-        self.num_failures_of_place = 0
+        self.gives_up = False
+        self._failed_here: set[str] = set()  # paths of shards for which the place is at fault, since the last success
         self._archive, self._output = Location.of(request.archive), Location.of(request.config.output)
         self._versions = json.dumps(versions())  # once: the look-up takes longer than a tiny shard
         self._checked_s = -float("inf")
@@ -98,14 +98,10 @@ class UnitScorer:
                 break
         return outcomes
 
-    @property
-    def gives_up(self) -> bool:
-        """Whether this place has failed too often."""
-        return self.num_failures_of_place >= MAX_FAILURES_OF_PLACE
-
-    def not_begun(self, unit: Unit, error: Exception) -> list[Outcome]:
-        """The outcome of a unit that this place cannot begin to score."""
+    def not_begun(self, unit: Unit, error: Exception, *, gives_up: bool = False) -> list[Outcome]:
+        """The outcome of a unit that this place cannot score, and maybe no other."""
         part = unit.part if unit.num_parts > 1 else None
+        self.gives_up |= gives_up
         return [self._failed(unit.shards[0], part, f"{type(error).__name__}: {error}", "place")]
 
     def merge(self, shard: FileInfo, num_parts: int) -> Outcome:
@@ -131,24 +127,28 @@ class UnitScorer:
             # Any error may have this cause: a shard that is rewritten while it is read makes no sense.
             if isinstance(found, ShardChangedError) or self._has_changed(shard):
                 of: Blame = "version"
-            elif isinstance(found, UnavailableError) or (
-                isinstance(found, ShardRefusedError) and not self._reads_others
-            ):
+            elif isinstance(found, UnavailableError):
+                of = "place"
+                self.gives_up |= found.why == "away"  # it has been waited for
+            elif isinstance(found, ShardRefusedError) and not self._reads_others(shard):
                 of = "place"
             else:
                 of = "shard"
             return self._failed(shard, part, str(found), of)
-        self.num_failures_of_place = 0
+        self._failed_here.clear()
         return Outcome(shard=shard, part=part, counts=counts, precision=precision)
 
     def _failed(self, shard: FileInfo, part: int | None, reason: str, of: Blame) -> Outcome:
-        self.num_failures_of_place += of == "place"
-        return Outcome(shard=shard, part=part, failure=reason, of=of, node=self._node)
+        if of == "place":
+            self._failed_here.add(shard.path)
+            self.gives_up |= len(self._failed_here) >= MAX_FAILURES_OF_PLACE
+        return Outcome(shard=shard, part=part, failure=reason, of=of, node=platform.node())
 
-    @cached_property
-    def _reads_others(self) -> bool:
-        """Whether some shard of the archive can be read here."""
+    def _reads_others(self, shard: FileInfo) -> bool:
+        """Whether another shard of the archive can be read here, now."""
         for path in self._request.samples:
+            if path == shard.path:
+                continue
             with suppress(ShardError, UnavailableError), opened(self._archive / path):
                 return True
         return False
@@ -159,7 +159,7 @@ class UnitScorer:
         how = self._config.text_column, self._config.keep_columns, self._request.step_bytes
         if is_suspect:
             target.remove_unfinished()
-            read_in_isolation(source, *how)
+            read_in_isolation(source, *how, self._config.unit_timeout)
         return score_shard(bundle, source, target, *how, part=part, **self._put_options(shard)), bundle.precision
 
     def _merged(self, shard: FileInfo, num_parts: int) -> tuple[Counts, str]:
@@ -167,7 +167,14 @@ class UnitScorer:
             num_rows = file.metadata.num_rows
         parts, target = [self._target(shard, part, num_parts) for part in range(num_parts)], self._target(shard)
         target.remove_unfinished()  # an earlier attempt may have died
-        return merge_parts(parts, target, num_rows, **self._put_options(shard))
+        try:
+            return merge_parts(parts, target, num_rows, **self._put_options(shard))
+        except ShardRefusedError:
+            raise
+        except ShardError as error:  # the next run scores them again
+            for part in parts:
+                part.remove(is_file=True)
+            raise type(error)(f"its staged parts cannot be merged, and are removed: {error}") from error
 
     def _target(self, shard: FileInfo, part: int = 0, num_parts: int = 1) -> Location:
         return self._output / STAGING_FOLDER / staged_path(shard, self._request.fingerprint, part, num_parts)
@@ -192,7 +199,7 @@ class UnitScorer:
         except UnavailableError as error:
             if error.why != "missing":
                 raise
-            raise ShardError(f"it went away while it was read: {error}") from error
+            raise ShardRefusedError(f"it went away while it was read: {error}") from error
         if now != listed:
             raise ShardChangedError(
                 f"it was rewritten while it was read: {listed.size_bytes} bytes, version {listed.version}; "
@@ -259,7 +266,8 @@ class LocalPool:
             is_suspect = any(shard.path in self._request.suspects for shard in unit.shards)
             for outcome in self._scorer.score(unit, self._predictor, is_suspect=is_suspect):
                 yield outcome
+                if (ready := work.take(outcome)) is not None:
+                    outcome = self._scorer.merge(ready, work.num_parts[ready])
+                    yield outcome
                 if self._scorer.gives_up:
                     raise none_is_left({outcome.node: outcome.failure})
-                if (ready := work.take(outcome)) is not None:
-                    yield self._scorer.merge(ready, work.num_parts[ready])

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +18,7 @@ from bertray.errors import RequestError, ShardError, ShardRefusedError, Unavaila
 from bertray.formats.files import folder_columns
 from bertray.storage.location import Location
 from bertray.tokenization.columns import check_text_type, num_text_bytes
+from bertray.watchdog import alive, watched
 
 # Rows of one read; a step consists of reads. The text in a read is known only afterwards, because Parquet counts
 # the bytes of a repeated text once.
@@ -29,6 +30,8 @@ _MAX_READ_BYTES = 256 << 20
 _MAX_GROWTH = 1000
 # A step may hold 8 times as many bytes beside its text: kept columns, and some bytes of predictions a row.
 _OTHERS_A_TEXT = 8
+# The exit code of a child that reads and has met an error; 1 is that of the watchdog.
+_FAILED = 3
 _PREDICTED_BYTES = 64
 
 
@@ -64,8 +67,8 @@ def opened(shard: Location) -> Iterator[ShardFile]:
     """The shard's Parquet file, open inside the block.
 
     Raises:
-        ShardError: there is no file, it is no Parquet, or the storage refuses to read it.
-        UnavailableError: the storage does not answer for now.
+        ShardError: it is no Parquet. ShardRefusedError: there is no file, or the storage refuses to read it.
+        UnavailableError: the storage does not answer for now; or there is no memory.
     """
     try:
         stream: Any = shard.open()
@@ -83,7 +86,9 @@ def _unreadable(what: str, error: Exception) -> ShardError | UnavailableError:
     if isinstance(error, UnavailableError):  # of the storage, and through Arrow
         if error.why == "away":
             return UnavailableError.because("away", str(error))
-        return (ShardError if error.why == "missing" else ShardRefusedError)(str(error))
+        return ShardRefusedError(str(error))
+    if isinstance(error, MemoryError):  # Arrow's is one, too
+        return UnavailableError(f"{what}{error}")
     is_of_disk = isinstance(error, OSError) and error.errno
     return (ShardRefusedError if is_of_disk else ShardError)(f"{what}{error}")
 
@@ -175,28 +180,34 @@ def _value_bytes(stream: Any, chunk: pq.ColumnChunkMetaData) -> int:
     return int(sum((byte & 0x7F) << 7 * place for place, byte in enumerate(header[3 : 3 + num_bytes]))) >> 1  # zigzag
 
 
-def read_in_isolation(shard: Location, text_column: str, keep_columns: list[str], step_bytes: int) -> None:
-    """Read a shard in a child process; raise a ShardError if the file crashes it, twice.
+def read_in_isolation(
+    shard: Location, text_column: str, keep_columns: list[str], step_bytes: int, timeout_s: float = 600.0
+) -> None:
+    """Read a shard in a child process; raise a ShardError if the file crashes it, or it makes no progress, twice.
 
     Other errors are left to the next reader.
     """
-    arguments = json.dumps([shard.uri, text_column, keep_columns, step_bytes])
+    arguments = json.dumps([shard.uri, text_column, keep_columns, step_bytes, timeout_s])
     command = [sys.executable, "-P", "-m", "bertray.scoring.shard_reader", arguments]
     for _ in range(2):  # something else may have killed the first one
         code = subprocess.run(command, check=False).returncode
-        if code >= 0:
+        if code in (0, _FAILED):
             return
-    raise ShardError(f"the process that read it was ended by {signal.Signals(-code).name}")
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"made no progress for {timeout_s:.0f} s"
+    raise ShardError(f"the process that read it {how}")
 
 
 def main() -> None:
     """The child process of `read_in_isolation`."""
-    uri, text_column, keep_columns, step_bytes = json.loads(sys.argv[1])
-    with suppress(ShardError), opened(Location.of(uri)) as file:  # the next reader reports it
-        own_columns = divided(keep_columns, file.schema_arrow, Location.of(uri))[0]
-        check_columns(file.schema_arrow, text_column, own_columns)
-        for _ in steps(file, text_column, own_columns, step_bytes):
-            pass
+    uri, text_column, keep_columns, step_bytes, timeout_s = json.loads(sys.argv[1])
+    try:
+        with watched(timeout_s), opened(Location.of(uri)) as file:
+            own_columns = divided(keep_columns, file.schema_arrow, Location.of(uri))[0]
+            check_columns(file.schema_arrow, text_column, own_columns)
+            for _ in steps(file, text_column, own_columns, step_bytes):
+                alive()
+    except Exception:  # the next reader reports it
+        sys.exit(_FAILED)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ from botocore.exceptions import (
     ConnectionError as NoConnectionError,
 )
 
+from bertray.watchdog import alive
+
 # The waits between 7 attempts add up to 31 s on average and 63 s at most: enough for a short outage.
 _MAX_ATTEMPTS = 7
 # botocore's newer mode "standard" allows a process some 100 retries, then none until requests succeed again. In an
@@ -240,6 +242,7 @@ def _whole(fs: Any, read: Callable[[], bytes]) -> bytes:
     attempt = 0
     while True:
         attempt += 1
+        alive()
         try:
             return read()
         except _broken_bodies():
