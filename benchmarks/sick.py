@@ -8,8 +8,8 @@
     hanging    the model makes no progress                    keys   S3 says of the node's keys that they have expired
     away       for five minutes S3 resets every connection, whoever asks
 
-Archive, bundle and output are on S3 (moto, on loopback). Every run must end with exit code 0 and the rows of an undisturbed
-run, name no other node, and lose no more than 3 tries each time that an actor starts on it.
+Archive, bundle and output are on S3 (moto, on loopback). Every run must end with exit code 0 and the rows of an
+undisturbed run, name no other node, and lose no more than 3 tries each time that an actor starts on it.
 """
 
 from __future__ import annotations

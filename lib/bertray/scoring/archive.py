@@ -44,8 +44,6 @@ def resolved(config: ScoreConfig) -> tuple[ScoreConfig, Location, Location]:
     names = [name for name in ("bundle", "input", "output", "shards") if getattr(config, name)]
     places = {name: str(Location.of(getattr(config, name))) for name in names}
     source, output = Location.of(places["input"]), Location.of(places["output"])
-    if not source.is_file() and not source.is_folder() and source.is_empty():
-        raise RequestError(f"--input {source} does not exist: check the path")
     if source.contains(output):
         raise RequestError(
             f"--output {output} lies in --input {source}: its predictions would be scored. Choose another"
@@ -117,6 +115,8 @@ def remember(archive: Archive, output: Location, *, has_moved: bool = False) -> 
 
 def open_archive(config: ScoreConfig, source: Location, output: Location) -> Archive:
     """List the shards of a request, log what is left out, and `probe` them."""
+    if not source.is_file() and not source.is_folder() and source.is_empty():
+        raise RequestError(f"--input {source} does not exist: check the path")
     archive = list_shards(source, output, shards=config.shards, has_moved=config.input_moved)
     if left_out := archive.listing.left_out():
         _log.info("left out: %s", left_out)

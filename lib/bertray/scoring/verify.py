@@ -147,7 +147,8 @@ def _of_file(folder: Location, record: dict[str, Any], *, can_skip: bool) -> str
         with opened(folder / predictions_name(record["path"])) as file:
             return _of_content(file, record)
     except (ShardError, UnavailableError, pa.ArrowException, OSError) as error:
-        if not can_skip and isinstance(error, ShardRefusedError | UnavailableError):
+        cause = error.__cause__ if isinstance(error, ShardRefusedError) else error
+        if not can_skip and isinstance(cause, UnavailableError) and cause.why != "missing":
             raise UnavailableError(str(error)) from error  # the file may well hold
         return str(error)
 
