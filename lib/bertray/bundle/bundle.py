@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
-import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, logging
 
 from bertray.bundle.card import model_card
@@ -29,7 +28,7 @@ from bertray.errors import BundleError, RequestError, ShardError
 from bertray.metrics.calibration import probabilities
 from bertray.model.encoder import Encoder
 from bertray.model.pretrained import NO_CODE
-from bertray.model.runtime import resolve_device, resolve_precision
+from bertray.model.runtime import device_name, resolve_device, resolve_precision
 from bertray.schema import OTHER_IDS, prediction_schema
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE
@@ -96,8 +95,7 @@ class Bundle:
             real = resolve_precision(precision, there)
             half = partial(half_record, cache or user_cache(), info, tokenizer, encoder_of)
             if precision == "auto" and cache is not None:
-                name = torch.cuda.get_device_name(there) if there.type == "cuda" else "CPU"
-                real = agreed_precision(cache, info, real, name, half)
+                real = agreed_precision(cache, info, real, device_name(there), half)
             elif real == "fp16" and not half().is_fp16:
                 real = "fp32"
             return cls(info, encoder_of(real), tokenizer)

@@ -76,6 +76,11 @@ def resolve_device(device: Device) -> torch.device:
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def device_name(device: torch.device) -> str:
+    """The name of the GPU, or "CPU"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def resolve_precision(precision: TorchPrecision, device: torch.device) -> RealPrecision:
     """The precision to use on this device. `auto` is bf16 where the device has it, else fp16 on GPUs and fp32 on CPUs.
 
@@ -87,8 +92,9 @@ def resolve_precision(precision: TorchPrecision, device: torch.device) -> RealPr
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         if precision == "bf16" and not has_bf16:
-            name = torch.cuda.get_device_name(device)
-            raise RequestError(f"--precision bf16: {name} has no bf16 arithmetic; use --precision fp32 or auto")
+            raise RequestError(
+                f"--precision bf16: {device_name(device)} has no bf16 arithmetic; use --precision fp32 or auto"
+            )
     else:
         has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if precision != "auto":
