@@ -18,7 +18,7 @@ from bertray.scoring.config import ScoreConfig
 from bertray.scoring.score_shard import read_counts
 from bertray.scoring.score_unit import Request, UnitScorer
 from bertray.scoring.units import Outcome, Unit, staged_path
-from bertray.storage import outputs
+from bertray.storage import patience
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock
 from tests.conftest import write_shard
@@ -245,11 +245,11 @@ def test_where_nothing_is_there_the_place_is_at_fault(scorer: UnitScorer, archiv
 def test_a_unit_waits_for_storage_that_is_away(
     scorer: UnitScorer, archive: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(outputs.time, "sleep", lambda _: None)
+    monkeypatch.setattr(patience.time, "sleep", lambda _: None)
     away = UnavailableError.because("away", "cannot reach s3://bucket")
     assert score(scorer, archive, Meanwhile(bundle, Once(away))).failure == ""
     assert "the storage does not answer since" in caplog.text
-    monkeypatch.setattr(outputs, "MAX_AWAY_S", 0)
+    monkeypatch.setattr(patience, "MAX_AWAY_S", 0)
     (outcome,) = scorer.score(Unit(shards=(listed(archive),)), Meanwhile(bundle, partial(raise_, away)))
     assert outcome.of == "place"
     assert scorer.gives_up  # the next one would wait as long

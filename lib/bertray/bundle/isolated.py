@@ -30,8 +30,8 @@ from bertray.bundle.info import BundleInfo, read_info, was_replaced
 from bertray.errors import BundleError, RequestError, ShardError, UnavailableError
 from bertray.schema import ERROR, NUM_TOKENS, REVIEW, TRUNCATED, prediction_schema
 from bertray.storage.location import Location
+from bertray.storage.patience import watched
 from bertray.types import Device, Engine, InferencePrecision
-from bertray.watchdog import watched
 
 if TYPE_CHECKING:
     from bertray.bundle.bundle import Bundle

@@ -40,11 +40,11 @@ from bertray.model.encoder import Encoder
 from bertray.model.runtime import TOKEN_BUDGET
 from bertray.storage.location import Location
 from bertray.storage.outputs import sha256_of
+from bertray.storage.patience import alive
 from bertray.tokenization.batching import pad, padded_batches
 from bertray.tokenization.tokenizer import TokenColumn
 from bertray.types import Device, Engine, InferencePrecision
 from bertray.versions import versions
-from bertray.watchdog import alive
 
 _log = logging.getLogger(__name__)
 

@@ -37,8 +37,7 @@ from bertray.scoring.score_shard import STEP_BYTES
 from bertray.scoring.score_unit import Request, UnitScorer
 from bertray.scoring.units import Outcome, Unit, Work, num_pieces
 from bertray.storage.location import FileInfo
-from bertray.storage.outputs import patiently
-from bertray.watchdog import watched
+from bertray.storage.patience import patiently, watched
 
 if TYPE_CHECKING:
     from bertray.bundle.bundle import Bundle

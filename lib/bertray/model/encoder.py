@@ -19,9 +19,9 @@ import torch
 from bertray.model import attention, onednn
 from bertray.model.adapter import Layout, to_precision
 from bertray.model.runtime import TOKEN_BUDGET, is_out_of_memory, resolve_device, resolve_precision
+from bertray.storage.patience import alive
 from bertray.tokenization.tokenizer import Sequences, TokenColumn
 from bertray.types import Device, TorchPrecision
-from bertray.watchdog import alive
 
 _log = logging.getLogger(__name__)
 

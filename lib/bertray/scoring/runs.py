@@ -34,7 +34,8 @@ from bertray.scoring.staging import Staging
 from bertray.scoring.units import Outcome, Work, staged_parts
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock
-from bertray.storage.outputs import patiently, put_json, put_records, read_records, readable
+from bertray.storage.outputs import put_json, put_records, read_records, readable
+from bertray.storage.patience import patiently
 
 _log = logging.getLogger(__name__)
 

@@ -35,10 +35,9 @@ from bertray.scoring.shard_reader import opened, read_in_isolation
 from bertray.scoring.units import ENGINE_FOLDER, STAGING_FOLDER, Blame, Counts, Outcome, Unit, Work, staged_path
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import check_held
-from bertray.storage.outputs import patiently
+from bertray.storage.patience import alive, patiently
 from bertray.types import Device
 from bertray.versions import versions
-from bertray.watchdog import alive
 
 _log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from bertray.errors import RequestError, ShardError, ShardRefusedError, UnavailableError
 from bertray.formats.files import folder_columns
 from bertray.storage.location import Location
+from bertray.storage.patience import alive, watched
 from bertray.tokenization.columns import check_text_type, num_text_bytes
-from bertray.watchdog import alive, watched
 
 # Rows of one read; a step consists of reads. The text in a read is known only afterwards, because Parquet counts
 # the bytes of a repeated text once.

@@ -1,36 +1,26 @@
-"""What jobs need for their outputs: guards, sha256, files of JSON and of records, and patience."""
+"""What jobs need for their outputs: guards, sha256, files of JSON and of records."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bertray.errors import RequestError, UnavailableError
+from bertray.errors import RequestError
 from bertray.storage.location import Location
-from bertray.watchdog import alive
 
 # A folder that holds this file is a bundle; `bertray.bundle.info` reads it.
 BUNDLE_FILE = "bundle.json"
 _NUM_READERS = 16
-# Longer than most outages of a store; a run that ended would lose the start of its actors.
-MAX_AWAY_S = 1800.0
-_MAX_WAIT_S = 30.0
-
-Result = TypeVar("Result")
-_log = logging.getLogger(__name__)
 
 
 def refuse_in_bundle(output: Location, folders: Sequence[Location] | None = None) -> None:
@@ -50,27 +40,6 @@ def refuse_to_replace(output: Location, names: Sequence[str], *, overwrite: bool
     for name in () if overwrite else names:
         if (output / name).is_file():
             raise RequestError(f"--output {output} has a {name}: choose another folder, or replace it with --overwrite")
-
-
-def patiently(work: Callable[[], Result]) -> Result:
-    """The result of `work`, which is repeated while the storage does not answer, for up to `MAX_AWAY_S`."""
-    began_s, wait_s = time.monotonic(), 1.0
-    since = datetime.now(UTC)
-    while True:
-        try:
-            return work()
-        except UnavailableError as error:
-            if error.why != "away" or time.monotonic() - began_s > MAX_AWAY_S:
-                raise
-            _log.warning(
-                "warning: the storage does not answer since %s UTC; trying again in %.0f s: %s",
-                f"{since:%H:%M:%S}",
-                wait_s,
-                error,
-            )
-        alive()
-        time.sleep(wait_s)
-        wait_s = min(2 * wait_s, _MAX_WAIT_S)
 
 
 def sha256_of(path: Path) -> str:

@@ -29,7 +29,7 @@ from botocore.exceptions import (
     ConnectionError as NoConnectionError,
 )
 
-from bertray.watchdog import alive
+from bertray.storage.patience import alive
 
 # The waits between 7 attempts add up to 31 s on average and 63 s at most: enough for a short outage.
 _MAX_ATTEMPTS = 7
