@@ -166,7 +166,7 @@ class Portion:
 
 
 def _phase(output: Path, began_s: float) -> str:
-    """How far a run is, by what lies in its output; what an earlier one left there counts as well."""
+    """How far a run has come, judged by the files in its output. Files of earlier runs count too."""
     if (output / "publishing").exists():
         return "publishing"
     if any((output / "staging").rglob("*.parquet")):

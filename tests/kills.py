@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
+from bertray.storage.location import Location
 from tests.conftest import ROOT
 
 
@@ -72,3 +74,19 @@ def killing(title: str, when: Callable[[], bool], limit: int | None = None) -> I
         yield killed
     finally:
         killer.join()
+
+
+@contextmanager
+def dying_after(num_moves: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What publishes in the block is interrupted when it has moved so many files."""
+    move, moved = Location.move, list[str]()
+
+    def move_or_die(source: Location, target: Location) -> bool:
+        if len(moved) >= num_moves:
+            raise KeyboardInterrupt
+        moved.append(target.name)
+        return move(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Location, "move", move_or_die)
+        yield

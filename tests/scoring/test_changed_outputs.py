@@ -24,6 +24,7 @@ from bertray.scoring.verify import verify
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock
 from tests.conftest import write_shard
+from tests.kills import dying_after
 from tests.stub_pool import stub_pool
 
 
@@ -66,16 +67,7 @@ def die_while_moving(monkeypatch: pytest.MonkeyPatch) -> Callable[[ScoreConfig],
     """A run that dies when it has moved one file."""
 
     def die(config: ScoreConfig) -> None:
-        move, moved = Location.move, list[str]()
-
-        def move_or_die(source: Location, target: Location) -> bool:
-            if moved:
-                raise KeyboardInterrupt
-            moved.append(target.name)
-            return move(source, target)
-
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Location, "move", move_or_die)
+        with dying_after(1, monkeypatch):
             run(config)
         assert is_under_way(Location.of(config.output))
 
@@ -393,7 +385,11 @@ def test_what_left_the_archive_is_checked_too(config: ScoreConfig, archive: Path
         ("runs/*/summary.json", b"[]", "Remove it and run again"),
         ("manifest/*.parquet", b"", "Remove it, run bertray verify --repair, then bertray score"),
         ("manifest/*.parquet", b"PAR1", "Remove it, run bertray verify --repair, then bertray score"),
-        ("staged/*.parquet", b"PAR1", "Remove it and run bertray score again: it records anew what is staged"),
+        (
+            "staged/*.parquet",
+            b"PAR1",
+            "Remove it and run bertray score again, which makes the records of staged files anew",
+        ),
         ("publishing/intent.json", b"{}", "Remove .*publishing/records.parquet and run bertray score again"),
         ("publishing/records.parquet", b"", "Remove .*publishing/records.parquet and run bertray score again"),
     ],
@@ -524,7 +520,7 @@ def test_a_request_that_is_refused_leaves_the_archive_as_it_is(
 def test_an_output_in_an_output_is_refused(config: ScoreConfig, output: Path) -> None:
     run(config)
     for inner in ("predictions", "deep/er"):
-        with pytest.raises(RequestError, match=rf"--output .*{inner} lies in {output}, which is an output itself"):
+        with pytest.raises(RequestError, match=rf"--output .*{inner} is inside another output, {output}: choose"):
             run(config, output=f"{output}/{inner}")
 
 

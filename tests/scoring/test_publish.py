@@ -17,6 +17,7 @@ from bertray.scoring.publish import is_under_way
 from bertray.scoring.verify import verify
 from bertray.storage.location import Location
 from tests.conftest import write_shard
+from tests.kills import dying_after
 from tests.stub_pool import stub_pool
 
 
@@ -88,16 +89,7 @@ def test_a_publication_that_died_is_completed_first(
 ) -> None:
     run(config)
     other = config.model_copy(update={"bundle": str(make_bundle(seed=1))})
-    move, moved = Location.move, list[str]()
-
-    def move_or_die(source: Location, target: Location) -> bool:
-        if len(moved) >= 2:
-            raise KeyboardInterrupt
-        moved.append(target.name)
-        return move(source, target)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Location, "move", move_or_die)
+    with dying_after(2, monkeypatch):
         run(other)
     output = Location.of(config.output)
     assert is_under_way(output)

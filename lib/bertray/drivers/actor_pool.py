@@ -3,8 +3,8 @@
     units -> actors, each with the model in memory -> outcomes of shards
                                                    -> outcomes of parts -> when all are staged, a task merges them
 
-An actor whose place has failed `MAX_FAILURES_OF_PLACE` times in a row ends, and Ray starts another. When that has
-happened `_MAX_ENDS` times on a node, the pass ends, and later passes leave the node out.
+An actor whose place has failed for `MAX_FAILURES_OF_PLACE` different shards in a row ends, and Ray starts another. When
+that has happened `_MAX_ENDS` times on a node, the pass ends, and later passes leave the node out.
 
 The driver imports this module and runs no model, so torch is imported in the actors only.
 """

@@ -238,8 +238,8 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
                 announcement = _announcement(run_id, profile, announced, verdict, info, rate)
                 update = {"published": published, "request": request_of(config, info.fingerprint())}
                 publish(output, new, announcement.model_copy(update=update))
-        elif published and (latest := runs.latest()):  # only failures, or what was older is not any more
-            lock.check()
+        elif published and (latest := runs.latest()) and latest.published != published:
+            lock.check()  # there are only failures, or what was older is not any more
             runs.announce(latest.model_copy(update={"published": published}))
     older = published.older if published else []
     return ScoreResult(str(output), summary, recorder.failures, older, verdict, _worst(new, recorder.failures))

@@ -52,8 +52,8 @@ def resolved(config: ScoreConfig) -> tuple[ScoreConfig, Location, Location]:
         raise RequestError(f"--input {source} lies in --output {output}: its shards might be replaced. Choose another")
     refuse_in_bundle(output)
     for folder in output.ancestors():
-        if (folder / _LATEST).is_file() or ((folder / _ARCHIVE_FILE).is_file() and (folder / LOCKS).is_folder()):
-            raise RequestError(f"--output {output} lies in {folder}, which is an output itself: choose another folder")
+        if (folder / _LATEST).is_file():
+            raise RequestError(f"--output {output} is inside another output, {folder}: choose another folder")
     return config.model_copy(update=places), source, output
 
 

@@ -133,7 +133,8 @@ def publish(output: Location, records: pa.Table, announcement: Announcement) -> 
     """
     folder = output / _PUBLISHING
     # A clock may have been set back: the last record of a path counts, and no record is of a later run than announced.
-    last = pc.max(Manifest(output).latest()["committed_at"]).as_py()
+    before = Manifest(output).latest()
+    last = pc.max(before["committed_at"]).as_py()
     now = max(datetime.now(UTC), last + timedelta(microseconds=1)) if last else datetime.now(UTC)
     committed_at = pa.repeat(pa.scalar(now, RECORD_SCHEMA.field("committed_at").type), len(records))
     run_ids = pc.min_element_wise(records["run_id"], announcement.run_id)
@@ -141,7 +142,7 @@ def publish(output: Location, records: pa.Table, announcement: Announcement) -> 
     records = pa.table({**columns, "committed_at": committed_at, "run_id": run_ids}, schema=RECORD_SCHEMA)
     put_records(folder / _RECORDS, records)
     (folder / _INTENT).put(announcement.model_dump_json(indent=2).encode() + b"\n")
-    _complete(output, records, announcement)
+    _complete(output, records, announcement, before)
 
 
 def complete(output: Location) -> str | None:
@@ -165,11 +166,11 @@ def complete(output: Location) -> str | None:
         announcement = Announcement.model_validate_json((folder / _INTENT).read_bytes())
     records = read_records([folder / _RECORDS], RECORD_SCHEMA, next_step)
     _log.info("completing what run %s began to publish: %d shards", announcement.run_id, len(records))
-    _complete(output, records, announcement)
+    _complete(output, records, announcement, Manifest(output).latest())
     return announcement.run_id
 
 
-def _complete(output: Location, records: pa.Table, announcement: Announcement) -> None:
+def _complete(output: Location, records: pa.Table, announcement: Announcement, before: pa.Table) -> None:
     staging, manifest = Staging(output), Manifest(output)
     shards, fingerprints = shards_in(records), records["fingerprint"].to_pylist()
     sources = list(map(staging.place_of, shards, fingerprints))
@@ -180,7 +181,7 @@ def _complete(output: Location, records: pa.Table, announcement: Announcement) -
         left_out = [shard.path for shard, is_there in zip(shards, is_in_place, strict=True) if not is_there]
         records = records.filter(pa.array(is_in_place, pa.bool_()))
         manifest.append(announcement.run_id, records)
-        if replaced := _replaced(manifest.latest(), records):
+        if replaced := _replaced(before, records):
             manifest.forget(announcement.run_id, replaced)
         manifest.finish(announcement.run_id)
         if left_out:

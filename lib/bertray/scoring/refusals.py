@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from itertools import takewhile
 
 import pyarrow as pa
@@ -67,12 +68,16 @@ def refuse_obstacles(output: Location, paths: list[str], next_step: str) -> None
     """Raise a RequestError if a file or folder of predictions/ is in the way of those of one of these shards."""
     if not output.is_local:
         return
-    folder = output / PREDICTIONS
+    root, paths_in = output / PREDICTIONS, defaultdict[Location, dict[str, str]](dict)
     for path in paths:
-        target = folder / predictions_name(path)
-        above = takewhile(folder.__ne__, target.ancestors())
-        if obstacle := target if target.is_folder() else next(filter(Location.is_file, above), None):
+        target = root / predictions_name(path)
+        paths_in[target.parent()][target.name] = path
+    for folder, path_of in paths_in.items():  # each is asked once, for there may be a million shards
+        above = takewhile(root.__ne__, (folder, *folder.ancestors()))
+        found = [(place, "folder", min(path_of.values())) for place in above if place.is_file()]
+        found += [(folder / name, "file", path_of[name]) for name in folder.folders() if name in path_of]
+        for obstacle, needed, path in found:
             raise RequestError(
-                f"{obstacle} is in the way of the predictions of {path}, for which there must be a "
-                f"{'file' if obstacle is target else 'folder'}. If its shards have left the archive, {next_step}"
+                f"{obstacle} is in the way of the predictions of {path}, for which there must be a {needed}. If its "
+                f"shards have left the archive, {next_step}"
             )

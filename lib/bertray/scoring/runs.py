@@ -216,7 +216,7 @@ class Recorder:
         self._scoring_s = 0.0
         self._num_tries: Counter[str] = Counter()  # of shards that did not fail for good
         self._settled: set[str] = set()  # paths of the shards that are staged, or failed for good
-        self._places: dict[str, list[str]] = {}  # what failed on a node that was not the shard's fault
+        self._places: dict[str, tuple[int, str]] = {}  # failures that a node is at fault for: how many, and the last
 
     def adopt(self, pending: list[FileInfo], work: Work | None = None) -> list[FileInfo]:
         """Record what is staged and was not reported; returns the other shards.
@@ -229,7 +229,9 @@ class Recorder:
             self._unrecorded += found
         else:
             for outcome in found:
-                self._take(outcome, outcome.shard not in work.num_parts)
+                num_parts = work.num_parts.get(outcome.shard)
+                self._take(outcome, num_parts is None)
+                self._merged += [(outcome.shard, num_parts)] if num_parts else []
         self._record()
         adopted = {outcome.shard for outcome in found}
         return [shard for shard in pending if shard not in adopted]
@@ -280,7 +282,7 @@ class Recorder:
         path, reason = outcome.shard.path, outcome.failure
         self._num_tries[path] += 1
         if outcome.of == "place":
-            self._places.setdefault(outcome.node, []).append(reason)
+            self._places[outcome.node] = self._places.get(outcome.node, (0, ""))[0] + 1, reason
         if outcome.of != "shard" and self._num_tries[path] < _MAX_TRIES:
             why = "it was rewritten" if outcome.of == "version" else f"{outcome.node} is at fault"
             _log.warning("to be tried again, %s: %s: %s", why, path, reason)
@@ -338,6 +340,6 @@ class Recorder:
             "tokens_per_s": round(self._counts["num_tokens_scored"] / wall_s, 1),
             "precision": self.precision,
             "sick_nodes": [
-                {"node": node, "num_failures": len(all_of), "last": all_of[-1]} for node, all_of in self._places.items()
+                {"node": node, "num_failures": num, "last": last} for node, (num, last) in self._places.items()
             ],
         }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 # Before a file is put, the run's lock is checked if the last check is older than this.
 _LOCK_CHECK_INTERVAL_S = 5.0
-# After so many failures of the place without a success in between, a process gives up.
+# A process gives up when its place has failed for so many different shards without a success in between.
 MAX_FAILURES_OF_PLACE = 3
 
 
@@ -141,7 +141,7 @@ class UnitScorer:
         if of == "place":
             self._failed_here.add(shard.path)
             self.gives_up |= len(self._failed_here) >= MAX_FAILURES_OF_PLACE
-        return Outcome(shard=shard, part=part, failure=reason, of=of, node=platform.node())
+        return Outcome(shard=shard, part=part, failure=reason, of=of, node=socket.gethostname())
 
     def _reads_others(self, shard: FileInfo) -> bool:
         """Whether another shard of the archive can be read here, now."""
@@ -224,8 +224,7 @@ def none_is_left(reasons: dict[str, str]) -> UnavailableError:
     """The error to raise if every place has failed too often; their last reasons by node."""
     said = "; ".join(f"{node}: {reason}" for node, reason in reasons.items())
     return UnavailableError(
-        f"no machine is left that can score, each has failed {MAX_FAILURES_OF_PLACE} times in a row. {said}. "
-        "What is staged stays: mend this, and run again"
+        f"no machine is left that can score. {said}. What is staged stays: mend this, and run again"
     )
 
 

@@ -113,7 +113,7 @@ def write_bundle(
         file = folder / "tokenizer_config.json"
         file.write_text(json.dumps(json.loads(file.read_bytes()) | plain, indent=2) + "\n", encoding="utf-8")
         seal(folder, **facts)
-        tokens, logits_NC = _measured(str(folder), rows, config, Location.of(temporary))
+        tokens, logits_NC = _measured(str(folder), rows, config)
         is_read_N = np.isfinite(logits_NC).all(axis=1)
         fitted_N = is_read_N & has_class_N
         if not fitted_N.any():
@@ -155,13 +155,13 @@ def write_bundle(
     return info
 
 
-def _measured(uri: str, rows: pa.Table, config: TrainConfig, cache: Location) -> tuple[TokenColumn, np.ndarray]:
+def _measured(uri: str, rows: pa.Table, config: TrainConfig) -> tuple[TokenColumn, np.ndarray]:
     """Tokens and logits_NC of the rows, from the bundle in the precision that it will have by default.
 
     Workers may have trained on GPUs that this process does not have: then this takes longer, on the CPU.
     """
     device: Device = "cpu" if config.device == "cpu" else "auto"
-    bundle = Bundle.load(uri, device=device, cache=cache)
+    bundle = Bundle.load(uri, device=device)
     where = "CPU" if resolve_device(device).type == "cpu" else "a GPU"
     _log.info("running the bundle over %d validation rows (%s, %s)", rows.num_rows, where, bundle.precision)
     return bundle.logits(rows[TEXT])
