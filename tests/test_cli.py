@@ -197,10 +197,19 @@ import os, signal, sys, time
 from bertray.cli import run_job
 from bertray.training.config import TrainConfig
 
+class Field:
+    def __set_name__(self, owner, name):
+        wait()
+
+def wait():
+    os.kill(os.getpid(), int(sys.argv[1]))
+    time.sleep(30)
+
 def run(_):
     try:
-        os.kill(os.getpid(), int(sys.argv[1]))
-        time.sleep(30)
+        if sys.argv[2] == "while a class is made":
+            type("Made", (), {"field": Field()})
+        wait()
     finally:
         print("closed", file=sys.stderr)
 
@@ -211,9 +220,10 @@ sys.exit(code)
 """
 
 
+@pytest.mark.parametrize("when", ["at work", "while a class is made"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_end_a_job_in_order(number: int, code: int) -> None:
-    done = subprocess.run([sys.executable, "-c", SIGNALLED, str(int(number))], capture_output=True, text=True)
+def test_signals_end_a_job_in_order(number: int, code: int, when: str) -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, str(int(number)), when], capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith("closed\nstopped; what was finished is kept")
 

@@ -72,6 +72,12 @@ def run_job(
             raise
         _say_stopped(name)
         return EXIT_TERMINATED
+    except RuntimeError as error:
+        # Python 3.11 wraps what interrupts the making of a class, as a signal does while Ray is imported.
+        if not isinstance(error.__cause__, KeyboardInterrupt | SystemExit):
+            raise
+        _say_stopped(name)
+        return EXIT_INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else EXIT_TERMINATED
     except BertrayError as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         if isinstance(error, LockedError):
