@@ -3,22 +3,30 @@
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from bertray import Bundle, BundleError, RequestError, ScoreConfig, score
+from bertray.__main__ import command
 from bertray.errors import UnavailableError
+from bertray.scoring import score_unit
 from bertray.scoring.score_unit import LocalPool, Request
-from bertray.scoring.units import Counts, Outcome, divide
-from bertray.storage.location import FileInfo
+from bertray.scoring.staging import Staging
+from bertray.scoring.units import Counts, Outcome, Work, divide, staged_path
+from bertray.scoring.verify import verify
+from bertray.storage import patience
+from bertray.storage.location import FileInfo, Location
 from tests.conftest import write_shard
 from tests.stub_pool import Stub, stub_pool
 
@@ -123,6 +131,177 @@ def test_what_the_machine_could_not_do_is_tried_three_times(archive: Path, tiny_
     scored = score(other, open_pool=partial(pool_of, Flaky(3)))
     assert scored.failures == [{"path": "a.parquet", "reason": "MemoryError: no memory"}]
     assert scored.summary["num_shards_committed"] == 1
+
+
+def test_a_machine_that_gives_up_amid_a_unit_says_over_what(
+    archive: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storage goes away after the first of two shards that are one unit."""
+
+    class Away(Stub):
+        num_left = 1
+
+        def predict_column(self, texts: pa.Array) -> pa.Table:
+            self.num_left -= 1
+            if self.num_left < 0:
+                raise UnavailableError.because("away", "cannot reach s3://bucket")
+            return super().predict_column(texts)
+
+    for number in range(30):
+        write_shard(archive / f"{number:02d}.parquet", ["text"])
+    config = ScoreConfig(bundle=str(tiny_bundle), input=str(archive), output=str(tmp_path / "scored"))
+    monkeypatch.setattr(patience, "MAX_AWAY_S", 0)
+    with pytest.raises(UnavailableError, match=rf"can score\. {socket.gethostname()}: cannot reach s3://bucket\. What"):
+        score(config, open_pool=partial(pool_of, Away()))
+    summary = score(config, open_pool=stub_pool()).summary
+    assert (summary["num_shards_staged"], summary["num_shards_committed"]) == (1, 31)
+
+
+@pytest.mark.parametrize("are_staged", [False, True])
+def test_a_machine_that_gives_up_over_a_merge_begins_nothing_else(
+    are_staged: bool, archive: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has waited for the storage for half an hour, and would for each other shard."""
+    listed = [
+        replace(Location.of(str(write_shard(archive / name, [f"text {row}" for row in range(400)]))).info(), path=name)
+        for name in ("x.parquet", "y.parquet")
+    ]
+    config = ScoreConfig(bundle=str(tiny_bundle), input=str(archive), output=str(tmp_path / "scored"))
+    pool = LocalPool(Request(config, str(archive), "request", "bundle", 0, 1000), Stub())
+    staged = set[str]()
+    if are_staged:
+        for unit in divide(listed, pool.unit_bytes, 1, "request", staged).units:
+            staged.add(staged_path(unit.shards[0], "request", unit.part, unit.num_parts))
+    work = divide(listed, pool.unit_bytes, 1, "request", staged)
+    assert len(work.complete()) == (2 if are_staged else 0)
+    monkeypatch.setattr(patience, "MAX_AWAY_S", 0)
+    merged = list[str]()
+
+    def away(shard: Any, *_: Any, **__: Any) -> Any:
+        merged.append("")
+        raise UnavailableError.because("away", "cannot reach s3://bucket")
+
+    monkeypatch.setattr(score_unit, "merge_parts", away)
+    outcomes = list[Outcome]()
+    with pytest.raises(UnavailableError, match=r"no machine is left that can score.*cannot reach s3://bucket"):
+        for outcome in pool.run(work):
+            outcomes.append(outcome)
+    assert len(merged) == 1
+    assert [(one.of, one.part) for one in outcomes if one.failure] == [("place", None)]
+
+
+def test_whose_fault_a_refusal_is_does_not_depend_on_what_is_new(
+    archive: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One new shard, which may not be read: the shards of the nights before tell that others may."""
+    config = ScoreConfig(bundle=str(tiny_bundle), input=str(archive), output=str(tmp_path / "scored"))
+    score(config, open_pool=stub_pool())
+    write_shard(archive / "new.parquet", ["text"])
+    open_shard = Location.open
+
+    def refuse(place: Location) -> Any:
+        if place.name == "new.parquet":
+            raise UnavailableError(f"no permission for {place.name}")
+        return open_shard(place)
+
+    monkeypatch.setattr(Location, "open", refuse)
+    scored = score(config, open_pool=stub_pool())
+    assert scored.failures == [{"path": "new.parquet", "reason": "no permission for new.parquet"}]
+    assert scored.summary["sick_nodes"] == []
+
+
+def test_what_a_pass_has_staged_and_not_reported_counts(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """A pass that ends because of a sick node leaves what others were doing; the next one scores none of it again."""
+
+    class Early(LocalPool):
+        num_passes = 0
+
+        def run(self, work: Work) -> Iterator[Outcome]:
+            self.num_passes += 1
+            list(super().run(work))
+            yield from ()
+
+    pools = list[Early]()
+
+    @contextmanager
+    def open_pool(request: Request, _: list[FileInfo]) -> Iterator[LocalPool]:
+        pools.append(Early(replace(request, step_bytes=300), Stub()))
+        pools[-1].unit_bytes = 1500
+        yield pools[-1]
+
+    write_shard(archive / "large.parquet", [f"text {row}" for row in range(400)])
+    config = ScoreConfig(bundle=str(tiny_bundle), input=str(archive), output=str(tmp_path / "scored"))
+    scored = score(config.model_copy(update={"max_error_fraction": 1}), open_pool=open_pool)
+    assert [pool.num_passes for pool in pools] == [1]
+    assert (scored.summary["num_shards_committed"], scored.summary["num_rows"]) == (3, 444)
+    assert not (tmp_path / "scored" / "staging").exists()  # the parts of what was merged, too
+
+
+def test_what_is_reported_before_the_storage_is_away_is_reported_once(
+    archive: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, waits = Staging.append, list[float]()
+
+    def away_once(staging: Staging, run_id: str, records: pa.Table) -> None:
+        if len(records) and not waits:
+            raise UnavailableError.because("away", "cannot reach s3://bucket")
+        append(staging, run_id, records)
+
+    monkeypatch.setattr(Staging, "append", away_once)
+    monkeypatch.setattr(patience.time, "sleep", waits.append)
+    config = ScoreConfig(bundle=str(tiny_bundle), input=str(archive), output=str(tmp_path / "scored"))
+    assert score(config, open_pool=stub_pool()).summary["num_shards_committed"] == 2
+    reports = [pq.read_table(file)["path"] for file in (tmp_path / "scored").glob("runs/*/shards-*")]
+    assert sorted(path.as_py() for report in reports for path in report) == ["a.parquet", "b/c.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("name", "num_staged"),
+    [
+        ("config.json", 0),
+        ("records.parquet", 2),
+        ("intent.json", 2),
+        ("a.parquet", 0),
+        ("latest.json", 0),
+    ],
+)
+def test_storage_that_is_away_when_a_run_begins_or_publishes_ends_it_and_the_next_goes_on(
+    name: str,
+    num_staged: int,
+    archive: Path,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is away when this file is to be put, or moved to."""
+    staged, move = Location.staged, Location.move
+
+    def check(place: Location) -> None:
+        if place.name == name:
+            raise UnavailableError.because("away", f"cannot reach {place}. Check AWS_ENDPOINT_URL")
+
+    monkeypatch.setattr("bertray.drivers.score.pool_of", stub_pool())
+    options = {"--bundle": tiny_bundle, "--input": archive, "--output": tmp_path / "scored", "--num-actors": 0}
+    words = [str(word) for option in options.items() for word in option]
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "staged", lambda place: check(place) or staged(place))
+        patch.setattr(Location, "move", lambda place, target: check(target) or move(place, target))
+        assert command("score")(words) == 2
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].startswith("error: cannot reach ") and f"{name}. Check" in said.err
+    assert command("score")(words) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    num_scored = 2 if name == "config.json" else 0  # nothing is scored twice
+    assert (summary["num_shards_staged"], summary["num_shards_committed"]) == (num_staged, num_scored)
+    assert verify(Location.of(str(tmp_path / "scored")))[1] == []
+    assert len(list((tmp_path / "scored" / "predictions").rglob("*.parquet"))) == 2
+
+
+def test_a_bundle_that_is_not_there_is_said_before_the_input(tmp_path: Path) -> None:
+    places = {name: str(tmp_path / name) for name in ("bundle", "input", "output")}
+    with pytest.raises(BundleError, match="bundle"):
+        score(ScoreConfig(**places), open_pool=stub_pool())
 
 
 # Says what Ray will find in the environment when it is imported, or that it was not.

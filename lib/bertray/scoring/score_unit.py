@@ -259,13 +259,15 @@ class LocalPool:
     def run(self, work: Work) -> Iterator[Outcome]:
         """See `Pool.run`; scores units one after the other."""
         for shard in work.complete():
-            yield self._scorer.merge(shard, work.num_parts[shard])
+            yield from self._until_it_gives_up([self._scorer.merge(shard, work.num_parts[shard])])
         for unit in work.units:
             is_suspect = any(shard.path in self._request.suspects for shard in unit.shards)
-            for outcome in self._scorer.score(unit, self._predictor, is_suspect=is_suspect):
-                yield outcome
-                if (ready := work.take(outcome)) is not None:
-                    outcome = self._scorer.merge(ready, work.num_parts[ready])
-                    yield outcome
-                if self._scorer.gives_up:
-                    raise none_is_left({outcome.node: outcome.failure})
+            outcomes = self._scorer.score(unit, self._predictor, is_suspect=is_suspect)
+            yield from self._until_it_gives_up(outcomes)
+            for ready in filter(None, map(work.take, outcomes)):
+                yield from self._until_it_gives_up([self._scorer.merge(ready, work.num_parts[ready])])
+
+    def _until_it_gives_up(self, outcomes: list[Outcome]) -> Iterator[Outcome]:
+        yield from outcomes
+        if self._scorer.gives_up:  # over the last one
+            raise none_is_left({outcomes[-1].node: outcomes[-1].failure})
