@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray import Bundle
-from bertray.errors import ShardError, UnavailableError
+from bertray.errors import ShardError, ShardRefusedError, UnavailableError
 from bertray.scoring import score_unit
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.score_shard import read_counts
@@ -118,6 +119,32 @@ def test_a_merge_of_what_is_not_all_there(scorer: UnitScorer, archive: Path, bun
     assert "not found" in scorer.merge(listed(archive), 3).failure
 
 
+def test_parts_that_cannot_be_merged_are_removed_unless_they_are_only_refused(
+    scorer: UnitScorer, archive: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, staging = listed(archive), archive.parent / "scored" / "staging"
+    for part in range(3):
+        scorer.score(Unit(shards=(shard,), part=part, num_parts=3), bundle)
+    with monkeypatch.context() as patch:
+        refused = ShardRefusedError("no permission for a part")
+        patch.setattr(score_unit, "merge_parts", lambda *_, **__: raise_(refused))
+        assert scorer.merge(shard, 3).failure == "no permission for a part"
+    assert len(list(staging.iterdir())) == 3
+    (staging / staged_path(shard, "request", 1, 3)).write_bytes(b"PAR1")
+    assert scorer.merge(shard, 3).failure.startswith("its staged parts cannot be merged, and are removed: not a read")
+    assert list(staging.iterdir()) == []
+
+
+def test_a_suspect_is_read_for_no_longer_than_a_unit_may_take(
+    scorer: UnitScorer, archive: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = list[float]()
+    monkeypatch.setattr(score_unit, "read_in_isolation", lambda *arguments: waits.append(arguments[-1]))
+    monkeypatch.setattr(scorer, "_config", scorer._config.model_copy(update={"unit_timeout": 7.0}))
+    scorer.score(Unit(shards=(listed(archive),)), bundle, is_suspect=True)
+    assert waits == [7.0]
+
+
 def test_a_shard_that_is_rewritten(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
     rewrite = Meanwhile(bundle, lambda: write_shard(archive / "a.parquet", ["quite", "another", "shard"]))
     outcome = score(scorer, archive, rewrite)
@@ -148,6 +175,21 @@ def test_a_shard_that_goes_away(scorer: UnitScorer, archive: Path, bundle: Bundl
     outcome = score(scorer, archive, Meanwhile(bundle, (archive / "a.parquet").unlink))
     assert "it went away while it was read" in outcome.failure
     assert outcome.of == "shard"
+
+
+def test_all_shards_that_go_away_are_a_matter_of_the_place(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
+    """As a mount that is lost while a shard is read."""
+    outcome = score(scorer, archive, Meanwhile(bundle, partial(shutil.rmtree, archive)))
+    assert "it went away while it was read" in outcome.failure
+    assert outcome.of == "place"
+
+
+def test_a_shard_that_opens_and_is_refused_then_does_not_speak_for_the_others(
+    scorer: UnitScorer, archive: Path, bundle: Bundle
+) -> None:
+    (archive / "b.parquet").unlink()
+    outcome = score(scorer, archive, Meanwhile(bundle, partial(raise_, ShardRefusedError("keys expired on the way"))))
+    assert (outcome.of, outcome.failure) == ("place", "keys expired on the way")
 
 
 def test_nothing_is_put_after_the_lock_was_lost(scorer: UnitScorer, archive: Path, bundle: Bundle) -> None:
@@ -181,6 +223,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         (ShardError("of the shard"), "shard", "of the shard"),
         (MemoryError("no memory"), "place", "MemoryError: no memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "place", "RuntimeError: Def.*"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "place", "RuntimeError: CUDA.*"),
         (pa.ArrowMemoryError("no memory"), "place", "ArrowMemoryError: no memory"),
         (FULL, "place", "OSError: [Errno 28] No space left on device"),
         (UnavailableError("keys have expired"), "place", "keys have expired"),
@@ -249,6 +292,12 @@ def test_a_unit_waits_for_storage_that_is_away(
     away = UnavailableError.because("away", "cannot reach s3://bucket")
     assert score(scorer, archive, Meanwhile(bundle, Once(away))).failure == ""
     assert "the storage does not answer since" in caplog.text
+    for path in (archive.parent / "scored" / "staging").iterdir():
+        path.unlink()
+    shard, info, is_away = listed(archive), Location.info, Once(away)
+    monkeypatch.setattr(Location, "info", lambda place: is_away() or info(place))  # asked before a file is put
+    (outcome,) = scorer.score(Unit(shards=(shard,)), bundle)
+    assert outcome.failure == ""
     monkeypatch.setattr(patience, "MAX_AWAY_S", 0)
     (outcome,) = scorer.score(Unit(shards=(listed(archive),)), Meanwhile(bundle, partial(raise_, away)))
     assert outcome.of == "place"
