@@ -334,6 +334,18 @@ def test_what_is_older_follows_from_the_records(config: ScoreConfig, archive: Pa
     assert latest(output)["published"]["num_shards_older"] == 0 and not problems(output)
 
 
+def test_an_announcement_that_says_the_same_is_not_written_again(
+    config: ScoreConfig, archive: Path, output: Path
+) -> None:
+    run(config)
+    (archive / "a.parquet").write_bytes(b"not Parquet")
+    assert run(config).summary["num_shards_older"] == 1
+    before = (output / "runs/latest.json").stat()
+    assert run(config).summary["num_shards_older"] == 1
+    after = (output / "runs/latest.json").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_older_shards_are_shown(config: ScoreConfig, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(config)
     (archive / "a.parquet").write_bytes(b"not Parquet")

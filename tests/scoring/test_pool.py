@@ -210,6 +210,47 @@ def test_whose_fault_a_refusal_is_does_not_depend_on_what_is_new(
     assert scored.summary["sick_nodes"] == []
 
 
+def test_parts_that_fail_in_one_pass_are_one_try(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    class Flaky(Stub):
+        num_failures = 3
+
+        def predict_column(self, texts: pa.Array) -> pa.Table:
+            if texts[0].as_py().startswith(b"text") and self.num_failures:
+                self.num_failures -= 1
+                raise MemoryError("no memory")
+            return super().predict_column(texts)
+
+    @contextmanager
+    def open_pool(request: Request, _: list[FileInfo]) -> Iterator[LocalPool]:
+        pool = LocalPool(replace(request, step_bytes=300), Flaky())
+        pool.unit_bytes = 1000
+        yield pool
+
+    write_shard(archive / "large.parquet", [f"text {row}" for row in range(400)])
+    config = ScoreConfig(bundle=str(tiny_bundle), input=str(archive), output=str(tmp_path / "scored"))
+    scored = score(config, open_pool=open_pool)
+    assert (scored.failures, scored.summary["num_shards_committed"]) == ([], 3)
+    assert [one["num_failures"] for one in scored.summary["sick_nodes"]] == [1]
+
+
+def test_what_was_not_tried_comes_first_in_the_next_pass(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    begun = list[list[str]]()
+
+    class Sick(LocalPool):
+        def run(self, work: Work) -> Iterator[Outcome]:
+            begun.append([unit.shards[0].path for unit in work.units])
+            first = work.units[0].shards[0]
+            return iter([Outcome(shard=first, failure="full", of="place")]) if len(begun) == 1 else super().run(work)
+
+    @contextmanager
+    def open_pool(request: Request, _: list[FileInfo]) -> Iterator[LocalPool]:
+        yield Sick(request, Stub())
+
+    config = ScoreConfig(bundle=str(tiny_bundle), input=str(archive), output=str(tmp_path / "scored"))
+    assert score(config, open_pool=open_pool).failures == []
+    assert begun == [["a.parquet", "b/c.parquet"], ["b/c.parquet", "a.parquet"]]
+
+
 def test_what_a_pass_has_staged_and_not_reported_counts(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     """A pass that ends because of a sick node leaves what others were doing; the next one scores none of it again."""
 

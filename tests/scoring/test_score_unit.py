@@ -39,7 +39,8 @@ def archive(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def scorer(archive: Path, tiny_bundle: Path) -> UnitScorer:
-    config = ScoreConfig(bundle=str(tiny_bundle), input=str(archive), output=str(archive.parent / "scored"))
+    places = {"bundle": str(tiny_bundle), "input": str(archive), "output": str(archive.parent / "scored")}
+    config = ScoreConfig(**places, unit_timeout=7.0)
     request = Request(config, str(archive), "request", "bundle", 0, 1 << 20, samples=("a.parquet", "b.parquet"))
     return UnitScorer(request, fatal=(KeyError,))
 
@@ -140,7 +141,6 @@ def test_a_suspect_is_read_for_no_longer_than_a_unit_may_take(
 ) -> None:
     waits = list[float]()
     monkeypatch.setattr(score_unit, "read_in_isolation", lambda *arguments: waits.append(arguments[-1]))
-    monkeypatch.setattr(scorer, "_config", scorer._config.model_copy(update={"unit_timeout": 7.0}))
     scorer.score(Unit(shards=(listed(archive),)), bundle, is_suspect=True)
     assert waits == [7.0]
 
