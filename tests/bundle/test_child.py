@@ -132,8 +132,10 @@ def answered(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         @contextmanager
         def watched(timeout_s: float) -> Iterator[None]:
             model.is_watched = timeout_s == spec.timeout_s
-            yield
-            model.is_watched = False
+            try:
+                yield
+            finally:
+                model.is_watched = False
 
         ours, theirs = Pipe()
         with ours, theirs, socket.socket(fileno=os.dup(ours.fileno())) as end:
