@@ -30,7 +30,6 @@ BASE: dict[str, dict[str, Any]] = {
 }
 LEVERS: dict[str, dict[str, Any]] = {
     "class_weights balanced": {"class_weights": "balanced"},
-    "sampling balanced": {"sampling": "balanced"},
     "label_smoothing 0.1": {"label_smoothing": 0.1},
     "layer_decay 0.9": {"layer_decay": 0.9},
     "average_decay 0.99": {"average_decay": 0.99},

@@ -11,6 +11,5 @@ Engine = Literal["auto", "torch", "openvino"]
 Device = Literal["auto", "cpu", "cuda"]
 ProblemType = Literal["single_label_classification", "multi_label_classification"]  # transformers' names
 ClassWeights = Literal["none", "balanced"]
-Sampling = Literal["natural", "balanced"]
 Keep = Literal["best", "last"]
 LongDocuments = Literal["truncate", "mean", "max"]

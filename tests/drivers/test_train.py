@@ -313,8 +313,6 @@ def test_several_labels_a_row(calm_encoder: str, tmp_path: Path) -> None:
     true = Dataset.open(data).split("test")["labels"].to_pylist()
     right = [sorted(found) == sorted(given) for found, given in zip(table["labels"].to_pylist(), true, strict=True)]
     assert sum(right) / len(right) > 0.7
-    with pytest.raises(RequestError, match=r"--sampling balanced: .* use --class-weights balanced"):
-        run(data, tmp_path / "other", calm_encoder, sampling="balanced")
 
 
 def test_texts_that_tell_nothing_are_refused(tiny_encoder: Path, tmp_path: Path) -> None:

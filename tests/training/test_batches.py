@@ -53,11 +53,3 @@ def test_epochs_and_seeds_differ_and_lengths_in_a_batch_are_alike() -> None:
     assert not np.array_equal(first, other)
     padded = sum(len(batch) * lengths_S[batch].max() for batch in epoch(0, 1))
     assert 1 - lengths_S.sum() / padded < 0.10
-
-
-def test_drawn_by_probability() -> None:
-    probabilities_S = np.array([0.5, 0.5, 0.0, 0.0])
-    batches = TrainingBatches(np.ones(4, np.int64), 2, 0, probabilities_S)
-    drawn = np.concatenate([batches.at(step) for step in range(1, 101)])
-    assert set(drawn) == {0, 1}
-    assert abs((drawn == 0).mean() - 0.5) < 0.1

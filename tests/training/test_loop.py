@@ -22,7 +22,7 @@ from bertray.tokenization.tokenizer import ColumnTokenizer, Sequences
 from bertray.training import token_files
 from bertray.training.checkpoints import Checkpoints
 from bertray.training.learner import Learner
-from bertray.training.loss import Objective, sampling_probabilities
+from bertray.training.loss import Objective
 from bertray.training.tracking import StepRecord
 from tests.small_training import (
     NUM_LABELS,
@@ -261,7 +261,6 @@ def test_levers_change_the_run(rows: Path) -> None:
         {},
         {"label_smoothing": 0.1},
         {"class_weights": "balanced"},
-        {"sampling": "balanced"},
         {"layer_decay": 0.5},
         {"weight_decay": 0.5},
     ]
@@ -288,7 +287,7 @@ def test_several_labels_begin_where_nothing_is_known_of_a_text(lever: dict[str, 
 
 
 def test_documents_count_alike_whatever_their_windows(tmp_path: Path) -> None:
-    """One class of short texts, one of texts of ten windows: drawn alike, and each row's loss counts as often."""
+    """One class of short texts, one of texts of ten windows: each row's loss counts as often."""
     tokenizer = ColumnTokenizer(load_tokenizer("minilm", 16)[0].backend_tokenizer, 16, stride=4)
     texts = pa.array(["one two"] * 6 + ["one card of two " * 20] * 3)
     ids = pa.array([[0]] * 6 + [[1]] * 3, pa.large_list(pa.int32()))
@@ -299,14 +298,10 @@ def test_documents_count_alike_whatever_their_windows(tmp_path: Path) -> None:
         every = np.arange(len(rows.tokens.documents_S))
         is_long_S = rows.label_ids(every) == 1
         assert is_long_S.sum() > 20
-        drawn_S = sampling_probabilities(rows, 2)
         logits_11 = torch.zeros(1, 2)
-        for sampling, seen_S, share in (("natural", np.ones(len(every)), 1 / 3), ("balanced", drawn_S, 1 / 2)):
-            options = config(sampling=sampling)
-            objective = Objective(rows, 2, "single_label_classification", torch.device("cpu"), options)
-            losses_S = [objective.loss_sum(logits_11, every[one : one + 1]).item() for one in every]
-            counts_S = seen_S * np.array(losses_S)
-            assert counts_S[is_long_S].sum() / counts_S.sum() == pytest.approx(share, rel=1e-5)
+        objective = Objective(rows, 2, "single_label_classification", torch.device("cpu"), config())
+        losses_S = np.array([objective.loss_sum(logits_11, every[one : one + 1]).item() for one in every])
+        assert losses_S[is_long_S].sum() / losses_S.sum() == pytest.approx(1 / 3, rel=1e-5)
 
 
 def test_validation_that_does_not_fit_is_run_in_smaller_batches(

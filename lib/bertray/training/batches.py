@@ -2,7 +2,7 @@
 
     5 sequences, batches of 2   ->  epoch 1: steps 1 [3, 0], 2 [4], 3 [1, 2]; epoch 2: steps 4 [2, 0], …
 
-1. order     a random permutation of the sequences in each epoch; or a sample in which all classes are equally frequent
+1. order     a random permutation of the sequences in each epoch
 2. window    cut the order into windows of `WINDOW_BATCHES` batches; sort each by length and cut it into batches
 3. shuffle   the batches of an epoch, so that the lengths of consecutive steps are unrelated
 4. share     of W ranks, each takes every W-th sequence of a batch: lengths on all ranks are alike
@@ -27,14 +27,10 @@ class TrainingBatches:
 
     Args:
         batch_size: sequences of a batch; one of each epoch may have fewer.
-        probabilities_S: draw sequences with these probabilities and with repeats, instead of each once an epoch.
     """
 
-    def __init__(
-        self, lengths_S: np.ndarray, batch_size: int, seed: int, probabilities_S: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, lengths_S: np.ndarray, batch_size: int, seed: int) -> None:
         self._lengths_S, self._batch_size, self._seed = lengths_S, batch_size, seed
-        self._probabilities_S = probabilities_S
         self.steps_per_epoch = -(-len(lengths_S) // batch_size)
         self._epoch, self._batches = 0, list[np.ndarray]()
 
@@ -48,10 +44,7 @@ class TrainingBatches:
     def _draw(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self._seed, epoch])
         num_sequences, size = len(self._lengths_S), self._batch_size
-        if self._probabilities_S is None:
-            order = rng.permutation(num_sequences)
-        else:
-            order = rng.choice(num_sequences, num_sequences, p=self._probabilities_S)
+        order = rng.permutation(num_sequences)
         batches: list[np.ndarray] = []
         for start in range(0, num_sequences, size * WINDOW_BATCHES):
             rows = order[start : start + size * WINDOW_BATCHES]

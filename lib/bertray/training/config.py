@@ -16,7 +16,7 @@ from bertray.config import (
     Workers,
     bounds,
 )
-from bertray.types import ClassWeights, Device, Keep, LongDocuments, Precision, Sampling
+from bertray.types import ClassWeights, Device, Keep, LongDocuments, Precision
 
 
 class TrainingOptions(JobConfig):
@@ -55,7 +55,6 @@ class TrainingOptions(JobConfig):
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of probability spread over all classes")
     class_weights: ClassWeights = Field(default="none", description="balanced: rare classes weigh more in the loss")
-    sampling: Sampling = Field(default="natural", description="balanced: draw every class equally often, with repeats")
     average_decay: float | None = Field(
         default=None, gt=0, lt=1, description="use a running mean of the weights, with this decay, such as 0.99"
     )

@@ -39,7 +39,7 @@ from bertray.training.batches import TrainingBatches, micro_batches
 from bertray.training.checkpoints import Checkpoints, Progress
 from bertray.training.config import TrainConfig, TrainingOptions
 from bertray.training.learner import Learner, least_of_ranks
-from bertray.training.loss import Objective, sampling_probabilities, validation_metrics
+from bertray.training.loss import Objective, validation_metrics
 from bertray.training.optimizer import Optimizer, check_memory, learning_rate_factor
 from bertray.training.token_files import TrainingRows
 from bertray.training.tracking import StepRecord
@@ -114,9 +114,7 @@ class FineTuning:
         )
         if self.world_size > 1:
             self.learner.exchange_gradients()
-        is_natural = options.sampling == "natural"
-        probabilities_S = None if is_natural else sampling_probabilities(self._train, self._num_classes)
-        self.batches = TrainingBatches(self._lengths_S, options.batch_size, options.seed, probabilities_S)
+        self.batches = TrainingBatches(self._lengths_S, options.batch_size, options.seed)
         self.num_steps = self.batches.steps_per_epoch * options.epochs
         self.token_budget = options.micro_batch_tokens or TOKEN_BUDGET[device.type]  # of a part of a step
         self.validation_budget = TOKEN_BUDGET[device.type]

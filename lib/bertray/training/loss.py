@@ -29,7 +29,6 @@ class Objective:
         no); Szegedy et al. 2016, https://arxiv.org/abs/1512.00567.
     class_weights: with "balanced", rows of a class weigh N / (C * rows of the class), as in scikit-learn. With several
         labels a row, a label's yes weighs as much as all its noes together, but at most 10 times one.
-    sampling: with "balanced", `sampling_probabilities` already make documents of several sequences count once.
     """
 
     def __init__(
@@ -44,8 +43,7 @@ class Objective:
         self._smoothing = options.label_smoothing
         is_multi_label = problem_type == "multi_label_classification"
         every = np.arange(len(rows.tokens.documents_S))
-        is_sampled = options.sampling == "balanced"
-        weights_S = np.ones(len(every), np.float32) if is_sampled else training_weights(rows.tokens.documents_S)
+        weights_S = training_weights(rows.tokens.documents_S)
         self._positive_weights_C: torch.Tensor | None = None
         if options.class_weights == "balanced":
             counts_C = np.maximum(rows.class_counts_C(num_classes), 1)
@@ -84,14 +82,6 @@ class Objective:
             targets_B = self._label_ids_S[rows_B]
             losses_B = cross_entropy(logits_BC, targets_B, reduction="none", label_smoothing=self._smoothing)
         return (self._weights_S[rows_B] * losses_B).sum()
-
-
-def sampling_probabilities(rows: TrainingRows, num_classes: int) -> np.ndarray:
-    """probabilities_S that draw all classes equally often, and the documents of a class too; for one label a row."""
-    label_ids_S = rows.label_ids(np.arange(len(rows.tokens.documents_S)))
-    counts_C = np.maximum(rows.class_counts_C(num_classes), 1)
-    probabilities_S = training_weights(rows.tokens.documents_S).astype(np.float64) / counts_C[label_ids_S]
-    return np.asarray(probabilities_S / probabilities_S.sum())
 
 
 def validation_metrics(logits_NC: np.ndarray, targets: np.ndarray) -> dict[str, float]:

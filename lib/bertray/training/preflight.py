@@ -49,11 +49,6 @@ def open_data(config: TrainingOptions) -> Dataset:
             f"all {num_rows} training texts in {dataset.location} are the same. Is --text-column of bertray prepare "
             "right?"
         )
-    if config.sampling == "balanced" and dataset.problem_type == "multi_label_classification":
-        raise RequestError(
-            "--sampling balanced: rows with several labels cannot be drawn so that all labels are equally frequent; "
-            "use --class-weights balanced"
-        )
     check_files(config.encoder)  # may download it
     return dataset
 
