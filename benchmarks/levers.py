@@ -32,7 +32,6 @@ LEVERS: dict[str, dict[str, Any]] = {
     "class_weights balanced": {"class_weights": "balanced"},
     "label_smoothing 0.1": {"label_smoothing": 0.1},
     "layer_decay 0.9": {"layer_decay": 0.9},
-    "average_decay 0.99": {"average_decay": 0.99},
     "fp32": {"precision": "fp32"},
     "learning_rate ÷ 2": {},
     "learning_rate × 2": {},

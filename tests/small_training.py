@@ -113,7 +113,7 @@ def fine_tune(
 
 
 # Batches of 13 leave a last one of 4, which not all of 4 ranks would get two rows of.
-OF_SEVERAL_RANKS = {"epochs": 5, "batch_size": 13, "average_decay": 0.9, "checkpoint_steps": 5}
+OF_SEVERAL_RANKS = {"epochs": 5, "batch_size": 13, "checkpoint_steps": 5}
 
 
 def run_rank(folder: Path, name: str, rank: int, world_size: int, port: int) -> None:

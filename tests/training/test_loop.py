@@ -61,7 +61,7 @@ def weights_of(checkpoints: Checkpoints) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_goes_on_bit_for_bit(precision: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bertray.training.loop._MAX_RECORDS", 8)  # of 30
-    settings = config(precision=precision, checkpoint_steps=7, average_decay=0.9)
+    settings = config(precision=precision, checkpoint_steps=7)
     whole = checkpoints_in(tmp_path / "whole", settings)
     watcher = Recorder()
     undisturbed = fine_tune(rows, settings, watcher, whole)

@@ -93,10 +93,9 @@ def test_small_updates_are_not_lost_in_bf16() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("average_decay", [None, 0.9])
-def test_state_goes_on_bit_for_bit(dtype: torch.dtype, average_decay: float | None) -> None:
+def test_state_goes_on_bit_for_bit(dtype: torch.dtype) -> None:
     whole, first = build().to(dtype), build().to(dtype)
-    one, other = (Optimizer(model, **SETTINGS, average_decay=average_decay) for model in (whole, first))
+    one, other = (Optimizer(model, **SETTINGS) for model in (whole, first))
     for step in range(1, 7):
         give_gradients(whole, step)
         one.step(0.5)
@@ -104,7 +103,7 @@ def test_state_goes_on_bit_for_bit(dtype: torch.dtype, average_decay: float | No
             give_gradients(first, step)
             other.step(0.5)
     second = build().to(dtype)
-    resumed = Optimizer(second, **SETTINGS, average_decay=average_decay)
+    resumed = Optimizer(second, **SETTINGS)
     resumed.load_state(other.state(), 3)
     for step in range(4, 7):
         give_gradients(second, step)
@@ -114,22 +113,6 @@ def test_state_goes_on_bit_for_bit(dtype: torch.dtype, average_decay: float | No
         assert torch.equal(whole.state_dict()[name], second.state_dict()[name])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_average_is_shown_and_taken_away(dtype: torch.dtype) -> None:
-    model = build().to(dtype)
-    optimizer = Optimizer(model, **SETTINGS, average_decay=0.5)
-    for step in range(5):
-        give_gradients(model, step)
-        optimizer.step(1.0)
-    trained = copy.deepcopy(model.state_dict())
-    with optimizer.averaged():
-        for name, mean in optimizer.weights().items():
-            assert torch.equal(model.state_dict()[name], mean.to(dtype))
-        assert not torch.equal(model.classifier.weight, trained["classifier.weight"])
-    for name, weights in model.state_dict().items():
-        assert torch.equal(weights, trained[name])
-
-
 def storages() -> dict[int, int]:
     """Bytes of all that tensors hold in this process, by address."""
     held = [one.untyped_storage() for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
@@ -137,14 +120,10 @@ def storages() -> dict[int, int]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("average_decay", [None, 0.9])
-def test_memory_that_is_asked_for_is_what_is_held(
-    dtype: torch.dtype, average_decay: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_that_is_asked_for_is_what_is_held(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     before = storages()
     model = build().to(dtype)
-    keeps_average = average_decay is not None
-    optimizer = Optimizer(model, average_decay=average_decay, **SETTINGS)
+    optimizer = Optimizer(model, **SETTINGS)
     give_gradients(model, 0)
     held = {address: size for address, size in storages().items() if address not in before}
     held |= {weights.grad.data_ptr(): weights.grad.nbytes for weights in model.parameters()}
@@ -155,7 +134,7 @@ def test_memory_that_is_asked_for_is_what_is_held(
         free = psutil.virtual_memory()._replace(available=available)
         with monkeypatch.context() as patched:
             patched.setattr("psutil.virtual_memory", lambda: free)
-            check_memory(model, keeps_average=keeps_average)
+            check_memory(model)
 
     check(1.02 * num_bytes)
     with pytest.raises(RequestError, match="are free"):
@@ -169,10 +148,10 @@ def test_free_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "memory.stat").write_text(f"anon 1000\ninactive_file {1 << 30}\nactive_file 0\n")
     for limit in ("max", f"{1 << 30}"):
         (tmp_path / "memory.max").write_text(f"{limit}\n")
-        check_memory(model, keeps_average=False)
+        check_memory(model)
     (tmp_path / "memory.max").write_text("2000\n")
     with pytest.raises(RequestError, match=r"0\.0 GiB are free"):
-        check_memory(model, keeps_average=False)
+        check_memory(model)
 
 
 def test_lower_layers_learn_slower() -> None:

@@ -55,9 +55,6 @@ class TrainingOptions(JobConfig):
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of probability spread over all classes")
     class_weights: ClassWeights = Field(default="none", description="balanced: rare classes weigh more in the loss")
-    average_decay: float | None = Field(
-        default=None, gt=0, lt=1, description="use a running mean of the weights, with this decay, such as 0.99"
-    )
     micro_batch_tokens: int | None = Field(
         default=None,
         ge=1,

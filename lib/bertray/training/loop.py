@@ -102,14 +102,13 @@ class FineTuning:
             begin_with_logits(model, self._objective.best_constant_logits_C())
         self.learner = Learner(model, vocabulary_V, device, options.precision, options.gradient_checkpointing)
         if device.type == "cpu":
-            check_memory(model, keeps_average=options.average_decay is not None)
+            check_memory(model)
         self.optimizer = Optimizer(
             model,
             learning_rate=options.learning_rate,
             weight_decay=options.weight_decay,
             max_grad_norm=options.max_grad_norm,
             layer_decay=options.layer_decay,
-            average_decay=options.average_decay,
             exact=self.learner.take_exact_weights(),
         )
         if self.world_size > 1:
@@ -252,8 +251,7 @@ class FineTuning:
 
     def _end_epoch(self) -> None:
         """Evaluate, and keep the weights if this epoch is the best so far; a stop leaves all as it was."""
-        with self.optimizer.averaged():
-            self.validation_logits_NC = self._validation_logits()
+        self.validation_logits_NC = self._validation_logits()
         validation, firsts = self._validation, self._validation.firsts
         is_multi_label = self._problem_type == "multi_label_classification"
         targets = validation.multi_hot(firsts, self._num_classes) if is_multi_label else validation.label_ids(firsts)

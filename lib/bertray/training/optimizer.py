@@ -7,8 +7,6 @@ weight would be lost in bf16. A step casts the gradients, steps the 32-bit weigh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psutil
@@ -28,7 +26,7 @@ def learning_rate_factor(step: int, num_steps: int, num_warmup_steps: int) -> fl
     return (num_steps - step + 1) / (num_steps - num_warmup_steps + 1)
 
 
-def check_memory(model: Any, *, keeps_average: bool) -> None:
+def check_memory(model: Any) -> None:
     """Check that weights, moments and gradients fit into this machine's free memory.
 
     Raises:
@@ -38,10 +36,9 @@ def check_memory(model: Any, *, keeps_average: bool) -> None:
     for weights in model.parameters():
         if weights.requires_grad:
             num_weights += weights.numel()
-            # The weight, its two moments, its gradient and its average have 32 bits each; in bf16 the model's own
-            # weight and gradient come on top.
-            width = 16 + (4 if keeps_average else 0) + (4 if weights.element_size() == 2 else 0)
-            num_bytes += weights.numel() * width
+            # The weight, its two moments and its gradient have 32 bits each; in bf16 the model's own weight and
+            # gradient come on top.
+            num_bytes += weights.numel() * (20 if weights.element_size() == 2 else 16)
     available = _available_bytes()
     if num_bytes > available:
         raise RequestError(
@@ -72,7 +69,6 @@ class Optimizer:
         layer_decay: the learning rate of a layer is this share of the rate of the layer above (Howard and Ruder 2018,
             https://arxiv.org/abs/1801.06146); embeddings are the lowest layer, the head is the highest.
         max_grad_norm: gradients are scaled down to this norm.
-        average_decay: also keep a running mean of the weights, in which a step counts 1 - average_decay.
         exact: the 32-bit weights by name, if the model's were rounded from them.
     """
 
@@ -84,7 +80,6 @@ class Optimizer:
         weight_decay: float,
         max_grad_norm: float,
         layer_decay: float = 1.0,
-        average_decay: float | None = None,
         exact: dict[str, torch.Tensor] | None = None,
     ) -> None:
         trained = {name: weights for name, weights in model.named_parameters() if weights.requires_grad}
@@ -109,8 +104,6 @@ class Optimizer:
             fused=True,
         )
         self._begin(0)
-        self._average_decay, self._num_averaged = average_decay, 0
-        self._averages = [] if average_decay is None else [master.detach().clone() for master in self._masters]
 
     @staticmethod
     @torch.no_grad()
@@ -145,30 +138,12 @@ class Optimizer:
         self._adamw.step()
         for weights in self._model_weights:
             weights.grad = None
-        self._publish(self._masters)
-        if self._average_decay is not None:
-            # A running mean of few steps must not remember where training began.
-            self._num_averaged += 1
-            decay = min(self._average_decay, (1 + self._num_averaged) / (10 + self._num_averaged))
-            torch._foreach_lerp_(self._averages, self._masters, 1 - decay)
+        self._publish()
         return norm
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Inside the block the model computes with the running mean of its weights, if one is kept."""
-        if not self._averages:
-            yield
-            return
-        trained = [weights.detach().clone() for weights in self._model_weights]
-        self._publish(self._averages)
-        try:
-            yield
-        finally:
-            self._publish(trained)
-
     def weights(self) -> dict[str, torch.Tensor]:
-        """Copies, on the CPU, of the 32-bit weights by name; of their running mean if one is kept."""
-        return self._copies(self._averages or self._masters)
+        """Copies, on the CPU, of the 32-bit weights by name."""
+        return self._copies(self._masters)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies, on the CPU, of everything that a later run needs to continue."""
@@ -184,20 +159,19 @@ class Optimizer:
         self._begin(num_steps)
         for kind, held in self._state().items():
             torch._foreach_copy_(held, [tensors[f"{kind}/{name}"] for name in self._names])
-        self._num_averaged = num_steps
-        self._publish(self._masters)
+        self._publish()
 
     def _state(self) -> dict[str, list[torch.Tensor]]:
         moments = {name: [self._adamw.state[master][name] for master in self._masters] for name in _MOMENTS}
-        return {"weights": self._masters, **moments, **({"average": self._averages} if self._averages else {})}
+        return {"weights": self._masters, **moments}
 
     def _copies(self, tensors: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: held.detach().to("cpu", copy=True) for name, held in zip(self._names, tensors, strict=True)}
 
     @torch.no_grad()
-    def _publish(self, tensors: list[torch.Tensor]) -> None:
-        """Let the model compute with these weights."""
-        torch._foreach_copy_(self._model_weights, tensors)
+    def _publish(self) -> None:
+        """Let the model compute with the new weights."""
+        torch._foreach_copy_(self._model_weights, self._masters)
 
 
 def _depths(names: list[str], encoder: str) -> list[int]:
