@@ -22,8 +22,8 @@ def names(folder: Location) -> list[str]:
     return [info.path for info in folder.files()]
 
 
-def test_the_latest_the_last_k_and_the_best(folder: Location) -> None:
-    checkpoints = Checkpoints(folder, num_kept=2)
+def test_the_latest_and_the_best(folder: Location) -> None:
+    checkpoints = Checkpoints(folder)
     assert checkpoints.latest() is None
     assert not checkpoints.is_due(1)
     for step, best in ((10, 1), (20, 1), (30, 3), (40, 3)):
@@ -32,8 +32,6 @@ def test_the_latest_the_last_k_and_the_best(folder: Location) -> None:
     checkpoints.wait()
     assert names(folder) == [
         "best-0003/tensors.safetensors",
-        "step-00000030.json",
-        "step-00000030/tensors.safetensors",
         "step-00000040.json",
         "step-00000040/tensors.safetensors",
     ]

@@ -71,7 +71,7 @@ def train(config: TrainConfig) -> TrainResult:
         from bertray.training.checkpoints import Checkpoints, Progress
 
         config, run = attempt.config, attempt.run
-        checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
+        checkpoints = Checkpoints(run.checkpoints)
         if attempt.is_continued:
             checkpoints.remove_unfinished()
         progress = checkpoints.latest() or Progress()

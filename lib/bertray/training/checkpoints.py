@@ -48,7 +48,6 @@ class Checkpoints:
 
     Args:
         folder: of this run only.
-        num_kept: number of checkpoints to keep, the latest.
         before_commit: called before each commit; raises if another process has taken over the run.
         every_minutes: time between two checkpoints.
         every_steps: steps between two checkpoints, instead of `every_minutes`.
@@ -57,13 +56,12 @@ class Checkpoints:
     def __init__(
         self,
         folder: Location,
-        num_kept: int = 1,
         before_commit: Callable[[], None] = lambda: None,
         *,
         every_minutes: float = 10.0,
         every_steps: int | None = None,
     ) -> None:
-        self._folder, self._num_kept, self._before_commit = folder, num_kept, before_commit
+        self._folder, self._before_commit = folder, before_commit
         self._every_minutes, self._every_steps = every_minutes, every_steps
         self._saved_s = time.monotonic()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -71,8 +69,8 @@ class Checkpoints:
 
     def latest(self) -> Progress | None:
         """Progress at the latest checkpoint; None: there is no checkpoint."""
-        progress = self._committed(1)
-        return progress[0] if progress else None
+        commits = [info.path for info in self._folder.files((_COMMIT,))]
+        return Progress.model_validate_json((self._folder / commits[-1]).read_bytes()) if commits else None
 
     def load(self, progress: Progress) -> dict[str, torch.Tensor]:
         """The tensors of a checkpoint."""
@@ -140,18 +138,15 @@ class Checkpoints:
         with (self._folder / name).local_copy() as path:
             return load_file(path / _TENSORS)
 
-    def _committed(self, num_latest: int) -> list[Progress]:
-        commits = [info.path for info in self._folder.files((_COMMIT,))][-num_latest:]
-        return [Progress.model_validate_json((self._folder / commit).read_bytes()) for commit in commits]
-
     def _tidy(self, *, others_write: bool) -> None:
-        """Remove what the latest commits do not name.
+        """Remove what the latest commit does not name.
 
         Args:
             others_write: keep what is ahead of the latest commit. If this rank 0 was taken for dead but lives, its
                 successor writes to the same folder, and may be about to commit those files.
         """
-        named = {name(progress) for progress in self._committed(self._num_kept) for name in (_step_name, _best_name)}
+        latest = self.latest()
+        named = {_step_name(latest), _best_name(latest)} if latest else set()
         paths = [info.path for info in self._folder.files()]
         paths.sort(key=lambda path: not path.endswith(_COMMIT))  # commits go before the files that they name
         for path in paths:
@@ -173,4 +168,4 @@ def checkpoints_of(config: TrainConfig, folder: Location, run_folder: Location, 
     """A run's checkpoints; none is committed after the run has lost its lock, of this number, on `run_folder`."""
     before_commit = partial(check_held, run_folder, lock_number)
     minutes, steps = config.checkpoint_minutes, config.checkpoint_steps
-    return Checkpoints(folder, config.keep_checkpoints, before_commit, every_minutes=minutes, every_steps=steps)
+    return Checkpoints(folder, before_commit, every_minutes=minutes, every_steps=steps)

@@ -114,7 +114,6 @@ class TrainConfig(TrainingOptions):
     max_failures: int = Field(
         default=3, ge=0, description="restarts after a lost worker or node, counted while no new checkpoint is written"
     )
-    keep_checkpoints: int = Field(default=1, ge=1, description="latest checkpoints to keep, beside the best epoch")
     num_workers: Workers = Field(
         default="1",
         description="data-parallel workers, such as 4; 2:8 is elastic: as many of 2 to 8 as the cluster has. One "

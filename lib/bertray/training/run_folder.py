@@ -35,8 +35,8 @@ from bertray.training.config import TrainConfig
 # Options that may differ when a run is continued. Of a search: a trial does not depend on how many there are.
 _FREE = {
     "output", "overwrite", "restart", "num_workers", "device", "max_failures", "micro_batch_tokens",
-    "gradient_checkpointing", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "mlflow_uri",
-    "mlflow_experiment", "num_trials", "num_concurrent",
+    "gradient_checkpointing", "checkpoint_minutes", "checkpoint_steps", "mlflow_uri", "mlflow_experiment", "num_trials",
+    "num_concurrent",
 }  # fmt: skip
 
 Kind = Literal["training", "tuning"]

@@ -136,7 +136,7 @@ class Records:
         names = [info.path for info in folder.files((".json",)) if "/" not in info.path]
         self.ended = [TrialRecord.model_validate_json((folder / name).read_bytes()) for name in names]
         for number in self.missing():
-            Checkpoints(self._run.trial_checkpoints(number), self._config.keep_checkpoints).remove_unfinished()
+            Checkpoints(self._run.trial_checkpoints(number)).remove_unfinished()
         _log.info("continuing the search at %s: %d trials have ended", self._run.location, len(self.ended))
 
     def missing(self) -> list[int]:
