@@ -16,16 +16,17 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from bertray.bundle.info import BundleInfo
 from bertray.data.dataset import Dataset
 from bertray.drivers import ray_address
 from bertray.errors import BertrayError
 from bertray.storage.location import Location
-from bertray.storage.lock import RunLock, new_run_id
+from bertray.storage.lock import RunLock, check_held, new_run_id
 from bertray.training import mlflow_client
 from bertray.training.config import TrainConfig, TrainingOptions
 from bertray.training.preflight import check_origin, check_output, open_data, with_absolute_paths
@@ -111,23 +112,27 @@ class Task(NamedTuple):
     lock_number: int
     trial: int | None = None
 
-    def loop(self, device: torch.device, watcher: Watcher) -> AbstractContextManager[FineTuning]:
+    @contextmanager
+    def loop(self, device: torch.device, watcher: Watcher) -> Iterator[FineTuning]:
         """The loop over the run's token files, which starts from the run's latest checkpoint."""
-        from bertray.training.checkpoints import checkpoints_of
-        from bertray.training.loop import opened
+        from bertray.model.pretrained import load_classifier
+        from bertray.training import token_files
+        from bertray.training.checkpoints import Checkpoints
+        from bertray.training.loop import FineTuning
 
-        run = TrainingRun(Location.of(self.config.output), "training" if self.trial is None else "tuning")
-        folder = run.checkpoints if self.trial is None else run.trial_checkpoints(self.trial)
-        checkpoints = checkpoints_of(self.config, folder, run.location, self.lock_number)
-        return opened(
-            self.config,
-            run.rows,
-            self.labels,
-            self.problem_type,
-            device=device,
-            watcher=watcher,
-            checkpoints=checkpoints,
+        config = self.config
+        run = TrainingRun(Location.of(config.output), "training" if self.trial is None else "tuning")
+        checkpoints = Checkpoints(
+            run.checkpoints if self.trial is None else run.trial_checkpoints(self.trial),
+            partial(check_held, run.location, self.lock_number),
+            every_minutes=config.checkpoint_minutes,
+            every_steps=config.checkpoint_steps,
         )
+        model = load_classifier(config.encoder, self.labels, self.problem_type, config.seed)
+        settings: dict[str, Any] = {"device": device, "watcher": watcher, "checkpoints": checkpoints}
+        settings |= {"keep": config.keep, "patience": config.patience}
+        with token_files.opened(run.rows) as (splits, vocabulary_V):
+            yield FineTuning(config, model, splits, vocabulary_V, self.problem_type, **settings)
 
 
 @contextmanager

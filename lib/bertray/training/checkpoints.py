@@ -17,15 +17,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 
 import torch
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
 from bertray.storage.location import Location
-from bertray.storage.lock import check_held
-from bertray.training.config import TrainConfig
 from bertray.training.tracking import StepRecord
 
 _COMMIT, _TENSORS = ".json", "tensors.safetensors"
@@ -162,10 +159,3 @@ def _step_name(progress: Progress) -> str:
 
 def _best_name(progress: Progress) -> str:
     return f"best-{progress.best_epoch:04d}"
-
-
-def checkpoints_of(config: TrainConfig, folder: Location, run_folder: Location, lock_number: int) -> Checkpoints:
-    """A run's checkpoints; none is committed after the run has lost its lock, of this number, on `run_folder`."""
-    before_commit = partial(check_held, run_folder, lock_number)
-    minutes, steps = config.checkpoint_minutes, config.checkpoint_steps
-    return Checkpoints(folder, before_commit, every_minutes=minutes, every_steps=steps)

@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -30,14 +28,11 @@ import torch.distributed
 from bertray.errors import DivergedError, RequestError
 from bertray.model.adapter import begin_with_logits
 from bertray.model.encoder import run_batches
-from bertray.model.pretrained import load_classifier
 from bertray.model.runtime import TOKEN_BUDGET, put
-from bertray.storage.location import Location
 from bertray.tokenization.windows import aggregate
-from bertray.training import token_files
 from bertray.training.batches import TrainingBatches, micro_batches
 from bertray.training.checkpoints import Checkpoints, Progress
-from bertray.training.config import TrainConfig, TrainingOptions
+from bertray.training.config import TrainingOptions
 from bertray.training.learner import Learner, least_of_ranks
 from bertray.training.loss import Objective, validation_metrics
 from bertray.training.optimizer import Optimizer, check_memory, learning_rate_factor
@@ -331,14 +326,3 @@ def _thinned(records: list[StepRecord], last_step: int) -> list[StepRecord]:
     while last_step // every > _MAX_RECORDS:
         every *= 2
     return [record for record in records if record.step % every == 0]
-
-
-@contextmanager
-def opened(
-    config: TrainConfig, rows: Location, labels: Sequence[str], problem_type: ProblemType, **settings: Any
-) -> Iterator[FineTuning]:
-    """A run on the token files in the folder `rows`; `settings` are device, watcher and checkpoints."""
-    model = load_classifier(config.encoder, labels, problem_type, config.seed)
-    settings |= {"keep": config.keep, "patience": config.patience}
-    with token_files.opened(rows) as (splits, vocabulary_V):
-        yield FineTuning(config, model, splits, vocabulary_V, problem_type, **settings)
