@@ -142,20 +142,10 @@ RECORD_SCHEMA = pa.schema(
     ]
 )
 
+_OF_RECORDS_ALONE = ("size_bytes", "version", "fingerprint", "run_id", "committed_at", "precision")
+# Path, profile, and why the shard has no predictions; then all counts are 0. Old reports lack some counts.
 SHARD_REPORT_SCHEMA = pa.schema(
-    [
-        _required("path", pa.string()),  # of the shard, relative to the input
-        pa.field("failure", pa.string()),  # why it has no predictions; then all counts are 0
-        *(_required(name, pa.int64()) for name in ("num_rows", "num_rows_error", "num_rows_truncated")),
-        pa.field("num_rows_review", pa.int64()),  # this and the next two are null in old reports
-        pa.field("num_rows_unlabelled", pa.int64()),
-        pa.field("num_tokens_error", pa.int64()),
-        _required("num_tokens", pa.int64()),
-        _required("labels", pa.map_(pa.string(), pa.int64())),
-        _required("scores", pa.list_(pa.int32(), NUM_SCORE_BINS)),
-        _required("lengths", pa.list_(pa.int32(), NUM_LENGTH_BINS)),
-        *(_required(name, pa.float64()) for name in ("score_sum", "score_square_sum", "length_square_sum")),
-    ]
+    [*(field for field in RECORD_SCHEMA if field.name not in _OF_RECORDS_ALONE), pa.field("failure", pa.string())]
 )
 
 SUGGESTED_LABEL, SUGGESTED_LABELS = "suggested_label", "suggested_labels"

@@ -75,9 +75,7 @@ class Checkpoints:
 
     def load_best(self, progress: Progress) -> dict[str, torch.Tensor]:
         """The weights of a checkpoint's best epoch: all of the classifier, fp32, on the CPU."""
-        weights = self._read(_best_name(progress))
-        weights.pop("validation_logits_NC", None)  # of a run that an earlier version began
-        return weights
+        return self._read(_best_name(progress))
 
     def is_due(self, step: int) -> bool:
         """Whether to save a checkpoint after this step; raises as `wait`."""
