@@ -53,20 +53,14 @@ Result = TypeVar("Result")
 
 
 class Attempt(NamedTuple, Generic[Config]):
-    """What the steps of an attempt need.
+    """What the steps of an attempt need."""
 
-    Attributes:
-        config: with absolute paths.
-        data_fingerprint: of the data set when the attempt began.
-        is_continued: an earlier attempt wrote the token files, and maybe checkpoints.
-    """
-
-    config: Config
+    config: Config  # with absolute paths
     dataset: Dataset
-    data_fingerprint: str
+    data_fingerprint: str  # when the attempt began
     run: TrainingRun
     lock: RunLock
-    is_continued: bool
+    is_continued: bool  # an earlier attempt wrote the token files, and maybe checkpoints
 
     def task(self, config: TrainConfig | None = None, trial: int | None = None) -> Task:
         """The task of every worker of the run, or of one trial, which has options of its own."""
@@ -80,10 +74,7 @@ class Attempt(NamedTuple, Generic[Config]):
         event_files: Path,
         add_files: Callable[[Path], None] = lambda _: None,
     ) -> BundleInfo:
-        """Write the bundle of the best epoch, if the lock, the output and the data set are as they were.
-
-        The arguments are those of `export.write_bundle`.
-        """
+        """`export.write_bundle` of the best epoch, if the lock, the output and the data set are as they were."""
         from bertray.training.export import write_bundle
 
         def check() -> None:
@@ -99,18 +90,13 @@ class Attempt(NamedTuple, Generic[Config]):
 
 
 class Task(NamedTuple):
-    """What a process needs to train; on a cluster every worker gets it.
-
-    Attributes:
-        lock_number: without this lock on the run's folder, a worker that outlives its driver must not write.
-        trial: its number in a search.
-    """
+    """What a process needs to train; on a cluster every worker gets it."""
 
     config: TrainConfig
     labels: tuple[str, ...]
     problem_type: ProblemType
-    lock_number: int
-    trial: int | None = None
+    lock_number: int  # without this lock on the run's folder, a worker that outlives its driver must not write
+    trial: int | None = None  # its number in a search
 
     @contextmanager
     def loop(self, device: torch.device, watcher: Watcher) -> Iterator[FineTuning]:

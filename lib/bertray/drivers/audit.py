@@ -46,17 +46,11 @@ SUSPECTS_FILE, REPORT_FILE = "suspects.parquet", "label_quality.json"
 
 
 class Audit(NamedTuple):
-    """The result of an audit.
+    """The result of an audit."""
 
-    Attributes:
-        report: what label_quality.json holds.
-        suspects: rows in `schema.suspect_schema`, the worst first.
-        quality_N: of every training row's label, from 0 to 1; NaN for rows without tokens.
-    """
-
-    report: dict[str, Any]
-    suspects: pa.Table
-    quality_N: np.ndarray
+    report: dict[str, Any]  # what label_quality.json holds
+    suspects: pa.Table  # rows in `schema.suspect_schema`, the worst first
+    quality_N: np.ndarray  # of every training row's label, from 0 to 1; NaN for rows without tokens
 
 
 def run(config: AuditConfig) -> JobResult:

@@ -38,17 +38,11 @@ _SUMMARY = ("num_rows", *SUMMARY_METRICS, "ece", "nll", "review", "out_of_scope"
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """How good a bundle is.
+    """How good a bundle is."""
 
-    Attributes:
-        output: the folder of metrics.json and predictions.parquet.
-        metrics: the content of metrics.json.
-        predictions: the content of predictions.parquet: the rows of the split beside the bundle's predictions.
-    """
-
-    output: str
-    metrics: dict[str, Any]
-    predictions: pa.Table
+    output: str  # the folder of metrics.json and predictions.parquet
+    metrics: dict[str, Any]  # the content of metrics.json
+    predictions: pa.Table  # the content of predictions.parquet: rows of the split beside the bundle's predictions
 
 
 def run(config: EvaluateConfig) -> JobResult:

@@ -29,26 +29,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The result of a training run.
+    """The result of a training run."""
 
-    Attributes:
-        best_epoch: the epoch whose weights the bundle has, of `num_epochs` that were run.
-        validation: its scores on the validation rows.
-        num_train_tokens, train_tokens_per_s: over all epochs.
-        wall_s: of this call; an interrupted run took longer in all.
-        fingerprint: of the bundle; bundles with equal fingerprints predict alike.
-        resumed_from_step: the step that an interrupted run continued from; 0 if it began here.
-    """
-
-    output: str
-    best_epoch: int
-    num_epochs: int
-    validation: dict[str, float]
-    num_train_tokens: int
+    output: str  # the folder of the bundle
+    best_epoch: int  # whose weights the bundle has
+    num_epochs: int  # that were run
+    validation: dict[str, float]  # scores of the bundle on the validation rows
+    num_train_tokens: int  # this and the next: over all epochs
     train_tokens_per_s: float
-    wall_s: float
-    fingerprint: str
-    resumed_from_step: int = 0
+    wall_s: float  # of this call; an interrupted run took longer in all
+    fingerprint: str  # of the bundle; bundles with equal fingerprints predict alike
+    resumed_from_step: int = 0  # that an interrupted run continued from; 0: it began here
 
 
 def run(config: TrainConfig) -> JobResult:

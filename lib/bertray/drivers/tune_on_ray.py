@@ -80,18 +80,12 @@ def run_trials(attempt: Attempt[TuneConfig], records: Records) -> None:
 
 
 class _Events(tune.Callback):
-    """What Tune's thread reports; the driver reads it in another thread, because storage may be slow or fail.
-
-    Attributes:
-        results: whether the trial has ended, and its last report.
-        ended: numbers of trials.
-        num_logged: epochs of a trial that were logged; after a lost node it reports some again.
-    """
+    """What Tune's thread reports; the driver reads it in another thread, because storage may be slow or fail."""
 
     def __init__(self) -> None:
-        self.results: deque[tuple[bool, dict[str, Any]]] = deque()
-        self.ended: set[int] = set()
-        self.num_logged: dict[int, int] = {}
+        self.results: deque[tuple[bool, dict[str, Any]]] = deque()  # whether a trial has ended, and its last report
+        self.ended: set[int] = set()  # numbers of trials
+        self.num_logged: dict[int, int] = {}  # epochs of a trial; after a lost node it reports some again
 
     def on_trial_result(self, *, result: dict[str, Any], **info: Any) -> None:
         self.results.append((False, result))
