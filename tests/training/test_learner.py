@@ -118,7 +118,7 @@ def test_training_begins_at_the_weights_that_were_there(name: str, precision: An
     _, _, vocabulary_V = random_tokens()
     learner = Learner(build(name), vocabulary_V, CPU, precision)
     exact = learner.take_exact_weights()
-    settings = {"learning_rate": 1e-3, "weight_decay": 0.0, "max_grad_norm": 1.0}
+    settings = {"learning_rate": 1e-3, "weight_decay": 0.0}
     optimizer = Optimizer(learner.model, **settings, exact=exact)
     complete = learner.complete(optimizer.weights())
     assert all(torch.equal(complete[key], one) for key, one in before.items())

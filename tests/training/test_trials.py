@@ -95,7 +95,6 @@ def test_a_pruned_trial_is_not_the_best_and_the_first_of_equals_is() -> None:
             {"max_epochs": 2},
             "epochs 3, of the first trial, is above max_epochs 2: raise --max-epochs, or",
         ),
-        ({"grace_epochs": 6}, "grace_epochs 6 is above max_epochs 5"),
         ({"only_seeds": True, "batch_sizes": "8"}, "batch_sizes has no meaning with only_seeds"),
         ({"num_workers": "2"}, "num_workers 2 has no meaning in a search"),
         ({"mlflow_uri": "http://127.0.0.1:5000"}, "mlflow_uri has no meaning in a search"),

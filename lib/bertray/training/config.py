@@ -46,7 +46,6 @@ class TrainingOptions(JobConfig):
     )
     weight_decay: float = Field(default=0.01, ge=0, lt=1, description="AdamW's; not applied to biases and norms")
     warmup_fraction: float = Field(default=0.1, ge=0, le=1, description="share of steps with a rising learning rate")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are scaled down to this norm; as BERT's")
     layer_decay: float = Field(
         default=1.0,
         gt=0,
@@ -186,9 +185,6 @@ class TuneConfig(TrainConfig):
     warmup_fractions: Bounds = Field(default="0:0.2", description="lowest and highest warm-up fraction")
     label_smoothings: Bounds = Field(default="0:0.1", description="lowest and highest label smoothing")
     layer_decays: Bounds = Field(default="0.8:1", description="lowest and highest layer decay")
-    grace_epochs: int = Field(
-        default=1, ge=1, description="epochs before ASHA may prune a trial; it looks again after 3 and 9 times as many"
-    )
     # Options of bertray train that have no meaning in a search; --help does not show them.
     num_workers: Workers = Field(default="1", description="must be 1", json_schema_extra={"hidden": True})
     mlflow_uri: Place | None = Field(default=None, description="must be left out", json_schema_extra={"hidden": True})
@@ -208,9 +204,8 @@ class TuneConfig(TrainConfig):
             raise ValueError(
                 f"{', '.join(given)} has no meaning with only_seeds, which varies only the seed: leave it out"
             )
-        for name in ("min_epochs", "grace_epochs"):
-            if (epochs := getattr(self, name)) > self.max_epochs:
-                raise ValueError(f"{name} {epochs} is above max_epochs {self.max_epochs}")
+        if self.min_epochs > self.max_epochs:
+            raise ValueError(f"min_epochs {self.min_epochs} is above max_epochs {self.max_epochs}")
         if self.epochs > self.max_epochs:
             raise ValueError(
                 f"epochs {self.epochs}, of the first trial, is above max_epochs {self.max_epochs}: raise --max-epochs, "

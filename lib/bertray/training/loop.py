@@ -102,7 +102,6 @@ class FineTuning:
             model,
             learning_rate=options.learning_rate,
             weight_decay=options.weight_decay,
-            max_grad_norm=options.max_grad_norm,
             layer_decay=options.layer_decay,
             exact=self.learner.take_exact_weights(),
         )

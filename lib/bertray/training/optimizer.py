@@ -17,6 +17,7 @@ from bertray.model.runtime import CGROUP
 
 _LAYER_NUMBER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_MAX_GRAD_NORM = 1.0  # gradients are scaled down to this norm, as BERT's were
 
 
 def learning_rate_factor(step: int, num_steps: int, num_warmup_steps: int) -> float:
@@ -68,7 +69,6 @@ class Optimizer:
         weight_decay: for matrices; biases and norms, which are vectors, have none.
         layer_decay: the learning rate of a layer is this share of the rate of the layer above (Howard and Ruder 2018,
             https://arxiv.org/abs/1801.06146); embeddings are the lowest layer, the head is the highest.
-        max_grad_norm: gradients are scaled down to this norm.
         exact: the 32-bit weights by name, if the model's were rounded from them.
     """
 
@@ -78,13 +78,12 @@ class Optimizer:
         *,
         learning_rate: float,
         weight_decay: float,
-        max_grad_norm: float,
         layer_decay: float = 1.0,
         exact: dict[str, torch.Tensor] | None = None,
     ) -> None:
         trained = {name: weights for name, weights in model.named_parameters() if weights.requires_grad}
         self._names, self._model_weights = list(trained), list(trained.values())
-        self._max_grad_norm, self._learning_rate = max_grad_norm, learning_rate
+        self._learning_rate = learning_rate
         self._masters = [self._master(name, weights, exact or {}) for name, weights in trained.items()]
         rounded = [pair for pair in zip(self._model_weights, self._masters, strict=True) if pair[0] is not pair[1]]
         self._rounded = [weights for weights, _ in rounded]
@@ -132,7 +131,7 @@ class Optimizer:
         taken = [weights.grad for weights in self._rounded if weights.grad is not None]
         if taken:
             torch._foreach_copy_(self._gradients, taken)
-        norm = torch.nn.utils.clip_grad_norm_(self._masters, self._max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._masters, _MAX_GRAD_NORM)
         for group in self._adamw.param_groups:
             group["lr"] = self._learning_rate * factor * group["factor"]
         self._adamw.step()
