@@ -100,11 +100,8 @@ class Announcement(BaseModel, frozen=True):
 def request_of(config: ScoreConfig, bundle_fingerprint: str) -> dict[str, Any]:
     """What `Runs.differences` compares, by name."""
     options = {name: getattr(config, name) for name in _IN_FINGERPRINT}
-    return {**options, "engine": _engine(config.engine), "bundle_fingerprint": bundle_fingerprint}
-
-
-def _engine(name: str) -> str:
-    return "torch" if name == "auto" else name
+    engine = "torch" if config.engine == "auto" else config.engine
+    return {**options, "engine": engine, "bundle_fingerprint": bundle_fingerprint}
 
 
 class Runs:
@@ -128,16 +125,10 @@ class Runs:
     def differences(self, announced: Announcement, config: ScoreConfig, bundle_fingerprint: str) -> list[str]:
         """In what the announced request differs, as "keep_columns: ['id'] -> []"; empty if it is not known."""
         before, now = announced.request, request_of(config, bundle_fingerprint)
-        file = self._folder / announced.run_id / "config.json"
-        if before is None and file.exists():  # announced by an earlier version
-            with readable(file, _REMOVE):
-                asked = json.loads(file.read_bytes())
-                before = {**asked["config"], "bundle_fingerprint": asked["bundle_fingerprint"]}
         if before is None:
             return []
-        changes = [(name, before[name], now[name]) for name in _IN_FINGERPRINT if name in before]
-        changes = [(name, _engine(old) if name == "engine" else old, new) for name, old, new in changes]
-        found = [f"{name}: {old!r} -> {new!r}" for name, old, new in changes if old != new]
+        changed = [name for name in _IN_FINGERPRINT if before[name] != now[name]]
+        found = [f"{name}: {before[name]!r} -> {now[name]!r}" for name in changed]
         return [*found, *([OTHER_BUNDLE] if before["bundle_fingerprint"] != bundle_fingerprint else [])]
 
     def append(self, run_id: str, outcomes: list[Outcome]) -> None:
