@@ -1,22 +1,18 @@
 """Learning curves for the model card: losses by step and scores by epoch, as one self-contained SVG.
 
 The same input gives the same bytes with the same version of matplotlib.
-
-Legend: T steps, E epochs.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from bertray.training.tracking import StepRecord
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 # The mean is taken over this share of the steps, so that it follows the curve of a short and of a long run.
 _WINDOW_FRACTION = 1 / 30
@@ -52,51 +48,36 @@ def learning_curves(records: Sequence[StepRecord], history: Sequence[Mapping[str
     import matplotlib
     from matplotlib.figure import Figure
 
+    steps, epochs = pd.DataFrame(records), pd.DataFrame(history).replace([np.inf, -np.inf], np.nan)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # ignore the user's matplotlibrc
         matplotlib.rcParams.update(_STYLE)
         figure = Figure(figsize=(9.0, 3.4), layout="constrained")
         loss_axes, score_axes = figure.subplots(1, 2)
-        top = max(_draw_losses(loss_axes, records), _draw_epochs(loss_axes, history, _LOSS))
-        _draw_epochs(score_axes, history, _SCORES)
-        for axes, name in ((loss_axes, "loss"), (score_axes, "score on validation")):
+        top = epochs["loss"].max()
+        if records:
+            loss_axes.plot(
+                steps["epoch"], steps["loss"], color=_BLUE, alpha=0.3, linewidth=0.8, label="train, every step"
+            )
+            window = max(1, round(len(records) * _WINDOW_FRACTION))
+            means = steps["loss"].rolling(window, center=True, min_periods=1).mean()
+            if window > 1:
+                label = f"train, mean of {window} steps"
+                loss_axes.plot(steps["epoch"], means, color=_BLUE, linewidth=1.4, label=label)
+            top = np.nanmax([top, means.max(), steps["loss"].quantile(0.99)])  # a few wild steps may be cut off
+        for axes, name, metrics in ((loss_axes, "loss", _LOSS), (score_axes, "score on validation", _SCORES)):
+            for metric in [one for one in metrics if one in epochs]:
+                label, colour = metrics[metric]
+                axes.plot(
+                    epochs["epoch"], epochs[metric], color=colour, linewidth=1.4, marker="o", markersize=4, label=label
+                )
             axes.set_ylabel(name)
             axes.set_xlabel("epoch")
             axes.set_xlim(left=0)
             axes.axvline(kept_epoch, color=_GREY, linestyle="--", linewidth=1.0, label=f"kept: epoch {kept_epoch}")
             # Above, where it covers no curve.
             axes.legend(fontsize="small", ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
-        loss_axes.set_ylim(0, 1.05 * top or None)
+        loss_axes.set_ylim(0, 1.05 * top if top > 0 else None)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Title": "Learning curves", "Date": None, "Creator": None})
     return file.getvalue()
-
-
-def _draw_losses(axes: Axes, records: Sequence[StepRecord]) -> float:
-    """Draw every step and a running mean; returns the loss that must be visible: a few wild steps may be cut off."""
-    if not records:
-        return 0.0
-    epochs_T, losses_T = (np.array([getattr(one, name) for one in records]) for name in ("epoch", "loss"))
-    axes.plot(epochs_T, losses_T, color=_BLUE, alpha=0.3, linewidth=0.8, label="train, every step")
-    means_T = losses_T
-    if (window := round(len(records) * _WINDOW_FRACTION)) > 1:
-        sums_T, counts_T = (
-            np.convolve(values_T, np.ones(window), "same") for values_T in (losses_T, np.ones_like(losses_T))
-        )
-        means_T = sums_T / counts_T
-        axes.plot(epochs_T, means_T, color=_BLUE, linewidth=1.4, label=f"train, mean of {window} steps")
-    return float(max(means_T.max(), np.quantile(losses_T, 0.99)))
-
-
-def _draw_epochs(axes: Axes, history: Sequence[Mapping[str, float]], metrics: Mapping[str, tuple[str, str]]) -> float:
-    """Draw those of the metrics that the history has; returns the highest value."""
-    top = 0.0
-    for name, (label, colour) in metrics.items():
-        if name not in history[0]:
-            continue
-        values_E = np.array([entry[name] for entry in history])
-        values_E[~np.isfinite(values_E)] = np.nan
-        epochs_E = [entry["epoch"] for entry in history]
-        axes.plot(epochs_E, values_E, color=colour, linewidth=1.4, marker="o", markersize=4, label=label)
-        top = np.nanmax(values_E, initial=top)
-    return top
