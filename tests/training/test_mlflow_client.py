@@ -14,21 +14,24 @@ import pytest
 from bertray.errors import RequestError
 from bertray.storage.location import Location
 from bertray.training import mlflow_client
+from bertray.training.config import TrainConfig
 from bertray.training.mlflow_client import MlflowRun, check
 from bertray.training.run_folder import TrainingRun
 from bertray.training.tracking import StepRecord, Tracker
 from tests.conftest import ROOT
 from tests.faults.s3_proxy import FaultyProxy
 
-CONFIG = {"learning_rate": 5e-05, "encoder": "minilm", "stride": None}
-
 
 def records(first: int, last: int, loss: float = 1.0) -> list[StepRecord]:
     return [StepRecord(step, step / 10, loss / step, 1e-5, 2.0, 1000.0) for step in range(first, last + 1)]
 
 
+def config(uri: str) -> TrainConfig:
+    return TrainConfig(data="data", output="to/a run", mlflow_uri=uri, mlflow_experiment="an experiment")
+
+
 def tracker(uri: str, folder: Path, run_id: str | None = None) -> Tracker:
-    return Tracker(folder, uri, "an experiment", "a run", CONFIG, mlflow_run_id=run_id)
+    return Tracker(config(uri), folder, run_id)
 
 
 def stored(uri: str, run_id: str | None) -> Any:
@@ -67,7 +70,9 @@ def test_a_run_from_beginning_to_end(mlflow_server: str, tmp_path: Path) -> None
     found = stored(mlflow_server, run.mlflow_run_id)
     assert found.info.run_name == "a run"
     assert found.info.status == "FINISHED"
-    assert found.data.params == {name: str(value) for name, value in CONFIG.items()}
+    assert found.data.params == {
+        name: str(value) for name, value in config(mlflow_server).model_dump(mode="json").items()
+    }
     assert found.data.tags["bundle"] == "s3://bucket/bundle"
     assert found.data.tags["version.bertray"]
     assert history(mlflow_server, run.mlflow_run_id, "train/loss") == [(step, 1 / step) for step in range(1, 301)]
@@ -213,8 +218,10 @@ def note(event, arguments):
     if event == "socket.getaddrinfo":
         places.add(arguments[:2])
 sys.addaudithook(note)
+from bertray.training.config import TrainConfig
 from bertray.training.tracking import Tracker
-with Tracker(Path({str(tmp_path)!r}), {mlflow_server!r}, "quiet", "a run", {{}}) as run:
+options = TrainConfig(data="data", output="a run", mlflow_uri={mlflow_server!r})
+with Tracker(options, Path({str(tmp_path)!r})) as run:
     run.epoch(1, {{"loss": 1.0}})
 import mlflow.telemetry.client, mlflow.telemetry.utils
 print(mlflow.telemetry.utils._IS_IN_CI_ENV_OR_TESTING, mlflow.telemetry.client.get_telemetry_client(), places,

@@ -31,7 +31,6 @@ from bertray.training import mlflow_client
 from bertray.training.config import TrainConfig, TrainingOptions
 from bertray.training.preflight import check_origin, check_output, open_data, with_absolute_paths
 from bertray.training.run_folder import Kind, TrainingRun
-from bertray.training.tracking import Tracker
 from bertray.training.watcher import STOP_S, Watcher
 from bertray.types import ProblemType
 
@@ -195,12 +194,6 @@ def follow(
         finally:
             looker.submit(look).result()
     return done.result()
-
-
-def tracker_of(config: TrainConfig, event_files: Path, mlflow_run_id: str | None = None) -> Tracker:
-    """The tracker of a run with these options; `Tracker` explains the other arguments."""
-    name, options = Location.of(config.output).name, config.model_dump(mode="json")
-    return Tracker(event_files, config.mlflow_uri, config.mlflow_experiment, name, options, mlflow_run_id=mlflow_run_id)
 
 
 def log_start(config: TrainingOptions, dataset: Dataset, workers: str, share: str) -> None:

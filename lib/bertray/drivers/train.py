@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from bertray.cli import JobResult
-from bertray.drivers.attempt import Attempt, begun, follow, log_epoch, log_start, tracker_of
+from bertray.drivers.attempt import Attempt, begun, follow, log_epoch, log_start
 from bertray.progress import ProgressBar
 from bertray.training.config import TrainConfig
 from bertray.training.preflight import naming_rows
@@ -70,7 +70,7 @@ def train(config: TrainConfig) -> TrainResult:
         if attempt.is_continued:
             _log.info("continuing the run at %s from step %d", run.location, first_step)
         mlflow_run_id = run.mlflow_run_id(config.mlflow_uri)
-        with run.event_files() as events, tracker_of(config, events, mlflow_run_id) as tracker:
+        with run.event_files() as events, Tracker(config, events, mlflow_run_id) as tracker:
             run.keep_mlflow_run_id(config.mlflow_uri, tracker.mlflow_run_id)
             if not progress.is_done:
                 _fit(attempt, tracker)

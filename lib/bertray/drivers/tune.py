@@ -30,10 +30,11 @@ from typing import Any
 
 from bertray.bundle.info import BundleInfo
 from bertray.cli import JobResult
-from bertray.drivers.attempt import Attempt, begun, tracker_of
+from bertray.drivers.attempt import Attempt, begun
 from bertray.errors import BertrayError
 from bertray.reports.terminal import print_trials
 from bertray.training.config import TuneConfig
+from bertray.training.tracking import Tracker
 from bertray.training.trials import Records, TrialRecord, best_of, train_config, write_trials
 
 _log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def _write_bundle(attempt: Attempt[TuneConfig], ended: list[TrialRecord], best: 
     assert progress is not None and progress.is_done, "the best trial's weights are missing"
     with tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
         events = Path(temporary)
-        with tracker_of(trial, events) as tracker:
+        with Tracker(trial, events) as tracker:
             tracker.steps(progress.records)
             for epoch in progress.history:
                 tracker.epoch(int(epoch["step"]), epoch)

@@ -1,6 +1,6 @@
 """Logs a training run for TensorBoard and MLflow, step by step; the driver does this while workers train.
 
-    with Tracker(folder, mlflow_uri, "bertray", "bundle", config) as tracker:
+    with Tracker(config, folder) as tracker:
         tracker.steps([StepRecord(step=1, epoch=0.01, loss=1.39, learning_rate=2e-6, grad_norm=5.1, tokens_per_s=9e3)])
         tracker.epoch(100, {"loss": 0.41, "accuracy": 0.87, "f1_macro": 0.85})
         tracker.finish({"loss": 0.41, "accuracy": 0.87, "f1_macro": 0.85}, bundle="s3://bucket/bundle")
@@ -31,6 +31,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from bertray.errors import RequestError
+from bertray.storage.location import Location
+from bertray.training.config import TrainConfig
 from bertray.training.mlflow_client import MlflowRun, RunStatus
 from bertray.versions import versions
 
@@ -54,33 +56,18 @@ class StepRecord:
 
 
 class Tracker:
-    """Logs one training run; a context manager.
+    """Logs a run with these options, which it shows as text and as MLflow's parameters; a context manager.
 
     Args:
         folder: the local folder of event files; files of earlier attempts stay and are continued.
-        mlflow_uri: the tracking server; None: event files only.
-        experiment: on the MLflow server.
-        run_name: need not be unique.
-        config: the options of the run, shown as text and logged as MLflow's parameters.
         mlflow_run_id: the MLflow run of an earlier attempt, to continue it.
 
     Raises:
         RequestError: on entry: the folder cannot be written, or see `bertray.training.mlflow_client`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        mlflow_uri: str | None,
-        experiment: str,
-        run_name: str,
-        config: Mapping[str, Any],
-        *,
-        mlflow_run_id: str | None = None,
-    ) -> None:
-        self._folder, self._config = folder, config
-        self._mlflow_uri, self._experiment, self._run_name = mlflow_uri, experiment, run_name
-        self._mlflow_run_id = mlflow_run_id
+    def __init__(self, config: TrainConfig, folder: Path, mlflow_run_id: str | None = None) -> None:
+        self._config, self._folder, self._mlflow_run_id = config, folder, mlflow_run_id
         self._mlflow: MlflowRun | None = None
         self._last_step = 0
 
@@ -90,13 +77,15 @@ class Tracker:
         return self._mlflow.run_id if self._mlflow else self._mlflow_run_id
 
     def __enter__(self) -> Self:
+        config, options = self._config, self._config.model_dump(mode="json")
+        name = Location.of(config.output).name
         self._events = _EventFile(self._folder)
-        self._events.put_text("hparams/config", _as_table({"run_name": self._run_name, **self._config}))
-        if self._mlflow_uri:
-            tags = {f"version.{name}": version for name, version in versions().items()}
+        self._events.put_text("hparams/config", _as_table({"run_name": name, **options}))
+        if config.mlflow_uri:
+            tags = {f"version.{package}": version for package, version in versions().items()}
             try:
                 self._mlflow = MlflowRun(
-                    self._mlflow_uri, self._experiment, self._run_name, self._config, tags, self._mlflow_run_id
+                    config.mlflow_uri, config.mlflow_experiment, name, options, tags, self._mlflow_run_id
                 )
             except BaseException:
                 self._events.close()
