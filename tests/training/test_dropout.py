@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bertray.training.learner import MaskedDropout, Masks, replace_dropout
+from bertray.model.adapter import replace_layers
+from bertray.training.learner import MaskedDropout, Masks
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -38,7 +39,7 @@ def test_a_model_is_changed_everywhere() -> None:
     masks = Masks()
     inner = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.0))
     model = torch.nn.Sequential(torch.nn.Dropout(0.3), inner)
-    replace_dropout(model, masks)
+    replace_layers(model, torch.nn.Dropout, lambda layer: MaskedDropout(layer.p, masks))
     assert isinstance(model[0], MaskedDropout) and isinstance(model[1][1], MaskedDropout)
     states = torch.ones(50, 2, requires_grad=True)
     dropped = model[0].train()(states)

@@ -4,7 +4,7 @@
     pretrained   an encoder loaded and checked, with a head for the labels
     runtime      device, precision, memory, thread        adapter      batch layout, precision and last layer
     attention    attention without padding                buckets      attention in training on CPUs
-    encoder      tokens -> logits                         onednn       linear layers in bf16 on CPUs
+    encoder      tokens -> logits
 
 Imports the rooms up to tokenization. Needs torch, except `sources` and `files`; no Ray.
 """

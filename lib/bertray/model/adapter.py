@@ -13,6 +13,7 @@ Legend: S sequences, B sequences of a batch, C classes, L tokens of its longest,
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -248,6 +249,15 @@ def to_precision(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     model.to(device)
     if dtype != torch.float32 and last is not None:
         last.register_forward_pre_hook(lambda _layer, inputs: tuple(one.float() for one in inputs))
+
+
+def replace_layers(module: Any, kind: type, make: Callable[[Any], torch.nn.Module]) -> None:
+    """Put what `make` makes of it in the place of every layer of just this kind below a module."""
+    for name, child in module.named_children():
+        if type(child) is kind:
+            setattr(module, name, make(child))
+        else:
+            replace_layers(child, kind, make)
 
 
 def last_layer(model: Any) -> torch.nn.Linear | None:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bertray.model import attention, onednn
-from bertray.model.adapter import Layout, to_precision
+from bertray.model import attention
+from bertray.model.adapter import Layout, replace_layers, to_precision
 from bertray.model.runtime import TOKEN_BUDGET, is_out_of_memory, resolve_device, resolve_precision
 from bertray.storage.patience import alive
 from bertray.tokenization.tokenizer import Sequences, TokenColumn
@@ -43,8 +43,8 @@ class Encoder:
         can_pack = dtype == torch.float32 or attention.kernel_works(self.device, dtype, model.config)
         self.layout = Layout(model, can_pack=can_pack)
         to_precision(self.model, self.device, dtype)
-        if dtype == torch.bfloat16 and self.device.type == "cpu" and onednn.is_available():
-            onednn.prepack(self.model, self.token_budget)
+        if dtype == torch.bfloat16 and self.device.type == "cpu" and _has_onednn():
+            replace_layers(self.model, torch.nn.Linear, lambda layer: _prepacked(layer, self.token_budget))
 
     @torch.inference_mode()
     def logits(self, tokens: TokenColumn) -> np.ndarray:
@@ -102,3 +102,35 @@ def run_batches(
     if budget < token_budget:
         _log.warning("out of GPU memory: batches have %d tokens from now on, not %d", budget, token_budget)
     return outputs, budget
+
+
+def _has_onednn() -> bool:
+    """Whether this build of torch has oneDNN and the operators of `PrepackedLinear`, and the processor has bf16."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    )
+
+
+def _prepacked(layer: Any, num_tokens: int) -> torch.nn.Module:
+    return PrepackedLinear(layer, num_tokens) if layer.weight.dtype == torch.bfloat16 else layer
+
+
+class PrepackedLinear(torch.nn.Module):
+    """A frozen copy of a bf16 linear layer, for inference only, in the best layout for inputs of `num_tokens` rows.
+
+    torch's own layer passes plain weights, which oneDNN reorders in each call. torch's compiler emits the operators
+    used here for a frozen model; calling them directly needs no compilation.
+    """
+
+    def __init__(self, linear: torch.nn.Linear, num_tokens: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), num_tokens)
+        self._bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
+        return outputs

@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bertray.errors import RequestError
 from bertray.model import attention
-from bertray.model.adapter import Layout, to_precision
+from bertray.model.adapter import Layout, replace_layers, to_precision
 from bertray.model.runtime import is_out_of_memory, resolve_precision
 from bertray.tokenization.tokenizer import Sequences
 from bertray.training.batches import micro_batches
@@ -87,7 +87,7 @@ class Learner:
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         elif device.type == "cpu":  # only torch's own generator can draw a mask again in backward
-            replace_dropout(model, self._masks)
+            replace_layers(model, torch.nn.Dropout, lambda layer: MaskedDropout(layer.p, self._masks))
         self._exact: dict[str, torch.Tensor] = {}  # weights before they are rounded
         if has_bf16:
             self._exact = {name: weights.detach().clone() for name, weights in model.named_parameters()}
@@ -214,12 +214,3 @@ class MaskedDropout(torch.nn.Module):
         if not self.training or self.p == 0:
             return states
         return states * self._masks.draw(states.shape, self.p, states.dtype)
-
-
-def replace_dropout(module: torch.nn.Module, masks: Masks) -> None:
-    """Let every dropout below a module draw from `masks`."""
-    for name, child in module.named_children():
-        if type(child) is torch.nn.Dropout:
-            setattr(module, name, MaskedDropout(child.p, masks))
-        else:
-            replace_dropout(child, masks)
