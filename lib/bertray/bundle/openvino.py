@@ -43,7 +43,7 @@ from bertray.storage.outputs import sha256_of
 from bertray.storage.patience import alive
 from bertray.tokenization.batching import pad, padded_batches
 from bertray.tokenization.tokenizer import TokenColumn
-from bertray.types import Device, Engine, InferencePrecision
+from bertray.types import Engine, InferencePrecision
 from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
@@ -70,27 +70,18 @@ class EngineRecord(Decision):
 
 
 def open_bundle(
-    uri: str,
-    engine: Engine = "auto",
-    precision: InferencePrecision = "auto",
-    device: Device = "auto",
-    cache: Location | None = None,
+    uri: str, engine: Engine = "auto", precision: InferencePrecision = "auto", cache: Location | None = None
 ) -> tuple[Bundle, dict[str, Any]]:
-    """Load a bundle for an engine; OpenVINO's export is made if the cache (by default this user's) lacks it.
+    """A bundle for an engine, and the fields about the engine for the summary.
 
-    Returns:
-        The bundle, and the fields about the engine for the summary.
-
-    Raises:
-        BundleError: the bundle is missing, incomplete or altered.
-        RequestError: the engine is not installed or cannot run the model, or there is no such device.
+    OpenVINO's export is made if the cache (by default this user's) lacks it.
     """
     place = cache or user_cache()
     if engine == "openvino":
         record = prepare(uri, precision, place)
         return load_prepared(uri, precision, place), record.summary()
     assert precision != "int8"  # the configuration has checked it
-    bundle = Bundle.load(uri, precision, device, cache)
+    bundle = Bundle.load(uri, precision, cache=cache)
     return bundle, torch_summary(place, bundle.info, precision, bundle.precision)
 
 
