@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from bertray.errors import RequestError
 from bertray.storage.local import MAX_NAME_BYTES, shortened
 from bertray.storage.location import FileInfo, Location, is_hidden
+from bertray.storage.outputs import in_parallel
 
 _SUFFIXES = (".parquet", ".parq", ".pq")
 _MAGIC = b"PAR1"
 PREDICTIONS = "predictions"  # the folder of the output
-_NUM_CONNECTIONS = 16
 _MAX_KEY_BYTES = 1024  # of S3, without the bucket
 _CONVERT = "Shards are Parquet files: write them, for instance with pandas.read_csv(FILE).to_parquet(SHARD)"
 # A table's folder holds files that are no longer, or not yet, part of it. Its sign is a folder in it; Iceberg's holds
@@ -69,9 +68,8 @@ def shards_of(source: Location) -> Listing:
     hidden = [file.path for file in files if is_hidden(file.path)]
     seen = [file for file in files if not is_hidden(file.path)]
     unknown = [file for file in seen if _has_no_ending(file.path)]
-    with ThreadPoolExecutor(_NUM_CONNECTIONS) as pool:
-        starts = pool.map(lambda file: (source / file.path).first_bytes(len(_MAGIC)), unknown)
-        found = [file for file, start in zip(unknown, starts, strict=True) if start == _MAGIC]
+    starts = in_parallel(lambda file: (source / file.path).first_bytes(len(_MAGIC)), unknown)
+    found = [file for file, start in zip(unknown, starts, strict=True) if start == _MAGIC]
     shards = [file for file in seen if file.path.lower().endswith(_SUFFIXES)] + found
     other = {file.path for file in seen} - {shard.path for shard in shards}
     listing = Listing(source.in_order(shards), hidden, sorted(other))
@@ -188,11 +186,10 @@ def _refuse_in_table(source: Location) -> None:
     above = source.ancestors()
     signs = [place / sign for place in above for sign, kind in _TABLES.items() if kind != "Iceberg"]
     signs += [table / "metadata" for place, table in pairwise([source, *above]) if place.name == "data"]
-    with ThreadPoolExecutor(_NUM_CONNECTIONS) as pool:
-        for sign, is_there in zip(signs, pool.map(Location.is_folder, signs), strict=True):
-            kind = _TABLES[sign.name]
-            if is_there and (kind != "Iceberg" or sign.files(_ICEBERG_ENDINGS)):
-                raise _table(kind, str(sign.parent()))
+    for sign, is_there in zip(signs, in_parallel(Location.is_folder, signs), strict=True):
+        kind = _TABLES[sign.name]
+        if is_there and (kind != "Iceberg" or sign.files(_ICEBERG_ENDINGS)):
+            raise _table(kind, str(sign.parent()))
 
 
 def _table(kind: str, folder: str) -> RequestError:

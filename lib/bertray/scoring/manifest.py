@@ -20,7 +20,6 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import get_args
@@ -35,14 +34,13 @@ from bertray.schema import MANIFEST_SCHEMA, PREDICTIONS_VERSION, RECORD_SCHEMA
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.units import ENGINE_FOLDER
 from bertray.storage.location import FileInfo, Location
-from bertray.storage.outputs import last_of_each_path, put_records, read_records
+from bertray.storage.outputs import in_parallel, last_of_each_path, put_records, read_records
 from bertray.types import RealPrecision
 
 _log = logging.getLogger(__name__)
 
 # A run that ends with more files than this merges all of them: each costs the next run a round trip to the storage.
 _MAX_FILES = 16
-_NUM_CONNECTIONS = 16
 
 
 def fingerprint(info: BundleInfo, config: ScoreConfig) -> str:
@@ -126,8 +124,7 @@ class Manifest:
     def _replace(self, files: list[Location], run_id: str, records: pa.Table) -> None:
         merged = self._folder / f"{run_id}.parquet"
         put_records(merged, records)
-        with ThreadPoolExecutor(_NUM_CONNECTIONS) as pool:
-            list(pool.map(Location.remove, (file for file in files if file.name != merged.name)))
+        in_parallel(Location.remove, [file for file in files if file.name != merged.name])
 
     def _files(self) -> list[Location]:
         return [self._folder / info.path for info in self._folder.files((".parquet",))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,11 +15,9 @@ from bertray.scoring.manifest import STAGED, Manifest, shards_in
 from bertray.scoring.score_shard import read_counts
 from bertray.scoring.units import STAGING_FOLDER, Outcome, Work, staged_parts, staged_path
 from bertray.storage.location import FileInfo, Location
-from bertray.storage.outputs import last_of_each_path
+from bertray.storage.outputs import in_parallel, last_of_each_path
 
 _log = logging.getLogger(__name__)
-
-_NUM_CONNECTIONS = 16
 
 
 class Staging:
@@ -70,8 +67,7 @@ class Staging:
                 return None
             return Outcome(shard=shard, counts=counts, precision=precision)
 
-        with ThreadPoolExecutor(_NUM_CONNECTIONS) as readers:
-            return [one for one in readers.map(outcome, found) if one]
+        return [one for one in in_parallel(outcome, found) if one]
 
     def append(self, run_id: str, records: pa.Table) -> None:
         """Record files that are staged; see `Manifest.append`."""
@@ -79,8 +75,7 @@ class Staging:
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove staged files if they exist."""
-        with ThreadPoolExecutor(_NUM_CONNECTIONS) as pool:
-            list(pool.map(lambda path: (self._folder / path).remove(is_file=True), paths))
+        in_parallel(lambda path: (self._folder / path).remove(is_file=True), paths)
 
     def remove_stale(self, archive: Archive, kept: list[FileInfo], work: Work, request_fingerprint: str) -> None:
         """Remove staged files but those of the shards to keep, and the parts that `work` will merge.

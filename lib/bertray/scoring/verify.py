@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -30,8 +29,7 @@ from bertray.scoring.score_shard import misfit
 from bertray.scoring.shard_reader import opened
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock, highest_lock, new_run_id
-
-_NUM_READERS = 32
+from bertray.storage.outputs import in_parallel
 
 
 def verify(
@@ -109,8 +107,7 @@ def _checked(
     ]
     if num_sampled is not None:
         rows = random.Random(0).sample(rows, min(num_sampled, len(rows)))
-    with ThreadPoolExecutor(_NUM_READERS) as readers:
-        found = list(readers.map(partial(_of_file, output / PREDICTIONS, can_skip=can_skip), rows))
+    found = in_parallel(partial(_of_file, output / PREDICTIONS, can_skip=can_skip), rows)
     of_files = [{"path": row["path"], "problem": one} for row, one in zip(rows, found, strict=True) if one]
     facts = {"run_id": latest.run_id, "num_shards": len(records), "num_files_read": len(rows)}
     return facts, problems + of_files, [one["path"] for one in of_files]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,10 @@ from bertray.storage.location import Location
 
 # A folder that holds this file is a bundle; `bertray.bundle.info` reads it.
 BUNDLE_FILE = "bundle.json"
-_NUM_READERS = 16
+_NUM_AT_A_TIME = 32
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def refuse_in_bundle(output: Location, folders: Sequence[Location] | None = None) -> None:
@@ -84,8 +87,13 @@ def read_records(files: list[Location], schema: pa.Schema, next_step: str) -> pa
             table = parquet.read(columns=schema.names, use_threads=False)
             return pa.concat_tables([schema.empty_table(), table], promote_options="default").cast(schema)
 
-    with ThreadPoolExecutor(_NUM_READERS) as readers:
-        return pa.concat_tables([schema.empty_table(), *readers.map(read, files)])
+    return pa.concat_tables([schema.empty_table(), *in_parallel(read, files)])
+
+
+def in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """The results, in order, of work that mostly waits for the storage."""
+    with ThreadPoolExecutor(_NUM_AT_A_TIME) as pool:
+        return list(pool.map(work, items))
 
 
 def last_of_each_path(records: pa.Table) -> pa.Table:
