@@ -16,25 +16,17 @@ from bertray.training.tracking import StepRecord
 
 # The mean is taken over this share of the steps, so that it follows the curve of a short and of a long run.
 _WINDOW_FRACTION = 1 / 30
-# Metrics of an epoch, which has some of them, with Okabe and Ito's colours: colour-blind people can tell them apart.
-_LOSS = {"loss": ("validation", "#D55E00")}
+# Metrics of an epoch, which has some of them.
+_LOSS = {"loss": "validation"}
 _SCORES = {
-    "accuracy": ("accuracy", "#009E73"),
-    "subset_accuracy": ("subset accuracy", "#009E73"),
-    "f1_micro": ("micro-F1", "#E69F00"),
-    "f1_macro": ("macro-F1", "#CC79A7"),
+    "accuracy": "accuracy",
+    "subset_accuracy": "subset accuracy",
+    "f1_micro": "micro-F1",
+    "f1_macro": "macro-F1",
 }
-_BLUE, _GREY = "#0072B2", "#666666"
-_STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "bertray",  # for the ids in the file, which are random otherwise
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E6E6E6",
-    "legend.frameon": False,
-}
+_LOOK = {"font.size": 9.0, "axes.grid": True, "grid.color": "#E6E6E6", "legend.frameon": False}
+# The ids in the file are random without a salt. Not the user's own style: it would change the file.
+_STYLES: Any = ["default", "tableau-colorblind10", {"svg.hashsalt": "bertray", **_LOOK}]
 
 
 def learning_curves(records: Sequence[StepRecord], history: Sequence[Mapping[str, float]], kept_epoch: int) -> str:
@@ -45,36 +37,28 @@ def learning_curves(records: Sequence[StepRecord], history: Sequence[Mapping[str
         history: metrics of every epoch. A value that is not finite leaves a gap.
     """
     # Here, not above: half a second. Figure without pyplot keeps no global state.
-    import matplotlib
+    from matplotlib import style
     from matplotlib.figure import Figure
 
     steps, epochs = pd.DataFrame(records), pd.DataFrame(history).replace([np.inf, -np.inf], np.nan)
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # ignore the user's matplotlibrc
-        matplotlib.rcParams.update(_STYLE)
+    with style.context(_STYLES):
         figure = Figure(figsize=(9.0, 3.4), layout="constrained")
         loss_axes, score_axes = figure.subplots(1, 2)
         top = epochs["loss"].max()
         if records:
-            loss_axes.plot(
-                steps["epoch"], steps["loss"], color=_BLUE, alpha=0.3, linewidth=0.8, label="train, every step"
-            )
+            loss_axes.plot(steps["epoch"], steps["loss"], "C0", alpha=0.3, linewidth=0.8, label="train, every step")
             window = max(1, round(len(records) * _WINDOW_FRACTION))
             means = steps["loss"].rolling(window, center=True, min_periods=1).mean()
             if window > 1:
-                label = f"train, mean of {window} steps"
-                loss_axes.plot(steps["epoch"], means, color=_BLUE, linewidth=1.4, label=label)
+                loss_axes.plot(steps["epoch"], means, "C0", label=f"train, mean of {window} steps")
             top = np.nanmax([top, means.max(), steps["loss"].quantile(0.99)])  # a few wild steps may be cut off
         for axes, name, metrics in ((loss_axes, "loss", _LOSS), (score_axes, "score on validation", _SCORES)):
-            for metric in [one for one in metrics if one in epochs]:
-                label, colour = metrics[metric]
-                axes.plot(
-                    epochs["epoch"], epochs[metric], color=colour, linewidth=1.4, marker="o", markersize=4, label=label
-                )
+            for colour, metric in enumerate((one for one in metrics if one in epochs), start=1):
+                axes.plot(epochs["epoch"], epochs[metric], f"C{colour}o-", markersize=4, label=metrics[metric])
             axes.set_ylabel(name)
             axes.set_xlabel("epoch")
             axes.set_xlim(left=0)
-            axes.axvline(kept_epoch, color=_GREY, linestyle="--", linewidth=1.0, label=f"kept: epoch {kept_epoch}")
+            axes.axvline(kept_epoch, color="grey", linestyle="--", linewidth=1.0, label=f"kept: epoch {kept_epoch}")
             # Above, where it covers no curve.
             axes.legend(fontsize="small", ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
         loss_axes.set_ylim(0, 1.05 * top if top > 0 else None)
