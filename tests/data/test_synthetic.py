@@ -1,30 +1,36 @@
-"""The demo's corpus: the same for a seed, as dirty as promised, neither trivial nor hopeless to classify."""
+"""The demo's corpus: as dirty as promised, neither trivial nor hopeless to classify; its generator follows a seed."""
 
-import hashlib
-import os
+import csv
 import random
 import re
-import subprocess
-import sys
 from collections import Counter
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 
-from bertray.data.synthetic import LABELS, archive_shards, labelled_chunks
-from bertray.errors import RequestError
+from benchmarks.corpus import LABELS, archive_chunks, labelled_chunks
+from bertray.data import synthetic
+from bertray.data.synthetic import NUM_ARCHIVE, NUM_LABELLED, write_corpus
 
 Row = dict[str, str | None]
 
 
 @pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    assert write_corpus(folder, NUM_LABELLED, NUM_ARCHIVE) == folder / "labelled.csv"
+    return folder
+
+
+@pytest.fixture(scope="module")
 def labelled() -> pa.Table:
-    return labelled_chunks()
+    return pq.read_table(Path(synthetic.__file__).with_name("demo_labelled.parquet"))
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +39,9 @@ def rows(labelled: pa.Table) -> list[Row]:
 
 
 @pytest.fixture(scope="module")
-def archive() -> list[tuple[str, pa.Table]]:
-    return archive_shards()
+def archive(folder: Path) -> list[tuple[str, pa.Table]]:
+    root = folder / "archive"
+    return [(str(path.relative_to(root)), pq.ParquetFile(path).read()) for path in sorted(root.rglob("*.parquet"))]
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +139,13 @@ def test_archive_paths_columns_and_totals(archive):
     assert max(sizes) >= 2 * min(sizes) > 0
 
 
-def test_documents_are_numbered_and_stay_in_one_shard(archive):
-    shard_of: dict[str, str] = {}
+def test_documents_are_numbered(archive):
+    rows = [row for _, table in archive for row in table.to_pylist()]
+    assert [row["document_id"] for row in rows] == sorted(row["document_id"] for row in rows)
     sections: dict[str, list[int]] = {}
-    for path, table in archive:
-        for row in table.to_pylist():
-            assert re.fullmatch(r"resume-\d{6}", row["document_id"])
-            assert shard_of.setdefault(row["document_id"], path) == path
-            sections.setdefault(row["document_id"], []).append(row["section_number"])
+    for row in rows:
+        assert re.fullmatch(r"resume-\d{6}", row["document_id"])
+        sections.setdefault(row["document_id"], []).append(row["section_number"])
     assert all(numbers == list(range(len(numbers))) for numbers in sections.values())
 
 
@@ -149,12 +155,14 @@ def test_archive_texts_are_dirty(archive_texts):
     assert 1 <= sum(len(text.split()) >= 400 for text in archive_texts if text) <= 2
 
 
-@pytest.mark.parametrize(("num_rows", "num_shards"), [(10, 1), (30, 3), (101, 5), (600, 60)])
-def test_archive_of_any_size_has_all_rows_and_no_empty_shard(num_rows, num_shards):
-    shards = archive_shards(num_rows, num_shards, seed=3)
-    sizes = [table.num_rows for _, table in shards]
-    assert (len({path for path, _ in shards}), sum(sizes)) == (num_shards, num_rows)
+@pytest.mark.parametrize("num_rows", [80, 101, 3999])
+def test_archive_of_any_size_has_all_rows_and_no_empty_shard(num_rows, tmp_path):
+    labelled = write_corpus(tmp_path, 60, num_rows)
+    sizes = [pq.ParquetFile(path).metadata.num_rows for path in (tmp_path / "archive").rglob("*.parquet")]
+    assert (len(sizes), sum(sizes)) == (8, num_rows)
     assert min(sizes) >= 1
+    with labelled.open(newline="") as file:
+        assert {row["label"] for row in csv.DictReader(file)} >= set(LABELS)
 
 
 # ---- both
@@ -176,34 +184,6 @@ def test_a_seed_gives_the_same_rows_and_leaves_the_global_generator_alone():
     state = random.getstate()
     assert labelled_chunks(200, seed=5).equals(labelled_chunks(200, seed=5))
     assert not labelled_chunks(200, seed=5).equals(labelled_chunks(200, seed=6))
-    assert archive_shards(200, 2, seed=5) == archive_shards(200, 2, seed=5)
-    assert archive_shards(200, 2, seed=5) != archive_shards(200, 2, seed=6)
+    assert archive_chunks(200, seed=5) == archive_chunks(200, seed=5)
+    assert archive_chunks(200, seed=5) != archive_chunks(200, seed=6)
     assert random.getstate() == state
-
-
-def test_rows_do_not_depend_on_hash_randomisation():
-    source = "from bertray.data.synthetic import *; print(labelled_chunks(99).to_pylist(), *archive_shards(80, 2))"
-    digests = set()
-    for hash_seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONIOENCODING": "utf-8"}
-        command = [sys.executable, "-c", source]
-        output = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
-        assert len(output) > 10_000
-        digests.add(hashlib.sha256(output).hexdigest())
-    assert len(digests) == 1
-
-
-def test_the_smallest_corpus_has_every_label():
-    table = labelled_chunks(50)
-    assert table.num_rows == 50
-    assert set(table["label"].to_pylist()) >= set(LABELS)
-
-
-@pytest.mark.parametrize("make", [labelled_chunks, archive_shards])
-def test_without_faker_the_error_names_the_command(monkeypatch, make):
-    monkeypatch.setitem(sys.modules, "faker", None)
-    with pytest.raises(
-        RequestError,
-        match=r"On every node: pip install 'Faker",
-    ):
-        make()

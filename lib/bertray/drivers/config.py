@@ -83,7 +83,7 @@ class VerifyConfig(JobConfig):
 
 
 class DemoConfig(JobConfig):
-    """Try everything on a generated résumé corpus: prepare, train, evaluate and score.
+    """Try everything on an invented résumé corpus: prepare, train, evaluate and score.
 
         bertray demo
         bertray demo --output /tmp/demo --num-labelled 400 --num-archive 400 --epochs 1
@@ -93,10 +93,8 @@ class DemoConfig(JobConfig):
     """
 
     output: Place = Field(default="demo", description="local folder; files of an earlier demo are replaced")
-    num_labelled: int = Field(
-        default=1839, ge=60, description="labelled chunks; the default is that of the reference tutorial"
-    )
-    num_archive: int = Field(default=4000, ge=80, description="unlabelled chunks in 8 shards")
+    num_labelled: int = Field(default=1839, ge=60, le=1839, description="labelled chunks")
+    num_archive: int = Field(default=4000, ge=80, le=4000, description="unlabelled chunks in 8 shards")
     encoder: str = Field(default="minilm", description="as in bertray train")
     epochs: int = Field(default=3, ge=1, description="as in bertray train")
     learning_rate: float = Field(

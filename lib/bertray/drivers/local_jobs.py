@@ -75,9 +75,11 @@ def run_verify(config: VerifyConfig) -> JobResult:
 
 
 def run_demo(config: DemoConfig) -> JobResult:
-    """Generate a corpus and run other jobs on it, each as a command that a person could type."""
+    """Write a corpus and run other jobs on it, each as a command that a person could type."""
     from bertray.data.synthetic import write_corpus
+    from bertray.model.sources import encoder_folder
 
+    encoder_folder(config.encoder)  # a missing one is refused before anything is written
     refuse_in_bundle(Location.of(config.output))
     folder = Path(config.output)
     labelled = str(write_corpus(folder, config.num_labelled, config.num_archive))
