@@ -12,7 +12,9 @@
     publishing   staged shards become predictions, on a disk and on a slow store
     reading      reading, comparing and writing in one process, without a model
     tiny         many tiny shards end to end
+    far          the same on a slow store
     units        many units over eight fake GPUs, without a model: what a unit costs the driver
+    handing      a million planned units: when the first one starts, and how many a second the driver hands over
     ramp         eight fake GPUs: from the first actor that is ready to the last one at work
     efficiency   1, 2, 4 and 8 fake GPUs with a stub that sleeps for every row
 
@@ -36,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import ROOT, write_result
-from benchmarks.scale_actors import efficiency, ramp, units
+from benchmarks.scale_actors import efficiency, handing, ramp, units
 from benchmarks.scale_data import (
     NUM_LABELS,
     TINY_ROWS,
@@ -69,7 +71,7 @@ FIXED_SHARDS, FIXED_ROWS = 8, 500
 
 NUM_DONE, NUM_PLANNED, NUM_RECORDS, NUM_LISTED = 10_000, 100_000, 1_000_000, 20_000
 NUM_TINY, READ_ROWS, NUM_ASKED = 10_000, 200_000, 20
-NUM_PUBLISHED, S_A_REQUEST = 10_000, 0.1
+NUM_PUBLISHED, NUM_FAR, S_A_REQUEST = 10_000, 1_000, 0.1
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -146,7 +148,7 @@ def _phases(run: Ran) -> dict[str, float]:
     """A run's time from its first moment to its last, by what it waited for."""
     driver = run.first("enter session").pid
     imported = next(span for span in run.spans["import bertray.drivers.cluster"] if span.pid == driver)
-    loaded, in_actor = run.first("ScoringActor._load"), run.first("ScoringActor.__init__")
+    loaded, in_actor = run.first("ScoringActor._begin"), run.first("ScoringActor.__init__")
     units = run.spans["UnitScorer.score"]
     edges = [
         ("interpreter, configuration, listing, plan", run.start_s),
@@ -312,24 +314,62 @@ def tiny(bench: Bench) -> Measured:
     archive = tiny_archive(bench.folder / "archive", num_shards)
     run = score(bench, archive, bench.folder / "scored", "--device", "cpu", "--num-actors", 1)
     units = run.spans["UnitScorer.score"]
-    window_s = units[-1].end_s - units[0].start_s
-    model_s = sum(span.wall_s for span in run.spans["Bundle.predict_column"])
+    end_s = max(unit.end_s for unit in units)
+    window_s = end_s - units[0].start_s
+    model_s = sum(span.wall_s for span in run.spans["Bundle.answer_tokens"])
     lines = [
         Line(f"tiny: {num_shards:,} shards of {TINY_ROWS} rows, one actor, the whole process", run.wall_s, "s"),
         Line("tiny: for a shard, of all", 1000 * run.wall_s / num_shards, "ms"),
         Line(
             "tiny: for a shard, from the first unit's start to the last one's end", 1000 * window_s / num_shards, "ms"
         ),
-        Line("tiny, of it: tokens and model", 1000 * model_s / num_shards, "ms"),
+        Line("tiny, of it: the model", 1000 * model_s / num_shards, "ms"),
         Line("tiny: until the first unit starts", units[0].start_s - run.start_s, "s"),
-        Line("tiny: after the last unit's end", run.end_s - units[-1].end_s, "s"),
+        Line("tiny: after the last unit's end", run.end_s - end_s, "s"),
     ]
     return Measured(lines, {"num_units": len(units), "summary": _kept(run.summary)})
 
 
+def far(bench: Bench) -> Measured:
+    """The same, on a store that takes its time; without Ray."""
+    import s3fs
+
+    num_shards = bench.some(NUM_FAR)
+    archive = tiny_archive(bench.folder / "archive", num_shards)
+    with slow_store(S_A_REQUEST) as environment:
+        keys = {"key": "bench", "secret": "bench", "endpoint_url": environment["AWS_ENDPOINT_URL"]}
+        store = s3fs.S3FileSystem(**keys, skip_instance_cache=True)
+        store.put(f"{archive}/", "bench/archive/", recursive=True)
+        places = "s3://bench/archive", "s3://bench/scored"
+        run = score(bench, *places, "--device", "cpu", "--num-actors", 0, environment={**traced(bench), **environment})
+    assert run.summary["num_shards_committed"] == num_shards, run.summary
+    units = run.spans["UnitScorer.score"]
+    window_s = max(unit.end_s for unit in units) - units[0].start_s
+    what = f"{num_shards:,} shards of {TINY_ROWS} rows on a store with {S_A_REQUEST} s a request"
+    lines = [
+        Line(f"far: {what}, the whole process", run.wall_s, "s"),
+        Line("far: for a shard, from the first unit's start to the last one's end", 1000 * window_s / num_shards, "ms"),
+    ]
+    return Measured(lines, {"summary": _kept(run.summary)})
+
+
 MEASUREMENTS: dict[str, Callable[[Bench], Measured]] = {
     measurement.__name__: measurement
-    for measurement in (fixed, nothing, planning, manifest, s3, publishing, reading, tiny, units, ramp, efficiency)
+    for measurement in (
+        fixed,
+        nothing,
+        planning,
+        manifest,
+        s3,
+        publishing,
+        reading,
+        tiny,
+        far,
+        units,
+        handing,
+        ramp,
+        efficiency,
+    )
 }
 
 

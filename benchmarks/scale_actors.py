@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from benchmarks.scale_data import STUB_ROWS, stub_archive, tiny_archive
 from benchmarks.scale_figures import Line, Measured
-from benchmarks.scale_runs import NUM_GPUS, Bench, Span, by_process, fake_gpus, on_gpus, score
+from benchmarks.scale_runs import NUM_GPUS, Bench, Span, by_process, fake_gpus, on_gpus, run_part, score, spans_of
 
 # Units of a second, and so many of them for each actor.
 STUB_S_A_ROW, SHARDS_AN_ACTOR, NUM_UNITS = 1 / STUB_ROWS, 24, 2_000
+NUM_HANDED, HANDED_S = 1_000_000, 60
 
 
 def units(bench: Bench) -> Measured:
@@ -37,6 +38,28 @@ def units(bench: Bench) -> Measured:
         Line("units: from the plan of units to the first unit's start", before_s, "s"),
     ]
     return Measured(lines, {"wall_s": run.wall_s, "driver_cpu_s": cpu_s, "window_s": window_s})
+
+
+def handing(bench: Bench) -> Measured:
+    """Units that are done at once, of which there are many more than are waited for."""
+    num_units = bench.some(NUM_HANDED)
+    with fake_gpus(bench, s_a_row=0, BERTRAY_STUB_UNITS="1") as environment:
+        found = run_part("handing", bench.bundle, num_units, HANDED_S, environment=environment)
+    spans = spans_of(Path(environment["BERTRAY_TRACE"]))
+    ready_s = min(span.end_s for span in spans["ScoringActor._begin"])
+    lines = [
+        Line(
+            f"handing: {num_units:,} units planned, from the first ready actor to the first unit's start",
+            spans["UnitScorer.score"][0].start_s - ready_s,
+            "s",
+            at_most=5,
+        ),
+        Line(f"handing: units done, {NUM_GPUS} actors on the driver's cores", found["num_a_s"], "/s"),
+        Line("handing: of a core, the driver at that rate", 100 * found["cpu_share"], "%"),
+        Line("handing: the driver's memory", found["peak_mib"], "MiB"),
+        Line("handing: of it, before the units are planned", found["before_mib"], "MiB"),
+    ]
+    return Measured(lines, found)
 
 
 def ramp(bench: Bench) -> Measured:
@@ -109,23 +132,19 @@ def where_time_goes(units: list[Span], predictions: list[Span]) -> tuple[float, 
     """Seconds from the first unit's start to the last one's end, and what the actors did in them, as shares of 1."""
     start_s, end_s = min(unit.start_s for unit in units), max(unit.end_s for unit in units)
     actors = by_process(units).values()
-    model_s = sum(span.wall_s for span in predictions)
     spent_s = {
-        "the model": model_s,
-        "reading, writing, committing": sum(unit.wall_s for unit in units) - model_s,
-        "waiting for the next unit": sum(
-            after.start_s - before.end_s for found in actors for before, after in pairwise(found)
-        ),
+        "the model": sum(span.wall_s for span in predictions),
         "not yet at work": sum(found[0].start_s - start_s for found in actors),
-        "no work left": sum(end_s - found[-1].end_s for found in actors),
+        "no work left": sum(end_s - max(one.end_s for one in found) for found in actors),
     }
     all_s = len(actors) * (end_s - start_s)
-    return end_s - start_s, {what: wall_s / all_s for what, wall_s in spent_s.items()}
+    shares = {what: wall_s / all_s for what, wall_s in spent_s.items()}
+    return end_s - start_s, {**shares, "the model waits": 1 - sum(shares.values())}
 
 
 def busy_share(units: list[Span], predictions: list[Span]) -> float:
     """Of the actors' time from when the last one started until the first one had no work left: what the model had."""
     actors = by_process(units).values()
-    start_s, end_s = max(found[0].start_s for found in actors), min(found[-1].end_s for found in actors)
+    start_s, end_s = max(found[0].start_s for found in actors), min(max(one.end_s for one in found) for found in actors)
     model_s = sum(max(0.0, min(span.end_s, end_s) - max(span.start_s, start_s)) for span in predictions)
     return model_s / (len(actors) * (end_s - start_s))

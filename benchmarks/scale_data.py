@@ -25,7 +25,7 @@ TINY_ROWS, STUB_ROWS = 4, 250  # of a shard
 NUM_LABELS = 10  # of a shard
 
 
-def _linked_archive(folder: Path, num_shards: int, num_rows: int) -> Path:
+def linked_archive(folder: Path, num_shards: int, num_rows: int) -> Path:
     """As many shards as asked for, a thousand a folder: hard links of one file a folder."""
     folder.parent.mkdir(exist_ok=True)
     shard = next(word_archive(folder.parent / "one-shard", [num_rows]).iterdir())
@@ -39,11 +39,11 @@ def _linked_archive(folder: Path, num_shards: int, num_rows: int) -> Path:
 
 
 def tiny_archive(folder: Path, num_shards: int) -> Path:
-    return _linked_archive(folder, num_shards, TINY_ROWS)
+    return linked_archive(folder, num_shards, TINY_ROWS)
 
 
 def stub_archive(folder: Path, num_shards: int) -> Path:
-    return _linked_archive(folder, num_shards, STUB_ROWS)
+    return linked_archive(folder, num_shards, STUB_ROWS)
 
 
 def commit_shards(archive: Path, output: Path, request: str, share: float = 1.0) -> None:

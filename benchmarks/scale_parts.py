@@ -9,6 +9,7 @@
     python -m benchmarks.scale_parts store NUM_OBJECTS       (until its standard input ends)
     python -m benchmarks.scale_parts listing URI
     python -m benchmarks.scale_parts requests BUNDLE SHARD URI NUM_SHARDS
+    python -m benchmarks.scale_parts handing BUNDLE NUM_UNITS SECONDS
     python -m benchmarks.scale_parts cluster NUM_GPUS        (until its standard input ends)
 
 Nothing is imported before a part asks for it: what it takes is measured, or is memory of the part.
@@ -231,6 +232,44 @@ def store(num_objects: str) -> None:
     server.stop()
 
 
+def handing(bundle: str, num_units: str, wall_s: str) -> dict[str, float]:
+    """Units go to the pool of actors, until the seconds after the first one is done are over."""
+    from bertray.bundle.info import read_info
+    from bertray.drivers import actor_pool, cluster, ray_address
+    from bertray.scoring.config import ScoreConfig
+    from bertray.scoring.score_unit import Request
+    from bertray.scoring.units import divide
+    from bertray.storage.location import FileInfo, Location
+
+    ray_address.prepare()
+    config = ScoreConfig(bundle=bundle, input="/archive", output="/scored", device="cuda")
+    request = Request(config, config.input, "request", read_info(Location.of(bundle)).fingerprint(), 0)
+    before_mib = _peak_mib()
+    # None of them shares a unit with another one.
+    shards = [
+        FileInfo(f"day={n // 1000:04d}/part-{n:07d}.parquet", 60 << 20, f"{n:032x}") for n in range(int(num_units))
+    ]
+    with cluster.session():
+        pool = actor_pool.ActorPool(request, shards)
+        work = divide(shards, pool.unit_bytes, pool.num_processes, request.fingerprint, set())
+        outcomes = pool.run(work)
+        started_s = time.monotonic()
+        while next(outcomes) and time.monotonic() - started_s < float(wall_s):
+            pass  # meanwhile actors start, on the same cores
+        began_s, began_cpu_s, num_done = time.monotonic(), time.process_time(), 0
+        while time.monotonic() - began_s < float(wall_s) and next(outcomes, None):
+            num_done += 1
+        spent_s, spent_cpu_s = time.monotonic() - began_s, time.process_time() - began_cpu_s
+        outcomes.close()
+    return {
+        "num_units": len(work.units),
+        "num_a_s": num_done / spent_s,
+        "cpu_share": spent_cpu_s / spent_s,
+        "before_mib": before_mib,
+        "peak_mib": _peak_mib(),
+    }
+
+
 def cluster(num_gpus: str) -> None:
     """A Ray of one node that says it has GPUs, and a CPU for each of them."""
     import ray
@@ -315,7 +354,7 @@ def _serve(facts: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    parts = (engine, planning, manifest, report, shards, listing, requests, publishing, store, cluster)
+    parts = (engine, planning, manifest, report, shards, listing, requests, publishing, store, handing, cluster)
     facts = {part.__name__: part for part in parts}[sys.argv[1]](*sys.argv[2:])
     if facts is not None:
         print(json.dumps(facts))

@@ -80,13 +80,13 @@ def on_gpus(num_actors: int) -> tuple[str, ...]:
     return ("--device", "cuda", "--num-actors", str(num_actors))
 
 
-def score_command(bench: Bench, archive: Path, output: Path, *options: object) -> list[str]:
+def score_command(bench: Bench, archive: Path | str, output: Path | str, *options: object) -> list[str]:
     arguments = ["--bundle", bench.bundle, "--input", archive, "--output", output, *options]
     return [sys.executable, "-m", "jobs.score", *map(str, arguments)]
 
 
 def score(
-    bench: Bench, archive: Path, output: Path, *options: object, environment: dict[str, str] | None = None
+    bench: Bench, archive: Path | str, output: Path | str, *options: object, environment: dict[str, str] | None = None
 ) -> Ran:
     environment = environment or traced(bench)
     trace = Path(environment["BERTRAY_TRACE"])
@@ -96,11 +96,16 @@ def score(
     start_s = time.monotonic()
     done = run_command(command, environment)
     end_s = time.monotonic()
+    return Ran(json.loads(done.splitlines()[-1]), start_s, end_s, spans_of(trace))
+
+
+def spans_of(trace: Path) -> dict[str, list[Span]]:
+    """What was noted, by what was called, in the order of time."""
     spans: dict[str, list[Span]] = defaultdict(list)
     lines = (line for file in trace.iterdir() for line in file.read_text().splitlines())
     for span in sorted((Span(**json.loads(line)) for line in lines), key=lambda span: span.start_s):
         spans[span.what].append(span)
-    return Ran(json.loads(done.splitlines()[-1]), start_s, end_s, spans)
+    return spans
 
 
 def traced(bench: Bench) -> dict[str, str]:
@@ -113,13 +118,14 @@ def traced(bench: Bench) -> dict[str, str]:
 
 
 @contextmanager
-def fake_gpus(bench: Bench, s_a_row: float) -> Iterator[dict[str, str]]:
+def fake_gpus(bench: Bench, s_a_row: float, **more: str) -> Iterator[dict[str, str]]:
     """A Ray with as many GPUs as `NUM_GPUS`, on loopback; the environment of a job that is to run on it."""
     token = bench.folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     environment = {
         **traced(bench),
+        **more,
         "BERTRAY_STUB_S_A_ROW": str(s_a_row),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),

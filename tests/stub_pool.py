@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from bertray.drivers.score import OpenPool
 from bertray.schema import PREDICTION_SCHEMA
-from bertray.scoring.score_unit import LocalPool, Request
+from bertray.scoring.pool import LocalPool
+from bertray.scoring.score_unit import Request
 from bertray.storage.location import FileInfo
 
 

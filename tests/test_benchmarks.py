@@ -23,17 +23,16 @@ def span(pid: int, start_s: float, end_s: float) -> Span:
 
 
 def test_where_the_time_of_actors_goes() -> None:
-    # Actor 1 is at work from the first second to the last, actor 2 starts late and ends early.
-    units = [span(1, 0, 4), span(2, 2, 5), span(1, 5, 10), span(2, 6, 9)]
+    # Actor 1 is at work from the first second to the last, actor 2 starts late and ends early; units overlap.
+    units = [span(1, 0, 4), span(2, 2, 9), span(1, 3, 10), span(2, 6, 8)]
     predictions = [span(1, 1, 4), span(2, 3, 5), span(1, 5, 9), span(2, 6, 9)]
     window_s, shares = where_time_goes(units, predictions)
     assert window_s == 10
     assert {what: round(20 * share) for what, share in shares.items()} == {
         "the model": 12,
-        "reading, writing, committing": 3,
-        "waiting for the next unit": 2,
         "not yet at work": 2,
         "no work left": 1,
+        "the model waits": 5,
     }
     assert sum(shares.values()) == pytest.approx(1)
     assert busy_share(units, predictions) == pytest.approx((2 + 2 + 4 + 3) / 14)  # from 2 to 9

@@ -5,6 +5,7 @@ BERTRAY_TRACE             a folder: every process appends a line for every call 
                           Seconds are those of time.monotonic(), which all processes of a Linux machine share;
                           cpu_s: processor time of the process until then
 BERTRAY_STUB_S_A_ROW      seconds; where it is set, no model is loaded: a stub sleeps so long for every row
+BERTRAY_STUB_UNITS        anything: units are not scored, nor read; every shard of them has an outcome at once
 BERTRAY_STUB_UNIT_SHARDS  how many tiny shards share a unit at most
 """
 
@@ -14,6 +15,7 @@ import functools
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -30,9 +32,9 @@ TRACED = {
     "bertray.scoring.runs": ("Recorder._take",),
     "bertray.scoring.units": (),
     "bertray.drivers.cluster": (),
-    "bertray.bundle.bundle": ("Bundle.load", "Bundle.predict_column"),
+    "bertray.bundle.bundle": ("Bundle.load", "Bundle.answer_tokens"),
     "bertray.scoring.score_unit": ("UnitScorer.score",),
-    "bertray.drivers.actor_pool": ("ScoringActor.__init__", "ScoringActor._load", "ActorPool._dataset"),
+    "bertray.drivers.actor_pool": ("ScoringActor.__init__", "ScoringActor._begin", "ActorPool._dataset"),
 }
 
 
@@ -62,6 +64,8 @@ def _change(module: ModuleType) -> None:
         module.Bundle.load = staticmethod(functools.partial(_stub(), s_a_row=float(stub_s_a_row)))
     if module.__name__ == "bertray.scoring.units" and unit_shards is not None:
         module._MAX_UNIT_SHARDS = int(unit_shards)  # type: ignore[attr-defined]
+    if module.__name__ == "bertray.scoring.score_unit" and os.environ.get("BERTRAY_STUB_UNITS"):
+        module.UnitScorer.score = lambda _, unit, *__, **___: [module.Outcome(shard=shard) for shard in unit.shards]
     if module.__name__ == "bertray.drivers.cluster":
         module.session = _traced_session(module.session)
     for what in TRACED[module.__name__]:
@@ -87,15 +91,20 @@ def _stub() -> type[Any]:
 
         def __init__(self, uri: str, *_: object, s_a_row: float, **__: object) -> None:
             self.info, self._s_a_row = read_info(Location.of(uri)), s_a_row
+            self._turn = threading.Lock()
 
         def predict_column(self, texts: pa.Array) -> pa.Table:
-            time.sleep(len(texts) * self._s_a_row)
+            with self._turn:
+                self._run(texts)
             row = {"label": self.info.labels[0], "score": 1.0, "review": False}
             row |= {"num_tokens": 1, "truncated": False, "error": None}
             columns = [pa.repeat(pa.scalar(row[field.name], field.type), len(texts)) for field in PREDICTION_SCHEMA]
             return pa.table(columns, schema=PREDICTION_SCHEMA)
 
-    Stub.predict_column = _traced(Stub.predict_column, "Bundle.predict_column")  # type: ignore[method-assign]
+        def _run(self, texts: pa.Array) -> None:
+            time.sleep(len(texts) * self._s_a_row)
+
+    Stub._run = _traced(Stub._run, "Bundle.predict_column")  # type: ignore[method-assign]
     return Stub
 
 

@@ -1,6 +1,7 @@
 """`--precision auto` is decided once for an output and a bundle; who cannot follow says so."""
 
 import json
+import logging
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,7 @@ def test_two_processors_run_one_precision(
     def load(precision: Any = "auto", cache: Location | None = cache) -> str:
         return Bundle.load(str(tiny_bundle), precision, "cpu", cache).precision
 
+    caplog.set_level(logging.WARNING, "bertray")  # other tests may have made it chattier
     on_a_cpu(monkeypatch, has_bf16=False)
     assert load() == "fp32"
     file = file_in(cache, info)

@@ -105,15 +105,15 @@ def start(request_: Request, info: BundleInfo, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(score_unit, "read_in_isolation", lambda *_: None)
         monkeypatch.setattr(ModelSpec, "load", lambda _: load())
         monkeypatch.setattr(os, "_exit", end)
-        return ScoringActor("cpu", request_)
+        return ScoringActor("cpu", request_, 1)
 
     return start
 
 
 def answer(actor: ScoringActor, *shards: FileInfo) -> tuple[list[Outcome], dict[str, Any]]:
-    """The outcomes, and the last row."""
-    rows = actor(pa.table({"unit": [Unit(shards=shards).model_dump_json()]})).to_pylist()
-    return [Outcome.model_validate_json(row["outcome"]) for row in rows if row["outcome"]], rows[-1]
+    """The outcomes, and the whole answer."""
+    (row,) = actor(pa.table({"unit": [Unit(shards=shards).model_dump_json()]})).to_pylist()
+    return [*map(Outcome.model_validate_json, row["outcomes"])], row
 
 
 def raises(error: Exception) -> Callable[[], Any]:
@@ -136,7 +136,7 @@ def test_a_gpu_error_ends_an_actor_and_the_next_one_gives_up(
     for shard in shards[:2]:
         assert [one.failure for one in answer(restarted, shard)[0]] == [""]
     (outcome,), row = answer(restarted, shards[2])
-    assert (outcome.of, row["gives_up"], row["node_id"]) == ("place", True, "n1")
+    assert (outcome.of, row["gives_up"], row["node_id"]) == ("place", outcome.failure, "n1")
     assert outcome.failure.startswith("AcceleratorError: CUDA error: uncorrectable ECC error")
     with pytest.raises(EndedError):  # Ray starts another one
         answer(restarted, shards[3])
@@ -224,24 +224,29 @@ class Cluster:
         monkeypatch.setattr(ray, "remote", self._remote)
         monkeypatch.setattr(ray, "wait", lambda tasks, **_: (tasks[:1], tasks[1:]))
         monkeypatch.setattr(ray, "get", lambda _: self.merge())
-        monkeypatch.setattr(ray.data, "from_items", lambda *_, **__: SimpleNamespace(map_batches=self._map_batches))
+        monkeypatch.setattr(ray.data, "read_datasource", self._read)
 
     def _remote(self, **options: Any) -> Callable[..., Any]:
         self.selectors["merges"].append(options["label_selector"])
         return lambda _: SimpleNamespace(remote=lambda *_: object())
 
-    def _map_batches(self, *_: Any, label_selector: Any, **__: Any) -> Any:
+    def _read(self, *_: Any, label_selector: Any, **__: Any) -> Any:
         self.selectors["units"].append(label_selector)
+        return SimpleNamespace(context=SimpleNamespace(), map_batches=self._map_batches)
+
+    def _map_batches(self, *_: Any, label_selector: Any, **__: Any) -> Any:
+        assert label_selector == self.selectors["units"][-1]
         return SimpleNamespace(iter_rows=lambda: (row for row in self.answers))
 
 
 def row(node: str, shard: FileInfo, failure: str = "", *, gives_up: bool = False) -> dict[str, Any]:
     outcome = Outcome(shard=shard, failure=failure, of="place" if failure else "shard", node=f"{node}.example")
     return {
-        "outcome": outcome.model_dump_json(),
+        "outcomes": [outcome.model_dump_json()],
         "log": "[]",
+        "node": outcome.node,
         "node_id": node,
-        "gives_up": gives_up,
+        "gives_up": failure if gives_up else "",
         "fatal": "",
     }
 
@@ -302,4 +307,4 @@ def test_a_merge_whose_process_dies_is_tried_again(pool: ActorPool, nodes: Clust
 
 def test_a_bundle_that_was_replaced_ends_the_run(pool: ActorPool, nodes: Cluster, shards: list[FileInfo]) -> None:
     with pytest.raises(BundleError, match="was replaced"):
-        passed(pool, nodes, shards, {**row("n1", shards[0]), "outcome": "", "fatal": "the bundle was replaced"})
+        passed(pool, nodes, shards, {**row("n1", shards[0]), "outcomes": [], "fatal": "the bundle was replaced"})

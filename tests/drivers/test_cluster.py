@@ -41,6 +41,17 @@ def test_gpus_are_taken_where_there_are_some(monkeypatch: pytest.MonkeyPatch) ->
     assert place("cpu", None, "--n") == Placement(4, False, 4)
 
 
+def test_processes_may_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, {"CPU": 8, "GPU": 2})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert place("auto", None, "--n", a_gpu=3) == Placement(6, True, 1, 3)
+    assert (place("cuda", 5, "--n", a_gpu=3).share, place("cuda", 1, "--n").share) == ("1/3 GPU", "1 GPU")
+    with pytest.raises(RequestError, match="--n 7 needs 3 GPUs; there are 2"):
+        place("auto", 7, "--n", a_gpu=3)
+    with pytest.raises(RequestError, match="--actors-per-gpu 3: no GPU is used"):
+        place("cpu", None, "--n", a_gpu=3)
+
+
 def test_a_gpu_that_torch_cannot_use_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(monkeypatch, {"CPU": 8, "GPU": 1})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

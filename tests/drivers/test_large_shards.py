@@ -18,7 +18,8 @@ from bertray.drivers import actor_pool
 from bertray.drivers.score import OpenPool, ScoreResult, score
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest
-from bertray.scoring.score_unit import Pool, Request
+from bertray.scoring.pool import Pool
+from bertray.scoring.score_unit import Request
 from bertray.scoring.units import Outcome, Work
 from bertray.storage.location import FileInfo, Location
 from tests.conftest import ROOT, write_shard

@@ -28,8 +28,9 @@ from bertray.drivers.score import OpenPool, score
 from bertray.errors import LockedError, RequestError
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest
+from bertray.scoring.pool import Pool
 from bertray.scoring.runs import Runs
-from bertray.scoring.score_unit import Pool, Request
+from bertray.scoring.score_unit import Request
 from bertray.scoring.staging import Staging
 from bertray.scoring.units import Unit
 from bertray.storage.location import Location
@@ -228,7 +229,7 @@ def test_a_bundle_that_is_replaced_meanwhile_is_noticed(
     begun_with = read_info(Location.of(str(make_bundle(seed=2)))).fingerprint()
     config = ScoreConfig(bundle=str(tiny_bundle), input="archive", output="scored", precision="fp32")
     request = Request(config, "archive", "request", begun_with, 1, 1)
-    answer = actor_pool.ScoringActor("cpu", request)(pa.table({"unit": [Unit(shards=()).model_dump_json()]}))
+    answer = actor_pool.ScoringActor("cpu", request, 1)(pa.table({"unit": [Unit(shards=()).model_dump_json()]}))
     assert "was replaced while the job ran. Run it again" in answer["fatal"][0].as_py()
 
 

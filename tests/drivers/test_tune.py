@@ -189,7 +189,8 @@ def test_what_another_attempt_may_reach_does_not_end_the_search(monkeypatch: pyt
         raise UnavailableError("cannot reach s3://bucket/.bundle.tuning/rows")
 
     monkeypatch.setattr("bertray.drivers.workers.set_up_process", lambda _: torch.device("cpu"))
-    monkeypatch.setattr("bertray.training.loop.opened", unreachable)
+    monkeypatch.setattr("bertray.model.pretrained.load_classifier", lambda *_: None)
+    monkeypatch.setattr("bertray.training.token_files.opened", unreachable)
     config = TrainConfig(data="d", output="/nowhere/bundle")
     with pytest.raises(UnavailableError, match="cannot reach"):
         run_trial({"number": 0}, {0: Task(config, (), "single_label_classification", 1, trial=0)}, board=None)

@@ -41,9 +41,9 @@ class _Patching(MetaPathFinder):
 
 
 def _make_texts_deadly(module: ModuleType) -> None:
-    predict_column = module.Bundle.predict_column
+    begin_column = module.Bundle.begin_column
 
-    def deadly(self: Any, texts: Any) -> Any:
+    def deadly(self: Any, texts: Any, order: float = 0.0) -> Any:
         found = [text for text in texts.to_pylist() if isinstance(text, bytes)]
         sick = os.environ.get("BERTRAY_SICK", "")
 
@@ -60,9 +60,9 @@ def _make_texts_deadly(module: ModuleType) -> None:
             import torch
 
             raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
-        return predict_column(self, texts)
+        return begin_column(self, texts, order)
 
-    module.Bundle.predict_column = deadly
+    module.Bundle.begin_column = deadly
 
 
 def _make_files_deadly(module: ModuleType) -> None:

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from bertray.model import runtime
-from bertray.model.runtime import model_thread, num_cpus
+from bertray.model.runtime import ModelThread, num_cpus
 
 
 def test_everything_runs_in_one_thread_of_its_own() -> None:
-    thread = model_thread()
+    thread = ModelThread()
     seen = {thread.submit(threading.get_ident).result() for _ in range(5)}
     assert len(seen) == 1
     assert threading.get_ident() not in seen
 
 
 def test_a_result_and_an_exception_come_through() -> None:
-    thread = model_thread()
-    assert thread.submit(max, 2, 3).result() == 3
+    thread = ModelThread()
+    assert thread.submit(lambda: 3).result() == 3
     with pytest.raises(ZeroDivisionError):
-        thread.submit(divmod, 1, 0).result()
-    assert thread.submit(max, 3, 4).result() == 4  # it goes on
+        thread.submit(lambda: 1 // 0).result()
+    assert thread.submit(lambda: 4).result() == 4  # it goes on
+
+
+def test_of_what_waits_the_lowest_order_comes_first() -> None:
+    thread, may_begin, done = ModelThread(), threading.Event(), list[str]()
+    thread.submit(lambda: may_begin.wait(20))
+    waiting = [thread.submit(partial(done.append, name), order) for name, order in (("b", 2), ("a", 1), ("c", 2))]
+    may_begin.set()
+    for one in waiting:
+        one.result(20)
+    assert done == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from bertray import Bundle, BundleError, RequestError, ScoreConfig, score
 from bertray.__main__ import command
 from bertray.errors import UnavailableError
 from bertray.scoring import score_unit
-from bertray.scoring.score_unit import LocalPool, Request
+from bertray.scoring.pool import LocalPool
+from bertray.scoring.score_unit import Request
 from bertray.scoring.staging import Staging
 from bertray.scoring.units import Counts, Outcome, Work, divide, staged_path
 from bertray.scoring.verify import verify

@@ -142,8 +142,8 @@ def test_what_a_last_check_refuses_is_not_put(bundle: Bundle, tmp_path: Path) ->
 def test_identical_texts_are_scored_once(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str | None] = ["one text", "another one", "one text", None, "", None, "one text"]
     asked: list[list[object]] = []
-    predict = bundle.predict_column
-    monkeypatch.setattr(bundle, "predict_column", lambda column: asked.append(column.to_pylist()) or predict(column))
+    begin = bundle.begin_column
+    monkeypatch.setattr(bundle, "begin_column", lambda texts, order: asked.append(texts.to_pylist()) or begin(texts))
     counts, table = score(bundle, write_shard(tmp_path / "a.parquet", texts), keep=("document_id",))
     assert asked == [[b"one text", b"another one", None, b""]]
     assert table["document_id"].to_pylist() == [f"a-{row}" for row in range(7)]

@@ -99,7 +99,7 @@ def test_an_outcome_survives_its_way_to_the_driver() -> None:
 
 
 def test_a_large_shard_is_work_for_many_actors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "place", lambda *_: cluster.Placement(8, True, 1))
+    monkeypatch.setattr(cluster, "place", lambda *_, **__: cluster.Placement(8, True, 1))
     request = Request(ScoreConfig(bundle="b", input="i", output="o"), "i", "request", "bundle", lock_number=1)
     large, small = FileInfo("large", 500 << 30, "1"), FileInfo("small", 1 << 20, "1")
     assert actor_pool.ActorPool(request, [large]).num_processes == 8

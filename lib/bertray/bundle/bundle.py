@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from bertray.errors import BundleError, RequestError, ShardError
 from bertray.metrics.calibration import probabilities
 from bertray.model.encoder import Encoder
 from bertray.model.pretrained import NO_CODE
-from bertray.model.runtime import device_name, resolve_device, resolve_precision
+from bertray.model.runtime import ModelThread, device_name, resolve_device, resolve_precision
 from bertray.schema import OTHER_IDS, prediction_schema
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE
@@ -59,12 +59,18 @@ class Prediction(NamedTuple):
 
 @dataclass
 class Bundle:
-    """A fine-tuned classifier, ready to predict. Threads may share it: they take turns."""
+    """A fine-tuned classifier, ready to predict. Threads may share it: they take turns with tokenizer and model.
+
+    Attributes:
+        model_thread: where `predict_column` and `begin_column` run the model, if not in the caller's thread.
+    """
 
     info: BundleInfo
     encoder: Encoder | OpenVinoEncoder
     tokenizer: ColumnTokenizer
-    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    model_thread: ModelThread | None = field(default=None, repr=False, compare=False)
+    _tokenizing: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    _at_work: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
     def load(
@@ -139,10 +145,28 @@ class Bundle:
         Raises:
             ShardError: the column holds no text.
         """
-        was_fast = self.tokenizer.is_fast
-        table = self.predictions(*self.logits(texts))
-        # Texts of earlier calls may have had other ids too: the caller scores the whole shard again.
-        return table.replace_schema_metadata({OTHER_IDS: b""}) if was_fast and not self.tokenizer.is_fast else table
+        return self.begin_column(texts)()
+
+    def begin_column(self, texts: pa.Array | pa.ChunkedArray, order: float = 0.0) -> Callable[[], pa.Table]:
+        """Tokenize, and let the model's thread begin, if there is one; the result waits for it, see `predict_column`.
+
+        Args:
+            order: see `ModelThread.submit`.
+
+        Raises:
+            ShardError: the column holds no text.
+        """
+        tokens, is_fast = self.tokenize(texts)
+        answer = partial(self.answer_tokens, tokens)
+        if self.model_thread:
+            answer = self.model_thread.submit(answer, order).result  # type: ignore[assignment]
+
+        def finish() -> pa.Table:
+            table = self.predictions(tokens, answer())
+            # Texts of earlier calls may have had other ids: the caller scores the whole shard again.
+            return table if is_fast else table.replace_schema_metadata({OTHER_IDS: b""})
+
+        return finish
 
     def logits(self, texts: pa.Array | pa.ChunkedArray) -> tuple[TokenColumn, np.ndarray]:
         """Tokens of N texts, and logits_NC (float32), NaN for a text without tokens.
@@ -150,10 +174,23 @@ class Bundle:
         Raises:
             ShardError: the column holds no text.
         """
-        with self._turn:  # tokenizer and encoder keep state during a call
-            tokens = self.tokenizer.encode(texts)
+        tokens, _ = self.tokenize(texts)
+        return tokens, self.answer_tokens(tokens)
+
+    def tokenize(self, texts: pa.Array | pa.ChunkedArray) -> tuple[TokenColumn, bool]:
+        """Tokens of N texts, and whether the fast tokenizer gave them.
+
+        Raises:
+            ShardError: the column holds no text.
+        """
+        with self._tokenizing:  # it keeps state during a call
+            return self.tokenizer.encode(texts), self.tokenizer.is_fast
+
+    def answer_tokens(self, tokens: TokenColumn) -> np.ndarray:
+        """logits_NC (float32) of N texts, NaN for a text without tokens."""
+        with self._at_work:
             logits_SC = self.encoder.logits(tokens)
-        return tokens, aggregate(logits_SC, tokens.documents_S, len(tokens.errors), self.info.long_documents)
+        return aggregate(logits_SC, tokens.documents_S, len(tokens.errors), self.info.long_documents)
 
     def predictions(self, tokens: TokenColumn, logits_NC: np.ndarray) -> pa.Table:
         """Predictions for texts with these logits, in `schema`."""

@@ -15,11 +15,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
 
 from bertray.cli import did_you_mean
@@ -29,6 +33,8 @@ from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE, sha256_of
 from bertray.types import LongDocuments, ProblemType
 
+# Copies of remote bundles that nobody has opened for so long are removed when another one is fetched.
+_KEPT_S = 7 * 86_400.0
 CARD_FILE = "README.md"
 CURVES_FILE, EVENTS_FOLDER = "learning_curves.svg", "tensorboard"
 TRIALS_JSON, TRIALS_PARQUET = "trials.json", "trials.parquet"
@@ -96,9 +102,38 @@ def opened(uri: str) -> Iterator[tuple[Path, BundleInfo]]:
     """
     location = Location.of(uri)
     info = read_info(location)
+    if not location.is_local and (cache := _cache()):
+        yield _kept(location, info, cache), info
+        return
     with location.local_copy() as folder:
         _verify(folder, info, uri)
         yield folder, info
+
+
+def _cache() -> Path | None:
+    """Where this user's copies of remote bundles are; None: there may be none."""
+    place = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bertray" / "bundles"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # a home that cannot be written, or none at all
+        return None
+    return place if os.access(place, os.W_OK) else None
+
+
+def _kept(location: Location, info: BundleInfo, cache: Path) -> Path:
+    """A copy of a remote bundle, fetched and verified once for all processes of this user and machine."""
+    folder = cache / info.fingerprint()
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            for old in cache.iterdir():
+                if time.time() - old.stat().st_mtime > _KEPT_S:
+                    # Renamed first, so that nobody takes what is half-removed for a bundle.
+                    shutil.rmtree(old.rename(f"{old}.old")) if old.is_dir() else old.unlink()
+            with location.local_copy(cache) as copy:
+                _verify(copy, info, str(location))
+                copy.rename(folder)
+        os.utime(folder)
+    return folder
 
 
 def read_info(location: Location) -> BundleInfo:

@@ -17,8 +17,10 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe
@@ -55,6 +57,15 @@ class Predictor(Protocol):
     def schema(self) -> pa.Schema: ...
     def predict_column(self, texts: pa.Array) -> pa.Table:
         """Classify texts; a table in `schema`."""
+
+
+def begin(predictor: Predictor, texts: pa.Array, order: float) -> Callable[[], pa.Table]:
+    """Begin to classify texts; the result gives the table. A bundle works meanwhile, the lowest order first."""
+    if hasattr(predictor, "begin_column"):
+        begun: Callable[[], pa.Table] = predictor.begin_column(texts, order)
+        return begun
+    table = predictor.predict_column(texts)
+    return lambda: table
 
 
 def blamed(error: Exception, predictor: Predictor | None) -> ShardError | UnavailableError:
@@ -108,7 +119,10 @@ class ModelSpec:
 
 
 class IsolatedBundle(AbstractContextManager["IsolatedBundle"]):
-    """Predicts as a `Bundle` does, in a child process; a context manager, or close it after use."""
+    """Predicts as a `Bundle` does, in a child process; a context manager, or close it after use.
+
+    Threads may share it: they take turns.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
@@ -116,6 +130,8 @@ class IsolatedBundle(AbstractContextManager["IsolatedBundle"]):
         self._pipe: Connection | None = None
         self._num_deaths = 0
         self._is_doubted = False  # a child has died since a harmless text was classified
+        self._is_closed = False
+        self._turn = threading.Lock()
         self.info: BundleInfo = read_info(Location.of(spec.bundle))
         self.schema = prediction_schema(self.info.problem_type)
         self.precision = self.device = ""  # known when the child is ready
@@ -128,6 +144,10 @@ class IsolatedBundle(AbstractContextManager["IsolatedBundle"]):
             ShardError: it ends too often, or the model raises an error.
             UnavailableError: the process ends over, or the model raises an error on, any text.
         """
+        with self._turn:
+            return self._predicted(texts)
+
+    def _predicted(self, texts: pa.Array) -> pa.Table:
         self._num_deaths = 0
         # The second time in one piece too: something outside may have killed it.
         for next_step in ("trying again", "looking for the one"):
@@ -139,10 +159,13 @@ class IsolatedBundle(AbstractContextManager["IsolatedBundle"]):
         return self._narrow_down(texts, death)
 
     def close(self, *_: object) -> None:
-        """End the child."""
-        if self._child is not None:
-            self._child.kill()
-            self._end()
+        """End the child, also while a thread waits for its answer: there it is a BundleError."""
+        self._is_closed = True
+        if child := self._child:
+            child.kill()
+        with self._turn:
+            if self._child is not None:
+                self._end()
 
     __exit__ = close
 
@@ -202,6 +225,8 @@ class IsolatedBundle(AbstractContextManager["IsolatedBundle"]):
         """
         if self._child is not None:
             return self._child
+        if self._is_closed:
+            raise BundleError(f"the process with {self._spec.bundle} has been ended")
         self._pipe, far_end = Pipe()
         # -P: Python must not import modules from the working folder.
         command = [sys.executable, "-P", "-m", "bertray.bundle.isolated", json.dumps(asdict(self._spec))]
@@ -217,15 +242,20 @@ class IsolatedBundle(AbstractContextManager["IsolatedBundle"]):
             how = self._end()
             raise BundleError(f"the process that was to load {self._spec.bundle} {how}; its stderr says why") from error
         if isinstance(loaded, RequestError):
-            self.close()
+            self._kill()
             # After an earlier child was ready, the bundle or the device is gone: that is no shard's fault.
             raise BundleError(str(loaded)) if self.precision else loaded
         precision, device, fingerprint = loaded
         if fingerprint != self.info.fingerprint():
-            self.close()
+            self._kill()
             raise was_replaced(self._spec.bundle)
         self.precision, self.device = precision, device
         return self._child
+
+    def _kill(self) -> None:
+        assert self._child is not None
+        self._child.kill()
+        self._end()
 
     def _end(self) -> str:
         """Wait for the end of the child, and say how it ended."""

@@ -116,24 +116,29 @@ class Placement:
     num_processes: int
     use_gpu: bool
     cpus_each: int
+    a_gpu: int = 1  # processes that share one
 
     @property
     def share(self) -> str:
         """The resources of a process, for messages."""
-        return "1 GPU" if self.use_gpu else f"{self.cpus_each} CPU"
+        return f"{1 if self.a_gpu == 1 else f'1/{self.a_gpu}'} GPU" if self.use_gpu else f"{self.cpus_each} CPU"
 
 
-def place(device: Device, num_processes: int | None, what: str, at_most: int | None = None) -> Placement:
+def place(
+    device: Device, num_processes: int | None, what: str, at_most: int | None = None, a_gpu: int = 1
+) -> Placement:
     """Divide the cluster among processes that each hold a model.
 
     Args:
         device: auto uses GPUs if the cluster has one now.
-        num_processes: None: one per GPU, or one per `CPUS_PER_PROCESS` CPUs (at least one).
+        num_processes: None: `a_gpu` per GPU, or one per `CPUS_PER_PROCESS` CPUs (at least one).
         what: the option that the user would change, for messages.
         at_most: up to how many processes may run later; on CPUs each then gets a share that every node has.
+        a_gpu: processes that share a GPU.
 
     Raises:
-        RequestError: a cluster that cannot grow (this machine) is too small, or torch does not see its GPU.
+        RequestError: a cluster that cannot grow (this machine) is too small, or torch does not see its GPU; processes
+            are to share a GPU, and none is used.
     """
     is_local = ray_address.cluster_address() is None
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -145,16 +150,18 @@ def place(device: Device, num_processes: int | None, what: str, at_most: int | N
 
         use_gpu = resolve_device(device).type == "cuda"
     node_cpus = [int(node.get("CPU", 0)) for node in nodes]
-    have, kind = (num_gpus, "GPUs") if use_gpu else (sum(node_cpus), "CPUs")
+    if a_gpu > 1 and not use_gpu:
+        raise RequestError(f"--actors-per-gpu {a_gpu}: no GPU is used; leave it out, and use --num-actors on CPUs")
+    have, kind = (num_gpus * a_gpu, "GPUs") if use_gpu else (sum(node_cpus), "CPUs")
     if num_processes is None:
-        num_processes = max(1, num_gpus if use_gpu else sum(node_cpus) // CPUS_PER_PROCESS)
+        num_processes = max(1, have if use_gpu else have // CPUS_PER_PROCESS)
     if num_processes > have:
-        message = f"{what} {num_processes} needs {num_processes} {kind}; there are {have}"
+        message = f"{what} {num_processes} needs {-(-num_processes // a_gpu)} {kind}; there are {have // a_gpu}"
         if is_local:
             raise RequestError(f"{message}. Lower {what}, or run on a cluster with RAY_ADDRESS")
         _log.warning("%s now: waiting for the cluster to grow", message)
     if use_gpu:
-        return Placement(num_processes, True, 1)
+        return Placement(num_processes, True, 1, a_gpu)
     if num_processes > have:
         return Placement(num_processes, False, CPUS_PER_PROCESS)
     # The most CPUs that each process can have so that all fit: 3 processes on nodes of 8 and 4 get 4 each.

@@ -39,6 +39,7 @@ from bertray.scoring.config import ScoreConfig
 from bertray.scoring.gate import Verdict, judge
 from bertray.scoring.listing import PREDICTIONS
 from bertray.scoring.manifest import Manifest, Plan, fingerprint, plan, precision_before
+from bertray.scoring.pool import LocalPool, Pool
 from bertray.scoring.publish import announced_again, complete, describe, merged, prune, publish
 from bertray.scoring.refusals import refuse_mixture, refuse_obstacles, refuse_obstructed, refuse_unasked
 from bertray.scoring.runs import (
@@ -52,7 +53,7 @@ from bertray.scoring.runs import (
     request_of,
 )
 from bertray.scoring.score_shard import STEP_BYTES
-from bertray.scoring.score_unit import LocalPool, Pool, Request
+from bertray.scoring.score_unit import Request
 from bertray.scoring.staging import Staging
 from bertray.scoring.units import ENGINE_FOLDER, Work, divide
 from bertray.storage.location import FileInfo, Location
@@ -321,7 +322,7 @@ def pool_of(request: Request, pending: list[FileInfo]) -> Iterator[Pool]:
                 raise was_replaced(config.bundle)
             bundle.ready()
             _log.info("the model runs in a child process (%s)", bundle.device)
-            yield LocalPool(replace(request, step_bytes=STEP_BYTES[bundle.device]), bundle)
+            yield LocalPool(replace(request, step_bytes=STEP_BYTES[bundle.device]), bundle, interrupt=bundle.close)
         return
     from bertray.drivers import actor_pool, cluster  # importing Ray takes seconds
 

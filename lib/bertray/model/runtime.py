@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from queue import PriorityQueue
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +20,8 @@ from bertray.types import Device, RealPrecision, TorchPrecision
 
 # Tokens of one forward pass. On CPUs activations of a larger batch leave the cache; a GPU needs more work per launch.
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536}
+
+Result = TypeVar("Result")
 
 CGROUP = Path("/sys/fs/cgroup")  # in a container, its own limits
 
@@ -35,13 +41,32 @@ def keep_freed_memory() -> None:
         mallopt(m_trim_threshold, 1 << 30)
 
 
-def model_thread() -> ThreadPoolExecutor:
+class ModelThread:
     """One thread that a process loads and runs its model in.
 
     OpenMP keeps a team of threads for each thread that calls it, and Ray builds an actor in one thread and calls it in
     another. With two teams on the same cores GNU's OpenMP sleeps at barriers instead of spinning.
     """
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="model", initializer=keep_freed_memory)
+
+    def __init__(self) -> None:
+        self._waiting = PriorityQueue[tuple[float, int, Future[Any], Callable[[], Any]]]()
+        self._numbers = itertools.count()
+        threading.Thread(target=self._run, name="model", daemon=True).start()
+
+    def submit(self, work: Callable[[], Result], order: float = 0.0) -> Future[Result]:
+        """Begin, as soon as nothing waits that has a lower order, or the same one and came before."""
+        future = Future[Result]()
+        self._waiting.put((order, next(self._numbers), future, work))
+        return future
+
+    def _run(self) -> None:
+        keep_freed_memory()
+        while True:
+            *_, future, work = self._waiting.get()
+            try:
+                future.set_result(work())
+            except BaseException as error:  # whoever waits for the result raises it
+                future.set_exception(error)
 
 
 def num_cpus() -> int:

@@ -36,6 +36,9 @@ class ScoreConfig(JobConfig):
         ge=0,
         description="model actors; default: one per GPU, else one per 4 CPUs; 0: one child process, no Ray",
     )
+    actors_per_gpu: int = Field(
+        default=1, ge=1, description="model actors that share a GPU, for a model that is too small to fill one"
+    )
     device: Device = Field(default="auto", description=DEVICE_HELP)
     engine: Engine = Field(default="auto", description=ENGINE_HELP)
     precision: InferencePrecision = Field(

@@ -16,6 +16,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -207,6 +208,8 @@ class Recorder:
         self._scoring_s = 0.0
         self._num_tries: Counter[str] = Counter()  # of shards that did not fail for good
         self._settled: set[str] = set()  # paths of the shards that are staged, or failed for good
+        self._remover = ThreadPoolExecutor(1, "remover")
+        self._removing: list[Future[None]] = []  # of merged parts; it need not be waited for
         self._places: dict[str, tuple[int, str]] = {}  # failures that a node is at fault for: how many, and the last
 
     def adopt(self, pending: list[FileInfo], work: Work | None = None) -> list[FileInfo]:
@@ -224,6 +227,7 @@ class Recorder:
                 self._take(outcome, num_parts is None)
                 self._merged += [(outcome.shard, num_parts)] if num_parts else []
         self._record()
+        self._removed()
         adopted = {outcome.shard for outcome in found}
         return [shard for shard in pending if shard not in adopted]
 
@@ -264,6 +268,7 @@ class Recorder:
                         recorded_s = time.monotonic()
             finally:  # also if the run is interrupted: shards in place need not be scored again
                 self._record()
+                self._removed()
                 self._scoring_s += time.monotonic() - began_s
         in_parts = {shard: work.num_parts[shard] for shard in changed.values() if shard in work.num_parts}
         self._staging.remove(staged_parts(in_parts, self._fingerprint))
@@ -307,8 +312,15 @@ class Recorder:
             if not one.failure
         ]
         patiently(partial(self._staging.append, self.run_id, pa.Table.from_pylist(records, schema=RECORD_SCHEMA)))
-        patiently(partial(self._staging.remove, staged_parts(dict(self._merged), self._fingerprint)))
+        if self._merged:
+            parts = staged_parts(dict(self._merged), self._fingerprint)
+            self._removing.append(self._remover.submit(patiently, partial(self._staging.remove, parts)))
         self._unrecorded, self._merged = [], []
+
+    def _removed(self) -> None:
+        """Wait for the removal of parts."""
+        while self._removing:
+            self._removing.pop().result()
 
     def rate(self, num_actors: int) -> Rate | None:
         """The rate of this run; None: it scored nothing."""

@@ -11,6 +11,8 @@ Memory is bounded by a step, not by the shard.
 from __future__ import annotations
 
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bertray.bundle.isolated import Predictor
+from bertray.bundle.isolated import Predictor, begin
 from bertray.errors import ShardError
 from bertray.metrics.profile import Profile
 from bertray.schema import NUM_TOKENS, OTHER_IDS, ROW, predictions_schema
@@ -31,6 +33,9 @@ _log = logging.getLogger(__name__)
 
 # Text of a step: enough for batches of texts of similar length, and for seconds of work on a GPU.
 STEP_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
+
+# While the model has one, the next one is read.
+STEPS_AT_ONCE = 2
 
 # Keys in the metadata of a staged file.
 _COUNTS, _PRECISION = b"bertray.counts", b"bertray.precision"
@@ -73,27 +78,44 @@ def score_shard(
             kept = [fields.get(name, pa.field(name, pa.string())) for name in keep_columns]
             schema = predictions_schema(kept, bundle.schema).with_metadata(origin)
             rows = part_rows(group_edges(file), *part)
-            next_row = rows.start
+            next_row, had_other_ids = rows.start, False
+            # Of several shards the model takes the first one's steps: its end is written while others have the model.
+            began_s = time.monotonic()
+            begun = deque[tuple[pa.Table, pa.Array, int, Callable[[], pa.Table]]]()
+
+            def write(writer: pq.ParquetWriter) -> None:
+                nonlocal counts, next_row, had_other_ids
+                kept_of_step, places, num_texts, predict = begun.popleft()
+                predicted = predict()
+                has_other_ids = OTHER_IDS in (predicted.schema.metadata or {})
+                if next_row > rows.start and has_other_ids != had_other_ids:
+                    raise _OtherIdsError
+                had_other_ids = has_other_ids
+                table = predicted.take(places)
+                for name, value in of_folders.items():
+                    column = pa.repeat(pa.scalar(value, pa.string()), len(table))
+                    kept_of_step = kept_of_step.append_column(name, column)
+                row_numbers = pa.array(np.arange(next_row, next_row + len(table)))
+                columns = [row_numbers, *(kept_of_step[name] for name in keep_columns), *table.columns]
+                writer.write_table(pa.table(columns, schema=schema))
+                next_row += len(table)
+                profile, num_tokens_scored = Profile.of(table), pc.sum(predicted[NUM_TOKENS]).as_py() or 0
+                counts += Counts(
+                    profile=profile,
+                    num_rows_repeated=len(table) - num_texts,
+                    num_tokens_repeated=profile.num_tokens - num_tokens_scored,
+                )
+
             with predictions.staged() as path:
                 with pq.ParquetWriter(path, schema, compression="zstd") as writer:
                     for step in steps(file, text_column, own, step_bytes, rows):
                         texts, places = distinct(step[text_column])
-                        predicted = bundle.predict_column(texts)
-                        if OTHER_IDS in (predicted.schema.metadata or {}) and next_row > rows.start:
-                            raise _OtherIdsError
-                        table = predicted.take(places)
-                        for name, value in of_folders.items():
-                            step = step.append_column(name, pa.repeat(pa.scalar(value, pa.string()), len(step)))
-                        row_numbers = pa.array(np.arange(next_row, next_row + len(step)))
-                        columns = [row_numbers, *(step[name] for name in keep_columns), *table.columns]
-                        writer.write_table(pa.table(columns, schema=schema))
-                        next_row += len(step)
-                        profile, num_tokens_scored = Profile.of(table), pc.sum(predicted[NUM_TOKENS]).as_py() or 0
-                        counts += Counts(
-                            profile=profile,
-                            num_rows_repeated=len(step) - len(texts),
-                            num_tokens_repeated=profile.num_tokens - num_tokens_scored,
-                        )
+                        # The text itself goes, unless it is kept.
+                        begun.append((step.select(own), places, len(texts), begin(bundle, texts, began_s)))
+                        if len(begun) == STEPS_AT_ONCE:
+                            write(writer)
+                    while begun:
+                        write(writer)
                     writer.add_key_value_metadata({_COUNTS: counts.model_dump_json(), _PRECISION: bundle.precision})
                 if next_row != rows.stop:
                     raise ShardError(

@@ -1,11 +1,7 @@
 """Score units: a shard that fails does not stop the others; when all parts of a shard are staged, they are merged.
 
-    Request, Work  ->  Pool.run  ->  staged files; outcomes of shards and of parts, in any order
-
 A failure is the shard's if it cannot be read where others can, or if the model fails on it and not on a harmless text.
 Else it is the place's: a full disk, keys that have expired, a GPU that is gone. Then the shard is tried elsewhere.
-
-`LocalPool` runs the model in one child process. `drivers.actor_pool` spreads units over a Ray cluster.
 """
 
 from __future__ import annotations
@@ -13,16 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from bertray.bundle.isolated import ModelSpec, Predictor, blamed
 from bertray.errors import (
-    BundleError,
     RequestError,
     ShardChangedError,
     ShardError,
@@ -32,7 +28,7 @@ from bertray.errors import (
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.score_shard import STEP_BYTES, merge_parts, score_shard
 from bertray.scoring.shard_reader import opened, read_in_isolation
-from bertray.scoring.units import ENGINE_FOLDER, STAGING_FOLDER, Blame, Counts, Outcome, Unit, Work, staged_path
+from bertray.scoring.units import ENGINE_FOLDER, STAGING_FOLDER, Blame, Counts, Outcome, Unit, staged_path
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import check_held
 from bertray.storage.patience import alive, patiently
@@ -68,43 +64,52 @@ class Request:
 
 
 class UnitScorer:
-    """Scores units of a run. It raises `fatal` errors; all others become outcomes.
+    """Scores units of a run, in any number of threads. It raises `fatal` errors; all others become outcomes.
 
     Attributes:
-        gives_up: whether this place has failed too often.
+        gives_up: the last reason, if this place has failed too often.
+        is_ended: nobody waits for outcomes any more.
     """
 
     def __init__(self, request: Request, fatal: tuple[type[Exception], ...] = ()) -> None:
         self._request, self._config, self._fatal = request, request.config, fatal
-        self.gives_up = False
+        self.gives_up = ""
+        self.is_ended = threading.Event()
         self._failed_here: set[str] = set()  # paths of shards for which the place is at fault, since the last success
+        self._counting = threading.Lock()
         self._archive, self._output = Location.of(request.archive), Location.of(request.config.output)
         self._versions = json.dumps(versions())  # once: the look-up takes longer than a tiny shard
         self._checked_s = -float("inf")
 
-    def score(self, unit: Unit, bundle: Predictor, *, is_suspect: bool = False) -> list[Outcome]:
+    def score(
+        self, unit: Unit, bundle: Predictor, *, is_suspect: bool = False, run: Callable[..., Iterator[Any]] = map
+    ) -> list[Outcome]:
         """Score the shards of a unit, or its part; an outcome for each, until the place has failed too often.
 
         If a process died over the unit (`is_suspect`), first remove what it left half-written, and read every shard in
         a child process, to find one that crashes its reader.
+
+        Args:
+            run: `map`, or that of an executor, for shards side by side.
         """
         part = unit.part if unit.num_parts > 1 else None
-        outcomes = list[Outcome]()
-        for shard in unit.shards:
+
+        def outcome(shard: FileInfo) -> Outcome | None:
+            if self.gives_up or self.is_ended.is_set():
+                return None
             alive()
-            outcomes.append(self._outcome(shard, part, partial(self._scored, shard, unit, bundle, is_suspect), bundle))
-            if self.gives_up:
-                break
-        return outcomes
+            return self._outcome(shard, part, partial(self._scored, shard, unit, bundle, is_suspect), bundle)
+
+        return [one for one in run(outcome, unit.shards) if one]
 
     def not_begun(self, unit: Unit, error: Exception, *, gives_up: bool = False) -> list[Outcome]:
         """The outcome of a unit that this place cannot score, and maybe no other."""
         part = unit.part if unit.num_parts > 1 else None
-        self.gives_up |= gives_up
-        return [self._failed(unit.shards[0], part, f"{type(error).__name__}: {error}", "place")]
+        outcome = self._failed(unit.shards[0], part, f"{type(error).__name__}: {error}", "place", at_once=gives_up)
+        return [outcome] if outcome else []
 
-    def merge(self, shard: FileInfo, num_parts: int) -> Outcome:
-        """Merge the staged parts of a shard into one staged file. The parts stay."""
+    def merge(self, shard: FileInfo, num_parts: int) -> Outcome | None:
+        """Merge the staged parts of a shard into one staged file. The parts stay. None: the place has given up."""
         return self._outcome(shard, None, partial(self._merged, shard, num_parts))
 
     def _outcome(
@@ -113,9 +118,10 @@ class UnitScorer:
         part: int | None,
         work: Callable[[], tuple[Counts, str]],
         predictor: Predictor | None = None,
-    ) -> Outcome:
+    ) -> Outcome | None:
+        at_once = False
         try:
-            counts, precision = patiently(work)
+            counts, precision = patiently(work, self.is_ended)
         except self._fatal:
             raise
         except Exception as error:  # the others go on
@@ -128,19 +134,26 @@ class UnitScorer:
                 of: Blame = "version"
             elif isinstance(found, UnavailableError):
                 of = "place"
-                self.gives_up |= found.why == "away"  # it has been waited for
+                at_once = found.why == "away"  # it has been waited for
             elif isinstance(found, ShardRefusedError) and not self._reads_others(shard):
                 of = "place"
             else:
                 of = "shard"
-            return self._failed(shard, part, str(found), of)
+            return self._failed(shard, part, str(found), of, at_once=at_once)
         self._failed_here.clear()
         return Outcome(shard=shard, part=part, counts=counts, precision=precision)
 
-    def _failed(self, shard: FileInfo, part: int | None, reason: str, of: Blame) -> Outcome:
+    def _failed(
+        self, shard: FileInfo, part: int | None, reason: str, of: Blame, *, at_once: bool = False
+    ) -> Outcome | None:
+        """None: others have failed meanwhile, and the place has given up; this shard loses no try."""
         if of == "place":
-            self._failed_here.add(shard.path)
-            self.gives_up |= len(self._failed_here) >= MAX_FAILURES_OF_PLACE
+            with self._counting:
+                if self.gives_up:
+                    return None
+                self._failed_here.add(shard.path)
+                if at_once or len(self._failed_here) >= MAX_FAILURES_OF_PLACE:
+                    self.gives_up = reason
         return Outcome(shard=shard, part=part, failure=reason, of=of, node=socket.gethostname())
 
     def _reads_others(self, shard: FileInfo) -> bool:
@@ -217,57 +230,6 @@ class UnitScorer:
 
 def merge(request: Request, shard: FileInfo, num_parts: int) -> Outcome:
     """`UnitScorer.merge` as a function, for a task in another process."""
-    return UnitScorer(request).merge(shard, num_parts)
-
-
-def none_is_left(reasons: dict[str, str]) -> UnavailableError:
-    """The error to raise if every place has failed too often; their last reasons by node."""
-    said = "; ".join(f"{node}: {reason}" for node, reason in reasons.items())
-    return UnavailableError(
-        f"no machine is left that can score. {said}. What is staged stays: mend this, and run again"
-    )
-
-
-class Pool(Protocol):
-    """Processes that hold the model and score."""
-
-    num_processes: int
-    unit_bytes: int  # Parquet bytes of a unit
-
-    def run(self, work: Work) -> Iterator[Outcome]:
-        """Score the units and merge what is staged; an outcome for each shard and each part, in any order.
-
-        It may end before all units have an outcome, because a place has failed too often; the next call goes on
-        without that place. BundleError if the bundle was replaced, or no process can load it; UnavailableError if no
-        place is left.
-        """
-
-
-class LocalPool:
-    """Scores in this process, with the model in one child process (a `bundle.isolated.IsolatedBundle`); no Ray.
-
-    A file that crashes this process ends the run. The next run reads its suspects in child processes first, and lists
-    that file as failed.
-    """
-
-    num_processes = 1
-
-    def __init__(self, request: Request, predictor: Predictor) -> None:
-        self.unit_bytes = request.step_bytes
-        self._request, self._scorer, self._predictor = request, UnitScorer(request, fatal=(BundleError,)), predictor
-
-    def run(self, work: Work) -> Iterator[Outcome]:
-        """See `Pool.run`; scores units one after the other."""
-        for shard in work.complete():
-            yield from self._until_it_gives_up([self._scorer.merge(shard, work.num_parts[shard])])
-        for unit in work.units:
-            is_suspect = any(shard.path in self._request.suspects for shard in unit.shards)
-            outcomes = self._scorer.score(unit, self._predictor, is_suspect=is_suspect)
-            yield from self._until_it_gives_up(outcomes)
-            for ready in filter(None, map(work.take, outcomes)):
-                yield from self._until_it_gives_up([self._scorer.merge(ready, work.num_parts[ready])])
-
-    def _until_it_gives_up(self, outcomes: list[Outcome]) -> Iterator[Outcome]:
-        yield from outcomes
-        if self._scorer.gives_up:  # over the last one
-            raise none_is_left({outcomes[-1].node: outcomes[-1].failure})
+    outcome = UnitScorer(request).merge(shard, num_parts)
+    assert outcome
+    return outcome

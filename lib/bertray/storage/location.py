@@ -266,12 +266,12 @@ class Location:
                 s3.upload(self.fs, f"{self.path}/{name}", folder / name)
 
     @contextmanager
-    def local_copy(self) -> Iterator[Path]:
-        """This folder if it is local, else a temporary download of it."""
+    def local_copy(self, within: Path | None = None) -> Iterator[Path]:
+        """This folder if it is local, else a temporary download of it, `within` a folder."""
         if self.is_local:
             yield Path(self.path)
             return
-        with tempfile.TemporaryDirectory(prefix="bertray-") as folder:
+        with tempfile.TemporaryDirectory(prefix="bertray-", dir=within) as folder:
             with _explained(self):
                 s3.download(self.fs, self.path, Path(folder), lambda name: _explained(self / name))
             yield Path(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,42 +21,57 @@ MAX_AWAY_S = 1800.0
 _MAX_WAIT_S = 30.0
 # To arm faulthandler starts a thread.
 _ARM_INTERVAL_S = 1.0
+_lock = threading.Lock()
 _timeout_s = _armed_s = 0.0
+_num_blocks = 0
 
 Result = TypeVar("Result")
 
 
 @contextmanager
 def watched(timeout_s: float) -> Iterator[None]:
-    """End this process, with its threads' stacks on stderr, if the block goes on so long without `alive`."""
-    global _timeout_s, _armed_s
-    _timeout_s, _armed_s = timeout_s, -math.inf
+    """End this process, with its threads' stacks on stderr, if the block goes on so long without `alive`.
+
+    Threads may be in such blocks at once; the progress of one counts for all.
+    """
+    global _timeout_s, _armed_s, _num_blocks
+    with _lock:
+        _num_blocks += 1
+        _timeout_s, _armed_s = timeout_s, -math.inf
     alive()
     try:
         yield
     finally:
-        _timeout_s = 0.0
-        faulthandler.cancel_dump_traceback_later()
+        with _lock:
+            _num_blocks -= 1
+            if not _num_blocks:
+                _timeout_s = 0.0
+                faulthandler.cancel_dump_traceback_later()
 
 
 def alive() -> None:
     """Say that work goes on, in a block that is `watched`; elsewhere it does nothing."""
     global _armed_s
-    if _timeout_s and time.monotonic() - _armed_s > _ARM_INTERVAL_S:
-        _armed_s = time.monotonic()
-        # Not to sys.stderr, which may be no file, as in a notebook.
-        faulthandler.dump_traceback_later(_timeout_s, exit=True, file=2)
+    with _lock:
+        if _timeout_s and time.monotonic() - _armed_s > _ARM_INTERVAL_S:
+            _armed_s = time.monotonic()
+            # Not to sys.stderr, which may be no file, as in a notebook.
+            faulthandler.dump_traceback_later(_timeout_s, exit=True, file=2)
 
 
-def patiently(work: Callable[[], Result]) -> Result:
-    """The result of `work`, which is repeated while the storage does not answer, for up to `MAX_AWAY_S`."""
+def patiently(work: Callable[[], Result], is_ended: threading.Event | None = None) -> Result:
+    """The result of `work`, which is repeated while the storage does not answer, for up to `MAX_AWAY_S`.
+
+    Args:
+        is_ended: when it is set, nobody needs the result any more.
+    """
     began_s, wait_s = time.monotonic(), 1.0
     since = datetime.now(UTC)
     while True:
         try:
             return work()
         except UnavailableError as error:
-            if error.why != "away" or time.monotonic() - began_s > MAX_AWAY_S:
+            if error.why != "away" or time.monotonic() - began_s > MAX_AWAY_S or (is_ended and is_ended.is_set()):
                 raise
             _log.warning(
                 "warning: the storage does not answer since %s UTC; trying again in %.0f s: %s",
@@ -64,5 +80,5 @@ def patiently(work: Callable[[], Result]) -> Result:
                 error,
             )
         alive()
-        time.sleep(wait_s)
+        is_ended.wait(wait_s) if is_ended else time.sleep(wait_s)
         wait_s = min(2 * wait_s, _MAX_WAIT_S)
