@@ -124,7 +124,7 @@ def actors(stage: Stage) -> tuple[str, str]:
     while job.poll() is None:
         time.sleep(0.02)  # a merge is short
         has_begun = len(list(output.glob("staging/**/*.parquet"))) > 3
-        for process, name in at_work(job):
+        for process, name in at_work(job.pid):
             kind = next((kind for kind in wanted if kind in name), None)
             if not (has_begun and kind and wanted[kind]):
                 continue
@@ -308,10 +308,10 @@ def finish(command: list[str], environment: dict[str, str] | None = None) -> dic
     return summary
 
 
-def at_work(job: subprocess.Popen[bytes]) -> Iterator[tuple[psutil.Process, str]]:
-    """Processes below a job, and what Ray says that they are at work on."""
+def at_work(pid: int) -> Iterator[tuple[psutil.Process, str]]:
+    """Processes of Ray below a process, and what Ray says that they are at work on."""
     try:
-        for process in psutil.Process(job.pid).children(recursive=True):
+        for process in psutil.Process(pid).children(recursive=True):
             name = " ".join(process.cmdline())
             if name.startswith("ray::"):
                 yield process, name

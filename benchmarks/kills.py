@@ -25,9 +25,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,14 +51,18 @@ class Request:
 
     stage: Stage
     options: tuple[str, ...]
+    environment: dict[str, str]
 
     def command(self, output: Path) -> list[str]:
         return [*self.stage.command(output), *self.options, "--rescore"]
 
+    def finish(self, output: Path) -> None:
+        finish(self.command(output), self.environment)
+
     def undisturbed(self, output: Path) -> Request:
         """The request, measured."""
         started_s = time.monotonic()
-        finish(self.command(output))
+        self.finish(output)
         stage = replace(self.stage, wall_s=time.monotonic() - started_s, undisturbed=predictions(output))
         return replace(self, stage=stage)
 
@@ -69,8 +74,21 @@ def _model_of(job: subprocess.Popen[bytes]) -> Iterator[psutil.Process]:
                 yield process
 
 
-def _actors_of(job: subprocess.Popen[bytes]) -> Iterator[psutil.Process]:
-    return (process for process, name in at_work(job) if "ScoringActor" in name)
+@contextmanager
+def _cluster() -> Iterator[dict[str, str]]:
+    """One for all runs of a portion, as to start Ray takes longer than to score. Actors may outlive their driver."""
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 2, "object_store_memory": 150_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        yield {"RAY_ADDRESS": cluster.address}
+    finally:
+        cluster.shutdown()
+
+
+def _actors_of(_: subprocess.Popen[bytes]) -> Iterator[psutil.Process]:
+    return (process for process, name in at_work(os.getpid()) if "ScoringActor" in name)
 
 
 class Pool(NamedTuple):
@@ -78,6 +96,7 @@ class Pool(NamedTuple):
 
     name: str
     options: tuple[str, ...]
+    cluster: Callable[[], AbstractContextManager[dict[str, str]]]
     shards: list[int]
     victim: str
     victims: Callable[[subprocess.Popen[bytes]], Iterator[psutil.Process]]
@@ -89,8 +108,30 @@ class Pool(NamedTuple):
 
 
 POOLS = (
-    Pool("local", ("--num-actors", "0"), SHARDS, "model", _model_of, most=1, share=0.3, share_begun=0.0, may_fail=True),
-    Pool("ray", (), [*SHARDS, *[5500] * 6], "actor", _actors_of, most=6, share=0.9, share_begun=0.7, may_fail=False),
+    Pool(
+        "local",
+        ("--num-actors", "0"),
+        partial(nullcontext, {}),
+        SHARDS,
+        "model",
+        _model_of,
+        most=1,
+        share=0.3,
+        share_begun=0.0,
+        may_fail=True,
+    ),
+    Pool(
+        "ray",
+        (),
+        _cluster,
+        [*SHARDS, *[5500] * 6],
+        "actor",
+        _actors_of,
+        most=6,
+        share=0.9,
+        share_begun=0.7,
+        may_fail=False,
+    ),
 )
 
 
@@ -106,13 +147,19 @@ class Portion:
 
     def run(self) -> None:
         """Kill until the portion is done; its last request has come to its end then."""
+        with self._pool.cluster() as environment:
+            self._run(environment)
+
+    def _run(self, environment: dict[str, str]) -> None:
         bundle, archive = (
             tiny_bundle(self._folder / "bundle"),
             word_archive(self._folder / "archive", self._pool.shards),
         )
         stage = Stage(self._folder, bundle, archive, {}, 0, 0, self._chance)
         requests = [
-            Request(stage, (*self._pool.options, *options)).undisturbed(self._folder / f"undisturbed-{number}")
+            Request(stage, (*self._pool.options, *options), environment).undisturbed(
+                self._folder / f"undisturbed-{number}"
+            )
             for number, options in enumerate([(), ("--keep-columns", "text")])
         ]
         self._wall_s = min(request.stage.wall_s for request in requests)  # the other one had to wait for the machine
@@ -130,7 +177,7 @@ class Portion:
         until = min(self._num_kills, self.killed.total() + KILLS_A_ROUND)
         while self.killed.total() < until and not self._disturbed(request, output):
             pass
-        finish(request.command(output))  # nothing to do if the disturbed run has come to its end
+        request.finish(output)  # nothing to do if the disturbed run has come to its end
         self.num_ended += 1
         same(request.stage, predictions(output))
         clean(output)
@@ -138,7 +185,7 @@ class Portion:
     def _disturbed(self, request: Request, output: Path) -> bool:
         """Run once, and kill; whether the run came to its end all the same."""
         began_s, num_victims = time.time(), 0
-        job = start(request.command(output))
+        job = start(request.command(output), request.environment)
         if self._chance.random() < self._pool.share_begun:
             while job.poll() is None and _phase(output, began_s) == "start":
                 time.sleep(0.05)
