@@ -143,7 +143,9 @@ def test_identical_texts_are_scored_once(bundle: Bundle, tmp_path: Path, monkeyp
     texts: list[str | None] = ["one text", "another one", "one text", None, "", None, "one text"]
     asked: list[list[object]] = []
     begin = bundle.begin_column
-    monkeypatch.setattr(bundle, "begin_column", lambda texts, order: asked.append(texts.to_pylist()) or begin(texts))
+    monkeypatch.setattr(
+        bundle, "begin_column", lambda texts, order=0.0: asked.append(texts.to_pylist()) or begin(texts, order)
+    )
     counts, table = score(bundle, write_shard(tmp_path / "a.parquet", texts), keep=("document_id",))
     assert asked == [[b"one text", b"another one", None, b""]]
     assert table["document_id"].to_pylist() == [f"a-{row}" for row in range(7)]
