@@ -19,11 +19,11 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
 
 from bertray.cli import did_you_mean
@@ -120,15 +120,23 @@ def _cache() -> Path | None:
     return place if os.access(place, os.W_OK) else None
 
 
+def _remove_old(cache: Path) -> None:
+    """Remove what nobody has opened for long. The lock files stay: others may be waiting for one."""
+    for old in cache.iterdir():
+        # Another process may be opening or removing the same one.
+        with suppress(FileNotFoundError, Timeout):
+            if old.is_dir() and time.time() - old.stat().st_mtime > _KEPT_S:
+                with FileLock(f"{old}.lock", timeout=0):
+                    # Renamed first, so that nobody takes what is half-removed for a bundle.
+                    shutil.rmtree(old.rename(f"{old}.{os.getpid()}"))
+
+
 def _kept(location: Location, info: BundleInfo, cache: Path) -> Path:
     """A copy of a remote bundle, fetched and verified once for all processes of this user and machine."""
     folder = cache / info.fingerprint()
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            for old in cache.iterdir():
-                if time.time() - old.stat().st_mtime > _KEPT_S:
-                    # Renamed first, so that nobody takes what is half-removed for a bundle.
-                    shutil.rmtree(old.rename(f"{old}.old")) if old.is_dir() else old.unlink()
+            _remove_old(cache)
             with location.local_copy(cache) as copy:
                 _verify(copy, info, str(location))
                 copy.rename(folder)

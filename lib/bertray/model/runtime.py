@@ -67,6 +67,7 @@ class ModelThread:
                 future.set_result(work())
             except BaseException as error:  # whoever waits for the result raises it
                 future.set_exception(error)
+            del future, work  # and with them tokens and logits, while nothing else waits
 
 
 def num_cpus() -> int:
