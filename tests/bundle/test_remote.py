@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from bertray import BundleError
 from bertray.bundle import info as bundle_info
@@ -84,8 +85,12 @@ def test_those_that_nobody_has_opened_for_a_week_go_when_another_one_comes(
     kept(f"{s3_folder}/second")
     assert old.exists()
     os.utime(old, (a_week_ago_s, a_week_ago_s))
-    Location.of(f"{s3_folder}/third").put_folder(make_bundle(seed=6), last="bundle.json")
-    kept(f"{s3_folder}/third")
+    for name, seed in (("third", 6), ("fourth", 7)):
+        Location.of(f"{s3_folder}/{name}").put_folder(make_bundle(seed=seed), last="bundle.json")
+    with FileLock(f"{old}.lock"):  # another process is opening it
+        kept(f"{s3_folder}/third")
+    assert old.exists()
+    kept(f"{s3_folder}/fourth")
     assert not old.exists()
     assert kept(remote) == old
 

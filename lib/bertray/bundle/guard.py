@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bertray.bundle.info import BundleInfo
+from bertray.bundle.info import BundleInfo, home_cache
 from bertray.bundle.predictions import is_given
 from bertray.data.dataset import Dataset
 from bertray.errors import RequestError, UnavailableError
@@ -145,8 +144,8 @@ def measure(
 
 
 def user_cache() -> Location:
-    """Where this user's decisions and exported models are: $XDG_CACHE_HOME/bertray/engine, by default in ~/.cache."""
-    return Location.of(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "bertray" / "engine"
+    """Where this user's decisions and exported models are."""
+    return home_cache("engine")
 
 
 def place_of(cache: Location, info: BundleInfo) -> Location:

@@ -110,12 +110,17 @@ def opened(uri: str) -> Iterator[tuple[Path, BundleInfo]]:
         yield folder, info
 
 
+def home_cache(name: str) -> Location:
+    """A folder of this user's cache: $XDG_CACHE_HOME/bertray/NAME, by default in ~/.cache."""
+    return Location.of(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "bertray" / name
+
+
 def _cache() -> Path | None:
     """Where this user's copies of remote bundles are; None: there may be none."""
-    place = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bertray" / "bundles"
     try:
+        place = Path(home_cache("bundles").path)
         place.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # a home that cannot be written, or none at all
+    except OSError:  # a home that cannot be written
         return None
     return place if os.access(place, os.W_OK) else None
 
