@@ -143,6 +143,23 @@ def test_the_bare_engine_needs_few_packages() -> None:
     }
 
 
+def test_no_parquet_is_read_by_arrows_threads() -> None:
+    """They may abort a process that exits soon after: see `scoring.shard_reader.ShardFile`."""
+    found = []
+    for path in sorted((ROOT / "lib").rglob("*.py")):
+        text = path.read_text()
+        for call in ast.walk(ast.parse(text)) if "pyarrow.parquet" in text else ():
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
+                continue
+            name, called = call.func.attr, ast.unparse(call.func.value)
+            is_parquet = "ParquetFile(" in called or called in ("parquet", "file")
+            if name in ("iter_batches", "read_row_group", "read_row_groups") or (name == "read" and is_parquet):
+                found += [f"{path}:{call.lineno}"] * ("use_threads=False" not in ast.unparse(call))
+            elif name == "read_table":
+                found.append(f"{path}:{call.lineno}")
+    assert found == []
+
+
 def test_jobs_do_not_import_each_other() -> None:
     for path in (ROOT / "jobs").glob("*.py"):
         assert not [module for module in imports(path) if module.split(".")[0] == "jobs"], path

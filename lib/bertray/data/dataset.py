@@ -61,7 +61,7 @@ class Dataset:
     def split(self, name: str) -> pa.Table:
         """The rows of one split; validation and test may have rows out of scope (see `in_scope`)."""
         with (self.location / f"{name}.parquet").open() as file:
-            return pq.ParquetFile(file).read()
+            return pq.ParquetFile(file).read(use_threads=False)
 
     def in_scope(self, rows: pa.Table) -> pa.Table:
         """The rows that have a class, without label id `schema.NO_CLASS`; with several labels a row, all rows."""

@@ -37,7 +37,7 @@ def parse_columnar(
     if is_parquet:
         parquet = pq.ParquetFile(source)
         check(parquet.schema_arrow.names)
-        table = parquet.read([name for name in columns if name in parquet.schema_arrow.names])
+        table = parquet.read([name for name in columns if name in parquet.schema_arrow.names], use_threads=False)
         features = _features(parquet.schema_arrow)
     else:
         is_stream = source.read(6) != b"ARROW1"

@@ -200,7 +200,8 @@ def print_look(archive: Path, predictions: Path, num_rows: int = 5) -> None:
     """Print a few texts of a local archive beside their predictions."""
     shard = min(archive.rglob("*.parquet"))
     file = predictions / shard.relative_to(archive)
-    texts, predicted = pq.ParquetFile(shard).read([TEXT]), pq.ParquetFile(file).read()
+    texts = pq.ParquetFile(shard).read([TEXT], use_threads=False)
+    predicted = pq.ParquetFile(file).read(use_threads=False)
     rows = []
     for row in range(0, texts.num_rows, max(1, texts.num_rows // num_rows))[:num_rows]:
         label, score, error = (predicted[name][row].as_py() for name in (LABEL, SCORE, schema.ERROR))

@@ -152,7 +152,7 @@ def merge_parts(
             for part in parts:
                 with opened(part) as file:
                     for group in range(file.metadata.num_row_groups):
-                        table = file.read_row_group(group)
+                        table = file.read_row_group(group, use_threads=False)
                         expected = np.arange(next_row, next_row + len(table))
                         if not np.array_equal(table[ROW].to_numpy(), expected):
                             raise ShardError(f"{part} does not go on at row {next_row}; remove it and run again")

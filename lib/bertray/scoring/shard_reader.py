@@ -47,7 +47,11 @@ def check_columns(schema: pa.Schema, text_column: str, keep_columns: list[str]) 
 
 
 class ShardFile(pq.ParquetFile):
-    """A Parquet file, and the stream that it is read from."""
+    """A Parquet file, and the stream that it is read from.
+
+    Arrow's own threads read no Parquet here: one that still holds the stream while the interpreter shuts down aborts
+    the process, whose work is done, or has it hang (apache/arrow#34314, #50482; on a busy machine 4 of 110 times).
+    """
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -142,7 +146,7 @@ def _batches(
         _check_growth(sum(chunk.total_uncompressed_size for chunk in read), stored_bytes)
         grown_bytes = 0
         # A row group at a time: Arrow keeps the bytes of all row groups of a reader until it has read the last one.
-        batches = file.iter_batches(batch_size=read_rows, row_groups=[group], columns=columns)
+        batches = file.iter_batches(read_rows, row_groups=[group], columns=columns, use_threads=False)
         while first_row < rows.stop:
             try:
                 batch = next(batches)

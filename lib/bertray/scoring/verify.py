@@ -158,7 +158,8 @@ def _of_content(file: pq.ParquetFile, record: dict[str, Any]) -> str:
         return f"it has {file.metadata.num_rows} rows, its record says {record['num_rows']}"
     if missing := {ROW, LABEL, ERROR} - set(file.schema_arrow.names):
         return f"it has no column {min(missing)}"
-    table = file.read([name for name in (ROW, LABEL, LABELS, ERROR) if name in file.schema_arrow.names])
+    names = [name for name in (ROW, LABEL, LABELS, ERROR) if name in file.schema_arrow.names]
+    table = file.read(names, use_threads=False)
     if not np.array_equal(table[ROW].to_numpy(), np.arange(record["num_rows"])):
         return "its rows are not 0, 1, 2, …"
     scored = table.filter(table[ERROR].is_null())

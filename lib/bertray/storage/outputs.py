@@ -82,7 +82,7 @@ def read_records(files: list[Location], schema: pa.Schema, next_step: str) -> pa
     """
 
     def read(file: Location) -> pa.Table:
-        # pq.read_table starts threads that may abort the interpreter if it exits soon after: apache/arrow#33975.
+        # Without Arrow's threads: see `scoring.shard_reader.ShardFile`.
         with readable(file, next_step), pq.ParquetFile(io.BytesIO(file.read_bytes())) as parquet:
             table = parquet.read(columns=schema.names, use_threads=False)
             return pa.concat_tables([schema.empty_table(), table], promote_options="default").cast(schema)
