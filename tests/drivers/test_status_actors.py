@@ -1,7 +1,9 @@
 """What workers log is seen where the job was started, though their stderr is not."""
 
 import logging
+import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ import ray
 import torch
 
 from bertray.drivers import cluster
-from bertray.drivers.status_actors import RunBoard, news_of
+from bertray.drivers.status_actors import LogBook, RunBoard, news_of
 from bertray.drivers.train_on_ray import _run
 from bertray.drivers.workers import BoardWatcher, set_up_process
 from bertray.training.watcher import News
@@ -59,6 +61,34 @@ def test_a_worker_stops_at_the_first_step_after_the_signal(ray_cluster: str) -> 
     assert not watcher.steps([], 1)
     ray.get(board.stop.remote())
     wait_for(lambda: watcher.steps([], 1), "the board's answer, which may be late once", timeout_s=1)
+
+
+@pytest.fixture
+def busy_threads() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before_s)
+
+
+@pytest.mark.usefixtures("busy_threads")
+def test_threads_log_while_an_answer_takes_what_they_have_logged() -> None:
+    """Two units of an actor are at work at once."""
+    num_threads, num_lines = 4, 2000
+
+    def log(book: LogBook, thread: int) -> None:
+        for line in range(num_lines):
+            book.log(logging.INFO, f"{thread} {line}")
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        for _ in range(20):
+            book, taken = LogBook(), list[tuple[int, str]]()
+            at_work = [pool.submit(log, book, thread) for thread in range(num_threads)]
+            while not all(one.done() for one in at_work):
+                taken += book.logged()
+            taken += book.logged()
+            assert len(taken) == len(set(taken)) == num_threads * num_lines
 
 
 def test_what_workers_log_is_logged_once_by_the_driver(ray_cluster: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class LogBook:
-    """Levels and messages of several workers; a repeated message counts once."""
+    """Levels and messages of several workers or threads; a repeated message counts once."""
 
     def __init__(self) -> None:
         self._logged: dict[tuple[int, str], bool] = {}  # whether `logged` has returned it
@@ -29,7 +29,8 @@ class LogBook:
 
     def logged(self) -> list[tuple[int, str]]:
         """The messages since the last call."""
-        news = [one for one, is_taken in self._logged.items() if not is_taken]
+        # Of a copy, because other threads go on logging.
+        news = [one for one, is_taken in self._logged.copy().items() if not is_taken]
         self._logged |= dict.fromkeys(news, True)
         return news
 
