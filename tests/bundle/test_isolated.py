@@ -16,7 +16,7 @@ from bertray import Bundle
 from bertray.bundle.isolated import IsolatedBundle, ModelSpec
 from bertray.errors import BundleError, RequestError, ShardError, UnavailableError
 from bertray.scoring.shard_reader import read_in_isolation
-from bertray.storage.location import Location, _ReadError
+from bertray.storage.location import Location, _FileError
 from tests.conftest import ROOT, run_job_process, write_shard
 
 pytestmark = pytest.mark.services
@@ -218,6 +218,6 @@ def test_without_ray_a_deadly_text_ends_nothing_and_a_deadly_file_one_run(
 def test_an_error_of_an_inner_class_passes_through_the_pipe() -> None:
     one, other = Pipe()
     with one, other:
-        one.send(_ReadError("gone"))
+        one.send(_FileError("gone"))
         found = other.recv()
     assert isinstance(found, UnavailableError) and isinstance(found, OSError) and str(found) == "gone"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -23,18 +24,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
 
 from bertray.cli import did_you_mean
 from bertray.errors import BundleError
 from bertray.metrics.profile import Profile
+from bertray.storage import local
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE, sha256_of
 from bertray.types import LongDocuments, ProblemType
 
+_log = logging.getLogger(__name__)
+
 # Copies of remote bundles that nobody has opened for so long are removed when another one is fetched.
 _KEPT_S = 7 * 86_400.0
+# Nobody waits longer for the process that fetches one: it may hang.
+_FETCH_S = 900.0
 CARD_FILE = "README.md"
 CURVES_FILE, EVENTS_FOLDER = "learning_curves.svg", "tensorboard"
 TRIALS_JSON, TRIALS_PARQUET = "trials.json", "trials.parquet"
@@ -102,9 +108,14 @@ def opened(uri: str) -> Iterator[tuple[Path, BundleInfo]]:
     """
     location = Location.of(uri)
     info = read_info(location)
-    if not location.is_local and (cache := _cache()):
-        yield _kept(location, info, cache), info
-        return
+    if not location.is_local:
+        try:
+            folder = _kept(location, info)
+        except OSError as error:  # no home that can be written, a full disk, no file locks, the files of somebody else
+            _log.warning("warning: no copy of %s is kept here, so each process fetches it: %s", uri, error)
+        else:
+            yield folder, info
+            return
     with location.local_copy() as folder:
         _verify(folder, info, uri)
         yield folder, info
@@ -115,35 +126,35 @@ def home_cache(name: str) -> Location:
     return Location.of(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "bertray" / name
 
 
-def _cache() -> Path | None:
-    """Where this user's copies of remote bundles are; None: there may be none."""
-    try:
-        place = Path(home_cache("bundles").path)
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written
-        return None
-    return place if os.access(place, os.W_OK) else None
-
-
 def _remove_old(cache: Path) -> None:
     """Remove what nobody has opened for long. The lock files stay: others may be waiting for one."""
     for old in cache.iterdir():
-        # Another process may be opening or removing the same one.
-        with suppress(FileNotFoundError, Timeout):
+        # Another process may be opening or removing the same one, or it is of another user.
+        with suppress(OSError):  # also the lock's Timeout
             if old.is_dir() and time.time() - old.stat().st_mtime > _KEPT_S:
                 with FileLock(f"{old}.lock", timeout=0):
                     # Renamed first, so that nobody takes what is half-removed for a bundle.
                     shutil.rmtree(old.rename(f"{old}.{os.getpid()}"))
 
 
-def _kept(location: Location, info: BundleInfo, cache: Path) -> Path:
-    """A copy of a remote bundle, fetched and verified once for all processes of this user and machine."""
+def _kept(location: Location, info: BundleInfo) -> Path:
+    """A copy of a remote bundle, fetched and verified once for all processes of this user and machine.
+
+    Raises:
+        OSError: none can be kept.
+    """
+    cache = Path(home_cache("bundles").path)
+    cache.mkdir(parents=True, exist_ok=True)
     folder = cache / info.fingerprint()
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
+    with FileLock(f"{folder}.lock", timeout=_FETCH_S):
+        # Who tidies up a cache may have taken single files.
+        if not all((folder / name).is_file() for name in info.files):
             _remove_old(cache)
             with location.local_copy(cache) as copy:
                 _verify(copy, info, str(location))
+                for name in info.files:  # or after a power failure it would have files that nobody verifies again
+                    local.sync(copy / name)
+                local.remove(folder)
                 copy.rename(folder)
         os.utime(folder)
     return folder

@@ -78,12 +78,12 @@ def make_folder(folder: Path) -> None:
 
 def replace(staging: Path, target: Path) -> None:
     """Let a finished file take the target's place, durably."""
-    _sync(staging)
+    sync(staging)
     staging.replace(target)
     sync_folder(target.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make the file's content durable, before a rename makes it visible."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -107,7 +107,7 @@ def create(path: Path, data: bytes) -> bool:
     staging = staging_path(path)
     try:
         staging.write_bytes(data)
-        _sync(staging)
+        sync(staging)
         try:
             os.link(staging, path)  # unlike a rename, a link never replaces a file
         except FileExistsError:
@@ -141,7 +141,7 @@ def replace_folder(source: Path, target: Path) -> None:
     """Copy a folder to a place where another may be; readers see the old one until the copy is complete."""
     staging, replaced = staging_path(target), staging_path(target)
     try:
-        shutil.copytree(source, staging, copy_function=lambda file, copy: _sync(Path(shutil.copyfile(file, copy))))
+        shutil.copytree(source, staging, copy_function=lambda file, copy: sync(Path(shutil.copyfile(file, copy))))
         for folder, _, _ in os.walk(staging):
             sync_folder(Path(folder))
         if target.exists():

@@ -191,7 +191,7 @@ class Location:
         with _explained(self):
             if self.is_local:
                 return self.fs.open(self.path, "rb")
-            return s3.open_object(self.fs, self.path, partial(_explained, self, _ReadError))
+            return s3.open_object(self.fs, self.path, partial(_explained, self, _FileError))
 
     def first_bytes(self, num_bytes: int) -> bytes:
         """The first bytes of a file; none if it is gone."""
@@ -272,8 +272,8 @@ class Location:
             yield Path(self.path)
             return
         with tempfile.TemporaryDirectory(prefix="bertray-", dir=within) as folder:
-            with _explained(self):
-                s3.download(self.fs, self.path, Path(folder), lambda name: _explained(self / name))
+            with _explained(Location.of(folder), _FileError):  # such as a full disk
+                s3.download(self.fs, self.path, Path(folder), lambda name: _explained(self / name if name else self))
             yield Path(folder)
 
     def remove_unfinished(self) -> None:
@@ -340,8 +340,8 @@ def is_hidden(path: str) -> bool:
     return bool(_HIDDEN.search(path))
 
 
-class _ReadError(UnavailableError, OSError):
-    """A failed read of an open file; code that is given a file expects an OSError."""
+class _FileError(UnavailableError, OSError):
+    """A failed read of an open file, or of a disk here; code that is given a file expects an OSError."""
 
 
 def _etag(detail: dict[str, Any]) -> str:

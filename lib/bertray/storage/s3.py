@@ -191,21 +191,24 @@ def find(fs: Any, path: str) -> dict[str, dict[str, Any]]:
 
 
 def download(fs: Any, path: str, folder: Path, explained: Callable[[str], AbstractContextManager[None]]) -> None:
-    """Copy all objects below a path into a local folder. A file is copied inside `explained(its name below the path)`.
+    """Copy all objects below a path into a local folder. A file is read inside `explained(its name below the path)`.
 
     Raises:
         FileNotFoundError: there is none.
     """
     # s3fs' get reads a path with brackets as a pattern, and does not repeat the parts of large files.
     root = len(path) + 1
-    files = {name: detail["size"] for name, detail in find(fs, path).items() if name[root:]}
-    if not files:
-        raise FileNotFoundError(path)
+    with explained(""):
+        files = {name: detail["size"] for name, detail in find(fs, path).items() if name[root:]}
+        if not files:
+            raise FileNotFoundError(path)
+        targets = {name: folder / name[root:] for name in files}
+        for name, target in targets.items():
+            if not Path(os.path.normpath(target)).is_relative_to(folder):
+                raise OSError(f"the name {name} leads out of the folder")
     parts: list[tuple[str, Path, int, int]] = []
     for name, size_bytes in files.items():
-        target = folder / name[root:]
-        if not Path(os.path.normpath(target)).is_relative_to(folder):
-            raise OSError(f"the name {name} leads out of the folder")
+        target = targets[name]
         target.parent.mkdir(parents=True, exist_ok=True)
         target.touch()
         starts = range(0, size_bytes, _PART_BYTES)
