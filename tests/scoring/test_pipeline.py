@@ -2,8 +2,10 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ import pytest
 
 from bertray import Bundle
 from bertray.bundle.isolated import Predictor
-from bertray.errors import UnavailableError
+from bertray.errors import ShardError, UnavailableError
 from bertray.model.runtime import ModelThread
-from bertray.scoring import pipeline, score_unit
+from bertray.scoring import pipeline, score_shard, score_unit
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.pipeline import MAX_STEPS, Pipeline, shards_at_once
 from bertray.scoring.score_unit import MAX_FAILURES_OF_PLACE, Request, UnitScorer
+from bertray.scoring.shard_reader import steps
 from bertray.scoring.units import Outcome, Unit
 from bertray.storage.location import FileInfo, Location
 from bertray.tokenization.tokenizer import TokenColumn
@@ -125,6 +128,32 @@ def test_the_model_runs_in_its_thread_while_others_tokenize(
     outcomes = scored(scorer, bundle, Unit(shards=tuple(shards[:5])), Unit(shards=tuple(shards[5:])))
     assert {one.shard: one.counts for one in outcomes} == alone
     assert (in_model.most, len(threads)) == (1, 1) and threads.pop().startswith("model")
+
+
+def test_shards_that_fail_leave_no_step_to_the_model(
+    scorer: UnitScorer, shards: list[FileInfo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it is slow, the steps of a thousand such shards would wait in memory."""
+    model, num_begun, answered = ModelThread(), Counter[str](), list[pa.Array]()
+
+    class Slow(Stub):
+        def begin_column(self, texts: pa.Array, order: float) -> Callable[[], pa.Table]:
+            num_begun["steps"] += 1
+            return model.submit(partial(self._answer, texts), order).result
+
+        def _answer(self, texts: pa.Array) -> pa.Table:
+            time.sleep(0.02)
+            answered.append(texts)
+            return self.predict_column(texts)
+
+    def damaged(*arguments: Any) -> Iterator[pa.Table]:
+        yield next(steps(*arguments))
+        raise ShardError("a page cannot be read")
+
+    monkeypatch.setattr(score_shard, "steps", damaged)
+    outcomes = scored(scorer, Slow(), Unit(shards=tuple(shards)))
+    assert [one.failure for one in outcomes] == ["a page cannot be read"] * NUM_SHARDS
+    assert (num_begun["steps"], len(answered)) == (NUM_SHARDS, NUM_SHARDS)
 
 
 def test_a_place_that_fails_costs_few_shards_a_try_however_many_are_at_once(

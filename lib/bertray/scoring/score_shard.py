@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pyarrow as pa
@@ -41,8 +42,23 @@ STEPS_AT_ONCE = 2
 _COUNTS, _PRECISION = b"bertray.counts", b"bertray.precision"
 
 
+# A step that the model has: kept columns, the place of each row's text, how many texts, their predictions.
+_Begun = tuple[pa.Table, pa.Array, int, Callable[[], pa.Table]]
+
+
 class _OtherIdsError(Exception):
     """Earlier steps may have been given other token ids than the reference tokenizer's."""
+
+
+@contextmanager
+def _awaited(begun: deque[_Begun]) -> Iterator[None]:
+    """Leave no step behind: shards that fail, one after the other, would fill the memory with what the model has."""
+    try:
+        yield
+    finally:
+        for *_, predict in begun:
+            with suppress(Exception):  # the shard has failed before
+                predict()
 
 
 def score_shard(
@@ -81,7 +97,7 @@ def score_shard(
             next_row, had_other_ids = rows.start, False
             # Of several shards the model takes the first one's steps: its end is written while others have the model.
             began_s = time.monotonic()
-            begun = deque[tuple[pa.Table, pa.Array, int, Callable[[], pa.Table]]]()
+            begun = deque[_Begun]()
 
             def write(writer: pq.ParquetWriter) -> None:
                 nonlocal counts, next_row, had_other_ids
@@ -106,7 +122,7 @@ def score_shard(
                     num_tokens_repeated=profile.num_tokens - num_tokens_scored,
                 )
 
-            with predictions.staged() as path:
+            with predictions.staged() as path, _awaited(begun):
                 with pq.ParquetWriter(path, schema, compression="zstd") as writer:
                     for step in steps(file, text_column, own, step_bytes, rows):
                         texts, places = distinct(step[text_column])
