@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,15 +22,17 @@ import pytest
 from bertray import Bundle, BundleError, RequestError, ScoreConfig, score
 from bertray.__main__ import command
 from bertray.errors import UnavailableError
+from bertray.progress import ProgressBar
 from bertray.scoring import score_unit
 from bertray.scoring.pool import LocalPool
 from bertray.scoring.score_unit import Request
 from bertray.scoring.staging import Staging
-from bertray.scoring.units import Counts, Outcome, Work, divide, staged_path
+from bertray.scoring.units import Counts, Outcome, Unit, Work, divide, staged_path
 from bertray.scoring.verify import verify
 from bertray.storage import patience
 from bertray.storage.location import FileInfo, Location
 from tests.conftest import write_shard
+from tests.kills import wait_for
 from tests.stub_pool import Stub, stub_pool
 
 
@@ -112,6 +116,33 @@ def test_a_machine_that_fails_three_times_ends_the_run(archive: Path, tiny_bundl
     assert score(config, open_pool=stub_pool()).summary["num_shards_committed"] == 11
 
 
+def test_when_a_run_is_stopped_over_an_outcome_nothing_is_at_work_any_more(
+    archive: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before what is half-written is removed, and the lock released."""
+
+    class Slow(Stub):
+        def predict_column(self, texts: pa.Array) -> pa.Table:
+            time.sleep(0.05)
+            return super().predict_column(texts)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def note(_: Staging) -> None:
+        at_work.append([thread.name for thread in threading.enumerate() if thread.name.startswith("shard")])
+
+    at_work = list[list[str]]()
+    for number in range(40):
+        write_shard(archive / f"{number:02d}.parquet", ["text"])
+    monkeypatch.setattr(ProgressBar, "update", stop)
+    monkeypatch.setattr(Staging, "remove_unfinished", note)
+    config = ScoreConfig(bundle=str(tiny_bundle), input=str(archive), output=str(tmp_path / "scored"))
+    with pytest.raises(KeyboardInterrupt):
+        score(config, open_pool=partial(pool_of, Slow()))
+    assert at_work == [[]]
+
+
 def test_what_the_machine_could_not_do_is_tried_three_times(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     class Flaky(Stub):
         def __init__(self, num_failures: int) -> None:
@@ -156,6 +187,30 @@ def test_a_machine_that_gives_up_amid_a_unit_says_over_what(
         score(config, open_pool=partial(pool_of, Away()))
     summary = score(config, open_pool=stub_pool()).summary
     assert (summary["num_shards_staged"], summary["num_shards_committed"]) == (1, 31)
+
+
+def test_what_another_unit_has_done_counts_when_a_machine_gives_up(
+    archive: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first unit gives up when a shard of the second one is staged."""
+    names, output = ("a.parquet", "b/c.parquet"), tmp_path / "scored"
+    shards = [replace(Location.of(str(archive / name)).info(), path=name) for name in names]
+
+    class Away(Stub):
+        def predict_column(self, texts: pa.Array) -> pa.Table:
+            if texts[0].as_py() == b"a 0":
+                wait_for(lambda: (output / "staging" / staged_path(shards[1], "request")).exists(), "the other shard")
+                raise UnavailableError.because("away", "cannot reach s3://bucket")
+            return super().predict_column(texts)
+
+    config = ScoreConfig(bundle=str(tiny_bundle), input=str(archive), output=str(output))
+    pool = LocalPool(Request(config, str(archive), "request", "bundle", 0, 1000), Away())
+    monkeypatch.setattr(patience, "MAX_AWAY_S", 0)
+    outcomes = list[Outcome]()
+    with pytest.raises(UnavailableError, match="no machine is left"):
+        for outcome in pool.run(Work(units=[Unit(shards=(shard,)) for shard in shards])):
+            outcomes.append(outcome)
+    assert [(one.shard, one.of if one.failure else "") for one in outcomes] == [(shards[0], "place"), (shards[1], "")]
 
 
 @pytest.mark.parametrize("are_staged", [False, True])
@@ -238,10 +293,11 @@ def test_what_was_not_tried_comes_first_in_the_next_pass(archive: Path, tiny_bun
     begun = list[list[str]]()
 
     class Sick(LocalPool):
-        def run(self, work: Work) -> Iterator[Outcome]:
+        def run(self, work: Work) -> Generator[Outcome, None, None]:
             begun.append([unit.shards[0].path for unit in work.units])
             first = work.units[0].shards[0]
-            return iter([Outcome(shard=first, failure="full", of="place")]) if len(begun) == 1 else super().run(work)
+            failed = [Outcome(shard=first, failure="full", of="place")]
+            yield from failed if len(begun) == 1 else super().run(work)
 
     @contextmanager
     def open_pool(request: Request, _: list[FileInfo]) -> Iterator[LocalPool]:
@@ -258,7 +314,7 @@ def test_what_a_pass_has_staged_and_not_reported_counts(archive: Path, tiny_bund
     class Early(LocalPool):
         num_passes = 0
 
-        def run(self, work: Work) -> Iterator[Outcome]:
+        def run(self, work: Work) -> Generator[Outcome, None, None]:
             self.num_passes += 1
             list(super().run(work))
             yield from ()

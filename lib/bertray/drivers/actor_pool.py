@@ -20,7 +20,7 @@ import time
 import traceback
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from typing import Any, Literal
@@ -81,7 +81,7 @@ class ActorPool:
         self._have_failed: set[str] = set()  # ids of nodes that were at fault for something
         _log.info("actors: %d, each with %s", self.num_processes, self._placement.share)
 
-    def run(self, work: Work) -> Iterator[Outcome]:
+    def run(self, work: Work) -> Generator[Outcome, None, None]:
         """See `pool.Pool.run`."""
         without = _without(self._nodes_out())
         merges = _Merges(self._request, work, without)

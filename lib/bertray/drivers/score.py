@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -350,7 +350,10 @@ def _stream(
             if is_first:
                 staging.remove_stale(archive, [*todo.staged, *todo.pending], work, request.fingerprint)
                 is_first = False
-            changed = recorder.follow(pool.run(work), work)
+            with closing(
+                pool.run(work)
+            ) as outcomes:  # what a stop leaves behind is removed when nobody writes any more
+                changed = recorder.follow(outcomes, work)
             now = {path: archive.root / path for path in changed}
             versions_now = {path: replace(place.info(), path=path) for path, place in now.items() if place.exists()}
             left = [versions_now.get(one.path, one) for one in recorder.left(pending)]

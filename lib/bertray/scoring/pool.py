@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from typing import Protocol
 
@@ -27,7 +27,7 @@ class Pool(Protocol):
     num_processes: int
     unit_bytes: int  # Parquet bytes of a unit
 
-    def run(self, work: Work) -> Iterator[Outcome]:
+    def run(self, work: Work) -> Generator[Outcome, None, None]:
         """Score the units and merge what is staged; an outcome for each shard and each part, in any order.
 
         It may end before all units have an outcome, because a place has failed too often; the next call goes on
@@ -61,7 +61,7 @@ class LocalPool:
         self._request, self._scorer = request, UnitScorer(request, fatal=(BundleError,))
         self._predictor, self._interrupt = predictor, interrupt
 
-    def run(self, work: Work) -> Iterator[Outcome]:
+    def run(self, work: Work) -> Generator[Outcome, None, None]:
         """See `Pool.run`."""
         for shard in work.complete():
             yield from self._merged(shard, work)
@@ -72,7 +72,7 @@ class LocalPool:
                         yield outcome
                         if (ready := work.take(outcome)) is not None:
                             yield from self._merged(ready, work)
-                    self._check()
+                self._check()
             except BaseException:  # also Ctrl-C
                 self._scorer.is_ended.set()
                 self._interrupt()
@@ -86,6 +86,9 @@ class LocalPool:
     def _answers(self, pipeline: Pipeline, work: Work) -> Iterator[list[Outcome]]:
         waiting = deque[Future[list[Outcome]]]()
         for unit in work.units:
+            if self._scorer.gives_up:  # what is at work has outcomes that count, and need not wait for the storage
+                self._scorer.is_ended.set()
+                break
             is_suspect = any(shard.path in self._request.suspects for shard in unit.shards)
             waiting.append(pipeline.submit(unit, is_suspect=is_suspect))
             if len(waiting) > UNITS_AT_ONCE:
