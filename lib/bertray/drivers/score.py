@@ -350,9 +350,8 @@ def _stream(
             if is_first:
                 staging.remove_stale(archive, [*todo.staged, *todo.pending], work, request.fingerprint)
                 is_first = False
-            with closing(
-                pool.run(work)
-            ) as outcomes:  # what a stop leaves behind is removed when nobody writes any more
+            # Closed here: what a stop leaves half-written is removed when nobody writes any more.
+            with closing(pool.run(work)) as outcomes:
                 changed = recorder.follow(outcomes, work)
             now = {path: archive.root / path for path in changed}
             versions_now = {path: replace(place.info(), path=path) for path, place in now.items() if place.exists()}

@@ -41,7 +41,6 @@ STEPS_AT_ONCE = 2
 # Keys in the metadata of a staged file.
 _COUNTS, _PRECISION = b"bertray.counts", b"bertray.precision"
 
-
 # A step that the model has: kept columns, the place of each row's text, how many texts, their predictions.
 _Begun = tuple[pa.Table, pa.Array, int, Callable[[], pa.Table]]
 

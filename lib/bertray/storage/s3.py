@@ -207,8 +207,8 @@ def download(fs: Any, path: str, folder: Path, explained: Callable[[str], Abstra
             if not Path(os.path.normpath(target)).is_relative_to(folder):
                 raise OSError(f"the name {name} leads out of the folder")
     parts: list[tuple[str, Path, int, int]] = []
-    for name, size_bytes in files.items():
-        target = targets[name]
+    for name, target in targets.items():
+        size_bytes = files[name]
         target.parent.mkdir(parents=True, exist_ok=True)
         target.touch()
         starts = range(0, size_bytes, _PART_BYTES)
