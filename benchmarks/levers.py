@@ -49,8 +49,8 @@ def options(lever: str, data: str) -> dict[str, Any]:
 def ended_early(run: Run) -> tuple[int, bool]:
     """With `patience 1`: epochs until the end of the run, and whether it keeps the same one."""
     epochs = range(1, len(run.history) + 1)
-    ends = next((epoch for epoch in epochs if best_of(run.history[:epoch]) < epoch), len(run.history))
-    return ends, best_of(run.history[:ends]) == best_of(run.history)
+    ends = next((epoch for epoch in epochs if best_of(run.history[:epoch], "f1_macro") < epoch), len(run.history))
+    return ends, best_of(run.history[:ends], "f1_macro") == best_of(run.history, "f1_macro")
 
 
 def row(lever: str, runs: list[Run], plain: list[Run]) -> str:

@@ -26,6 +26,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     "formats": {},
     "tokenization": {"not": {"storage", "formats"}},
     "metrics": {"not": {"storage", "formats", "tokenization"}},
+    "tasks": {"not": {"storage"}},
     "data": {},
     "model": {"needs": {"torch"}},
     "bundle": {"needs": {"torch"}},
@@ -158,6 +159,25 @@ def test_no_parquet_is_read_by_arrows_threads() -> None:
             elif name == "read_table":
                 found.append(f"{path}:{call.lineno}")
     assert found == []
+
+
+# Whether a row has one label or several, as code would ask it, and where that may be: in the rooms of the tasks and of
+# the arithmetic below them, and where each task has an entry or an option.
+WHICH_TASK = r"(single|multi)_label(?!s)|problem_type (==|!=|in) ['(]|LABELS (not )?in |thresholds is |\.ndim [=!]="
+MAY_ASK = {"tasks", "metrics", "root.types", "root.schema", "data.config", "training.loss"}
+
+
+def test_only_tasks_differ_by_problem_type() -> None:
+    asking = set()
+    for path in MODULES:
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):  # a docstring may
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+                node.body[0] = ast.Pass()
+        if re.search(WHICH_TASK, ast.unparse(tree)):
+            asking.add(f"{room_of(path)}.{path.stem}")
+    allowed = {name for name in asking if {name, name.split(".")[0]} & MAY_ASK}
+    assert asking - allowed == {"bundle.predictions"}  # which hands on a function of `multi_label`
 
 
 def test_jobs_do_not_import_each_other() -> None:

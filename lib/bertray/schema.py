@@ -98,9 +98,16 @@ PREDICTIONS_VERSION = 1
 OTHER_IDS = b"bertray.other_ids"
 
 
+# By problem type: what a row of a data set is given, and the schema of predictions.
+_BY_TYPE: dict[ProblemType, tuple[pa.Field, pa.Schema]] = {
+    "single_label_classification": (DATASET_SCHEMA.field(LABEL), PREDICTION_SCHEMA),
+    "multi_label_classification": (MULTI_LABEL_SCHEMA.field(LABELS), MULTI_LABEL_PREDICTION_SCHEMA),
+}
+
+
 def prediction_schema(problem_type: ProblemType) -> pa.Schema:
     """Schema of a model's predictions."""
-    return MULTI_LABEL_PREDICTION_SCHEMA if problem_type == "multi_label_classification" else PREDICTION_SCHEMA
+    return _BY_TYPE[problem_type][1]
 
 
 def predictions_schema(kept: list[pa.Field], predicted: pa.Schema) -> pa.Schema:
@@ -148,20 +155,19 @@ SHARD_REPORT_SCHEMA = pa.schema(
     [*(field for field in RECORD_SCHEMA if field.name not in _OF_RECORDS_ALONE), pa.field("failure", pa.string())]
 )
 
-SUGGESTED_LABEL, SUGGESTED_LABELS = "suggested_label", "suggested_labels"
+SUGGESTED = "suggested_"  # before the name of the column that holds what is given
 GIVEN_PROBABILITY, SUGGESTED_PROBABILITY, QUALITY = "given_probability", "suggested_probability", "quality"
 
 
 def suspect_schema(problem_type: ProblemType) -> pa.Schema:
-    """Schema of suspects; for multi-label data `labels` and `suggested_labels` are lists in label id order."""
-    is_multi_label = problem_type == "multi_label_classification"
-    given = MULTI_LABEL_SCHEMA.field(LABELS) if is_multi_label else DATASET_SCHEMA.field(LABEL)
+    """Schema of suspects; lists of labels and of suggested labels are in label id order."""
+    given, _ = _BY_TYPE[problem_type]
     return pa.schema(
         [
             _required(ROW, pa.int64()),  # position in train.parquet, from 0
             DATASET_SCHEMA.field(TEXT),
             given,
-            given.with_name(SUGGESTED_LABELS if is_multi_label else SUGGESTED_LABEL),
+            given.with_name(f"{SUGGESTED}{given.name}"),
             # By a model that was not trained on this row. For multi-label data: over all doubted decisions.
             _required(GIVEN_PROBABILITY, pa.float32()),
             _required(SUGGESTED_PROBABILITY, pa.float32()),

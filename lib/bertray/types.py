@@ -10,6 +10,7 @@ InferencePrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 Engine = Literal["auto", "torch", "openvino"]
 Device = Literal["auto", "cpu", "cuda"]
 ProblemType = Literal["single_label_classification", "multi_label_classification"]  # transformers' names
+UNNAMED_PROBLEM_TYPE: ProblemType = "single_label_classification"  # what is meant where a file names none
 ClassWeights = Literal["none", "balanced"]
 Keep = Literal["best", "last"]
 LongDocuments = Literal["truncate", "mean", "max"]

@@ -194,10 +194,7 @@ class Bundle:
 
     def predictions(self, tokens: TokenColumn, logits_NC: np.ndarray) -> pa.Table:
         """Predictions for texts with these logits, in `schema`."""
-        info, limit = self.info, self.info.review_below
-        return predictions(
-            tokens, logits_NC, info.labels, info.problem_type, thresholds=info.thresholds, review_below=limit
-        )
+        return predictions(tokens, logits_NC, self.info)
 
 
 def _as_column(texts: Texts) -> pa.Array | pa.ChunkedArray:

@@ -5,23 +5,24 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 
 from bertray.bundle.info import CURVES_FILE, EVENTS_FOLDER, BundleInfo
 from bertray.cli import printable
+from bertray.tasks.task import TASKS
 
 _CARD = """\
 ---
 library_name: transformers
 pipeline_tag: text-classification
 ---
-# {{ labels | length }}-way text classifier
+# {% include "title" %}
 
 {{ encoder | code }}{% if encoder_commit %} at commit {{ encoder_commit | code }}{% endif %}, fine-tuned with bertray \
 {{ versions.bertray }} on {{ training.data | code }}
 (data fingerprint `{{ data_fingerprint[:16] }}`).
 
-Labels: {% for label in labels %}{{ label | code }}{{ ", " if not loop.last else "" }}{% endfor %}
+{% include "labels" %}
 
 {% if stride is none -%}
 Texts are cut to {{ max_length }} tokens.
@@ -29,11 +30,8 @@ Texts are cut to {{ max_length }} tokens.
 Texts of more than {{ max_length }} tokens are read in windows of {{ max_length }} that overlap by {{ stride }} or \
 more; a text's logits are the {{ long_documents }} of its windows'.
 {%- endif %} Epoch {{ metrics.epoch | int }} of {{ training.epochs }} is kept: \
-{{ "the last one" if training.keep == "last" else "the best macro-F1 on validation" }}.
-{% if problem_type == "multi_label_classification" %}
-A text may have several labels, or none: all whose probability (sigmoid) is at least \
-{{ "0.5" if thresholds is none else "the threshold of the label" }}.
-{% endif %}
+{{ "the last one" if training.keep == "last" else "the best " ~ best ~ " on validation" }}.
+{% include "answers" ignore missing %}
 {%- if calibration and calibration.nll_gain_z >= 1.96 %}
 Logits are calibrated: they are divided by a temperature of {{ "%.3f" | format(temperature) }}, in the weights. On \
 validation the negative log-likelihood was {{ "%.4f" | format(calibration.nll_before) }} before and is \
@@ -50,24 +48,17 @@ A text with a score below {{ "%.4f" | format(review_below) }} is to be reviewed 
 95 % confidence){% endif %}.
 {%- endif %}
 {% endif %}
-{%- if thresholds is not none %}
-| label | given from |
-|---|---|
-{% for label in labels -%}
-| {{ label | code | replace("|", "\\\\|") }} | {{ "%.4f" | format(thresholds[loop.index0]) }} |
-{% endfor -%}
-{% endif %}
+{%- include "table" ignore missing %}
 | validation | value |
 |---|---|
 {% for name, value in metrics.items() if name != "epoch" -%}
 | {{ name }} | {{ "%.4f" | format(value) }} |
 {% endfor %}
-{% set share = "subset_accuracy" if "subset_accuracy" in metrics else "accuracy" -%}
-| epoch | train loss | validation loss | {{ share | replace("_", " ") }} | macro-F1 | seconds |
-|---|---|---|---|---|---|
+| epoch | train loss | validation loss | {{ names.values() | join(" | ") }} | seconds |
+|---|---|---|{{ "---|" * names | length }}---|
 {% for epoch in history -%}
 | {{ epoch.epoch | int }} | {{ "%.4f" | format(epoch.train_loss) }} | {{ "%.4f" | format(epoch.loss) }} \
-| {{ "%.4f" | format(epoch[share]) }} | {{ "%.4f" | format(epoch.f1_macro) }} | {{ "%.0f" | format(epoch.wall_s) }} |
+| {% for name in names %}{{ "%.4f" | format(epoch[name]) }} | {% endfor %}{{ "%.0f" | format(epoch.wall_s) }} |
 {% endfor %}
 {%- if curves_file %}
 ![Losses and scores by epoch]({{ curves_file }})
@@ -78,7 +69,7 @@ Every step: `tensorboard --logdir PATH OF THIS FOLDER/{{ events_folder }}` ([eve
 ```python
 from transformers import pipeline
 pipeline("text-classification", model="PATH OF THIS FOLDER", truncation=True\
-{{ ", top_k=None" if problem_type == "multi_label_classification" else "" }})("a text")
+{% include "options" ignore missing %})("a text")
 ```
 {% if stride is not none %}
 That pipeline reads the first {{ max_length }} tokens; `bertray` reads all, as above.
@@ -100,10 +91,14 @@ def _code(value: object) -> str:
 
 def model_card(info: BundleInfo, folder: Path) -> str:
     """The bundle's README.md; it shows learning curves and event files if the folder has them."""
+    task = TASKS[info.problem_type]
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
+    environment.loader = DictLoader(task.card)
     environment.filters["code"] = _code
     card: str = environment.from_string(_CARD).render(
         info.model_dump(),
+        best=task.metric_names[task.best_metric],
+        names={name: words for name, words in task.metric_names.items() if name in info.metrics},
         curves_file=CURVES_FILE if (folder / CURVES_FILE).is_file() else None,
         events_folder=EVENTS_FOLDER if (folder / EVENTS_FOLDER).is_dir() else None,
     )

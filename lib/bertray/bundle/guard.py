@@ -22,12 +22,11 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bertray.bundle.info import BundleInfo, home_cache
-from bertray.bundle.predictions import is_given
 from bertray.data.dataset import Dataset
 from bertray.errors import RequestError, UnavailableError
-from bertray.metrics.calibration import probabilities
 from bertray.schema import TEXT
 from bertray.storage.location import Location
+from bertray.tasks.task import TASKS
 from bertray.tokenization.tokenizer import ColumnTokenizer, TokenColumn
 from bertray.tokenization.windows import aggregate
 from bertray.types import RealPrecision, TorchPrecision
@@ -53,7 +52,7 @@ class Decision(BaseModel):
     bundle_fingerprint: str
     note: str  # the decision and its reason, for people
     num_validation_rows: int = 0
-    # With several labels a row, accuracy is the share of rows whose labels are all correct and complete.
+    # Accuracy, or what stands for it: `Task.quality`.
     accuracy_fp32: float | None = None  # torch, on the validation rows
     accuracy_drop_points: float | None = None  # 100 × (accuracy_fp32 - the other); negative: the other is better
     versions: dict[str, str]
@@ -111,26 +110,20 @@ def measure(
 ) -> dict[str, Any]:
     """Compare cheaper arithmetic with torch in fp32 on validation rows; returns the fields of a `Decision`."""
     tokens, targets = sample(dataset, "validation", NUM_VALIDATION_ROWS, tokenizer)
-    name = other.precision
+    name, task = other.precision, TASKS[info.problem_type]
     _log.info("measuring %s on %d validation rows", name, len(targets))
 
     def decided(encoder: Encoder | OpenVinoEncoder) -> np.ndarray:
-        """Label ids, or which labels each row is given, as targets are; no label where logits are not finite."""
-        logits_NC = aggregate(encoder.logits(tokens), tokens.documents_S, len(targets), info.long_documents)
-        if info.problem_type == "multi_label_classification":
-            return is_given(np.nan_to_num(probabilities(logits_NC, info.problem_type)), info.thresholds)
-        return np.where(np.isfinite(logits_NC).all(axis=1), logits_NC.argmax(axis=1), -1)
-
-    def agreement(one: np.ndarray, other: np.ndarray) -> float:
-        return float(np.mean((one == other).reshape(len(one), -1).all(axis=1)))
+        raw_NC = aggregate(encoder.logits(tokens), tokens.documents_S, len(targets), info.long_documents)
+        return task.decided(raw_NC, info)
 
     expected, found = decided(reference), decided(other)
-    accuracy_fp32, accuracy = agreement(expected, targets), agreement(found, targets)
+    accuracy_fp32, accuracy = task.quality(expected, targets), task.quality(found, targets)
     drop_points = 100 * (accuracy_fp32 - accuracy)
     is_allowed = drop_points <= MAX_DROP_POINTS + 1e-9
     note = (
-        f"{name}: accuracy on {len(targets)} validation rows is {accuracy:.4f}, in fp32 {accuracy_fp32:.4f}, "
-        f"a drop of {drop_points:.2f} points"
+        f"{name}: {task.quality_name} on {len(targets)} validation rows is {accuracy:.4f}, in fp32 "
+        f"{accuracy_fp32:.4f}, a drop of {drop_points:.2f} points"
     )
     return {
         f"is_{name}": is_allowed,
@@ -139,7 +132,7 @@ def measure(
         "accuracy_fp32": accuracy_fp32,
         f"accuracy_{name}": accuracy,
         "accuracy_drop_points": round(drop_points, 4),
-        f"label_agreement_{name}": agreement(expected, found),
+        f"label_agreement_{name}": task.quality(found, expected),
     }
 
 

@@ -33,7 +33,8 @@ from bertray.metrics.profile import Profile
 from bertray.storage import local
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE, sha256_of
-from bertray.types import LongDocuments, ProblemType
+from bertray.tasks.task import TASKS
+from bertray.types import UNNAMED_PROBLEM_TYPE, LongDocuments, ProblemType
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class BundleInfo(BaseModel):
 
     format_version: int = 1
     labels: tuple[str, ...]  # in the order of their ids
-    problem_type: ProblemType = "single_label_classification"
+    problem_type: ProblemType = UNNAMED_PROBLEM_TYPE
     max_length: int  # tokens of a window, special tokens included
     long_documents: LongDocuments = "truncate"  # how a longer text is read; see bertray.tokenization.windows
     stride: int | None = None  # tokens by which its windows overlap at least; None: truncate
@@ -78,10 +79,7 @@ class BundleInfo(BaseModel):
     def _fields_agree(self) -> Self:
         if (self.stride is None) != (self.long_documents == "truncate"):
             raise ValueError(f"long_documents {self.long_documents} does not go with stride {self.stride}")
-        if self.thresholds is not None and self.problem_type != "multi_label_classification":
-            raise ValueError(f"thresholds do not go with problem_type {self.problem_type}")
-        if self.thresholds is not None and len(self.thresholds) != len(self.labels):
-            raise ValueError(f"there are {len(self.thresholds)} thresholds for {len(self.labels)} labels")
+        TASKS[self.problem_type].check(self)
         if leading_out := [name for name in self.files if name.startswith("/") or ".." in name.split("/")]:
             raise ValueError(f"the file {leading_out[0]!r} lies outside of the bundle")
         if self.target_precision is not None and self.review_below is None:  # then nothing would be reviewed
@@ -90,12 +88,11 @@ class BundleInfo(BaseModel):
 
     def fingerprint(self) -> str:
         """Equal for two bundles that predict the same: same files, same reading of texts, same output."""
-        # Only in the fingerprint if they are set: a bundle made before they existed keeps its fingerprint.
-        added: dict[str, Any] = {name: getattr(self, name) for name in ("stride", "thresholds", "review_below")}
-        if self.problem_type != "single_label_classification":
-            added["problem_type"] = self.problem_type
         facts = {"files": self.files, "max_length": self.max_length, "long_documents": self.long_documents}
-        facts |= {name: value for name, value in added.items() if value is not None}
+        # Only in the fingerprint if they are set: a bundle made before they existed keeps its fingerprint.
+        for name in ("stride", "thresholds", "review_below", "problem_type"):
+            if (value := getattr(self, name)) != type(self).model_fields[name].default:
+                facts[name] = value
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,5 +6,5 @@
     dataset    a prepared data set, opened                config     the options of bertray prepare
     synthetic  the demo's corpus
 
-Imports storage, formats, tokenization and metrics. No torch, no Ray.
+Imports storage, formats, tokenization, metrics and tasks. No torch, no Ray.
 """

@@ -21,7 +21,6 @@ If a row has several labels, its set of labels is compared as a whole:
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
@@ -33,7 +32,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray.data.readers import GROUP
-from bertray.schema import LABEL, LABELS, TEXT
+from bertray.schema import TEXT
+from bertray.tasks.task import task_of_rows
 from bertray.tokenization.columns import ZERO_WIDTH, is_blank
 
 _KEPT = ""
@@ -61,13 +61,7 @@ def clean(rows: pa.Table) -> Cleaned:
     others).
     With several labels a row, "label" means the set of them, without blanks; in `conflicts` it is a JSON array.
     """
-    if LABELS in rows.column_names:
-        sets = [_label_set(of_row) for of_row in rows[LABELS].to_pylist()]
-        rows = _with_column(rows, LABELS, pa.array(sets, pa.list_(pa.string())))
-        labels = [None if of_row is None else json.dumps(of_row, ensure_ascii=False) for of_row in sets]
-    else:
-        trimmed = pc.utf8_trim_whitespace(rows[LABEL])
-        rows, labels = _with_column(rows, LABEL, trimmed), trimmed.to_pylist()
+    rows, labels = task_of_rows(rows).tidied(rows)
     keys = comparison_keys(rows)
     reasons = np.full(rows.num_rows, _KEPT, dtype=object)
     reasons[[not label for label in labels]] = "label_missing"
@@ -119,16 +113,6 @@ def comparison_keys(rows: pa.Table) -> pa.ChunkedArray:
     others = pc.replace_substring_regex(visible, r"\p{Z}+", " ")
     keys = pc.replace_with_mask(texts, is_other_N, others)
     return pa.chunked_array([pc.utf8_normalize(pc.utf8_trim_whitespace(keys), form="NFC")])
-
-
-def _label_set(labels: list[str | None] | None) -> list[str] | None:
-    """Sorted, trimmed, without blanks and repeats; None if there was nothing but blanks."""
-    named = sorted({label.strip() for label in labels or () if label} - {""})
-    return None if labels is None or (labels and not named) else named
-
-
-def _with_column(rows: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
-    return rows.set_column(rows.column_names.index(name), name, column)
 
 
 def _is_in(values: pa.ChunkedArray, others: pa.ChunkedArray) -> np.ndarray:

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bertray.errors import RequestError
-from bertray.schema import LABEL_ID, LABEL_IDS, NO_CLASS
 from bertray.storage.location import Location
-from bertray.types import ProblemType
+from bertray.tasks.task import TASKS
+from bertray.types import UNNAMED_PROBLEM_TYPE, ProblemType
 
 LABELS_FILE, REPORT_FILE = "labels.json", "report.json"
 
@@ -54,7 +53,7 @@ class Dataset:
             location,
             tuple(json.loads((location / LABELS_FILE).read_bytes())),
             # Older data sets do not have these two.
-            report.get("problem_type", "single_label_classification"),
+            report.get("problem_type", UNNAMED_PROBLEM_TYPE),
             report.get("oos_label"),
         )
 
@@ -65,21 +64,14 @@ class Dataset:
 
     def in_scope(self, rows: pa.Table) -> pa.Table:
         """The rows that have a class, without label id `schema.NO_CLASS`; with several labels a row, all rows."""
-        if self.problem_type == "multi_label_classification":
-            return rows
-        return rows.filter(pc.not_equal(rows[LABEL_ID], NO_CLASS))
+        return rows.filter(pa.array(TASKS[self.problem_type].is_in_scope(rows)))
 
     def targets(self, rows: pa.Table) -> np.ndarray:
         """What a model should predict for rows of this data set.
 
         Label ids (int64 [N]), `NO_CLASS` for rows out of scope; with several labels a row multi-hot (float32 [N, C]).
         """
-        if self.problem_type == "single_label_classification":
-            return np.asarray(rows[LABEL_ID].to_numpy(), dtype=np.int64)
-        targets_NC = np.zeros((rows.num_rows, len(self.labels)), dtype=np.float32)
-        row_of_label = np.repeat(np.arange(rows.num_rows), pc.list_value_length(rows[LABEL_IDS]).to_numpy())
-        targets_NC[row_of_label, pc.list_flatten(rows[LABEL_IDS]).to_numpy()] = 1.0
-        return targets_NC
+        return TASKS[self.problem_type].targets(rows, len(self.labels))
 
     def num_rows(self, split: str) -> int:
         """Number of rows of a split, read from the file's footer."""

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from bertray.data.readers import GROUP
 from bertray.formats.columnar import list_map
+from bertray.metrics.profile import given_labels
 from bertray.schema import LABEL, LABELS
 from bertray.tokenization.columns import JOINERS, one_line
 
@@ -45,8 +46,7 @@ def one_spelling(
     num_rows = Counter({} if oos_label is None else {oos_label: 0})
     groups: set[str] = set()
     for table in tables.values():
-        is_list = LABELS in table.column_names
-        num_rows.update(_counts(pc.list_flatten(table[LABELS]) if is_list else table[LABEL]))
+        num_rows.update(_counts(given_labels(table)))
         groups |= set(_counts(table[GROUP])) if GROUP in table.column_names else set()
     forms: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by what they are compared by
     key_of: dict[str, str] = {}

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from bertray.data.cleaning import Cleaned, clean, drop_shared
 from bertray.data.config import PrepareConfig
@@ -31,9 +30,11 @@ from bertray.data.readers import GROUP, read_labelled
 from bertray.data.splits import hold_out
 from bertray.errors import RequestError
 from bertray.formats.files import find_files
-from bertray.schema import DATASET_SCHEMA, LABEL, LABEL_ID, LABEL_IDS, LABELS, MULTI_LABEL_SCHEMA, NO_CLASS, SPLITS
+from bertray.metrics.profile import given_labels
+from bertray.schema import SPLITS
 from bertray.storage.location import Location
 from bertray.storage.outputs import put_json, put_records, refuse_in_bundle, refuse_to_replace
+from bertray.tasks.task import task_of_rows
 from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         _log.warning("warning: %s", warning)
     (output / REPORT_FILE).remove()  # without a report the folder is no data set: a crash leaves no mixture
     for name, rows in splits.items():
-        put_records(output / f"{name}.parquet", _with_ids(rows, labels))
+        put_records(output / f"{name}.parquet", task_of_rows(rows).encoded(rows, labels))
     put_json(output / LABELS_FILE, labels)
     put_json(output / REPORT_FILE, report)
     return PrepareResult(str(output), tuple(labels), report["splits"], warnings, report)
@@ -137,8 +138,7 @@ def _split(cleaned: dict[str, Cleaned], config: PrepareConfig) -> dict[str, pa.T
         # Both fractions are of all kept rows, so the second is a larger share of what the first has left.
         share = fraction * num_rows / max(rows.num_rows, 1)
         groups = rows[GROUP].to_pylist() if GROUP in rows.column_names else None
-        labels = rows[LABELS if config.multi_label else LABEL].to_pylist()
-        staying, held_out = hold_out(labels, share, config.seed, groups)
+        staying, held_out = hold_out(task_of_rows(rows).strata(rows), share, config.seed, groups)
         splits[name], rows = rows.take(pa.array(held_out)), rows.take(pa.array(staying))
     splits["train"] = rows
     return {name: splits[name] for name in SPLITS}
@@ -180,10 +180,9 @@ def _sorted_labels(splits: dict[str, pa.Table], counts: dict[str, Counter[str]],
             raise RequestError(f"no {what} is left for the {name} split. Add rows or check the columns and the report")
         if unseen:
             listed = _listed(f"{label!r} ({count} rows)" for label, count in unseen.items())
-            no_class = "" if LABELS in rows.column_names else "name the one that stands for no class with --oos-label, "
             raise RequestError(
                 f"the {name} split has labels that no training row has: {listed}. Add training rows with them, take "
-                f"them out of {name}, {no_class}or correct the spelling; {trained}"
+                f"them out of {name}, {task_of_rows(rows).unseen_advice}or correct the spelling; {trained}"
             )
     return labels
 
@@ -196,20 +195,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def _count_labels(rows: pa.Table) -> Counter[str]:
     """Rows by label; a row with several labels counts for each of them."""
-    labels = pc.list_flatten(rows[LABELS]) if LABELS in rows.column_names else rows[LABEL]
-    return Counter(labels.to_pylist())
-
-
-def _with_ids(rows: pa.Table, labels: list[str]) -> pa.Table:
-    """Rows in the schema of the data set; a row's labels in the order of their ids."""
-    if LABELS not in rows.column_names:
-        ids = pc.index_in(rows[LABEL], value_set=pa.array(labels)).fill_null(NO_CLASS)
-        return rows.append_column(LABEL_ID, ids).select(DATASET_SCHEMA.names).cast(DATASET_SCHEMA)
-    id_of = {label: number for number, label in enumerate(labels)}
-    ids_of_rows = [sorted(id_of[label] for label in of_row) for of_row in rows[LABELS].to_pylist()]
-    lists = {LABELS: [[labels[number] for number in of_row] for of_row in ids_of_rows], LABEL_IDS: ids_of_rows}
-    columns = [lists[name] if name in lists else rows[name] for name in MULTI_LABEL_SCHEMA.names]
-    return pa.table(columns, schema=MULTI_LABEL_SCHEMA)
+    return Counter(given_labels(rows).to_pylist())
 
 
 def sort_labels(labels: list[str]) -> list[str]:
@@ -226,7 +212,7 @@ def _report(
     labels: list[str],
     warnings: list[str],
 ) -> dict[str, Any]:
-    num_rows = {name: rows.num_rows for name, rows in splits.items()}
+    num_rows, task = {name: rows.num_rows for name, rows in splits.items()}, task_of_rows(splits["train"])
     for name, part in cleaned.items():
         assert part.num_rows_in == part.rows.num_rows + part.rows_out.total(), f"rows of {name} were lost"
     assert sum(part.rows.num_rows for part in cleaned.values()) == sum(num_rows.values())
@@ -236,16 +222,12 @@ def _report(
         "num_rows_out": dict(sorted(sum((part.rows_out for part in cleaned.values()), Counter()).items())),
         "splits": num_rows,
         "labels": {label: {name: counts[name][label] for name in SPLITS} for label in labels},
-        "problem_type": "multi_label_classification" if config.multi_label else "single_label_classification",
+        "problem_type": task.problem_type,
         "oos_label": config.oos_label,
     }
     if config.oos_label is not None:
         report["num_rows_oos"] = {name: counts[name][config.oos_label] for name in SPLITS}
-    if config.multi_label:
-        num_labels = {name: Counter(map(len, rows[LABELS].to_pylist())) for name, rows in splits.items()}
-        by_number = {str(num): {name: num_labels[name][num] for name in SPLITS} for num in range(3)}
-        more = {name: num_rows[name] - sum(num_labels[name][num] for num in range(3)) for name in SPLITS}
-        report["num_rows_by_labels"] = {**by_number, "3+": more}
+    report |= task.counted(splits)
     report["sources"] = {
         name: {
             "num_rows_in": part.num_rows_in,

@@ -39,19 +39,18 @@ def hold_out(
     Raises:
         RequestError: too few rows or groups for that fraction.
     """
-    label_sets = [[of_row] if isinstance(of_row, str) else of_row for of_row in labels]
     single_labels = [of_row for of_row in labels if isinstance(of_row, str)]
     held_out = _stratified(single_labels, fraction, seed) if groups is None and single_labels else None
     if held_out is None:
-        held_out = _stratified_by_units(label_sets, fraction, seed, groups)
+        held_out = _stratified_by_units(_label_sets(labels), fraction, seed, groups)
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out
 
 
-def folds(label_sets: list[list[str]], num_folds: int, seed: int, groups: list[str]) -> np.ndarray:
+def folds(labels: list[str] | list[list[str]], num_folds: int, seed: int, groups: list[str]) -> np.ndarray:
     """Divide rows into folds; each has its share of every label as nearly as the groups allow. Deterministic.
 
     Args:
-        label_sets: labels of each row, without repeats.
+        labels: as for `hold_out`.
         groups: one a row; rows of one group stay together.
 
     Returns:
@@ -60,7 +59,7 @@ def folds(label_sets: list[list[str]], num_folds: int, seed: int, groups: list[s
     Raises:
         RequestError: a label is in fewer groups than there are folds.
     """
-    labels_K, counts_UK, units_N = _count_by_unit(label_sets, groups)
+    labels_K, counts_UK, units_N = _count_by_unit(_label_sets(labels), groups)
     num_units_K = (counts_UK > 0).sum(axis=0).tolist()
     too_few = {label: num for label, num in zip(labels_K, num_units_K, strict=True) if label and num < num_folds}
     if too_few:
@@ -73,6 +72,10 @@ def folds(label_sets: list[list[str]], num_folds: int, seed: int, groups: list[s
         )
     fold_U = _stratified_iteratively(counts_UK, [1 / num_folds] * num_folds, np.random.default_rng(seed))
     return np.asarray(fold_U[units_N])
+
+
+def _label_sets(labels: list[str] | list[list[str]]) -> list[list[str]]:
+    return [[of_row] if isinstance(of_row, str) else of_row for of_row in labels]
 
 
 def _stratified(labels: list[str], fraction: float, seed: int) -> np.ndarray | None:

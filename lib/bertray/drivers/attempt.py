@@ -27,6 +27,7 @@ from bertray.drivers import ray_address
 from bertray.errors import BertrayError
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock, check_held, new_run_id
+from bertray.tasks.task import TASKS
 from bertray.training import mlflow_client
 from bertray.training.config import TrainConfig, TrainingOptions
 from bertray.training.preflight import check_origin, check_output, open_data, with_absolute_paths
@@ -203,11 +204,8 @@ def log_start(config: TrainingOptions, dataset: Dataset, workers: str, share: st
     _log.info(message, config.encoder, num_rows, num_labels, workers, share)
 
 
-def log_epoch(metrics: Mapping[str, float], name: str) -> None:
+def log_epoch(metrics: Mapping[str, float], name: str, problem_type: ProblemType) -> None:
     """Log the metrics of an epoch."""
-    share = "accuracy" if "accuracy" in metrics else "subset_accuracy"
-    _log.info(
-        f"%s: train loss %.4f, validation loss %.4f, {share.replace('_', ' ')} %.4f, macro-F1 %.4f, %.0f s",
-        name,
-        *(metrics[key] for key in ("train_loss", "loss", share, "f1_macro", "wall_s")),
-    )
+    names = {"train_loss": "train loss", "loss": "validation loss", **TASKS[problem_type].metric_names}
+    shown = ", ".join(f"{words} {metrics[key]:.4f}" for key, words in names.items())
+    _log.info("%s: %s, %.0f s", name, shown, metrics["wall_s"])

@@ -26,11 +26,11 @@ from bertray.data.dataset import Dataset
 from bertray.data.splits import folds
 from bertray.drivers import ray_address
 from bertray.errors import RequestError, missing_extra
-from bertray.metrics.calibration import probabilities
 from bertray.reports.terminal import print_audit
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock, new_run_id
 from bertray.storage.outputs import put_json, put_records, refuse_in_bundle, refuse_to_replace
+from bertray.tasks.task import TASKS
 from bertray.training.config import AuditConfig
 from bertray.training.preflight import check_origin, naming_rows, open_data, refuse_to_replace_data, with_absolute_paths
 from bertray.versions import versions
@@ -82,7 +82,6 @@ def audit(config: AuditConfig) -> Audit:
     # From here on torch and Ray, which take seconds to import.
     from bertray.drivers import cluster
     from bertray.drivers.cross_validation import out_of_fold_logits
-    from bertray.metrics.classification import multi_label_metrics, summary_metrics
     from bertray.model.pretrained import classifier_and_head, load_tokenizer
     from bertray.tokenization.tokenizer import ColumnTokenizer
 
@@ -92,12 +91,8 @@ def audit(config: AuditConfig) -> Audit:
     config = with_absolute_paths(config, dataset)
     data_fingerprint = dataset.fingerprint()
     check_origin(config.encoder, data_fingerprint, is_audit=True)
-    rows, problem_type = dataset.split("train"), dataset.problem_type
-    is_multi_label = problem_type == "multi_label_classification"
-    label_sets = rows[schema.LABELS if is_multi_label else schema.LABEL].to_pylist()
-    if not is_multi_label:
-        label_sets = [[label] for label in label_sets]
-    fold_N = folds(label_sets, config.folds, config.seed, comparison_keys(rows).to_pylist())
+    rows, task = dataset.split("train"), TASKS[dataset.problem_type]
+    fold_N = folds(task.strata(rows), config.folds, config.seed, comparison_keys(rows).to_pylist())
 
     with RunLock(output, new_run_id()).held() as lock, cluster.session():
         column_tokenizer = ColumnTokenizer(tokenizer.backend_tokenizer, config.max_length, config.overlap)
@@ -109,16 +104,10 @@ def audit(config: AuditConfig) -> Audit:
                 "rows: run the same command again"
             )
         judged = np.flatnonzero(np.isfinite(logits_NC).all(axis=1))
-        probabilities_MC = probabilities(logits_NC[judged], problem_type)
-        targets = dataset.targets(rows.take(pa.array(judged)))
-        find = label_issues.find_multi_label_issues if is_multi_label else label_issues.find_issues
-        issues = find(targets, probabilities_MC)
+        targets, logits_MC = dataset.targets(rows.take(pa.array(judged))), logits_NC[judged]
+        issues = task.issues(targets, logits_MC)
+        metrics = task.summary(task.decided(logits_MC), targets, len(dataset.labels))
         suspects = _suspects(dataset, rows, judged, issues, label_issues.ranked(issues))
-        if is_multi_label:
-            metrics = multi_label_metrics(targets, probabilities_MC >= 0.5, dataset.labels)
-            metrics = {name: metrics[name] for name in ("f1_micro", "f1_macro", "subset_accuracy")}
-        else:
-            metrics = summary_metrics(targets, probabilities_MC.argmax(axis=1), len(dataset.labels))
         for facts in issues.by_label:
             if "most_often" in facts:
                 facts["most_often"] = dataset.labels[facts["most_often"]]
@@ -131,7 +120,7 @@ def audit(config: AuditConfig) -> Audit:
             "warnings": _warnings(metrics),
             "labels": dict(zip(dataset.labels, issues.by_label, strict=True)),
             "num_rows_by_fold": np.bincount(fold_N, minlength=config.folds).tolist(),
-            "problem_type": problem_type,
+            "problem_type": task.problem_type,
             "data_fingerprint": data_fingerprint,
             "config": config.model_dump(),
             "versions": {**versions(), "cleanlab": version("cleanlab")},
@@ -151,18 +140,15 @@ def audit(config: AuditConfig) -> Audit:
 def _suspects(dataset: Dataset, rows: pa.Table, judged: np.ndarray, issues: LabelIssues, order: np.ndarray) -> pa.Table:
     """The suspect rows as they are written, in the order of `label_issues.ranked`."""
     found = rows.take(pa.array(judged[order]))
-    names, suggested = np.array(dataset.labels, dtype=object), issues.suggested[order]
+    names, task = np.array(dataset.labels, dtype=object), TASKS[dataset.problem_type]
     columns = {
         **dict(zip(found.column_names, found.columns, strict=True)),
         schema.ROW: judged[order],
         schema.GIVEN_PROBABILITY: issues.given_probability_N[order],
         schema.SUGGESTED_PROBABILITY: issues.suggested_probability_N[order],
         schema.QUALITY: issues.quality_N[order],
+        schema.SUGGESTED + task.column: [names[one] for one in issues.suggested[order]],
     }
-    if dataset.problem_type == "multi_label_classification":
-        columns[schema.SUGGESTED_LABELS] = [names[has_C].tolist() for has_C in suggested]
-    else:
-        columns[schema.SUGGESTED_LABEL] = names[suggested]
     return pa.Table.from_pydict(columns, schema=schema.suspect_schema(dataset.problem_type))
 
 

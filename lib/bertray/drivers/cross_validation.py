@@ -31,10 +31,11 @@ from bertray.errors import BertrayError
 from bertray.model.pretrained import load_classifier, num_special_ids
 from bertray.progress import ProgressBar
 from bertray.schema import TEXT
+from bertray.tasks.task import TASKS
 from bertray.tokenization.tokenizer import ColumnTokenizer
 from bertray.training.config import AuditConfig
 from bertray.training.loop import FineTuning
-from bertray.training.token_files import TrainingRows, compact_vocabulary, label_id_lists, sequences_of
+from bertray.training.token_files import TrainingRows, compact_vocabulary, sequences_of
 
 
 def out_of_fold_logits(
@@ -65,7 +66,7 @@ def out_of_fold_logits(
     log_start(config, dataset, f"{config.folds} folds, {num_at_a_time} at a time, each", placement.share)
     tokens = tokenizer.encode(rows[TEXT])
     compact_V, vocabulary_V = compact_vocabulary([tokens], encoder_config.vocab_size, num_special_ids(encoder_config))
-    sequences = sequences_of(tokens, label_id_lists(rows, dataset.problem_type), compact_V)
+    sequences = sequences_of(tokens, TASKS[dataset.problem_type].stored(rows), compact_V)
     task = ray.remote(
         num_cpus=placement.cpus_each,
         num_gpus=1 if placement.use_gpu else 0,
@@ -90,7 +91,7 @@ def out_of_fold_logits(
                 for one in done:
                     fold = running.pop(one)
                     logits_NC[fold_N == fold], metrics = _result(one, fold, config.max_failures)
-                    log_epoch(metrics, f"fold {fold + 1} of {config.folds}")
+                    log_epoch(metrics, f"fold {fold + 1} of {config.folds}", dataset.problem_type)
                     num_done += 1
     finally:
         for one in running:

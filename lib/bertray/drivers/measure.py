@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray.bundle.info import BundleInfo
-from bertray.bundle.predictions import is_given, label_lists
 from bertray.data.dataset import Dataset
 from bertray.drivers.config import MAX_BASELINE_ROWS
 from bertray.metrics import baseline, calibration, classification
 from bertray.schema import LABEL, NO_CLASS, REVIEW
+from bertray.tasks.task import TASKS
 
 _log = logging.getLogger(__name__)
 
@@ -49,20 +49,29 @@ def measure(
     split: Split, oos_threshold: float | None, *, with_baseline: bool
 ) -> tuple[dict[str, Any], pa.Array, pa.Array]:
     """The metrics as metrics.json holds them, and the labels predicted by the bundle and by the baseline."""
-    train = _baseline_rows(split.dataset) if with_baseline else None
-    compare = _multi_label if split.info.problem_type == "multi_label_classification" else _single_label
-    compared, is_right_N, predicted, baseline_predicted = compare(split, train)
-    metrics = {
-        **compared,
-        **_calibration(split),
-        "review": None if split.info.review_below is None else _review(split, is_right_N),
-        "out_of_scope": _out_of_scope(split, oos_threshold),
-    }
+    task, info, dataset, targets = TASKS[split.info.problem_type], split.info, split.dataset, split.targets()
+    decided, counted_N = task.decided(split.logits_NC, info), task.is_in_scope(split.rows)
+    logits_NC, predicted = split.logits_NC, task.evaluated(split.predictions)
+    metrics = task.metrics(decided[counted_N], targets[counted_N], info.labels)
+    for label, threshold in zip(info.labels, info.thresholds or (), strict=False):
+        metrics["per_class"][label]["threshold"] = threshold
+    metrics["baseline"], baseline_predicted = None, pa.nulls(len(targets), predicted.type)
+    if with_baseline:
+        train = _baseline_rows(dataset)
+        splits = {"train": train, "validation": dataset.split("validation")}
+        other, baseline_predicted = task.baseline(splits, split.rows, info)
+        decided, other, true = (of_all[counted_N] for of_all in (decided, other, targets))
+        metrics["baseline"] = {
+            "name": baseline.NAME,
+            "num_training_rows": train.num_rows,
+            **task.summary(other, true, len(info.labels)),
+            "difference_intervals": classification.difference_intervals(true, decided, other, len(info.labels)),
+        }
+    is_right_N = counted_N & task.is_best_right(logits_NC, targets)
+    metrics |= task.reliability(logits_NC[counted_N], targets[counted_N])
+    metrics["review"] = None if info.review_below is None else _review(split, is_right_N)
+    metrics["out_of_scope"] = _out_of_scope(split, oos_threshold)
     return metrics, predicted, baseline_predicted
-
-
-# The metrics, whether each row has the label in `label`, and the labels predicted by the bundle and by the baseline.
-_Compared = tuple[dict[str, Any], np.ndarray, pa.Array, pa.Array]
 
 
 def _baseline_rows(dataset: Dataset) -> pa.Table:
@@ -74,65 +83,6 @@ def _baseline_rows(dataset: Dataset) -> pa.Table:
         train = train.take(pa.array(np.sort(chosen)))
     _log.info("fitting the baseline on %d of %d training rows", train.num_rows, num_rows)
     return train
-
-
-def _baseline_metrics(train: pa.Table, scores: dict[str, float], intervals: dict[str, list[float]]) -> dict[str, Any]:
-    return {"name": baseline.NAME, "num_training_rows": train.num_rows, **scores, "difference_intervals": intervals}
-
-
-def _single_label(split: Split, train: pa.Table | None) -> _Compared:
-    """Compare over the rows that have a class."""
-    labels, true_N, predicted_N = split.dataset.labels, split.targets(), split.predicted_N()
-    has_class_N = true_N != NO_CLASS
-    metrics = classification.full_metrics(true_N[has_class_N], predicted_N[has_class_N], labels)
-    metrics["baseline"], baseline_predicted = None, pa.nulls(len(true_N), pa.string())
-    if train is not None:
-        baseline_N = baseline.predict_baseline(train, split.rows)
-        of_classes = true_N[has_class_N], predicted_N[has_class_N], baseline_N[has_class_N]
-        scores = classification.summary_metrics(of_classes[0], of_classes[2], len(labels))
-        intervals = classification.difference_intervals(*of_classes, len(labels))
-        metrics["baseline"] = _baseline_metrics(train, scores, intervals)
-        baseline_predicted = pa.array(labels).take(pa.array(baseline_N))
-    return metrics, has_class_N & (predicted_N == true_N), split.predictions[LABEL], baseline_predicted
-
-
-def _multi_label(split: Split, train: pa.Table | None) -> _Compared:
-    """Compare; the baseline's thresholds are tuned on validation rows if the bundle's were, else 0.5 too."""
-    dataset, thresholds, true_NC = split.dataset, split.info.thresholds, split.targets()
-    given_NC = is_given(split.probabilities_NC, thresholds)
-    metrics = classification.multi_label_metrics(true_NC, given_NC, dataset.labels)
-    for label, threshold in zip(dataset.labels, thresholds or (), strict=False):
-        metrics["per_class"][label]["threshold"] = threshold
-    predicted = label_lists(split.probabilities_NC, given_NC, dataset.labels)
-    metrics["baseline"], baseline_predicted = None, pa.nulls(len(true_NC), predicted.type)
-    if train is not None:
-        validation = dataset.split("validation")
-        texts = pa.concat_tables([validation, split.rows])
-        both_NC = baseline.predict_multi_label_baseline(train, dataset.targets(train), texts)
-        validation_NC, baseline_NC = np.split(both_NC, [len(validation)])
-        tuned = thresholds and calibration.tune_thresholds(validation_NC, dataset.targets(validation))
-        also_given_NC = is_given(baseline_NC, tuned)
-        scores = classification.multi_label_metrics(true_NC, also_given_NC, dataset.labels)
-        intervals = classification.difference_intervals(true_NC, given_NC, also_given_NC, len(dataset.labels))
-        metrics["baseline"] = _baseline_metrics(train, {name: scores[name] for name in intervals}, intervals)
-        baseline_predicted = label_lists(baseline_NC, also_given_NC, dataset.labels)
-    is_right_N = true_NC[np.arange(len(true_NC)), split.probabilities_NC.argmax(axis=1)] > 0
-    return metrics, is_right_N, predicted, baseline_predicted
-
-
-def _calibration(split: Split) -> dict[str, float | None]:
-    """Over the rows with a class and a prediction; None if there are none."""
-    targets, problem_type = split.targets(), split.info.problem_type
-    counted_N = np.isfinite(split.logits_NC).all(axis=1)
-    if problem_type == "single_label_classification":
-        counted_N &= targets != NO_CLASS
-    logits_NC, targets = split.logits_NC[counted_N], targets[counted_N]
-    if not len(targets):
-        return {"ece": None, "nll": None}
-    return {
-        "ece": calibration.expected_calibration_error(calibration.probabilities(logits_NC, problem_type), targets),
-        "nll": calibration.negative_log_likelihood(logits_NC, targets),
-    }
 
 
 def _review(split: Split, is_right_N: np.ndarray) -> dict[str, Any]:

@@ -266,7 +266,7 @@ def _judged(
     references = {_LAST: announced.profile} if announced else {}
     if info.validation_profile and not _was_accepted(announced, info):
         references[_VALIDATION] = info.validation_profile
-    return judge(profile, references, num_shards, num_shards_failed, config)
+    return judge(profile, references, num_shards, num_shards_failed, config, info.problem_type)
 
 
 def _announcement(

@@ -104,7 +104,7 @@ def _fit(attempt: Attempt[TrainConfig], tracker: Tracker) -> None:
                 bar.update(news.records[-1].step, f"epoch {news.records[-1].epoch:.1f}", news.num_steps)
             for metrics in news.epochs:
                 tracker.epoch(int(metrics["step"]), metrics)
-                log_epoch(metrics, f"epoch {metrics['epoch']:.0f}")
+                log_epoch(metrics, f"epoch {metrics['epoch']:.0f}", attempt.dataset.problem_type)
 
         if attempt.config.worker_range == (0, 0):
             _fit_here(attempt, tell)

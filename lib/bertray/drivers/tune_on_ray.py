@@ -19,8 +19,10 @@ from bertray.drivers.status_actors import RunBoard, news_of
 from bertray.drivers.workers import run_trial
 from bertray.errors import BertrayError
 from bertray.progress import ProgressBar
+from bertray.tasks.task import TASKS
 from bertray.training.config import TuneConfig
 from bertray.training.trials import Records, Status, TrialRecord, options_of, train_config
+from bertray.types import ProblemType
 
 
 @cluster.session()
@@ -31,7 +33,7 @@ def run_trials(attempt: Attempt[TuneConfig], records: Records) -> None:
         RequestError: the device, the model or the memory cannot do what the options ask for.
         BertrayError: a trial raised an error; or some were lost too often, and the others have ended and are recorded.
     """
-    config, missing = attempt.config, records.missing()
+    config, missing, problem_type = attempt.config, records.missing(), attempt.dataset.problem_type
     placement = cluster.place(config.device, config.num_concurrent, "--num-concurrent")
     log_start(
         config, attempt.dataset, f"{len(missing)} trials, {placement.num_processes} at a time, each", placement.share
@@ -48,7 +50,8 @@ def run_trials(attempt: Attempt[TuneConfig], records: Records) -> None:
         ),
         param_space={"number": tune.grid_search(missing)},
         tune_config=tune.TuneConfig(
-            scheduler=Rungs(config, records.ended), max_concurrent_trials=placement.num_processes
+            scheduler=Rungs(config, records.ended, TASKS[problem_type].best_metric),
+            max_concurrent_trials=placement.num_processes,
         ),
         run_config=tune.RunConfig(
             name=uuid.uuid4().hex,
@@ -65,7 +68,7 @@ def run_trials(attempt: Attempt[TuneConfig], records: Records) -> None:
 
         def look() -> None:
             news_of(board)  # logs what the trials log
-            _record(events, config, records)
+            _record(events, config, records, problem_type)
             bar.update(len(records.ended), f"{num_at_work()} at work")
 
         found = follow(cluster.in_background(tuner.fit), look, board.stop.remote, num_at_work)
@@ -95,7 +98,7 @@ class _Events(tune.Callback):
         self.results.append((True, trial.last_result))
 
 
-def _record(events: _Events, config: TuneConfig, records: Records) -> None:
+def _record(events: _Events, config: TuneConfig, records: Records, problem_type: ProblemType) -> None:
     """Log the epochs and record the trials that Tune has reported since the last call."""
     while events.results:
         has_ended, result = events.results.popleft()
@@ -104,25 +107,26 @@ def _record(events: _Events, config: TuneConfig, records: Records) -> None:
         number, history = result["number"], result["history"]
         options = options_of(config, number)
         for epoch in history[events.num_logged.get(number, 0) :]:
-            log_epoch(epoch, f"trial {number}, epoch {epoch['epoch']:.0f} of {options['epochs']}")
+            log_epoch(epoch, f"trial {number}, epoch {epoch['epoch']:.0f} of {options['epochs']}", problem_type)
         events.num_logged[number] = len(history)
         if has_ended:
             status: Status = "failed" if result["failure"] else "done" if result["is_done"] else "pruned"
             told = {name: result[name] for name in ("history", "best_epoch", "failure")}
+            told["metric"] = TASKS[problem_type].best_metric
             records.add(TrialRecord(number=number, options=options, status=status, **told))
 
 
 class Rungs(ASHAScheduler):
-    """ASHA by macro-F1. It never prunes the first trial, so that a search never ends worse than its defaults.
+    """ASHA by one metric. It never prunes the first trial, so that a search never ends worse than its defaults.
 
     Args:
         ended: trials of the same search that have ended; they count on the rungs.
     """
 
-    def __init__(self, config: TuneConfig, ended: Sequence[TrialRecord]) -> None:
+    def __init__(self, config: TuneConfig, ended: Sequence[TrialRecord], metric: str = "f1_macro") -> None:
         super().__init__(
             time_attr="epoch",
-            metric="f1_macro",
+            metric=metric,
             mode="max",
             max_t=config.max_epochs,
             reduction_factor=3,  # one of 3 trials passes a rung (epochs 1, 3, 9), and the next is 3 times as far

@@ -25,6 +25,7 @@ from bertray.drivers.attempt import Task
 from bertray.drivers.status_actors import log_to
 from bertray.errors import BertrayError, DivergedError, UnavailableError
 from bertray.model.runtime import keep_freed_memory
+from bertray.tasks.task import TASKS
 from bertray.training.checkpoints import Progress
 from bertray.training.loop import FineTuning
 from bertray.training.tracking import StepRecord
@@ -120,12 +121,11 @@ def run_trial(space: dict[str, int], tasks: dict[int, Task], board: Any) -> None
 
 def report(number: int, progress: Progress, failure: str | None = None, refusal: BertrayError | None = None) -> None:
     """Report a trial's progress to Tune; returns when Tune lets the trial continue."""
-    last = progress.history[-1] if progress.history else {"epoch": 0, "f1_macro": 0.0}
+    last = progress.history[-1] if progress.history else {"epoch": 0, **{one.best_metric: 0 for one in TASKS.values()}}
     tune.report(
         {
             "number": number,
-            "epoch": last["epoch"],
-            "f1_macro": last["f1_macro"],
+            **last,
             # All epochs: a driver that died may have lost earlier reports.
             "history": progress.history,
             "best_epoch": progress.best_epoch,

@@ -2,7 +2,7 @@
 
     classification  accuracy, F1 and the like             calibration   temperature, thresholds, review
     baseline        TF-IDF + logistic regression          label_issues  labels that are probably wrong
-    profile         counts over predictions, and drift
+    profile         counts over predictions, how far they moved
 
 Imports the root alone. No torch, no Ray.
 """

@@ -17,6 +17,8 @@ Legend: N rows, C classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +34,10 @@ NUM_BINS = 15  # as in Guo et al. (2017) and in papers that compare with them
 DEFAULT_THRESHOLD = 0.5
 MIN_POSITIVES = 20  # a label with fewer validation rows does not choose a threshold alone
 CONFIDENCE = 0.95  # that new rows reach the precision wanted
+_PROBABILITIES: dict[ProblemType, Callable[[np.ndarray], np.ndarray]] = {
+    "single_label_classification": partial(softmax, axis=1),
+    "multi_label_classification": expit,
+}
 
 
 def probabilities(logits_NC: np.ndarray, problem_type: ProblemType) -> np.ndarray:
@@ -40,9 +46,7 @@ def probabilities(logits_NC: np.ndarray, problem_type: ProblemType) -> np.ndarra
     One label a row: the softmax, each row sums to 1. Several labels: the sigmoid of each logit.
     """
     logits_NC = np.where(np.isfinite(logits_NC).all(axis=1, keepdims=True), logits_NC, np.nan)
-    if problem_type == "multi_label_classification":
-        return np.asarray(expit(logits_NC), dtype=np.float32)
-    return np.asarray(softmax(logits_NC, axis=1), dtype=np.float32)
+    return np.asarray(_PROBABILITIES[problem_type](logits_NC), dtype=np.float32)
 
 
 def calibrate(logits_NC: np.ndarray, targets: np.ndarray) -> tuple[float, dict[str, float]]:

@@ -51,7 +51,7 @@ def full_metrics(true_N: np.ndarray, predicted_N: np.ndarray, labels: tuple[str,
 
 
 def multi_label_metrics(true_NC: np.ndarray, predicted_NC: np.ndarray, labels: tuple[str, ...]) -> dict[str, Any]:
-    """`f1_micro`, `f1_macro` (over the labels that occur in either), `subset_accuracy`; the rest as `full_metrics`.
+    """`subset_accuracy`, `f1_micro`, `f1_macro` (over the labels that occur in either); the rest as `full_metrics`.
 
     Args:
         true_NC, predicted_NC: multi-hot, of any numeric type; decisions, not probabilities.
@@ -67,9 +67,9 @@ def multi_label_metrics(true_NC: np.ndarray, predicted_NC: np.ndarray, labels: t
     per_class = _per_class(true_NC, predicted_NC, labels)
     occurring = np.flatnonzero((true_NC | predicted_NC).any(axis=0))
     return {
+        "subset_accuracy": float(accuracy_score(true_NC, predicted_NC)),
         "f1_micro": float(f1_score(true_NC, predicted_NC, average="micro", zero_division=0)),
         "f1_macro": float(np.mean([per_class[labels[label]]["f1"] for label in occurring])) if len(occurring) else 0.0,
-        "subset_accuracy": float(accuracy_score(true_NC, predicted_NC)),
         "per_class": per_class,
         "labels": list(labels),
         "num_rows": len(true_NC),

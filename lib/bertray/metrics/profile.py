@@ -1,4 +1,10 @@
-"""Counts over predictions, which add up over shards, and how far two sets of counts or means differ.
+"""Counts over predictions, which add up over shards, and how far two of them differ, less what chance causes.
+
+The share of rows to be reviewed needs no comparison: it follows from the scores, whose distribution moves at least as
+far.
+
+Jensen-Shannon distance: the square root of the divergence of J. Lin, Divergence measures based on the Shannon entropy
+(1991), to base 2: 0 for equal distributions, 1 for distributions that have nothing in common.
 
 Legend: N rows.
 """
@@ -7,7 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -52,11 +60,10 @@ class Profile(BaseModel):
         scored = predictions.filter(is_scored)  # not where it is null
         scores_N = scored[SCORE].to_numpy().astype(np.float64)
         lengths_N = scored[NUM_TOKENS].to_numpy().astype(np.float64)
-        given, num_rows_unlabelled = scored[LABEL], 0
+        num_rows_unlabelled = 0
         if LABELS in scored.column_names:
-            given = pc.list_flatten(scored[LABELS])
             num_rows_unlabelled = pc.sum(pc.equal(pc.list_value_length(scored[LABELS]), 0)).as_py() or 0
-        labels = pc.value_counts(given)
+        labels = pc.value_counts(given_labels(scored))
         num_tokens = pc.sum(predictions[NUM_TOKENS]).as_py() or 0
         return cls(
             num_rows=len(predictions),
@@ -95,6 +102,11 @@ class Profile(BaseModel):
     def length_moments(self) -> tuple[float, float]:
         """Mean and standard deviation of the number of tokens."""
         return _moments(self.num_tokens - self.num_tokens_error, self.length_square_sum, self.num_rows_scored)
+
+
+def given_labels(rows: pa.Table) -> pa.ChunkedArray:
+    """The labels of all rows: one each, or those in their lists."""
+    return pc.list_flatten(rows[LABELS]) if LABELS in rows.column_names else rows[LABEL]
 
 
 def _counted(bins_N: np.ndarray, num_bins: int) -> tuple[int, ...]:
@@ -141,3 +153,45 @@ def mean_change(before: tuple[float, float], now: tuple[float, float], num_rows:
     if variance < _LEAST_VARIANCE:
         return 0.0
     return math.sqrt(max(0.0, change**2 / variance - chdtri(1, _CHANCE) * (1 / num_rows + 1 / num_rows_now)))
+
+
+Limits: TypeAlias = tuple[float, float]  # of a distance, of a change of means
+
+
+@dataclass(frozen=True)
+class Movement:
+    """One comparison. `before` and `now` are the figures behind the value, for people."""
+
+    against: str
+    what: str
+    value: float
+    limit: float
+    before: str
+    now: str
+    is_beyond: bool
+
+    @classmethod
+    def of(cls, against: str, what: str, value: float, limit: float, shown: Sequence[str]) -> Self:
+        """Args: shown: the figures before and now."""
+        return cls(against, what, (moved := round(value, 4)), limit, shown[0], shown[1], moved > limit)
+
+    def __str__(self) -> str:
+        size = f"{self.value:.3f} (limit {self.limit:g})"
+        return f"{self.what} moved by {size} against {self.against}: {self.before} → {self.now}"
+
+
+def length_movements(before: Profile, now: Profile, against: str, limits: Limits) -> list[Movement]:
+    """How far the lengths of texts moved, and how often they are cut."""
+    both, num_rows = (before, now), (before.num_rows_scored, now.num_rows_scored)
+    # Earlier versions counted rows with an error, too.
+    cuts = [min(one.num_rows_truncated, one.num_rows_scored) for one in both]
+    truncated = [(cut, rows - cut) for cut, rows in zip(cuts, num_rows, strict=True)]
+    lengths = [one.length_moments() for one in both]
+    shown_lengths = [f"mean {mean:.1f} tokens" for mean, _ in lengths]
+    shown_truncated = [f"{cut / (cut + whole):.1%} of rows" for cut, whole in truncated]
+    moved, change = partial(Movement.of, against), mean_change(lengths[0], lengths[1], *num_rows)
+    return [
+        moved("lengths", js_distance(before.lengths, now.lengths), limits[0], shown_lengths),
+        moved("mean length", change, limits[1], shown_lengths),
+        moved("truncation", js_distance(*truncated), limits[0], shown_truncated),
+    ]

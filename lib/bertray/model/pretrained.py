@@ -14,7 +14,7 @@ from bertray.errors import RequestError
 from bertray.model.adapter import first_position, last_layer
 from bertray.model.sources import WEIGHTS, encoder_folder
 from bertray.tokenization.columns import one_line
-from bertray.types import ProblemType
+from bertray.types import UNNAMED_PROBLEM_TYPE, ProblemType
 
 _log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def _match_head(
     if sorted(before) != sorted(now) or len(set(now)) < len(now):
         other = min(set(before) - set(now), default="")  # LABEL_0, if the labels have no names
         why = f"{encoder} has other labels, such as {other!r}"
-    elif (kind := own.problem_type or "single_label_classification") != problem_type:
+    elif (kind := own.problem_type or UNNAMED_PROBLEM_TYPE) != problem_type:
         why = f"{encoder} is for {kind}, the data set for {problem_type}"
     else:
         order = [before.index(label) for label in now]

@@ -17,6 +17,7 @@ from bertray import schema
 from bertray.cli import printable
 from bertray.schema import LABEL, SCORE, SPLITS, TEXT
 from bertray.scoring.gate import Verdict
+from bertray.tasks.task import TASKS
 from bertray.training.trials import SEARCHED, TrialRecord, best_of
 
 _MAX_TABLE_ROWS = 30
@@ -153,11 +154,10 @@ def print_verdict(verdict: Verdict, shards_with_errors: list[dict[str, Any]]) ->
 
 def print_audit(report: dict[str, Any], suspects: pa.Table) -> None:
     """Print the labels with most suspects, and the first suspects."""
-    is_multi_label = report["problem_type"] == "multi_label_classification"
     rows = []
     for label, facts in report["labels"].items():
         row = {"label": label, "rows": facts["num_rows"], "suspects": facts["num_suspects"]}
-        row |= {"missing": facts["num_missing"]} if is_multi_label else {}
+        row |= {"missing": facts["num_missing"]} if "num_missing" in facts else {}
         row |= {"estimated noise": f"{facts['noise']:.1%}"}
         if "most_often" in facts:
             row["most often probably"] = f"{facts['most_often']} ({facts['num_most_often']})"
@@ -165,11 +165,11 @@ def print_audit(report: dict[str, Any], suspects: pa.Table) -> None:
     rows.sort(key=lambda row: -row["suspects"] - row.get("missing", 0))
     _print("labels by suspects", rows, rest="labels")
 
-    rows = []
+    rows, column = [], TASKS[report["problem_type"]].column
     for row in suspects.slice(0, _NUM_SUSPECTS_SHOWN).to_pylist():
         given, suggested = (
-            ", ".join(row[f"{name}s"]) or "none" if is_multi_label else row[name]
-            for name in (LABEL, schema.SUGGESTED_LABEL)
+            one if isinstance(one, str) else ", ".join(one) or "none"
+            for one in (row[column], row[schema.SUGGESTED + column])
         )
         given_p, suggested_p = (f"{row[name]:.2f}" for name in (schema.GIVEN_PROBABILITY, schema.SUGGESTED_PROBABILITY))
         source = f"{row[schema.SOURCE].rsplit('/', 1)[-1]}, row {row[schema.SOURCE_ROW]}"
@@ -186,11 +186,11 @@ def print_trials(records: Sequence[TrialRecord]) -> None:
     # The terminal is narrow, and the seed follows from the trial's number.
     varied = [name for name in varied if name != "seed"] or varied
     rows = []
-    for record in sorted(records, key=lambda one: (-one.f1_macro, one.number)):
+    for record in sorted(records, key=lambda one: (-one.score, one.number)):
         row: _Row = {"trial": record.number}
         row |= {name.replace("_", " "): f"{record.options[name]:g}" for name in varied}
         row["epochs run"] = len(record.history)
-        row |= {"accuracy": record.accuracy, "macro-F1": record.f1_macro} if record.scores else {}
+        row |= {"accuracy": record.accuracy, "macro-F1": record.scores["f1_macro"]} if record.scores else {}
         status = "" if record.status == "done" else record.status
         rows.append({**row, "": "best" if record is best else record.failure or status})
     _print(f"{len(records)} trials", rows, rest="in the bundle's trials.json")

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bertray.errors import LockedError, RequestError, ShardError, ShardRefusedError, UnavailableError
-from bertray.metrics.profile import Profile
+from bertray.metrics.profile import Profile, given_labels
 from bertray.schema import ERROR, LABEL, LABELS, RECORD_SCHEMA, ROW
 from bertray.scoring.listing import PREDICTIONS, predictions_name, squeezed
 from bertray.scoring.manifest import Manifest
@@ -165,8 +165,7 @@ def _of_content(file: pq.ParquetFile, record: dict[str, Any]) -> str:
     scored = table.filter(table[ERROR].is_null())
     if (num_rows_error := len(table) - len(scored)) != record["num_rows_error"]:
         return f"{num_rows_error} rows have an error, its record says {record['num_rows_error']}"
-    given = pc.list_flatten(scored[LABELS]) if LABELS in scored.column_names else scored[LABEL]
-    counted = {row["values"]: row["counts"] for row in pc.value_counts(given).to_pylist()}
+    counted = {row["values"]: row["counts"] for row in pc.value_counts(given_labels(scored)).to_pylist()}
     recorded = counted if record["labels"] is None else dict(record["labels"])  # old records have none
     for label in sorted({*counted, *recorded}, key=str):
         if counted.get(label, 0) != recorded.get(label, 0):

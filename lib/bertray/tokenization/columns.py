@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bertray.errors import ShardError
+from bertray.errors import RequestError, ShardError
 
 # Characters that show nothing, for classes of regular expressions: Unicode's Default_Ignorable_Code_Point, interlinear
 # annotation, and the blank of Braille. Joiners, variation selectors and the tags of flags change how others look.
@@ -24,6 +24,7 @@ ZERO_WIDTH = (
 )
 _VISIBLE = rf"[^\s\p{{Z}}\p{{Cc}}\x{{e0020}}-\x{{e007f}}{JOINERS}{ZERO_WIDTH}]"
 
+_MAX_EXACT_FLOAT = 2**53
 _REMOVED = re.compile(rf"[\0-\x1f\x7f-\x9f{ZERO_WIDTH}]")
 
 TEXT_TYPES = {pa.null(), pa.string(), pa.large_string(), pa.string_view()}
@@ -50,6 +51,44 @@ def as_utf8(column: pa.Array | pa.ChunkedArray) -> tuple[pa.LargeStringArray, pa
     column = _as_bytes(column)
     is_invalid_N = pa.array(_is_not_utf8(column))
     return pc.if_else(is_invalid_N, pa.scalar(b"", pa.large_binary()), column).cast(pa.large_string()), is_invalid_N
+
+
+def as_strings(column: pa.ChunkedArray, what: str, *, is_text: bool = False) -> pa.ChunkedArray:
+    """Strings, or bytes of UTF-8; without `is_text` also whole numbers, dates and booleans.
+
+    Raises:
+        RequestError: they are of another type, or not valid UTF-8; it names `what`.
+    """
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_floating(kind):  # a gap among numbers; a data frame's column without a value is one of floats too
+        column = column.cast(pa.float64())
+        column = pc.if_else(pc.is_nan(column), None, column)
+    if column.null_count == len(column):
+        return pa.chunked_array([pa.nulls(len(column), pa.string())])
+    if kind in TEXT_TYPES:
+        strings, is_invalid_N = as_utf8(column)
+        if row := pc.index(is_invalid_N, True).as_py() + 1:
+            raise RequestError(f"row {row - 1} of {what}, counted from 0, is not valid UTF-8: write it as UTF-8")
+        return pa.chunked_array([strings.cast(pa.string())])
+    if is_text:
+        raise RequestError(f"{what} is of type {kind}; it must hold strings")
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        column = _as_whole_numbers(column, what)
+    elif not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_temporal(kind)):
+        raise RequestError(f"{what} is of type {kind}; it must hold strings, whole numbers, dates or booleans")
+    return column.cast(pa.string())
+
+
+def _as_whole_numbers(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
+    is_float = pa.types.is_floating(column.type)
+    if is_float and pc.max(pc.abs(column)).as_py() > _MAX_EXACT_FLOAT:
+        raise RequestError(
+            f"{what} holds numbers above 2**53 as floats, which are no longer exact: write them as integers or strings"
+        )
+    try:
+        return column.cast(pa.int64() if is_float else pa.decimal256(76, 0))
+    except pa.ArrowInvalid as error:
+        raise RequestError(f"{what} holds fractions, not classes: {error}") from error
 
 
 def one_line(text: str) -> str:

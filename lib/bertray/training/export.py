@@ -3,7 +3,7 @@
 1. write      weights, tokenizer and a first bundle.json, in a local folder
 2. measure    load this folder, and run the bundle over the validation rows as bertray score would: once, for all below
 3. calibrate  fit a temperature to these logits, and divide the last layer's weights by it
-4. decide     choose the labels' thresholds (several labels a row), and the score below which rows are reviewed
+4. decide     what else the task finds on these rows: thresholds, the score below which rows are reviewed
 5. finish     weights, learning curves, event files, card, bundle.json; the folder appears in one step
 
 Legend: N validation rows, C classes.
@@ -28,15 +28,14 @@ from bertray.bundle.info import CURVES_FILE, EVENTS_FOLDER, BundleInfo
 from bertray.bundle.predictions import predictions
 from bertray.data.dataset import Dataset
 from bertray.errors import RequestError, missing_extra
-from bertray.metrics.calibration import calibrate, probabilities, threshold_for_precision, tune_thresholds
-from bertray.metrics.profile import Profile
 from bertray.model.adapter import scale_logits
 from bertray.model.pretrained import load_classifier, load_tokenizer
 from bertray.model.runtime import resolve_device
 from bertray.model.sources import hub_name
-from bertray.schema import NO_CLASS, TEXT
+from bertray.schema import TEXT
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE
+from bertray.tasks.task import TASKS
 from bertray.tokenization.tokenizer import TokenColumn
 from bertray.training.checkpoints import Progress
 from bertray.training.config import TrainConfig
@@ -46,10 +45,6 @@ from bertray.training.tracking import NOT_SCORES
 from bertray.types import Device
 
 _log = logging.getLogger(__name__)
-
-# Dividing the last layer's weights rounds otherwise than dividing the logits does: the row whose score is the limit
-# must not fall below it.
-_ROUNDING = 1e-6
 
 
 def write_bundle(
@@ -84,7 +79,8 @@ def write_bundle(
     if config.target_precision is None:  # a precision is promised for texts out of scope too, all else is about classes
         rows = dataset.in_scope(rows)
     targets = dataset.targets(rows)
-    has_class_N = (targets != NO_CLASS).reshape(len(targets), -1).all(axis=1)
+    task = TASKS[dataset.problem_type]
+    has_class_N = task.is_in_scope(rows)
     model = load_classifier(config.encoder, dataset.labels, dataset.problem_type, config.seed)
     model.load_state_dict(weights)
     tokenizer, _ = load_tokenizer(config.encoder, config.max_length, config.overlap)
@@ -112,7 +108,7 @@ def write_bundle(
         plain = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": tokenizer.model_input_names}
         file = folder / "tokenizer_config.json"
         file.write_text(json.dumps(json.loads(file.read_bytes()) | plain, indent=2) + "\n", encoding="utf-8")
-        seal(folder, **facts)
+        first = seal(folder, **facts)
         tokens, logits_NC = _measured(str(folder), rows, config)
         is_read_N = np.isfinite(logits_NC).all(axis=1)
         fitted_N = is_read_N & has_class_N
@@ -122,13 +118,13 @@ def write_bundle(
                 f"{dataset.location}: start over with a lower --learning-rate (now {config.learning_rate:g}) and "
                 "--restart"
             )
-        temperature, calibration = calibrate(logits_NC[fitted_N], targets[fitted_N])
+        temperature, calibration = task.calibrate(logits_NC[fitted_N], targets[fitted_N])
         if scale_logits(model, temperature):
             logits_NC /= temperature
         else:
             temperature, calibration = 1.0, {}
-        decided = _decided(logits_NC[is_read_N], targets[is_read_N], dataset, config)
-        predicted = predictions(tokens, logits_NC, dataset.labels, dataset.problem_type, **decided)
+        decided = task.decide(logits_NC[is_read_N], targets[is_read_N], config.target_precision)
+        predicted = predictions(tokens, logits_NC, first.model_copy(update=decided))
         facts["metrics"] |= validation_metrics(logits_NC[fitted_N], targets[fitted_N])
 
         model.save_pretrained(folder)
@@ -143,7 +139,7 @@ def write_bundle(
         info = seal(
             folder,
             **facts,
-            validation_profile=Profile.of(predicted.filter(pa.array(has_class_N))),
+            validation_profile=task.profile(predicted.filter(pa.array(has_class_N))),
             temperature=temperature,
             calibration=calibration,
             **decided,
@@ -165,17 +161,3 @@ def _measured(uri: str, rows: pa.Table, config: TrainConfig) -> tuple[TokenColum
     where = "CPU" if resolve_device(device).type == "cpu" else "a GPU"
     _log.info("running the bundle over %d validation rows (%s, %s)", rows.num_rows, where, bundle.precision)
     return bundle.logits(rows[TEXT])
-
-
-def _decided(logits_NC: np.ndarray, targets: np.ndarray, dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
-    """`thresholds` and `review_below`, from the rows that have logits."""
-    probabilities_NC = probabilities(logits_NC, dataset.problem_type)
-    decided: dict[str, Any] = {"thresholds": None, "review_below": None}
-    if targets.ndim == 2:
-        decided["thresholds"] = tuple(tune_thresholds(probabilities_NC, targets).tolist())
-    if config.target_precision is not None:
-        best_N = probabilities_NC.argmax(axis=1)
-        is_right_N = targets == best_N if targets.ndim == 1 else targets[np.arange(len(best_N)), best_N] > 0
-        found = threshold_for_precision(probabilities_NC.max(axis=1), is_right_N, config.target_precision)
-        decided["review_below"] = 2.0 if found is None else found - _ROUNDING  # 2.0: every row is reviewed
-    return decided

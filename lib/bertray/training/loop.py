@@ -29,6 +29,7 @@ from bertray.errors import DivergedError, RequestError
 from bertray.model.adapter import begin_with_logits
 from bertray.model.encoder import run_batches
 from bertray.model.runtime import TOKEN_BUDGET, put
+from bertray.tasks.task import TASKS
 from bertray.tokenization.windows import aggregate
 from bertray.training.batches import TrainingBatches, micro_batches
 from bertray.training.checkpoints import Checkpoints, Progress
@@ -90,11 +91,11 @@ class FineTuning:
         self._keep, self._patience = keep, patience
         self._watcher, self._checkpoints = watcher, checkpoints
         self._train, self._validation = splits["train"], splits["validation"]
-        self._problem_type, self._num_classes = problem_type, model.config.num_labels
+        self._task, self._num_classes = TASKS[problem_type], model.config.num_labels
         self._lengths_S = self._train.tokens.lengths_S
         self._objective = Objective(self._train, self._num_classes, problem_type, device, options)
-        if problem_type == "multi_label_classification":
-            begin_with_logits(model, self._objective.best_constant_logits_C())
+        if (first_logits_C := self._objective.first_logits_C()) is not None:
+            begin_with_logits(model, first_logits_C)
         self.learner = Learner(model, vocabulary_V, device, options.precision, options.gradient_checkpointing)
         if device.type == "cpu":
             check_memory(model)
@@ -247,8 +248,7 @@ class FineTuning:
         """Evaluate, and keep the weights if this epoch is the best so far; a stop leaves all as it was."""
         self.validation_logits_NC = self._validation_logits()
         validation, firsts = self._validation, self._validation.firsts
-        is_multi_label = self._problem_type == "multi_label_classification"
-        targets = validation.multi_hot(firsts, self._num_classes) if is_multi_label else validation.label_ids(firsts)
+        targets = self._objective.targets(validation, firsts)
         logits_NC = self.validation_logits_NC[validation.tokens.documents_S[firsts]]
         progress, now_s = self.progress, time.monotonic()
         epoch = len(progress.history) + 1
@@ -264,7 +264,7 @@ class FineTuning:
         self._epoch_began_s = now_s
         progress.epoch_loss_sum = 0.0
         progress.history = [*progress.history, metrics]
-        best_epoch = best_of(progress.history)
+        best_epoch = best_of(progress.history, self._task.best_metric)
         progress.best_epoch = epoch if self._keep == "last" else best_epoch
         if progress.best_epoch == epoch and self.rank == 0:
             self.best = self.learner.complete(self.optimizer.weights())
@@ -314,9 +314,9 @@ class FineTuning:
         self.best = None
 
 
-def best_of(history: list[dict[str, float]]) -> int:
-    """The epoch with the best macro-F1 on validation, the first of equals."""
-    return int(max(history, key=lambda epoch: epoch["f1_macro"])["epoch"])
+def best_of(history: list[dict[str, float]], metric: str) -> int:
+    """The epoch with the highest metric on validation, the first of equals."""
+    return int(max(history, key=lambda epoch: epoch[metric])["epoch"])
 
 
 def _thinned(records: list[StepRecord], last_step: int) -> list[StepRecord]:

@@ -28,15 +28,14 @@ from transformers import PreTrainedConfig
 from bertray.data.dataset import Dataset
 from bertray.errors import RequestError
 from bertray.model.pretrained import num_special_ids
-from bertray.schema import LABEL_ID, LABEL_IDS, TEXT
+from bertray.schema import TEXT
 from bertray.storage.location import Location
+from bertray.tasks.task import TASKS
 from bertray.tokenization.tokenizer import ColumnTokenizer, Sequences, TokenColumn
 from bertray.tokenization.windows import positions
-from bertray.types import ProblemType
 
 _SPLITS, _VOCABULARY = ("train", "validation"), "vocabulary.arrow"
-_ID_LISTS = pa.large_list(pa.int32())
-_SCHEMA = pa.schema([("ids", _ID_LISTS), ("document", pa.int64()), ("label_ids", _ID_LISTS)])
+_COLUMNS = ("ids", "document", "label_ids")
 
 
 @dataclass(frozen=True)
@@ -87,15 +86,8 @@ def write_rows(
     tokens = {name: tokenizer.encode(of_split[TEXT]) for name, of_split in rows.items()}
     if was_fast and not tokenizer.is_fast:  # the fast tokenizer's ids were wrong, maybe in both splits
         tokens = {name: tokenizer.encode(of_split[TEXT]) for name, of_split in rows.items()}
-    splits = {name: (tokens[name], label_id_lists(rows[name], dataset.problem_type)) for name in rows}
+    splits = {name: (tokens[name], TASKS[dataset.problem_type].stored(rows[name])) for name in rows}
     write(folder, splits, encoder_config.vocab_size, num_special_ids(encoder_config))
-
-
-def label_id_lists(rows: pa.Table, problem_type: ProblemType) -> pa.LargeListArray:
-    """The label ids of each row of a data set, as `write` takes them."""
-    if problem_type == "multi_label_classification":
-        return rows[LABEL_IDS].combine_chunks().cast(_ID_LISTS)
-    return pa.LargeListArray.from_arrays(pa.array(np.arange(rows.num_rows + 1)), rows[LABEL_ID].combine_chunks())
 
 
 def write(
@@ -104,7 +96,7 @@ def write(
     """Write token files.
 
     Args:
-        splits: tokens, and label ids (lists of int32) of each row.
+        splits: tokens, and label ids of each row: `Task.stored`.
         vocabulary_size: of the encoder.
         num_kept: ids below this number stay as they are; models know ids such as that of padding.
     """
@@ -118,7 +110,7 @@ def sequences_of(tokens: TokenColumn, label_ids: pa.LargeListArray, compact_V: n
     """The records of a token file; `label_ids` are as for `write`, `compact_V` is from `compact_vocabulary`."""
     ids = pa.LargeListArray.from_arrays(pa.array(tokens.offsets_S1), pa.array(compact_V[tokens.ids_T]))
     documents = pa.array(tokens.documents_S, pa.int64())
-    return pa.record_batch([ids, documents, label_ids.take(documents)], schema=_SCHEMA)
+    return pa.record_batch([ids, documents, label_ids.take(documents)], names=_COLUMNS)
 
 
 def compact_vocabulary(

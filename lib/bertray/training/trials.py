@@ -45,6 +45,7 @@ class TrialRecord(BaseModel):
     history: list[dict[str, float]]  # metrics of every epoch that it ran
     best_epoch: int  # the epoch whose weights are kept; 0: it finished none
     failure: str | None = None
+    metric: str = "f1_macro"  # by which trials are compared
 
     @property
     def scores(self) -> dict[str, float]:
@@ -57,9 +58,9 @@ class TrialRecord(BaseModel):
         return self.scores.get("accuracy", self.scores.get("subset_accuracy"))
 
     @property
-    def f1_macro(self) -> float:
-        """Macro-F1 of the kept epoch; -inf if there is none."""
-        return self.scores.get("f1_macro", -math.inf)
+    def score(self) -> float:
+        """The metric of the kept epoch; -inf if there is none."""
+        return self.scores.get(self.metric, -math.inf)
 
 
 def options_of(config: TuneConfig, number: int) -> dict[str, int | float]:
@@ -87,12 +88,12 @@ def train_config(config: TuneConfig, number: int) -> TrainConfig:
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The finished trial with the best macro-F1, the first of equals; None if no trial has finished.
+    """The finished trial with the highest metric, the first of equals; None if no trial has finished.
 
     A pruned trial is no candidate: bertray train with its options would not stop where the trial was stopped.
     """
     done = sorted((one for one in records if one.status == "done"), key=lambda one: one.number)
-    return max(done, key=lambda one: one.f1_macro, default=None)
+    return max(done, key=lambda one: one.score, default=None)
 
 
 def write_trials(folder: Path, config: TuneConfig, records: Sequence[TrialRecord], best: TrialRecord) -> None:
