@@ -37,6 +37,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
@@ -45,6 +46,10 @@ from bertray.model.sources import encoder_folder
 
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# A busy machine makes an example late, not wrong.
+settings.register_profile("bertray", deadline=None)
+settings.load_profile("bertray")
 
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no data sets at {SHARED_DATA}")
 

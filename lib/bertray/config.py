@@ -5,6 +5,7 @@
 `drivers.config`. Ranges and intervals stay text, so that bundle.json shows an option as the user typed it.
 """
 
+import itertools
 import math
 from typing import Annotated, Any
 
@@ -48,6 +49,20 @@ def _as_bounds(value: Any) -> Any:
     return text
 
 
+def _as_cuts(value: Any) -> Any:
+    """[1, 2.5] -> "1,2.5"; auto stays."""
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value).strip()
+    if text == "auto":
+        return text
+    try:
+        cuts = [float(part) for part in text.split(",")]
+    except ValueError:
+        cuts = [math.nan]
+    if not all(map(math.isfinite, cuts)) or any(low >= high for low, high in itertools.pairwise(cuts)):
+        raise ValueError("give ascending numbers, as 2.5 or 1,2,3, or auto")
+    return text
+
+
 def _as_numbers(value: Any) -> Any:
     """[16, 32] -> "16,32"."""
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -63,6 +78,7 @@ Texts = Annotated[list[str], _one_or_many]
 Columns = Annotated[list[str], BeforeValidator(_split)]
 Workers = Annotated[str, BeforeValidator(_as_range)]
 Bounds = Annotated[str, BeforeValidator(_as_bounds)]
+Cuts = Annotated[str, BeforeValidator(_as_cuts)]
 Numbers = Annotated[str, BeforeValidator(_as_numbers)]
 
 OVERWRITE_HELP = "replace what an earlier run wrote to --output; a bundle only on a disk"

@@ -12,6 +12,10 @@
 
        text="thanks, that is lovely"  labels=["gratitude", "love"]  label_ids=[15, 18]  source=…  source_row=…
 
+   With --regression, a row has a number:
+
+       text="The cell divides in two …"  value=3.5  source="pages.csv"  source_row=7
+
 2. *Predictions* (bertray score): one file per shard of the archive, with the shard's rows in their order
 
        row=0  document_id="resume-000123"  label="Education"  score=0.97  review=False  num_tokens=9  …  error=None
@@ -20,6 +24,10 @@
    A multi-label bundle adds the labels whose probability reaches their threshold, the likeliest first:
 
        row=0  label="joy"  score=0.81  labels=["joy", "love"]  review=False  num_tokens=12  truncated=False  error=None
+
+   A bundle of numbers gives a value and the interval that holds the true one; with cuts also the class between two:
+
+       row=0  value=3.41  low=2.6  high=4.2  label="3 or more"  review=True  num_tokens=12  truncated=False  error=None
 
 3. The *manifest* (bertray score): one record for every published shard.
 
@@ -72,6 +80,16 @@ MULTI_LABEL_SCHEMA = pa.schema(
     ]
 )
 
+VALUE = "value"
+REGRESSION_SCHEMA = pa.schema(
+    [
+        DATASET_SCHEMA.field(TEXT),
+        _required(VALUE, pa.float64()),
+        DATASET_SCHEMA.field(SOURCE),
+        DATASET_SCHEMA.field(SOURCE_ROW),
+    ]
+)
+
 ROW, SCORE, REVIEW, NUM_TOKENS, TRUNCATED, ERROR = "row", "score", "review", "num_tokens", "truncated", "error"
 
 PREDICTION_SCHEMA = pa.schema(
@@ -89,6 +107,13 @@ PREDICTION_SCHEMA = pa.schema(
 # none reaches it, the list is empty, and `label` is still the likeliest.
 MULTI_LABEL_PREDICTION_SCHEMA = PREDICTION_SCHEMA.insert(2, MULTI_LABEL_SCHEMA.field(LABELS).with_nullable(True))
 
+# All three are null if there is an error. The interval is null, too, if there were too few validation rows for one.
+# `label` is there only if the bundle has cuts; then a row is reviewed whose interval holds one.
+LOW, HIGH = "low", "high"
+REGRESSION_PREDICTION_SCHEMA = pa.schema(
+    [*(pa.field(name, pa.float32()) for name in (VALUE, LOW, HIGH)), *PREDICTION_SCHEMA.remove(1)]
+)
+
 # Part of a scoring fingerprint: raise it when the meaning of an output column changes. The new column `review` did not
 # raise it: that would score every old archive again, only to write `false`. Nor did rows with an error, which have been
 # true with any bundle since then. A bundle with `review_below` has a fingerprint of its own.
@@ -102,6 +127,7 @@ OTHER_IDS = b"bertray.other_ids"
 _BY_TYPE: dict[ProblemType, tuple[pa.Field, pa.Schema]] = {
     "single_label_classification": (DATASET_SCHEMA.field(LABEL), PREDICTION_SCHEMA),
     "multi_label_classification": (MULTI_LABEL_SCHEMA.field(LABELS), MULTI_LABEL_PREDICTION_SCHEMA),
+    "regression": (REGRESSION_SCHEMA.field(VALUE), REGRESSION_PREDICTION_SCHEMA),
 }
 
 
@@ -162,16 +188,16 @@ GIVEN_PROBABILITY, SUGGESTED_PROBABILITY, QUALITY = "given_probability", "sugges
 def suspect_schema(problem_type: ProblemType) -> pa.Schema:
     """Schema of suspects; lists of labels and of suggested labels are in label id order."""
     given, _ = _BY_TYPE[problem_type]
+    # By a model that was not trained on this row. For multi-label data: over all doubted decisions. Numbers have none.
+    names = () if given.name == VALUE else (GIVEN_PROBABILITY, SUGGESTED_PROBABILITY)
     return pa.schema(
         [
             _required(ROW, pa.int64()),  # position in train.parquet, from 0
             DATASET_SCHEMA.field(TEXT),
             given,
             given.with_name(f"{SUGGESTED}{given.name}"),
-            # By a model that was not trained on this row. For multi-label data: over all doubted decisions.
-            _required(GIVEN_PROBABILITY, pa.float32()),
-            _required(SUGGESTED_PROBABILITY, pa.float32()),
-            _required(QUALITY, pa.float32()),  # of the row's labels: from 0 (wrong) to 1
+            *(_required(name, pa.float32()) for name in names),
+            _required(QUALITY, pa.float32()),  # of the row's labels or number: from 0 (wrong) to 1
             DATASET_SCHEMA.field(SOURCE),
             DATASET_SCHEMA.field(SOURCE_ROW),
         ]
@@ -191,7 +217,7 @@ TRIAL_SCHEMA = pa.schema(
         _required("num_epochs_run", pa.int32()),
         # This and the next three are about the epoch whose weights were kept, on validation; null if no epoch ended.
         pa.field("best_epoch", pa.int32()),
-        *(pa.field(name, pa.float64()) for name in ("loss", "accuracy", "f1_macro")),
+        *(pa.field(name, pa.float64()) for name in ("loss", "accuracy", "f1_macro", "mae", "spearman")),
         _required("wall_s", pa.float64()),  # of all epochs, validation included
         pa.field("failure", pa.string()),
     ]

@@ -1,7 +1,8 @@
 """A model bundle, ready to predict. It is one self-contained folder, which Hugging Face tools can read too.
 
     >>> Bundle.load("bundle").predict(["Python, SQL, Spark"])
-    [Prediction(label='Skills', score=0.98, review=False, num_tokens=7, truncated=False, error=None, labels=None)]
+    [Prediction(label='Skills', score=0.98, review=False, num_tokens=7, truncated=False, error=None, labels=None,
+     value=None, low=None, high=None)]
 
 Loading checks the sha256 of every file. Nothing in a bundle is executable: weights are safetensors, not pickle.
 """
@@ -25,13 +26,13 @@ from bertray.bundle.guard import agreed_precision, half_record, user_cache
 from bertray.bundle.info import CARD_FILE, BundleInfo, hash_files, opened
 from bertray.bundle.predictions import predictions
 from bertray.errors import BundleError, RequestError, ShardError
-from bertray.metrics.calibration import probabilities
 from bertray.model.encoder import Encoder
 from bertray.model.pretrained import NO_CODE
 from bertray.model.runtime import ModelThread, device_name, resolve_device, resolve_precision
-from bertray.schema import OTHER_IDS, prediction_schema
+from bertray.schema import OTHER_IDS
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE
+from bertray.tasks.task import TASKS
 from bertray.tokenization.columns import check_text_type
 from bertray.tokenization.tokenizer import ColumnTokenizer, TokenColumn
 from bertray.tokenization.windows import aggregate
@@ -46,15 +47,19 @@ Texts: TypeAlias = Sequence[str | None] | pa.Array | pa.ChunkedArray
 
 
 class Prediction(NamedTuple):
-    """The prediction for one text. `label`, `score` and `labels` are None if there is an `error`."""
+    """The prediction for one text. Label, score, labels and numbers are None if there is an `error`."""
 
-    label: str | None  # the likeliest
+    label: str | None  # the likeliest; of a bundle with cuts, the class of the value
     score: float | None  # probability of the label: softmax, or sigmoid for a multi-label model
-    review: bool  # there is no label, or the score is below the bundle's `review_below`, if it has one
+    # There is an error; the score is below the bundle's `review_below`, if it has one; or the interval holds a cut.
+    review: bool
     num_tokens: int  # that the model read, in all windows, special tokens included
     truncated: bool  # the model did not read the end
     error: str | None
     labels: list[str] | None = None  # of a multi-label model: all that reach their threshold, the likeliest first
+    value: float | None = None  # of a bundle that gives numbers
+    low: float | None = None  # the interval that holds the true value
+    high: float | None = None
 
 
 @dataclass
@@ -119,7 +124,7 @@ class Bundle:
     @property
     def schema(self) -> pa.Schema:
         """The schema of `predict_column`'s tables."""
-        return prediction_schema(self.info.problem_type)
+        return TASKS[self.info.problem_type].schema(self.info)
 
     def predict(self, texts: Texts) -> list[Prediction]:
         """Classify texts, in order. A null or empty text gets an `error` instead of a label.
@@ -127,7 +132,8 @@ class Bundle:
         Raises:
             RequestError: these are not texts.
         """
-        return [Prediction(**row) for row in self.predict_column(_as_column(texts)).to_pylist()]
+        nothing = {"label": None, "score": None}
+        return [Prediction(**{**nothing, **row}) for row in self.predict_column(_as_column(texts)).to_pylist()]
 
     def predict_proba(self, texts: Texts) -> np.ndarray:
         """The probability of every label, float32 [N, C], in the order of `labels`; NaN for a text with an error.
@@ -135,9 +141,9 @@ class Bundle:
         With one label a row they add up to 1; with several, each is independent of the others.
 
         Raises:
-            RequestError: these are not texts.
+            RequestError: these are not texts, or the bundle gives numbers.
         """
-        return probabilities(self.logits(_as_column(texts))[1], self.info.problem_type)
+        return TASKS[self.info.problem_type].probabilities(self.logits(_as_column(texts))[1])
 
     def predict_column(self, texts: pa.Array | pa.ChunkedArray) -> pa.Table:
         """Classify an Arrow column: N texts in, a table of N rows in `schema` out.

@@ -97,6 +97,7 @@ def model_card(info: BundleInfo, folder: Path) -> str:
     environment.filters["code"] = _code
     card: str = environment.from_string(_CARD).render(
         info.model_dump(),
+        classes=task.answers(info)["labels"],
         best=task.metric_names[task.best_metric],
         names={name: words for name, words in task.metric_names.items() if name in info.metrics},
         curves_file=CURVES_FILE if (folder / CURVES_FILE).is_file() else None,

@@ -33,6 +33,7 @@ from bertray.metrics.profile import Profile
 from bertray.storage import local
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE, sha256_of
+from bertray.tasks.regression import ValueFacts
 from bertray.tasks.task import TASKS
 from bertray.types import UNNAMED_PROBLEM_TYPE, LongDocuments, ProblemType
 
@@ -42,6 +43,7 @@ _log = logging.getLogger(__name__)
 _KEPT_S = 7 * 86_400.0
 # Nobody waits longer for the process that fetches one: it may hang.
 _FETCH_S = 900.0
+_OF_FINGERPRINT = {"stride", "thresholds", "review_below", "problem_type", "values"}
 CARD_FILE = "README.md"
 CURVES_FILE, EVENTS_FOLDER = "learning_curves.svg", "tensorboard"
 TRIALS_JSON, TRIALS_PARQUET = "trials.json", "trials.parquet"
@@ -71,6 +73,7 @@ class BundleInfo(BaseModel):
     thresholds: tuple[float, ...] | None = None  # probability from which each label is given; only with several a row
     review_below: NonNegativeFloat | None = None  # rows with a lower score need review; above 1: every row
     target_precision: float | None = Field(None, gt=0, lt=1)  # review_below was chosen for it
+    values: ValueFacts | None = None  # intervals and cuts; only of a bundle that gives numbers
     oos_label: str | None = None  # the training data's label for texts out of scope; in `labels` if it was trained on
     versions: dict[str, str]  # of Python and the packages that matter
     files: dict[str, str]  # sha256 of every other file that predictions may depend on
@@ -90,9 +93,8 @@ class BundleInfo(BaseModel):
         """Equal for two bundles that predict the same: same files, same reading of texts, same output."""
         facts = {"files": self.files, "max_length": self.max_length, "long_documents": self.long_documents}
         # Only in the fingerprint if they are set: a bundle made before they existed keeps its fingerprint.
-        for name in ("stride", "thresholds", "review_below", "problem_type"):
-            if (value := getattr(self, name)) != type(self).model_fields[name].default:
-                facts[name] = value
+        fields, values = type(self).model_fields, self.model_dump(include=_OF_FINGERPRINT)
+        facts |= {name: value for name, value in values.items() if value != fields[name].default}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -30,9 +30,10 @@ import pyarrow as pa
 
 from bertray.bundle.info import BundleInfo, read_info, was_replaced
 from bertray.errors import BundleError, RequestError, ShardError, UnavailableError
-from bertray.schema import ERROR, NUM_TOKENS, REVIEW, TRUNCATED, prediction_schema
+from bertray.schema import ERROR, NUM_TOKENS, REVIEW, TRUNCATED
 from bertray.storage.location import Location
 from bertray.storage.patience import watched
+from bertray.tasks.task import TASKS
 from bertray.types import Device, Engine, InferencePrecision
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class IsolatedBundle(AbstractContextManager["IsolatedBundle"]):
         self._is_closed = False
         self._turn = threading.Lock()
         self.info: BundleInfo = read_info(Location.of(spec.bundle))
-        self.schema = prediction_schema(self.info.problem_type)
+        self.schema = TASKS[self.info.problem_type].schema(self.info)
         self.precision = self.device = ""  # known when the child is ready
 
     def predict_column(self, texts: pa.Array) -> pa.Table:

@@ -24,11 +24,12 @@ def predictions(tokens: TokenColumn, raw_NC: np.ndarray, info: BundleInfo) -> pa
     """
     is_nan_N = pa.array(~np.isfinite(raw_NC).all(axis=1))
     is_unexplained_N = pc.and_(is_nan_N, tokens.errors.is_null())
+    task = TASKS[info.problem_type]
     columns = {
-        **TASKS[info.problem_type].answer(raw_NC, info),
+        **task.answer(raw_NC, info),
         schema.NUM_TOKENS: pa.array(tokens.num_tokens_N.astype(np.int32)),
         schema.TRUNCATED: pa.array(tokens.truncated_N),
         schema.ERROR: pc.if_else(is_unexplained_N, "the model's output is not a number", tokens.errors),
     }
-    wanted = schema.prediction_schema(info.problem_type)
+    wanted = task.schema(info)
     return pa.table([columns[name] for name in wanted.names], schema=wanted)

@@ -17,6 +17,11 @@ If a row has several labels, its set of labels is compared as a whole:
     "Well done, love"  [admiration, love]  duplicate
     "Nothing to say"   []                  kept            (no label, on purpose)
     "Nothing at all"   ["", " "]           label_missing
+
+If a row has a number, rows of equal texts are one row with the mean of their numbers:
+
+    "The cell divides"   3.0   kept, as 3.5
+    " The cell divides"  4.0   duplicate
 """
 
 from __future__ import annotations
@@ -52,7 +57,7 @@ class Cleaned:
     num_conflicts: int
 
 
-def clean(rows: pa.Table) -> Cleaned:
+def clean(rows: pa.Table, max_spread: float | None = None) -> Cleaned:
     """Take out unusable rows and merge equal texts; labels are trimmed, lists of them sorted, without repeats.
 
     Reasons: `text_missing` (null), `text_empty` (nothing visible: `is_blank`), `label_missing` (null, empty or white
@@ -60,36 +65,29 @@ def clean(rows: pa.Table) -> Cleaned:
     `label_outvoted` (most rows with this text have another label), `label_tied` (no label has more rows than all
     others).
     With several labels a row, "label" means the set of them, without blanks; in `conflicts` it is a JSON array.
+    A number is a label, too; `value_spread` (rows with this text have numbers that differ by more than `max_spread`).
     """
-    rows, labels = task_of_rows(rows).tidied(rows)
+    task = task_of_rows(rows)
+    rows, labels = task.tidied(rows)
     keys = comparison_keys(rows)
     reasons = np.full(rows.num_rows, _KEPT, dtype=object)
-    reasons[[not label for label in labels]] = "label_missing"
+    reasons[[label in (None, "") for label in labels]] = "label_missing"
     reasons[is_blank(rows[TEXT]).fill_null(False).to_numpy()] = "text_empty"
     reasons[pc.is_null(keys).to_numpy()] = "text_missing"
 
     key_ids = keys.combine_chunks().dictionary_encode().indices.to_pandas()
     votes = pd.DataFrame({"key": key_ids, "label": pd.Series(labels, dtype=object)})[reasons == _KEPT]
-    counts = votes.value_counts(sort=False).reset_index()
-    leaders = counts[counts["count"] == counts.groupby("key")["count"].transform("max")]
-    tied_keys = set(leaders.loc[leaders["key"].duplicated(), "key"])
-    winners = leaders.drop_duplicates("key").set_index("key")["label"]
-
-    for is_out, reason in (
-        (votes.duplicated(), "duplicate"),
-        (votes["label"] != votes["key"].map(winners), "label_outvoted"),
-        (votes["key"].isin(tied_keys), "label_tied"),
-    ):
-        reasons[votes.index[is_out]] = reason
-
-    has_several = votes["key"].isin(counts.loc[counts["key"].duplicated(), "key"])
-    conflicting = votes[has_several].groupby("key", sort=False)["label"]
+    of_votes, agreed = task.agreed(votes, max_spread)
+    reasons[votes.index] = of_votes
     conflicts = []
-    for key, of_text in islice(conflicting, MAX_CONFLICTS_LISTED):
-        by_label = dict(Counter(of_text).most_common())
-        text = rows[TEXT][of_text.index[0]].as_py()
-        kept = None if key in tied_keys else next(iter(by_label))
-        conflicts.append({"text": text[:_EXCERPT_CHARS], "labels": by_label, "kept": kept})
+    has_several = votes.groupby("key")["label"].transform("nunique") > 1
+    conflicting = votes[has_several].groupby("key", sort=False)["label"]
+    for _, of_text in islice(conflicting, MAX_CONFLICTS_LISTED):
+        first = of_text.index[0]
+        kept = None if pd.isna(agreed[first]) else agreed[first]
+        excerpt = rows[TEXT][first].as_py()[:_EXCERPT_CHARS]
+        conflicts.append({"text": excerpt, "labels": dict(Counter(of_text).most_common()), "kept": kept})
+    rows = task.given_anew(rows, votes.index[has_several].to_numpy(), agreed[has_several])
     return Cleaned(*_take_out(rows, reasons), rows.num_rows, conflicts, conflicting.ngroups)
 
 

@@ -16,6 +16,7 @@ class PrepareConfig(JobConfig):
         bertray prepare --input 'chunks/*.jsonl.gz' --text-column body --label-column section --output dataset
         bertray prepare --input train.parquet --validation dev.parquet --test test.parquet --output s3://bucket/dataset
         bertray prepare --input emotions.csv --multi-label --label-separator '|' --output dataset
+        bertray prepare --input pages.csv --label-column grade --regression --output dataset
         bertray prepare --input intents.csv --test with_others.csv --oos-label oos --output dataset
 
     Reads CSV and JSON (also .gz and .zst), Parquet, Arrow, and folders of save_to_disk. Writes train.parquet,
@@ -44,6 +45,14 @@ class PrepareConfig(JobConfig):
         min_length=1,
         description="with --multi-label: the separator of the labels, if they are one string; "
         f"default: {_DEFAULT_LABEL_SEPARATOR}",
+    )
+    regression: bool = Field(default=False, description="a row has a number instead of a label")
+    max_spread: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="with --regression: rows of equal texts whose numbers differ by more are taken out; default: equal "
+        "texts get the mean of their numbers",
     )
     oos_label: LabelName | None = Field(
         default=None,
@@ -86,6 +95,12 @@ class PrepareConfig(JobConfig):
                 f"label_separator {self.label_separator!r} has no meaning where a row has one label: "
                 "add --multi-label, or leave it out"
             )
+        if self.regression and (self.multi_label or self.oos_label is not None):
+            raise ValueError(
+                "regression has no meaning with multi_label or oos_label, which are about labels: leave one of them out"
+            )
+        if self.max_spread is not None and not self.regression:
+            raise ValueError(f"max_spread {self.max_spread:g} has no meaning without regression: leave it out")
         if self.oos_label is not None and self.multi_label:
             raise ValueError(
                 f"oos_label {self.oos_label!r} has no meaning with multi_label, where a text out of scope has an empty "

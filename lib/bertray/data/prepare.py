@@ -8,7 +8,8 @@
 6. encode   labels in sorted order become 0 … n-1; a held-out label that is out of scope becomes -1
 7. write    train.parquet, validation.parquet, test.parquet, labels.json, and report.json last
 
-With several labels a row (problem type multi_label_classification) the steps are the same, over sets of labels.
+With several labels a row (problem type multi_label_classification) the steps are the same, over sets of labels; with
+numbers (regression) there is nothing to spell or to encode.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class PrepareResult:
     """A data set that was prepared."""
 
     output: str  # the folder of the data set
-    labels: tuple[str, ...]  # by id
+    labels: tuple[str, ...]  # by id; of numbers, the name of the model's one output
     num_rows: dict[str, int]  # by split
     warnings: list[str]  # what a person should look at
     report: dict[str, Any]  # the content of report.json: what became of every row that was read
@@ -69,7 +70,7 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     refuse_to_replace(output, names, overwrite=config.overwrite)
     rows, oos_label = one_spelling({name: _read(name, files[name], config) for name in files}, config.oos_label)
     config = config.model_copy(update={"oos_label": oos_label})
-    cleaned = {name: _clean(name, rows.pop(name), paths) for name, paths in sources.items()}
+    cleaned = {name: _clean(name, rows.pop(name), paths, config.max_spread) for name, paths in sources.items()}
     # A text or group in two given splits leaves the one nearer to training.
     for name, held_out in (("validation", "test"), ("input", "test"), ("input", "validation")):
         if name in cleaned and held_out in cleaned:
@@ -80,15 +81,19 @@ def prepare(config: PrepareConfig) -> PrepareResult:
                     f"all texts of --{name} are in --{held_out} too, so no row is left: give other files"
                 )
     splits = _split(cleaned, config)
+    task = task_of_rows(splits["train"])
+    if task.outputs and (empty := [name for name, rows in splits.items() if not rows.num_rows]):
+        raise RequestError(f"no row is left for the {empty[0]} split. Add rows or check the columns and the report")
     counts = {name: _count_labels(rows) for name, rows in splits.items()}
-    labels = _sorted_labels(splits, counts, config.oos_label)
-    warnings = [*warn_of_alike(sum(counts.values(), Counter())), *_warn_of_absent(labels, counts)]
-    report = _report(config, cleaned, splits, counts, labels, warnings)
+    named = [] if task.outputs else _sorted_labels(splits, counts, config.oos_label)
+    warnings = [*warn_of_alike(sum(counts.values(), Counter())), *_warn_of_absent(named, counts)]
+    warnings += task.warnings(splits)
+    report, labels = _report(config, cleaned, splits, counts, named, warnings), [*(task.outputs or named)]
     for warning in warnings:
         _log.warning("warning: %s", warning)
     (output / REPORT_FILE).remove()  # without a report the folder is no data set: a crash leaves no mixture
     for name, rows in splits.items():
-        put_records(output / f"{name}.parquet", task_of_rows(rows).encoded(rows, labels))
+        put_records(output / f"{name}.parquet", task.encoded(rows, labels))
     put_json(output / LABELS_FILE, labels)
     put_json(output / REPORT_FILE, report)
     return PrepareResult(str(output), tuple(labels), report["splits"], warnings, report)
@@ -109,6 +114,7 @@ def _read(name: str, files: list[Location], config: PrepareConfig) -> pa.Table:
         label_column=config.label_column,
         group_column=config.group_column,
         separator=config.separator,
+        are_numbers=config.regression,
         encoding=config.encoding,
     )
     if not rows.num_rows:
@@ -116,8 +122,8 @@ def _read(name: str, files: list[Location], config: PrepareConfig) -> pa.Table:
     return rows
 
 
-def _clean(name: str, rows: pa.Table, patterns: list[str]) -> Cleaned:
-    cleaned = clean(rows)
+def _clean(name: str, rows: pa.Table, patterns: list[str], max_spread: float | None) -> Cleaned:
+    cleaned = clean(rows, max_spread)
     if not cleaned.rows.num_rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in cleaned.rows_out.most_common())
         raise RequestError(

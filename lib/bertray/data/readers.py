@@ -18,7 +18,7 @@ from bertray.errors import RequestError
 from bertray.formats.files import read_table
 from bertray.schema import LABEL, SOURCE, SOURCE_ROW, TEXT
 from bertray.storage.location import Location
-from bertray.tasks.task import task_of_cells
+from bertray.tasks.task import Task, task_of_cells
 from bertray.tokenization.columns import as_strings
 
 GROUP = "group"
@@ -34,6 +34,7 @@ def read_labelled(
     label_column: str,
     group_column: str | None = None,
     separator: str | None = None,
+    are_numbers: bool = False,
     encoding: str | None = None,
 ) -> pa.Table:
     """Read files into one table; a file that is named twice is read once, or its rows would have two votes.
@@ -43,8 +44,8 @@ def read_labelled(
 
     Returns:
         Columns `text`, `label`, `group` if there is a group column (all string, nullable), `source` and `source_row`;
-        files in their order, rows in file order. With a `separator`, `labels` (list of strings, nullable) instead of
-        `label`.
+        files in their order, rows in file order. Instead of `label`: with a `separator`, `labels` (list of strings,
+        nullable); if labels are numbers, `value` (float64, nullable).
 
     Raises:
         RequestError: a file cannot be parsed, a column is missing or of the wrong type, or there is
@@ -54,7 +55,8 @@ def read_labelled(
     if group_column is not None:
         columns[GROUP] = group_column
     by_uri = {file.uri: file for file in files}
-    rows = pa.concat_tables([_read_file(file, columns, separator, encoding) for file in by_uri.values()])
+    task = task_of_cells(separator, are_numbers=are_numbers)
+    rows = pa.concat_tables([_read_file(file, columns, task, separator or "", encoding) for file in by_uri.values()])
     for name in (TEXT, SOURCE):
         num_bytes = pc.sum(pc.binary_length(rows[name])).as_py() or 0
         if num_bytes > _MAX_COLUMN_BYTES:
@@ -65,13 +67,13 @@ def read_labelled(
     return rows
 
 
-def _read_file(file: Location, columns: dict[str, str], separator: str | None, encoding: str | None) -> pa.Table:
-    table, task = read_table(file, columns, encoding), task_of_cells(separator)
+def _read_file(file: Location, columns: dict[str, str], task: Task, separator: str, encoding: str | None) -> pa.Table:
+    table = read_table(file, columns, encoding)
     strings: dict[str, pa.ChunkedArray] = {}
     for name, column in columns.items():
         what = f"column {column!r} of {file}"
         if name == LABEL:
-            strings[task.column] = task.read(table[column], what, separator or "")
+            strings[task.column] = task.read(table[column], what, separator)
         else:
             strings[name] = as_strings(table[column], what, is_text=name == TEXT)
     strings[SOURCE] = pa.chunked_array([pa.repeat(pa.scalar(str(file)), table.num_rows)])

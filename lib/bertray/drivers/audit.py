@@ -117,7 +117,7 @@ def audit(config: AuditConfig) -> Audit:
             "num_suspects": suspects.num_rows,
             "noise": issues.noise,
             "out_of_fold": metrics,
-            "warnings": _warnings(metrics),
+            "warnings": _warnings(metrics, task.audit_metric),
             "labels": dict(zip(dataset.labels, issues.by_label, strict=True)),
             "num_rows_by_fold": np.bincount(fold_N, minlength=config.folds).tolist(),
             "problem_type": task.problem_type,
@@ -140,22 +140,21 @@ def audit(config: AuditConfig) -> Audit:
 def _suspects(dataset: Dataset, rows: pa.Table, judged: np.ndarray, issues: LabelIssues, order: np.ndarray) -> pa.Table:
     """The suspect rows as they are written, in the order of `label_issues.ranked`."""
     found = rows.take(pa.array(judged[order]))
-    names, task = np.array(dataset.labels, dtype=object), TASKS[dataset.problem_type]
+    task = TASKS[dataset.problem_type]
     columns = {
         **dict(zip(found.column_names, found.columns, strict=True)),
         schema.ROW: judged[order],
         schema.GIVEN_PROBABILITY: issues.given_probability_N[order],
         schema.SUGGESTED_PROBABILITY: issues.suggested_probability_N[order],
         schema.QUALITY: issues.quality_N[order],
-        schema.SUGGESTED + task.column: [names[one] for one in issues.suggested[order]],
+        schema.SUGGESTED + task.column: task.names(issues.suggested[order], dataset.labels),
     }
     return pa.Table.from_pydict(columns, schema=schema.suspect_schema(dataset.problem_type))
 
 
-def _warnings(metrics: dict[str, float]) -> list[str]:
+def _warnings(metrics: dict[str, float], name: str) -> list[str]:
     """Warnings about models with these scores on rows that they were not trained on."""
-    name = "accuracy" if "accuracy" in metrics else "f1_micro"
-    if metrics[name] >= 0.5:  # models that agree with fewer labels have learnt too little to doubt any
+    if metrics[name] >= 0.5:
         return []
     return [
         f"the models' {name} on rows that they have not seen is {metrics[name]:.2f}: the suspects then say more about "

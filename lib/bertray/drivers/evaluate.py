@@ -24,16 +24,28 @@ from bertray.data.dataset import Dataset
 from bertray.drivers.config import EvaluateConfig
 from bertray.errors import RequestError
 from bertray.reports.terminal import SUMMARY_METRICS, print_evaluation
-from bertray.schema import NUM_TOKENS, REVIEW, SCORE, TEXT, TRUNCATED
+from bertray.schema import NUM_TOKENS, TEXT, TRUNCATED
 from bertray.storage.location import Location
 from bertray.storage.outputs import put_json, put_records, refuse_in_bundle, refuse_to_replace
+from bertray.tasks.task import TASKS
 from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
 _METRICS_FILE, _PREDICTIONS_FILE = "metrics.json", "predictions.parquet"
 _ENGINE = ("engine", "precision", "accuracy_fp32", "accuracy_int8", "accuracy_fp16", "accuracy_drop_points")
-_SUMMARY = ("num_rows", *SUMMARY_METRICS, "ece", "nll", "review", "out_of_scope", "baseline", *_ENGINE, "wall_s")
+_SUMMARY = (
+    "num_rows",
+    *SUMMARY_METRICS,
+    "interval",
+    "ece",
+    "nll",
+    "review",
+    "out_of_scope",
+    "baseline",
+    *_ENGINE,
+    "wall_s",
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     if not metrics["same_data_as_training"]:
         _log.warning("warning: the bundle was trained on another data set; this split may hold its training rows")
     table = rows.append_column("predicted", predicted)
-    for name in (SCORE, REVIEW, NUM_TOKENS, TRUNCATED):
+    for name in (*TASKS[info.problem_type].trust_columns, NUM_TOKENS, TRUNCATED):
         table = table.append_column(name, split.predictions[name])
     table = table.append_column("baseline_predicted", baseline_predicted)
     (output / _METRICS_FILE).remove()  # without it the folder holds no evaluation: a crash cannot mix two of them
@@ -113,7 +125,7 @@ def _check(threshold: float | None, dataset: Dataset, info: BundleInfo) -> None:
     if info.problem_type != dataset.problem_type:
         raise RequestError(
             f"the bundle is for {info.problem_type}, {dataset.location} for {dataset.problem_type}: evaluate the "
-            "bundle on a data set prepared as its training data was, with or without --multi-label"
+            "bundle on a data set prepared as its training data was, with or without --multi-label or --regression"
         )
     if info.labels != dataset.labels:
         differing = ", ".join(sorted(set(info.labels) ^ set(dataset.labels)))

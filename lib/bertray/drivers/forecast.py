@@ -7,11 +7,12 @@ import random
 from collections import Counter
 from typing import Any
 
-from bertray.bundle.info import opened, read_info
+from bertray.bundle.info import opened
 from bertray.errors import ShardError
 from bertray.scoring.archive import open_archive, resolved
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest, fingerprint, plan, precision_before
+from bertray.scoring.refusals import bundle_for
 from bertray.scoring.runs import Runs
 from bertray.scoring.shard_reader import check_columns, steps
 from bertray.scoring.shard_reader import opened as opened_shard
@@ -33,7 +34,7 @@ def preview(config: ScoreConfig) -> dict[str, Any]:
         RequestError: bundle, input, output or columns do not fit.
     """
     config, source, output = resolved(config)
-    info = read_info(Location.of(config.bundle))
+    info = bundle_for(config)
     archive = open_archive(config, source, output)
     published, staged = Manifest(output).latest(), Staging(output).records()
     todo = plan(archive.shards, published, staged, fingerprint(info, config), is_whole=archive.is_whole)

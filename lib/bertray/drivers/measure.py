@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from bertray.bundle.info import BundleInfo
 from bertray.data.dataset import Dataset
 from bertray.drivers.config import MAX_BASELINE_ROWS
-from bertray.metrics import baseline, calibration, classification
+from bertray.metrics import calibration, classification
 from bertray.schema import LABEL, NO_CLASS, REVIEW
 from bertray.tasks.task import TASKS
 
@@ -50,26 +50,22 @@ def measure(
 ) -> tuple[dict[str, Any], pa.Array, pa.Array]:
     """The metrics as metrics.json holds them, and the labels predicted by the bundle and by the baseline."""
     task, info, dataset, targets = TASKS[split.info.problem_type], split.info, split.dataset, split.targets()
-    decided, counted_N = task.decided(split.logits_NC, info), task.is_in_scope(split.rows)
-    logits_NC, predicted = split.logits_NC, task.evaluated(split.predictions)
-    metrics = task.metrics(decided[counted_N], targets[counted_N], info.labels)
-    for label, threshold in zip(info.labels, info.thresholds or (), strict=False):
-        metrics["per_class"][label]["threshold"] = threshold
+    counted_N, logits_NC, predicted = task.is_in_scope(split.rows), split.logits_NC, task.evaluated(split.predictions)
+    metrics = task.measured(logits_NC[counted_N], targets[counted_N], info)
     metrics["baseline"], baseline_predicted = None, pa.nulls(len(targets), predicted.type)
     if with_baseline:
         train = _baseline_rows(dataset)
         splits = {"train": train, "validation": dataset.split("validation")}
         other, baseline_predicted = task.baseline(splits, split.rows, info)
-        decided, other, true = (of_all[counted_N] for of_all in (decided, other, targets))
+        decided, other, true = (of_all[counted_N] for of_all in (task.decided(logits_NC, info), other, targets))
         metrics["baseline"] = {
-            "name": baseline.NAME,
+            "name": task.baseline_name,
             "num_training_rows": train.num_rows,
             **task.summary(other, true, len(info.labels)),
-            "difference_intervals": classification.difference_intervals(true, decided, other, len(info.labels)),
+            "difference_intervals": task.difference_intervals(decided, other, true, len(info.labels)),
         }
-    is_right_N = counted_N & task.is_best_right(logits_NC, targets)
-    metrics |= task.reliability(logits_NC[counted_N], targets[counted_N])
-    metrics["review"] = None if info.review_below is None else _review(split, is_right_N)
+    is_right_N = counted_N & task.is_best_right(logits_NC, targets, info)
+    metrics["review"] = _review(split, is_right_N) if task.reviews(info) else None
     metrics["out_of_scope"] = _out_of_scope(split, oos_threshold)
     return metrics, predicted, baseline_predicted
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray.bundle.guard import keep, torch_summary
-from bertray.bundle.info import BundleInfo, read_info, was_replaced
+from bertray.bundle.info import BundleInfo, was_replaced
 from bertray.bundle.isolated import IsolatedBundle
 from bertray.cli import EXIT_HELD, EXIT_OK, EXIT_SHARDS_FAILED, JobResult
 from bertray.drivers import ray_address
@@ -41,7 +41,7 @@ from bertray.scoring.listing import PREDICTIONS
 from bertray.scoring.manifest import Manifest, Plan, fingerprint, plan, precision_before
 from bertray.scoring.pool import LocalPool, Pool
 from bertray.scoring.publish import announced_again, complete, describe, merged, prune, publish
-from bertray.scoring.refusals import refuse_mixture, refuse_obstacles, refuse_obstructed, refuse_unasked
+from bertray.scoring.refusals import bundle_for, refuse_mixture, refuse_obstacles, refuse_obstructed, refuse_unasked
 from bertray.scoring.runs import (
     MAX_LISTED_SHARDS,
     Announcement,
@@ -56,8 +56,9 @@ from bertray.scoring.score_shard import STEP_BYTES
 from bertray.scoring.score_unit import Request
 from bertray.scoring.staging import Staging
 from bertray.scoring.units import ENGINE_FOLDER, Work, divide
-from bertray.storage.location import FileInfo, Location
+from bertray.storage.location import FileInfo
 from bertray.storage.lock import RunLock, new_run_id
+from bertray.tasks.task import TASKS
 from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
     if config.plan:
         raise RequestError("plan is an option of the command line, which scores nothing then: leave it out")
     config, source, output = resolved(config)
-    info = read_info(Location.of(config.bundle))
+    info = bundle_for(config)
     archive = open_archive(config, source, output)
     run_id, prunes = new_run_id(), config.prune or config.prune_many
     if prunes and not archive.is_whole:
@@ -139,7 +140,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
             (output / PREDICTIONS).remove_unfinished()  # it may be a link
         complete(output)
         manifest, staging, runs = Manifest(output), Staging(output), Runs(output)
-        announced = runs.latest() or announced_again(output, info.labels)
+        announced = runs.latest() or announced_again(output, TASKS[info.problem_type].answers(info))
         if announced and announced.run_id >= run_id:
             raise RequestError(
                 f"run {announced.run_id} of {output} is later than this machine's time, {run_id}: set its clock"
@@ -216,7 +217,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         had_older = announced and announced.published and announced.published.num_shards_older
         if verdict or recorder.failures or had_older:
             left = merged(manifest.latest(RECORD_SCHEMA), new)
-            published = describe(archive, left, request_fingerprint, announced, info.labels)
+            published = describe(archive, left, request_fingerprint, announced, TASKS[info.problem_type].answers(info))
         summary = {
             "output": str(output),
             "run_id": run_id if todo.pending or verdict else None,

@@ -1,4 +1,4 @@
-"""TF-IDF with logistic regression, fitted on the same rows: is BERT worth it here?"""
+"""TF-IDF with logistic or ridge regression, fitted on the same rows: is BERT worth it here?"""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from bertray.schema import LABEL_ID, TEXT
-
-NAME = "TF-IDF (1-2 words) + logistic regression"
+from bertray.schema import LABEL_ID, TEXT, VALUE
 
 
 def predict_baseline(train: pa.Table, rows: pa.Table) -> np.ndarray:
@@ -51,6 +49,13 @@ def predict_multi_label_baseline(train: pa.Table, train_NC: np.ndarray, rows: pa
         warnings.filterwarnings("ignore", message="Label .* is present in all training examples")
         model.fit(texts, train_NC.astype(np.int64))
     return np.asarray(model.predict_proba(rows[TEXT].to_pylist()))
+
+
+def predict_value_baseline(train: pa.Table, rows: pa.Table) -> np.ndarray:
+    """Fit on the rows of `train`, predict the values of `rows` (float [N]). Deterministic."""
+    texts = train[TEXT].to_pylist()
+    model = make_pipeline(_tf_idf(texts), Ridge(random_state=0)).fit(texts, train[VALUE].to_numpy())
+    return np.asarray(model.predict(rows[TEXT].to_pylist()), dtype=np.float64)
 
 
 def _tf_idf(texts: Sequence[str]) -> TfidfVectorizer:

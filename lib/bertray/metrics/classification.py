@@ -11,7 +11,7 @@ Legend: N rows, C classes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support, roc_auc_score
@@ -76,32 +76,40 @@ def multi_label_metrics(true_NC: np.ndarray, predicted_NC: np.ndarray, labels: t
     }
 
 
+class Measured(Protocol):
+    """Metrics of rows that count several times or not at all."""
+
+    def metrics(self, times_N: np.ndarray) -> dict[str, float]:
+        """Args: times_N: how often each row counts."""
+
+
 def difference_intervals(
     true: np.ndarray, predicted: np.ndarray, other: np.ndarray, num_classes: int
 ) -> dict[str, list[float]]:
+    """`intervals` of label ids [N], or multi-hot [N, C]."""
+    return intervals(_Counts(true, predicted, num_classes), _Counts(true, other, num_classes), len(true))
+
+
+def intervals(predicted: Measured, other: Measured, num_rows: int) -> dict[str, list[float]]:
     """How far the difference of two predictions in each summary metric may be chance: its 95 % interval.
 
     Paired bootstrap: rows are drawn with replacement 1,000 times, the same for both predictions; the interval holds the
     middle 95 % of the differences (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
 
-    Args:
-        true, predicted, other: label ids [N], or multi-hot [N, C].
-
     Returns:
         For each metric the lower and upper end of its value for `predicted` minus that for `other`; without rows 0, 0.
     """
-    sides = [_Counts(true, side, num_classes) for side in (predicted, other)]
-    rng, num_rows, differences = np.random.default_rng(0), len(true), []
+    rng, differences = np.random.default_rng(0), []
     for _ in range(_NUM_RESAMPLES):
         times_N = np.bincount(rng.integers(num_rows, size=num_rows) if num_rows else [], minlength=num_rows)
-        first, second = (side.metrics(times_N) for side in sides)
+        first, second = (side.metrics(times_N) for side in (predicted, other))
         differences.append({name: value - second[name] for name, value in first.items()})
     ends = {name: np.quantile([one[name] for one in differences], [0.025, 0.975]) for name in differences[0]}
     return {name: at.tolist() for name, at in ends.items()}
 
 
 class _Counts:
-    """Summary metrics of rows that count several times or not at all; scikit-learn takes 40 to 200 times as long."""
+    """Summary metrics for a bootstrap, of label ids [N] or multi-hot [N, C]; 40 to 200 times as fast as sklearn."""
 
     def __init__(self, true: np.ndarray, predicted: np.ndarray, num_classes: int) -> None:
         self._num_classes, self._is_multi_label = num_classes, true.ndim == 2
@@ -115,7 +123,7 @@ class _Counts:
             self._entries = [(rows, of[rows]) for rows, of in zip(rows_of, (true, predicted, true), strict=True)]
 
     def metrics(self, times_N: np.ndarray) -> dict[str, float]:
-        """Args: times_N: how often each row counts."""
+        """See `Measured`."""
         true_C, predicted_C, right_C = (
             np.bincount(labels, times_N[rows], self._num_classes) for rows, labels in self._entries
         )

@@ -24,6 +24,7 @@ import numpy as np
 from cleanlab.count import estimate_joint
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
+from scipy.stats import rankdata
 
 # Weight of the worst decision in the quality of a row with several labels; cleanlab's default.
 _WORST_WEIGHT = 0.8
@@ -39,7 +40,7 @@ class LabelIssues:
 
     quality_N: np.ndarray  # from 0 (wrong) to 1; rows are ranked by it
     is_suspect_N: np.ndarray  # the label, or one of the labels, is probably wrong
-    suggested: np.ndarray  # what the model would give instead: label ids (int64 [N]), or multi-hot (bool [N, C])
+    suggested: np.ndarray  # what the model would give instead: as `Dataset.targets`; multi-hot ones are bool
     given_probability_N: np.ndarray
     suggested_probability_N: np.ndarray
     noise: float  # estimated share of wrong labels; with several labels a row, of wrong decisions among N * C
@@ -131,6 +132,26 @@ def find_multi_label_issues(given_NC: np.ndarray, probabilities_NC: np.ndarray) 
         float(np.mean([facts["noise"] for facts in by_label])),
         by_label,
     )
+
+
+def find_value_issues(given_N: np.ndarray, predicted_N: np.ndarray, max_z: float) -> LabelIssues:
+    """Find doubtful numbers: those whose error is an outlier among the errors of all rows.
+
+    Args:
+        predicted_N: by models that were not trained on the row that they judge.
+        max_z: of the modified z-score (Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers): the distance from
+            the median, in 1.4826 median absolute deviations.
+
+    Returns:
+        `quality_N` is the share of rows whose error is as large or larger. There are no probabilities.
+    """
+    errors_N = given_N - predicted_N
+    distance_N = np.abs(errors_N - np.median(errors_N))
+    is_suspect_N = distance_N > max_z * 1.4826 * np.median(distance_N)
+    quality_N = rankdata(-distance_N, method="max") / len(distance_N)
+    none_N, noise = np.full(len(given_N), np.nan), float(is_suspect_N.mean())
+    facts = {"num_rows": len(given_N), "num_suspects": int(is_suspect_N.sum()), "noise": noise}
+    return LabelIssues(quality_N, is_suspect_N, predicted_N, none_N, none_N, noise, [facts])
 
 
 def _judge(label_ids_N: np.ndarray, probabilities_NC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ Legend: N rows.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +24,22 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 from scipy.special import chdtri, rel_entr
 
-from bertray.schema import ERROR, LABEL, LABELS, NUM_LENGTH_BINS, NUM_SCORE_BINS, NUM_TOKENS, REVIEW, SCORE, TRUNCATED
+from bertray.schema import (
+    ERROR,
+    LABEL,
+    LABELS,
+    NUM_LENGTH_BINS,
+    NUM_SCORE_BINS,
+    NUM_TOKENS,
+    REVIEW,
+    SCORE,
+    TRUNCATED,
+    VALUE,
+)
 
 # How often samples of one distribution differ at a limit of 0: a nightly comparison does once in 27 years.
 _CHANCE = 1e-4
+BOUNDS = b"bertray.bounds"  # in the metadata of a column of values: JSON, the lower and the upper one
 _LEAST_VARIANCE = 1e-12  # below it is rounding
 _LEAST_VARIATION = 1e-13  # likewise of a variance from sums of squares, as a share of the squared mean
 
@@ -34,7 +47,8 @@ _LEAST_VARIATION = 1e-13  # likewise of a variance from sums of squares, as a sh
 class Profile(BaseModel):
     """Counts of rows; labels, scores, lengths and truncation count rows without an error only.
 
-    With several labels a row, `labels` counts each of them, and `num_rows_unlabelled` counts the rows without any.
+    With several labels a row, `labels` counts each of them, and `num_rows_unlabelled` counts the rows without any. Of
+    predicted numbers, `scores` and its sums are about the values, in bins between the bounds of the column.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,7 +61,7 @@ class Profile(BaseModel):
     num_tokens: int = 0  # of all rows, special tokens included
     num_tokens_error: int = 0  # of rows with an error: the model may have read them and given no number
     labels: dict[str, int] = {}  # rows by label
-    scores: tuple[int, ...] = (0,) * NUM_SCORE_BINS  # rows by score, in bins of equal width from 0 to 1
+    scores: tuple[int, ...] = (0,) * NUM_SCORE_BINS  # rows by score, in bins of equal width; from 0 to 1
     lengths: tuple[int, ...] = (0,) * NUM_LENGTH_BINS  # rows by number of tokens: 1, 2 to 3, 4 to 7, and so on
     score_sum: float = 0.0
     score_square_sum: float = 0.0
@@ -56,9 +70,11 @@ class Profile(BaseModel):
     @classmethod
     def of(cls, predictions: pa.Table) -> Self:
         """Count the rows of a table in a `schema.prediction_schema`."""
-        is_scored = pc.and_(predictions[ERROR].is_null(), pc.is_finite(predictions[SCORE]))
+        column = VALUE if VALUE in predictions.column_names else SCORE
+        low, high = json.loads((predictions.field(column).metadata or {}).get(BOUNDS, b"[0, 1]"))
+        is_scored = pc.and_(predictions[ERROR].is_null(), pc.is_finite(predictions[column]))
         scored = predictions.filter(is_scored)  # not where it is null
-        scores_N = scored[SCORE].to_numpy().astype(np.float64)
+        scores_N = scored[column].to_numpy().astype(np.float64)
         lengths_N = scored[NUM_TOKENS].to_numpy().astype(np.float64)
         num_rows_unlabelled = 0
         if LABELS in scored.column_names:
@@ -74,7 +90,7 @@ class Profile(BaseModel):
             num_tokens=num_tokens,
             num_tokens_error=num_tokens - int(lengths_N.sum()),
             labels=dict(zip(labels.field("values").to_pylist(), labels.field("counts").to_pylist(), strict=True)),
-            scores=_counted(scores_N * NUM_SCORE_BINS, NUM_SCORE_BINS),
+            scores=_counted((scores_N - low) / (high - low) * NUM_SCORE_BINS, NUM_SCORE_BINS),
             lengths=_counted(np.log2(np.maximum(lengths_N, 1)), NUM_LENGTH_BINS),
             score_sum=float(scores_N.sum()),
             score_square_sum=float(np.square(scores_N).sum()),
@@ -105,12 +121,14 @@ class Profile(BaseModel):
 
 
 def given_labels(rows: pa.Table) -> pa.ChunkedArray:
-    """The labels of all rows: one each, or those in their lists."""
-    return pc.list_flatten(rows[LABELS]) if LABELS in rows.column_names else rows[LABEL]
+    """The labels of all rows: one each, or those in their lists; none if the answers are numbers alone."""
+    if LABELS in rows.column_names:
+        return pc.list_flatten(rows[LABELS])
+    return rows[LABEL] if LABEL in rows.column_names else pa.chunked_array([], pa.string())
 
 
 def _counted(bins_N: np.ndarray, num_bins: int) -> tuple[int, ...]:
-    whole_N = np.minimum(bins_N.astype(np.int64), num_bins - 1)
+    whole_N = np.clip(bins_N, 0, num_bins - 1).astype(np.int64)
     return tuple(np.bincount(whole_N, minlength=num_bins).tolist())
 
 
@@ -178,6 +196,29 @@ class Movement:
     def __str__(self) -> str:
         size = f"{self.value:.3f} (limit {self.limit:g})"
         return f"{self.what} moved by {size} against {self.against}: {self.before} → {self.now}"
+
+
+def label_movement(before: Profile, now: Profile, against: str, limits: Limits) -> Movement:
+    """How far the shares of labels moved."""
+    both, labels = (before, now), sorted({**before.labels, **now.labels})
+    # With several labels a row, a row may also have none.
+    mixes = [[*(one.labels.get(label, 0) for label in labels), one.num_rows_unlabelled] for one in both]
+    shares = [[count / one.num_rows_scored for count in mix] for one, mix in zip(both, mixes, strict=True)]
+    most_moved = max(range(len(labels) + 1), key=lambda index: abs(shares[1][index] - shares[0][index]))
+    label = [*labels, "no label"][most_moved]
+    shown = [f"{label} {share[most_moved]:.1%}" for share in shares]
+    return Movement.of(against, "label mix", js_distance(*mixes), limits[0], shown)
+
+
+def score_movements(before: Profile, now: Profile, against: str, limits: Limits, what: str = "score") -> list[Movement]:
+    """How far scores, or values, moved."""
+    scores = [one.score_moments() for one in (before, now)]
+    shown = [f"mean {mean:.3f}" for mean, _ in scores]
+    change = mean_change(scores[0], scores[1], before.num_rows_scored, now.num_rows_scored)
+    return [
+        Movement.of(against, f"{what}s", js_distance(before.scores, now.scores), limits[0], shown),
+        Movement.of(against, f"mean {what}", change, limits[1], shown),
+    ]
 
 
 def length_movements(before: Profile, now: Profile, against: str, limits: Limits) -> list[Movement]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bertray.errors import RequestError
 from bertray.model import attention
 from bertray.model.buckets import Rectangles
 from bertray.model.runtime import put
@@ -213,6 +214,23 @@ def scale_logits(model: Any, temperature: float) -> bool:
         last.load_state_dict(before)
     _log.warning("warning: %s stays uncalibrated (%s)", type(model).__name__, why)
     return False
+
+
+@torch.no_grad()
+def change_unit(model: Any, mean: float, deviation: float) -> None:
+    """Have a model answer `mean + deviation * output` from now on, by its last layer.
+
+    Raises:
+        RequestError: no layer with a bias gives the output.
+    """
+    last = last_layer(model)
+    if last is None or last.bias is None:
+        raise RequestError(
+            f"{type(model).__name__} has no last layer with a bias, which bertray needs to predict numbers in their "
+            "own unit: use another --encoder"
+        )
+    last.weight *= deviation
+    last.bias.mul_(deviation).add_(mean)
 
 
 @torch.no_grad()

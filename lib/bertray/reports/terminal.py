@@ -26,8 +26,9 @@ _NUM_SUSPECTS_SHOWN = 20
 # Fewer rows hardly differ when they are drawn again, and their interval would look certain.
 _MIN_ROWS_OF_INTERVAL = 20
 _WEIGHTED = ("precision_weighted", "recall_weighted", "f1_weighted")
-# In the order shown; single-label and multi-label metrics each have some of them.
-SUMMARY_METRICS = ("accuracy", *_WEIGHTED, "f1_micro", "f1_macro", "subset_accuracy")
+# In the order shown; each problem type has some of them.
+_OF_NUMBERS = ("mae", "rmse", "r2", "pearson", "spearman")
+SUMMARY_METRICS = (*_OF_NUMBERS, "accuracy", *_WEIGHTED, "f1_micro", "f1_macro", "subset_accuracy", "quadratic_kappa")
 
 _SHOWN_AT_0 = ("num_shards_pending", "num_shards_committed", "num_shards_failed", "num_rows", "num_rows_error")
 
@@ -38,7 +39,7 @@ _SECTION: _Row = {}  # between two sections of a table
 def print_dataset(report: dict[str, Any]) -> None:
     """Print the rows of each label and split, rows out of scope, rows by number of labels, and what was taken out."""
 
-    def line(name: str, counts: dict[str, int]) -> _Row:
+    def line(name: str, counts: dict[str, Any]) -> _Row:
         return {"label": name, **{split: counts[split] for split in SPLITS}}
 
     oos_label = report.get("oos_label")
@@ -52,6 +53,8 @@ def print_dataset(report: dict[str, Any]) -> None:
     rows.append(_SECTION)
     for number, counts in report.get("num_rows_by_labels", {}).items():
         rows.append(line(f"rows with {number} label{'s' * (number != '1')}", counts))
+    for name in report.get("values", {}).get("train", ()):
+        rows.append(line(name.replace("_", " "), {split: report["values"][split][name] for split in SPLITS}))
     rows.append(line("all", report["splits"]))
     _print("data set", rows)
     out = ", ".join(f"{count} {reason}" for reason, count in report["num_rows_out"].items()) or "none"
@@ -65,29 +68,38 @@ def print_evaluation(metrics: dict[str, Any]) -> None:
     if baseline := metrics["baseline"]:
         heading = f"{baseline['name']}, {baseline['num_training_rows']:,} training rows"
         for name, row in zip(names, rows, strict=True):
+            if name not in baseline:  # it has no cuts
+                continue
             low, high = baseline["difference_intervals"][name]
             interval = f" ({low:+.3f} to {high:+.3f})" if metrics["num_rows"] >= _MIN_ROWS_OF_INTERVAL else ""
             row |= {heading: baseline[name], "difference (95 %)": f"{metrics[name] - baseline[name]:+.3f}{interval}"}
     _print(f"{metrics['num_rows']} {metrics['split']} rows", rows)
     _print("how sure it is", [{"what": what, "value": value} if what else _SECTION for what, value in _trust(metrics)])
-    classes: list[_Row] = [{"label": label, **scores} for label, scores in metrics["per_class"].items()]
+    classes: list[_Row] = [{"label": label, **scores} for label, scores in metrics.get("per_class", {}).items()]
     if "confusion_matrix" in metrics:
         confused_CC = np.array(metrics["confusion_matrix"])
         np.fill_diagonal(confused_CC, 0)
         for row, counts in zip(classes, confused_CC, strict=True):
             other = f"{metrics['labels'][counts.argmax()]} ({counts.max()})" if counts.any() else ""
             row["most often taken for"] = other
-    _print("by class, the weakest first", sorted(classes, key=lambda row: row["f1"]), rest="in metrics.json")
+    if classes:
+        _print("by class, the weakest first", sorted(classes, key=lambda row: row["f1"]), rest="in metrics.json")
 
 
 def _trust(metrics: dict[str, Any]) -> Iterable[tuple[str, object]]:
-    yield "expected calibration error (0: scores are what they claim)", metrics["ece"]
-    yield "negative log-likelihood", metrics["nll"]
+    if interval := metrics.get("interval"):
+        yield f"share of true values in their interval (wanted: {interval['wanted']:g})", interval["coverage"]
+        yield "mean width of the intervals", interval["mean_width"]
+    if "ece" in metrics:
+        yield "expected calibration error (0: scores are what they claim)", metrics["ece"]
+        yield "negative log-likelihood", metrics["nll"]
     if review := metrics["review"]:
         wanted = "" if review["target_precision"] is None else f" (wanted: {review['target_precision']:g})"
         yield "", None
-        below = "every row" if review["review_below"] > 1 else review["review_below"]
-        yield "rows below this score are to be reviewed", below
+        if (below := review["review_below"]) is None:
+            yield "rows whose interval holds a cut are to be reviewed", review["num_rows_review"]
+        else:
+            yield "rows below this score are to be reviewed", "every row" if below > 1 else below
         yield "coverage: rows that need no review", review["coverage"]
         yield f"precision of their labels{wanted}", review["precision"]
     if scope := metrics["out_of_scope"]:
@@ -168,10 +180,11 @@ def print_audit(report: dict[str, Any], suspects: pa.Table) -> None:
     rows, column = [], TASKS[report["problem_type"]].column
     for row in suspects.slice(0, _NUM_SUSPECTS_SHOWN).to_pylist():
         given, suggested = (
-            one if isinstance(one, str) else ", ".join(one) or "none"
+            ", ".join(one) or "none" if isinstance(one, list) else one
             for one in (row[column], row[schema.SUGGESTED + column])
         )
-        given_p, suggested_p = (f"{row[name]:.2f}" for name in (schema.GIVEN_PROBABILITY, schema.SUGGESTED_PROBABILITY))
+        names = (schema.GIVEN_PROBABILITY, schema.SUGGESTED_PROBABILITY)
+        given_p, suggested_p = (f"{row[name]:.2f}" if name in row else "" for name in names)
         source = f"{row[schema.SOURCE].rsplit('/', 1)[-1]}, row {row[schema.SOURCE_ROW]}"
         shown = {"text": _excerpt(row[TEXT]), "label": given, "p": given_p}
         rows.append({**shown, "probably": suggested, "p ": suggested_p, "from": source})
@@ -185,12 +198,13 @@ def print_trials(records: Sequence[TrialRecord]) -> None:
     varied = [name for name in SEARCHED if len({record.options[name] for record in records}) > 1]
     # The terminal is narrow, and the seed follows from the trial's number.
     varied = [name for name in varied if name != "seed"] or varied
+    names = {name: words for task in TASKS.values() for name, words in task.metric_names.items()}
     rows = []
     for record in sorted(records, key=lambda one: (-one.score, one.number)):
         row: _Row = {"trial": record.number}
         row |= {name.replace("_", " "): f"{record.options[name]:g}" for name in varied}
         row["epochs run"] = len(record.history)
-        row |= {"accuracy": record.accuracy, "macro-F1": record.scores["f1_macro"]} if record.scores else {}
+        row |= {words: record.scores[name] for name, words in names.items() if name in record.scores}
         status = "" if record.status == "done" else record.status
         rows.append({**row, "": "best" if record is best else record.failure or status})
     _print(f"{len(records)} trials", rows, rest="in the bundle's trials.json")

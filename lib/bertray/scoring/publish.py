@@ -49,12 +49,13 @@ def describe(
     records: pa.Table,
     request_fingerprint: str,
     announced: Announcement | None,
-    labels: tuple[str, ...],
+    answers: dict[str, Any],
 ) -> Published:
     """What predictions/ holds of the archive.
 
     Args:
         records: all that there will be, in `schema.RECORD_SCHEMA`; see `merged`.
+        answers: see `Task.answers`.
         announced: where it calls shards older outside of a part of the archive, they still are.
     """
     gone = records[:0]
@@ -72,7 +73,7 @@ def describe(
         older=sorted(older)[:MAX_LISTED_SHARDS],
         num_shards_gone=len(gone),
         profile_gone=profile_of(gone),
-        labels=labels,
+        **answers,
     )
 
 
@@ -95,14 +96,14 @@ def described_anew(announcement: Announcement, records: pa.Table) -> Announcemen
     return announcement.model_copy(update={"published": published})
 
 
-def announced_again(output: Location, labels: tuple[str, ...]) -> Announcement | None:
+def announced_again(output: Location, answers: dict[str, Any]) -> Announcement | None:
     """Announce all that has a record, because latest.json has been removed; None: nothing has."""
     records = Manifest(output).latest(RECORD_SCHEMA)
     if not len(records):
         return None
     run_id = pc.max(records["run_id"]).as_py()
     _log.warning("warning: %s has no runs/latest.json: announcing again %d recorded shards", output, len(records))
-    published = Published(**_sums(records), num_shards_older=0, older=[], labels=labels)
+    published = Published(**_sums(records), num_shards_older=0, older=[], **answers)
     announcement = Announcement(run_id=run_id, profile=published.profile, published=published)
     Runs(output).announce(announcement)
     return announcement
@@ -236,7 +237,13 @@ def prune(output: Location, run_id: str, archive: Archive, request_fingerprint: 
     if gone:
         left = records.filter(pc.invert(pc.is_in(records["path"], value_set=pa.array(gone, pa.string()))))
         if (latest := runs.latest()) and latest.published:
-            published = describe(archive, left, request_fingerprint, latest, latest.published.labels)
+            published = describe(
+                archive,
+                left,
+                request_fingerprint,
+                latest,
+                latest.published.model_dump(include={"labels", "score_edges"}),
+            )
             runs.announce(latest.model_copy(update={"published": published}))
         manifest.replace(run_id, left)
     for path in extra:

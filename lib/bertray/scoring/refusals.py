@@ -8,6 +8,7 @@ from itertools import takewhile
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bertray.bundle.info import BundleInfo, read_info
 from bertray.errors import RequestError
 from bertray.scoring.archive import Archive
 from bertray.scoring.config import ScoreConfig
@@ -16,6 +17,19 @@ from bertray.scoring.manifest import Plan
 from bertray.scoring.publish import is_too_many
 from bertray.scoring.runs import OTHER_BUNDLE, Runs
 from bertray.storage.location import Location
+from bertray.tasks.task import TASKS
+
+
+def bundle_for(config: ScoreConfig) -> BundleInfo:
+    """The content of the bundle's bundle.json; refuse to keep a column that has the name of one of its predictions."""
+    info = read_info(Location.of(config.bundle))
+    predicted = TASKS[info.problem_type].schema(info).names
+    if taken := sorted(set(predicted) & set(config.keep_columns)):
+        raise RequestError(
+            f"--keep-columns {taken[0]}: the predictions of {config.bundle} have a column of this name, besides "
+            f"{', '.join(name for name in predicted if name != taken[0])}: rename it in the archive, or leave it out"
+        )
+    return info
 
 
 def refuse_mixture(archive: Archive, records: pa.Table, request_fingerprint: str, runs: Runs) -> None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from bertray.errors import LockedError, RequestError, ShardError, ShardRefusedError, UnavailableError
 from bertray.metrics.profile import Profile, given_labels
-from bertray.schema import ERROR, LABEL, LABELS, RECORD_SCHEMA, ROW
+from bertray.schema import ERROR, LABEL, LABELS, RECORD_SCHEMA, ROW, VALUE
 from bertray.scoring.listing import PREDICTIONS, predictions_name, squeezed
 from bertray.scoring.manifest import Manifest
 from bertray.scoring.publish import described_anew, is_under_way
@@ -156,7 +156,8 @@ def _of_content(file: pq.ParquetFile, record: dict[str, Any]) -> str:
         return problem
     if file.metadata.num_rows != record["num_rows"]:
         return f"it has {file.metadata.num_rows} rows, its record says {record['num_rows']}"
-    if missing := {ROW, LABEL, ERROR} - set(file.schema_arrow.names):
+    answer = VALUE if VALUE in file.schema_arrow.names else LABEL
+    if missing := {ROW, answer, ERROR} - set(file.schema_arrow.names):
         return f"it has no column {min(missing)}"
     names = [name for name in (ROW, LABEL, LABELS, ERROR) if name in file.schema_arrow.names]
     table = file.read(names, use_threads=False)

@@ -41,6 +41,7 @@ class MultiLabel(SingleLabel):
 
     problem_type: ProblemType = "multi_label_classification"
     column, targets_are, unseen_advice = LABELS, ("f", 2), ""
+    audit_metric = "f1_micro"
     metric_names: Mapping[str, str] = {"subset_accuracy": "subset accuracy", "f1_macro": "macro-F1"}
     card: Mapping[str, str] = {**SingleLabel.card, "answers": _ANSWERS, "table": _TABLE, "options": ", top_k=None"}
 
@@ -83,9 +84,9 @@ class MultiLabel(SingleLabel):
         if facts.thresholds is not None and len(facts.thresholds) != len(facts.labels):
             raise ValueError(f"there are {len(facts.thresholds)} thresholds for {len(facts.labels)} labels")
 
-    def decide(self, raw_NC: np.ndarray, targets: np.ndarray, target_precision: float | None) -> dict[str, Any]:
+    def decide(self, raw_NC: np.ndarray, targets: np.ndarray, wishes: Any, trained: np.ndarray) -> dict[str, Any]:
         thresholds = tuple(tune_thresholds(self.probabilities(raw_NC), targets).tolist())
-        return {"thresholds": thresholds, **super().decide(raw_NC, targets, target_precision)}
+        return {"thresholds": thresholds, **super().decide(raw_NC, targets, wishes, trained)}
 
     def given(self, probabilities_NC: np.ndarray, is_nan_N: np.ndarray, facts: Any) -> dict[str, pa.Array]:
         is_given_NC = is_given(probabilities_NC, facts.thresholds) & ~is_nan_N[:, None]
@@ -100,7 +101,13 @@ class MultiLabel(SingleLabel):
 
         return multi_label_metrics(targets, decided, labels)
 
-    def is_best_right(self, raw_NC: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    def measured(self, raw_NC: np.ndarray, targets: np.ndarray, facts: Any) -> dict[str, Any]:
+        metrics = super().measured(raw_NC, targets, facts)
+        for label, threshold in zip(facts.labels, facts.thresholds or (), strict=False):
+            metrics["per_class"][label]["threshold"] = threshold
+        return metrics
+
+    def is_best_right(self, raw_NC: np.ndarray, targets: np.ndarray, facts: Any = None) -> np.ndarray:
         best_N = np.nan_to_num(self.probabilities(raw_NC)).argmax(axis=1)
         return np.asarray(targets[np.arange(len(best_N)), best_N] > 0)
 

@@ -8,7 +8,6 @@ Legend: N rows, C outputs of the model: logits, one for each label.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +17,14 @@ import pyarrow.compute as pc
 from bertray.errors import RequestError
 from bertray.formats.columnar import LIST_TYPES, list_map
 from bertray.metrics import calibration
-from bertray.metrics.profile import Limits, Movement, Profile, js_distance, mean_change
-from bertray.schema import DATASET_SCHEMA, LABEL, LABEL_ID, NO_CLASS, REVIEW, SCORE
+from bertray.metrics.profile import Limits, Movement, Profile, label_movement, score_movements
+from bertray.schema import DATASET_SCHEMA, LABEL, LABEL_ID, NO_CLASS, REVIEW, SCORE, prediction_schema
 from bertray.tokenization.columns import as_strings
 from bertray.types import ProblemType
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bertray.metrics.label_issues import LabelIssues
 
 # Dividing the last layer's weights rounds otherwise than dividing the logits does: the row whose score is the limit
@@ -37,10 +38,16 @@ class SingleLabel:
     problem_type: ProblemType = "single_label_classification"
     column = LABEL  # of labelled rows
     targets_are = ("i", 1)  # kind of numbers, dimensions
+    outputs: tuple[str, ...] | None = None  # of the model; None: one for each label of the data set
+    trust_columns: tuple[str, ...] = (SCORE, REVIEW)  # of predictions: how sure an answer is
+    not_for = frozenset(["huber", "coverage", "cuts"])  # options of training that have no meaning here
+    overrides: Mapping[str, Any] = {}  # options with another default here
+    baseline_name = "TF-IDF (1-2 words) + logistic regression"
     unseen_advice = "name the one that stands for no class with --oos-label, "  # about a label only held-out rows have
     best_metric = "f1_macro"  # the epoch, and the trial of bertray tune, in which it is highest is kept
     metric_names: Mapping[str, str] = {"accuracy": "accuracy", "f1_macro": "macro-F1"}  # of an epoch, shown to people
     quality_name = "accuracy"
+    audit_metric = "accuracy"  # models that reach less than 0.5 have learnt too little to doubt any label
     card: Mapping[str, str] = {  # parts of the model card, as templates: see `bundle.card`
         "title": "{{ labels | length }}-way text classifier",
         "labels": 'Labels: {% for label in labels %}{{ label | code }}{{ ", " if not loop.last else "" }}{% endfor %}',
@@ -72,6 +79,33 @@ class SingleLabel:
         trimmed = pc.utf8_trim_whitespace(rows[LABEL])
         return rows.set_column(rows.column_names.index(LABEL), LABEL, trimmed), trimmed.to_pylist()
 
+    def agreed(self, votes: pd.DataFrame, max_spread: float | None) -> tuple[pd.Series, pd.Series]:
+        """What rows with equal texts are given together, and which of them stay.
+
+        Args:
+            votes: columns `key` (of the text) and `label`, a string of `tidied`.
+            max_spread: see `Regression`.
+
+        Returns:
+            The reason why a row goes, "" if it stays; and the label that rows of its text get, null: none.
+        """
+        import pandas as pd
+
+        counts = votes.value_counts(sort=False).reset_index()
+        leaders = counts[counts["count"] == counts.groupby("key")["count"].transform("max")]
+        tied_keys = set(leaders.loc[leaders["key"].duplicated(), "key"])
+        winners = votes["key"].map(leaders.drop_duplicates("key").set_index("key")["label"])
+        is_tied = votes["key"].isin(tied_keys)
+        reasons = pd.Series("", votes.index)
+        reasons[votes.duplicated()] = "duplicate"
+        reasons[votes["label"] != winners] = "label_outvoted"
+        reasons[is_tied] = "label_tied"
+        return reasons, winners.mask(is_tied)
+
+    def given_anew(self, rows: pa.Table, chosen: np.ndarray, agreed: pd.Series) -> pa.Table:
+        """Rows with what `agreed` gives those at some positions; here those that stay have it already."""
+        return rows
+
     def strata(self, rows: pa.Table) -> list[Any]:
         """What a split divides alike: see `data.splits.hold_out`."""
         return list(rows[self.column].to_pylist())
@@ -85,6 +119,10 @@ class SingleLabel:
         """What report.json says of the splits of this task alone."""
         return {}
 
+    def warnings(self, splits: Mapping[str, pa.Table]) -> list[str]:
+        """What a person should look at, of this task alone."""
+        return []
+
     def targets(self, rows: pa.Table, num_labels: int) -> np.ndarray:
         """What a model should predict for rows of a data set."""
         return np.asarray(rows[LABEL_ID].to_numpy(), dtype=np.int64)
@@ -97,23 +135,46 @@ class SingleLabel:
         """The answers of rows of a data set as training reads them: a list of numbers a row."""
         return pa.LargeListArray.from_arrays(pa.array(np.arange(rows.num_rows + 1)), rows[LABEL_ID].combine_chunks())
 
+    def meaningless(self, options: Any) -> list[str]:
+        """Options of training that are set and have no meaning here, as the command line has them."""
+        return options_set(options, self.not_for)
+
+    def names(self, targets: np.ndarray, labels: tuple[str, ...]) -> list[Any]:
+        """Targets as people read them."""
+        names = np.array(labels, dtype=object)
+        return [names[one] for one in targets]
+
     # Bundles: what raw outputs mean.
 
     calibrate = staticmethod(calibration.calibrate)
-    profile = staticmethod(Profile.of)
 
     def probabilities(self, raw_NC: np.ndarray) -> np.ndarray:
         """Of each label, float32; NaN for a row whose outputs are not all finite."""
         return calibration.probabilities(raw_NC, self.problem_type)
+
+    def answers(self, facts: Any) -> dict[str, Any]:
+        """What an announcement says of the answers: `labels` that rows can get, and `score_edges` of the profile."""
+        return {"labels": facts.labels}
+
+    def schema(self, facts: Any) -> pa.Schema:
+        """Of predictions."""
+        return prediction_schema(self.problem_type)
 
     def check(self, facts: Any) -> None:
         """Raises ValueError where facts do not go with this task."""
         if facts.thresholds is not None:
             raise ValueError(f"thresholds do not go with problem_type {self.problem_type}")
 
-    def decide(self, raw_NC: np.ndarray, targets: np.ndarray, target_precision: float | None) -> dict[str, Any]:
-        """The facts that answers depend on, from validation rows that have outputs; None: nothing is reviewed."""
-        if target_precision is None:
+    def decide(self, raw_NC: np.ndarray, targets: np.ndarray, wishes: Any, trained: np.ndarray) -> dict[str, Any]:
+        """The facts that answers depend on.
+
+        Args:
+            raw_NC, targets: of validation rows that have outputs.
+            wishes: what a `training.config.TrainConfig` says of target_precision (None: nothing is reviewed), coverage
+                and cuts.
+            trained: targets of the training rows.
+        """
+        if (target_precision := wishes.target_precision) is None:
             return {"review_below": None}
         scores_N, is_right_N = self.probabilities(raw_NC).max(axis=1), self.is_best_right(raw_NC, targets)
         found = calibration.threshold_for_precision(scores_N, is_right_N, target_precision)
@@ -146,22 +207,7 @@ class SingleLabel:
 
     def movements(self, before: Profile, now: Profile, against: str, limits: Limits) -> list[Movement]:
         """How far labels and scores moved."""
-        both, num_rows = (before, now), (before.num_rows_scored, now.num_rows_scored)
-        labels = sorted({**before.labels, **now.labels})
-        # With several labels a row, a row may also have none.
-        mixes = [[*(one.labels.get(label, 0) for label in labels), one.num_rows_unlabelled] for one in both]
-        shares = [[count / one.num_rows_scored for count in mix] for one, mix in zip(both, mixes, strict=True)]
-        most_moved = max(range(len(labels) + 1), key=lambda index: abs(shares[1][index] - shares[0][index]))
-        label = [*labels, "no label"][most_moved]
-        scores = [one.score_moments() for one in both]
-        shown_mixes = [f"{label} {share[most_moved]:.1%}" for share in shares]
-        shown_scores = [f"mean {mean:.3f}" for mean, _ in scores]
-        moved, change = partial(Movement.of, against), mean_change(scores[0], scores[1], *num_rows)
-        return [
-            moved("label mix", js_distance(*mixes), limits[0], shown_mixes),
-            moved("scores", js_distance(before.scores, now.scores), limits[0], shown_scores),
-            moved("mean score", change, limits[1], shown_scores),
-        ]
+        return [label_movement(before, now, against, limits), *score_movements(before, now, against, limits)]
 
     # How good a model is. What is decided, and targets, are of rows in scope.
 
@@ -180,7 +226,24 @@ class SingleLabel:
 
         return full_metrics(targets, decided, labels)
 
-    def is_best_right(self, raw_NC: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    def measured(self, raw_NC: np.ndarray, targets: np.ndarray, facts: Any) -> dict[str, Any]:
+        """All that an evaluation says of rows in scope."""
+        metrics = self.metrics(self.decided(raw_NC, facts), targets, facts.labels)
+        return metrics | self.reliability(raw_NC, targets)
+
+    def difference_intervals(
+        self, decided: np.ndarray, other: np.ndarray, targets: np.ndarray, num_labels: int
+    ) -> dict[str, list[float]]:
+        """See `classification.difference_intervals`."""
+        from bertray.metrics.classification import difference_intervals
+
+        return difference_intervals(targets, decided, other, num_labels)
+
+    def reviews(self, facts: Any) -> bool:
+        """Whether some rows that have an answer are to be reviewed."""
+        return facts.review_below is not None
+
+    def is_best_right(self, raw_NC: np.ndarray, targets: np.ndarray, facts: Any = None) -> np.ndarray:
         """Whether the label that the score is of is right (bool [N]), of rows in scope."""
         return np.asarray(self.decided(raw_NC) == targets)
 
@@ -209,6 +272,13 @@ class SingleLabel:
         from bertray.metrics.label_issues import find_issues
 
         return find_issues(targets, self.probabilities(raw_NC))
+
+
+def options_set(options: Any, names: frozenset[str]) -> list[str]:
+    """Those of some options that do not have their default, as the command line has them."""
+    fields = type(options).model_fields
+    found = [name for name in sorted(names & set(fields)) if getattr(options, name) != fields[name].default]
+    return [f"--{name.replace('_', '-')}" for name in found]
 
 
 def as_lists(cells: pa.ChunkedArray, what: str, separator: str) -> pa.ChunkedArray:

@@ -13,8 +13,8 @@ What becomes of a row of several labels, and the method of each step:
                                 decided        [1, 0, 1], to be compared with the targets
       run                       movements      how far labels and scores moved, for the gate
 
-`SingleLabel` says what the methods do. A task without labels is a class of its own with the same ones, and one more
-entry in `TASKS`: every use is type-checked against all of them.
+`SingleLabel` says what the methods do. `Regression` has no labels, and is a class of its own with the same methods:
+every use is type-checked against all of them.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ import numpy as np
 import pyarrow as pa
 
 from bertray.tasks.multi_label import MultiLabel
+from bertray.tasks.regression import Regression
 from bertray.tasks.single_label import SingleLabel
 from bertray.types import ProblemType
 
-Task: TypeAlias = SingleLabel | MultiLabel
+Task: TypeAlias = SingleLabel | MultiLabel | Regression
 
-TASKS: dict[ProblemType, Task] = {task.problem_type: task for task in (SingleLabel(), MultiLabel())}
+TASKS: dict[ProblemType, Task] = {task.problem_type: task for task in (SingleLabel(), MultiLabel(), Regression())}
 
 
-def task_of_cells(separator: str | None) -> Task:
-    """The task of labelled files whose cells have this separator; None: one label a row."""
+def task_of_cells(separator: str | None, *, are_numbers: bool = False) -> Task:
+    """The task of labelled files whose cells have this separator, or are numbers; None: one label a row."""
+    if are_numbers:
+        return TASKS["regression"]
     return TASKS["single_label_classification" if separator is None else "multi_label_classification"]
 
 

@@ -37,6 +37,7 @@ class Progress(BaseModel):
     history: list[dict[str, float]] = []  # metrics of each finished epoch
     records: list[StepRecord] = []  # of some steps, for the curves
     best_epoch: int = 0
+    unit: tuple[float, float] = (0.0, 1.0)  # of the weights' outputs: of numbers, mean and deviation of the training's
     is_done: bool = False
 
 

@@ -10,6 +10,7 @@ from bertray.config import (
     OVERWRITE_HELP,
     PRECISION_HELP,
     Bounds,
+    Cuts,
     JobConfig,
     Numbers,
     Place,
@@ -54,6 +55,11 @@ class TrainingOptions(JobConfig):
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of probability spread over all classes")
     class_weights: ClassWeights = Field(default="none", description="balanced: rare classes weigh more in the loss")
+    huber: bool = Field(
+        default=False,
+        description="of numbers: errors beyond a standard deviation count by their size, not by its square, so that "
+        "outliers govern training less",
+    )
     micro_batch_tokens: int | None = Field(
         default=None,
         ge=1,
@@ -100,9 +106,21 @@ class TrainConfig(TrainingOptions):
     """
 
     output: Place = Field(description="folder of the model bundle")
-    keep: Keep = Field(default="best", description="of the epochs: the best by macro-F1 on validation, or the last")
+    keep: Keep = Field(
+        default="best",
+        description="of the epochs: the best by macro-F1 on validation, of numbers by Spearman's correlation; or the "
+        "last",
+    )
     target_precision: float | None = Field(
         default=None, gt=0, lt=1, description="such as 0.95: mark rows for review whose score is too low for it"
+    )
+    coverage: float = Field(
+        default=0.9, gt=0, lt=1, description="of numbers: share of the true values that the intervals are to hold"
+    )
+    cuts: Cuts | None = Field(
+        default=None,
+        description="of numbers: where a class ends and the next begins, as 2.5 or 1,2,3; auto: between all neighbours "
+        "of up to 10 different training values, else at their thirds",
     )
     patience: int | None = Field(default=None, ge=1, description="stop after this many epochs without a better one")
     checkpoint_minutes: float = Field(default=10.0, gt=0, description="time between checkpoints, to continue from")

@@ -23,6 +23,9 @@ _SCORES = {
     "subset_accuracy": "subset accuracy",
     "f1_micro": "micro-F1",
     "f1_macro": "macro-F1",
+    "r2": "r2",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
 }
 _LOOK = {"font.size": 9.0, "axes.grid": True, "grid.color": "#E6E6E6", "legend.frameon": False}
 # The ids in the file are random without a salt. Not the user's own style: it would change the file.

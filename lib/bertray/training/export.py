@@ -28,7 +28,8 @@ from bertray.bundle.info import CURVES_FILE, EVENTS_FOLDER, BundleInfo
 from bertray.bundle.predictions import predictions
 from bertray.data.dataset import Dataset
 from bertray.errors import RequestError, missing_extra
-from bertray.model.adapter import scale_logits
+from bertray.metrics.profile import Profile
+from bertray.model.adapter import change_unit, scale_logits
 from bertray.model.pretrained import load_classifier, load_tokenizer
 from bertray.model.runtime import resolve_device
 from bertray.model.sources import hub_name
@@ -83,6 +84,8 @@ def write_bundle(
     has_class_N = task.is_in_scope(rows)
     model = load_classifier(config.encoder, dataset.labels, dataset.problem_type, config.seed)
     model.load_state_dict(weights)
+    if progress.unit != (0.0, 1.0):
+        change_unit(model, *progress.unit)
     tokenizer, _ = load_tokenizer(config.encoder, config.max_length, config.overlap)
     encoder, commit = hub_name(config.encoder) or (config.encoder, None)
     kept = progress.history[progress.best_epoch - 1]
@@ -123,7 +126,8 @@ def write_bundle(
             logits_NC /= temperature
         else:
             temperature, calibration = 1.0, {}
-        decided = task.decide(logits_NC[is_read_N], targets[is_read_N], config.target_precision)
+        trained = dataset.targets(dataset.in_scope(dataset.split("train")))
+        decided = task.decide(logits_NC[is_read_N], targets[is_read_N], config, trained)
         predicted = predictions(tokens, logits_NC, first.model_copy(update=decided))
         facts["metrics"] |= validation_metrics(logits_NC[fitted_N], targets[fitted_N])
 
@@ -139,7 +143,7 @@ def write_bundle(
         info = seal(
             folder,
             **facts,
-            validation_profile=task.profile(predicted.filter(pa.array(has_class_N))),
+            validation_profile=Profile.of(predicted.filter(pa.array(has_class_N))),
             temperature=temperature,
             calibration=calibration,
             **decided,

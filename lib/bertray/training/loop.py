@@ -26,7 +26,6 @@ import torch
 import torch.distributed
 
 from bertray.errors import DivergedError, RequestError
-from bertray.model.adapter import begin_with_logits
 from bertray.model.encoder import run_batches
 from bertray.model.runtime import TOKEN_BUDGET, put
 from bertray.tasks.task import TASKS
@@ -94,8 +93,7 @@ class FineTuning:
         self._task, self._num_classes = TASKS[problem_type], model.config.num_labels
         self._lengths_S = self._train.tokens.lengths_S
         self._objective = Objective(self._train, self._num_classes, problem_type, device, options)
-        if (first_logits_C := self._objective.first_logits_C()) is not None:
-            begin_with_logits(model, first_logits_C)
+        self._objective.begin(model)
         self.learner = Learner(model, vocabulary_V, device, options.precision, options.gradient_checkpointing)
         if device.type == "cpu":
             check_memory(model)
@@ -112,7 +110,7 @@ class FineTuning:
         self.num_steps = self.batches.steps_per_epoch * options.epochs
         self.token_budget = options.micro_batch_tokens or TOKEN_BUDGET[device.type]  # of a part of a step
         self.validation_budget = TOKEN_BUDGET[device.type]
-        self.progress = Progress()
+        self.progress = Progress(unit=self._objective.unit)
         self.best: dict[str, torch.Tensor] | None = None
         self.validation_logits_NC = np.empty((0, self._num_classes), dtype=np.float32)
         self._unseen: list[torch.Tensor] = []  # of each step since the last look: sum of the losses, gradient norm
@@ -291,7 +289,9 @@ class FineTuning:
         if self.world_size > 1:
             torch.distributed.all_reduce(logits_SC)
         num_rows = int(tokens.documents_S[-1]) + 1
-        return aggregate(logits_SC.cpu().numpy(), tokens.documents_S, num_rows, self.options.long_documents)
+        mean, deviation = self.progress.unit
+        in_unit_SC = logits_SC.cpu().numpy() * np.float32(deviation) + np.float32(mean)
+        return aggregate(in_unit_SC, tokens.documents_S, num_rows, self.options.long_documents)
 
     def _tell_between_batches(self) -> None:
         """Ask the watcher during an evaluation too, which may last longer than a stopped driver waits."""

@@ -8,11 +8,13 @@ Legend: S sequences, B sequences of a batch, N rows, C classes.
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, huber_loss, mse_loss
 
+from bertray.model.adapter import begin_with_logits, change_unit, last_layer
 from bertray.model.runtime import put
 from bertray.tasks.task import task_of_targets
 from bertray.tokenization.windows import training_weights
@@ -30,6 +32,9 @@ class Objective:
     label_smoothing: share of the probability that is spread over all classes (of each of several labels: over yes and
         no); Szegedy et al. 2016, https://arxiv.org/abs/1512.00567.
     class_weights: with "balanced", rows of a class weigh N / (C * rows of the class), as in scikit-learn.
+
+    huber: of numbers; errors beyond one standard deviation count by their size, not by its square; Huber 1964,
+        https://doi.org/10.1214/aoms/1177703732.
 
     Here cross-entropy; a problem type with another loss has a class of its own in `LOSSES`.
     """
@@ -63,9 +68,13 @@ class Objective:
         weights_S = weights_S * weights_C[self._rows.label_ids(np.arange(len(weights_S)))]
         return np.asarray(weights_S / weights_S.mean(), dtype=np.float32)
 
-    def first_logits_C(self) -> torch.Tensor | None:
-        """The logits that training begins with (float32, on the CPU); None: those of the model's head."""
-        return None
+    @property
+    def unit(self) -> tuple[float, float]:
+        """Mean and standard deviation of what one unit of the model's outputs stands for."""
+        return 0.0, 1.0
+
+    def begin(self, model: Any) -> None:
+        """Have a new head begin where training is short."""
 
     def loss_sum(self, logits_BC: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
         """The weighted sum of the sequences' losses; its mean over the split counts each row once."""
@@ -95,8 +104,8 @@ class _SeveralLabels(Objective):
         self._positive_weights_C = torch.from_numpy(ratios_C.astype(np.float32)).to(self._device)
         return weights_S
 
-    def first_logits_C(self) -> torch.Tensor | None:
-        """The logits of least loss if all texts got the same.
+    def begin(self, model: Any) -> None:
+        """Begin with the logits of least loss if all texts got the same.
 
         Training that starts there (Lin et al. 2017, https://arxiv.org/abs/1708.02002, 3.3) need not push all logits
         down first. That makes the states of all texts alike, and with rare labels training hardly recovers from it.
@@ -104,7 +113,9 @@ class _SeveralLabels(Objective):
         shares_C = (self._rows.class_counts_C(self._num_classes) + 0.5) / (len(self._rows.firsts) + 1)
         shares_C = shares_C * (1 - self._smoothing) + self._smoothing / 2
         logits_C = torch.from_numpy(np.log(shares_C / (1 - shares_C)).astype(np.float32))
-        return logits_C if self._positive_weights_C is None else logits_C + self._positive_weights_C.cpu().log()
+        if self._positive_weights_C is not None:
+            logits_C += self._positive_weights_C.cpu().log()
+        begin_with_logits(model, logits_C)
 
     def _losses(self, logits_BC: torch.Tensor, rows: np.ndarray, rows_B: torch.Tensor) -> torch.Tensor:
         targets_BC = put(self.targets(self._rows, rows), self._device) * (1 - self._smoothing) + self._smoothing / 2
@@ -120,9 +131,53 @@ class _SeveralLabels(Objective):
         return binary_cross_entropy_with_logits(logits_NC, targets.double())
 
 
+class _Numbers(Objective):
+    """Squared error, or Huber's, of numbers in standard deviations from the mean of the training rows."""
+
+    def __init__(
+        self,
+        rows: TrainingRows,
+        num_classes: int,
+        problem_type: ProblemType,
+        device: torch.device,
+        options: TrainingOptions,
+    ) -> None:
+        super().__init__(rows, num_classes, problem_type, device, options)
+        self._loss = huber_loss if options.huber else mse_loss
+        values_N = rows.values(rows.firsts)
+        self._unit = float(values_N.mean()), float(values_N.std()) or 1.0
+
+    @property
+    def unit(self) -> tuple[float, float]:
+        return self._unit
+
+    @cached_property
+    def _targets_S(self) -> torch.Tensor:
+        values_S = self._rows.values(np.arange(len(self._weights_S)))
+        return put(((values_S - self._unit[0]) / self._unit[1]).astype(np.float32), self._device)
+
+    def begin(self, model: Any) -> None:
+        """A trained head, whose bias is not zero, goes on; its outputs are in the user's unit."""
+        mean, deviation = self._unit
+        if (last := last_layer(model)) is None or last.bias is None or last.bias.any():
+            change_unit(model, -mean / deviation, 1 / deviation)
+
+    def _losses(self, logits_BC: torch.Tensor, rows: np.ndarray, rows_B: torch.Tensor) -> torch.Tensor:
+        return self._loss(logits_BC[:, 0], self._targets_S[rows_B], reduction="none")
+
+    def targets(self, rows: TrainingRows, chosen: np.ndarray) -> np.ndarray:
+        return rows.values(chosen)
+
+    @staticmethod
+    def mean(logits_NC: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The squared error, as a share of the targets' variance, so that it can stand beside that of training."""
+        return mse_loss(logits_NC[:, 0], targets) / (targets.var(correction=0) or 1.0)
+
+
 LOSSES: dict[ProblemType, type[Objective]] = {
     "single_label_classification": Objective,
     "multi_label_classification": _SeveralLabels,
+    "regression": _Numbers,
 }
 
 

@@ -20,6 +20,7 @@ from bertray.model.sources import lasting
 from bertray.schema import SOURCE, SOURCE_ROW, TEXT
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE, refuse_in_bundle
+from bertray.tasks.task import TASKS
 from bertray.training.config import TrainConfig, TrainingOptions
 from bertray.training.run_folder import TrainingRun
 
@@ -39,6 +40,11 @@ def open_data(config: TrainingOptions) -> Dataset:
     dataset = Dataset.open(config.data)
     rows = dataset.in_scope(dataset.split("train"))
     num_rows, num_labels = rows.num_rows, len(dataset.labels)
+    if odd := TASKS[dataset.problem_type].meaningless(config):
+        raise RequestError(
+            f"{', '.join(odd)} has no meaning for {dataset.location}, whose rows are for {dataset.problem_type}: leave "
+            "it out"
+        )
     if num_labels > num_rows:
         raise RequestError(
             f"{dataset.location} has {num_labels} labels and {num_rows} training rows; there must be more rows than "
@@ -74,8 +80,10 @@ def check_output(config: TrainConfig, run: TrainingRun) -> None:
 
 def with_absolute_paths(config: Config, dataset: Dataset) -> Config:
     """The same configuration for workers, which may run in other folders."""
+    overrides = TASKS[dataset.problem_type].overrides
     return config.model_copy(
         update={
+            **{name: value for name, value in overrides.items() if name in type(config).model_fields},
             "data": str(dataset.location),
             "output": str(Location.of(config.output)),
             "encoder": lasting(config.encoder),

@@ -40,7 +40,10 @@ _COLUMNS = ("ids", "document", "label_ids")
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """A split's sequences and their labels: sequence s has label_ids_L[label_offsets_S1[s]:label_offsets_S1[s + 1]]."""
+    """A split's sequences and their labels: sequence s has label_ids_L[label_offsets_S1[s]:label_offsets_S1[s + 1]].
+
+    If rows have a number instead, it is the one that their label id would be.
+    """
 
     tokens: Sequences
     label_ids_L: np.ndarray
@@ -61,6 +64,10 @@ class TrainingRows:
     def label_ids(self, rows: np.ndarray) -> np.ndarray:
         """The label id (int64) of each of some sequences, which have one label."""
         return np.asarray(self.label_ids_L[self.label_offsets_S1[rows]], np.int64)
+
+    def values(self, rows: np.ndarray) -> np.ndarray:
+        """The number (float64) of each of some sequences."""
+        return np.asarray(self.label_ids_L[self.label_offsets_S1[rows]], np.float64)
 
     def multi_hot(self, rows: np.ndarray, num_classes: int) -> np.ndarray:
         """Which labels each of some sequences has (float32) [len(rows), C]."""

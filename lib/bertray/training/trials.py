@@ -111,7 +111,7 @@ def write_trials(folder: Path, config: TuneConfig, records: Sequence[TrialRecord
             "best_epoch": one.best_epoch or None,
             "loss": one.scores.get("loss"),
             "accuracy": one.accuracy,
-            "f1_macro": one.scores.get("f1_macro"),
+            **{name: one.scores.get(name) for name in ("f1_macro", "mae", "spearman")},
             "wall_s": sum(epoch["wall_s"] for epoch in one.history),
             "failure": one.failure,
         }

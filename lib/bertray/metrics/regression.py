@@ -1,0 +1,113 @@
+"""How near predicted numbers are to true ones, and intervals around them.
+
+A correlation is 0 where either side is all one number, and r2 where the true ones are.
+
+Legend: N rows, B bins of predicted values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+# A bin of fewer validation rows would give an interval that other rows of the archive do not bear out.
+_LEAST_ROWS_OF_BIN, _MAX_BINS = 100, 10
+
+
+class ValueErrors:
+    """Metrics of rows that count several times or not at all, for a bootstrap; all values are finite.
+
+    Ranks are those among all rows, however often they count.
+    """
+
+    def __init__(self, true_N: np.ndarray, predicted_N: np.ndarray) -> None:
+        both = np.asarray(true_N, np.float64), np.asarray(predicted_N, np.float64)
+        self._error_N, self._sides = both[1] - both[0], (both, tuple(rankdata(one) for one in both))
+
+    def metrics(self, times_N: np.ndarray | None = None) -> dict[str, float]:
+        """Mean absolute error, root of the mean squared error, r2, Pearson's and Spearman's correlation.
+
+        Args:
+            times_N: how often each row counts; None: once.
+        """
+        num_rows = len(self._error_N) if times_N is None else int(times_N.sum())
+        if not num_rows:
+            return dict.fromkeys(("mae", "rmse", "r2", "pearson", "spearman"), 0.0)
+
+        def mean(of_N: np.ndarray) -> float:
+            return float(np.average(of_N, weights=times_N))
+
+        def covariance(one_N: np.ndarray, other_N: np.ndarray) -> float:
+            return mean((one_N - mean(one_N)) * (other_N - mean(other_N)))
+
+        def correlation(one_N: np.ndarray, other_N: np.ndarray) -> float:
+            product = covariance(one_N, one_N) * covariance(other_N, other_N)
+            return covariance(one_N, other_N) / math.sqrt(product) if product > 0 else 0.0
+
+        (true_N, predicted_N), ranks = self._sides
+        square_error, variance = mean(self._error_N**2), covariance(true_N, true_N)
+        return {
+            "mae": mean(np.abs(self._error_N)),
+            "rmse": math.sqrt(square_error),
+            "r2": 1 - square_error / variance if variance > 0 else 0.0,
+            "pearson": correlation(true_N, predicted_N),
+            "spearman": correlation(*ranks),
+        }
+
+
+def conformal(
+    predicted_N: np.ndarray, true_N: np.ndarray, coverage: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Intervals that hold a share `coverage` of true values, by the errors on rows that were not trained on.
+
+    Split conformal prediction (Lei et al. 2018, https://arxiv.org/abs/1604.04173, algorithm 2) in each of up to 10 bins
+    of the predicted value, of 100 rows or more (Mondrian: Vovk et al. 2005, Algorithmic Learning in a Random World,
+    4.5): errors are often larger in the middle of a scale than at its ends.
+
+    Returns:
+        The edges between the B bins, and half the width of the interval in each; none of both if there are too few rows
+        for any.
+    """
+    num_bins = max(1, min(_MAX_BINS, len(true_N) // _LEAST_ROWS_OF_BIN))
+    edges = np.unique(np.quantile(predicted_N, np.arange(1, num_bins) / num_bins)) if len(true_N) else np.empty(0)
+    bin_N, halves = np.searchsorted(edges, predicted_N, side="right"), []
+    for number in range(len(edges) + 1):
+        errors = np.sort(np.abs(true_N - predicted_N)[bin_N == number])
+        rank = math.ceil((len(errors) + 1) * coverage - 1e-9)
+        if rank > len(errors):
+            return (), ()
+        halves.append(float(errors[rank - 1]))
+    return tuple(edges.tolist()), tuple(halves)
+
+
+def class_metrics(
+    true_N: np.ndarray, predicted_N: np.ndarray, cuts: Sequence[float], labels: tuple[str, ...]
+) -> dict[str, Any]:
+    """Metrics of ordered classes: `classification.full_metrics`, quadratic kappa, and F1 of being above each cut.
+
+    Args:
+        true_N, predicted_N: positions in `labels`.
+
+    Returns:
+        Cohen's kappa with quadratic weights is Cohen 1968, Psychological Bulletin 70; 1 where both sides have one class
+        and the same.
+    """
+    from sklearn.metrics import cohen_kappa_score, f1_score
+
+    from bertray.metrics.classification import full_metrics
+
+    kappa = 1.0
+    if len(np.union1d(true_N, predicted_N)) > 1:
+        kappa = float(cohen_kappa_score(true_N, predicted_N, weights="quadratic", labels=np.arange(len(labels))))
+    return {
+        **full_metrics(true_N, predicted_N, labels),
+        "quadratic_kappa": kappa,
+        "f1_at_cuts": {
+            f"{cut:.15g}": float(f1_score(true_N > number, predicted_N > number, zero_division=0))
+            for number, cut in enumerate(cuts)
+        },
+    }
