@@ -34,7 +34,7 @@ def run_prepare(config: PrepareConfig) -> JobResult:
     prepared = prepare(config)
     print_dataset(prepared.report)
     summary = {key: prepared.report[key] for key in _PREPARE_SUMMARY}
-    return JobResult({"output": config.output, "num_labels": len(prepared.labels), **summary})
+    return JobResult({"output": config.output, "num_labels": len(prepared.report["labels"]), **summary})
 
 
 def run_predict(config: PredictConfig) -> JobResult:
