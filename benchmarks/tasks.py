@@ -3,9 +3,9 @@
     python -m benchmarks.tasks                                  all of them, MiniLM
     python -m benchmarks.tasks --only clinc150 --epochs 1
 
-Several labels a row (goemotions), and texts that fit no class: as a class of its own, learnt from 100 rows, and without
-a training row of them, by a threshold of the score. Numbers (emobank). Nothing is chosen on the test rows: thresholds, temperature and the
-epoch that is kept follow from the validation rows.
+Several labels a row (goemotions); texts that fit no class: as a class of its own, learnt from 100 rows, and without a
+training row of them, by a threshold of the score; numbers (emobank). Nothing is chosen on the test rows: thresholds,
+temperature, intervals and the epoch that is kept follow from the validation rows.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ TASKS = {
             | {"test": f"{EMOBANK}/test.parquet", "label_column": "valence", "regression": ""},
             {"epochs": 3, "learning_rate": 2e-4, "seed": seed},
             ("mae", "pearson", "spearman", "coverage", "mean_width"),
-            "Pearson of about 0.8 for transformers of base size",
+            "MiniLM in a plain padded loop, one seed: MAE 0.175, Pearson 0.736, Spearman 0.700",
         )
         for seed in range(3)
     },
