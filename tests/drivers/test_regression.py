@@ -15,9 +15,11 @@ from transformers import pipeline
 from bertray import Bundle
 from bertray.bundle.info import read_info
 from bertray.data.dataset import Dataset
+from bertray.drivers.audit import audit
 from bertray.errors import RequestError
 from bertray.schema import REGRESSION_PREDICTION_SCHEMA, SPLITS, suspect_schema
 from bertray.storage.location import Location
+from bertray.training.config import AuditConfig
 from jobs import evaluate, predict, prepare, score, train, verify
 from tests.conftest import write_shard
 
@@ -187,6 +189,28 @@ def test_what_is_about_numbers_is_refused_for_labels(tmp_path: Path, capsys: pyt
     assert "--cuts, --huber has no meaning" in capsys.readouterr().err
 
 
-def test_suspects_are_errors_out_of_fold() -> None:
-    assert "given_probability" not in suspect_schema("regression").names
-    assert suspect_schema("regression").names[2:5] == ["value", "suggested_value", "quality"]
+def test_planted_errors_are_the_worst_rows(ray_cluster: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    rows = [(text, year + 25 * (number in (30, 50))) for number, (text, year) in enumerate(map(a_text, range(120)))]
+    lines = [json.dumps({"text": text, "label": year + 0.1 * (len(text) % 7)}) for text, year in rows]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    common = ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "data"), "--regression"]
+    assert prepare.main([*common, "--validation-fraction", "0.02", "--test-fraction", "0.02"]) == 0
+    config = AuditConfig(
+        data=str(tmp_path / "data"),
+        output=str(tmp_path / "check"),
+        encoder=str(tiny_encoder),
+        folds=2,
+        epochs=12,
+        learning_rate=3e-3,
+        max_length=32,
+        batch_size=8,
+        device="cpu",
+    )
+    found = audit(config)
+    assert found.suspects.schema.equals(suspect_schema("regression"))
+    assert found.suspects.column_names[2:5] == ["value", "suggested_value", "quality"]
+    kept = set(Dataset.open(config.data).split("train")["source_row"].to_pylist())
+    worst = found.suspects.slice(0, 2).to_pylist()
+    assert {row["source_row"] for row in worst} == {30, 50} & kept and kept & {30, 50}
+    assert all(row["value"] - row["suggested_value"] > 10 for row in worst)
+    assert list(found.report["labels"]) == ["value"] and found.report["out_of_fold"]["spearman"] > 0.5

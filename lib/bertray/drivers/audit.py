@@ -117,7 +117,7 @@ def audit(config: AuditConfig) -> Audit:
             "num_suspects": suspects.num_rows,
             "noise": issues.noise,
             "out_of_fold": metrics,
-            "warnings": _warnings(metrics, task.audit_metric),
+            "warnings": _warnings(metrics),
             "labels": dict(zip(dataset.labels, issues.by_label, strict=True)),
             "num_rows_by_fold": np.bincount(fold_N, minlength=config.folds).tolist(),
             "problem_type": task.problem_type,
@@ -152,9 +152,10 @@ def _suspects(dataset: Dataset, rows: pa.Table, judged: np.ndarray, issues: Labe
     return pa.Table.from_pydict(columns, schema=schema.suspect_schema(dataset.problem_type))
 
 
-def _warnings(metrics: dict[str, float], name: str) -> list[str]:
+def _warnings(metrics: dict[str, float]) -> list[str]:
     """Warnings about models with these scores on rows that they were not trained on."""
-    if metrics[name] >= 0.5:
+    name = next(one for one in ("accuracy", "f1_micro", "spearman") if one in metrics)
+    if metrics[name] >= 0.5:  # models that agree with fewer labels have learnt too little to doubt any
         return []
     return [
         f"the models' {name} on rows that they have not seen is {metrics[name]:.2f}: the suspects then say more about "

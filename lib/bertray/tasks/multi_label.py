@@ -41,7 +41,6 @@ class MultiLabel(SingleLabel):
 
     problem_type: ProblemType = "multi_label_classification"
     column, targets_are, unseen_advice = LABELS, ("f", 2), ""
-    audit_metric = "f1_micro"
     metric_names: Mapping[str, str] = {"subset_accuracy": "subset accuracy", "f1_macro": "macro-F1"}
     card: Mapping[str, str] = {**SingleLabel.card, "answers": _ANSWERS, "table": _TABLE, "options": ", top_k=None"}
 

@@ -88,7 +88,7 @@ class Regression:
     overrides: Mapping[str, Any] = {"label_smoothings": "0:0"}
     best_metric = "spearman"
     metric_names: Mapping[str, str] = {"mae": "MAE", "spearman": "Spearman's correlation"}
-    quality_name, audit_metric = "r2", "spearman"
+    quality_name = "r2"
     baseline_name = "TF-IDF (1-2 words) + ridge regression"
     card: Mapping[str, str] = {
         "title": "text regression",

@@ -47,7 +47,6 @@ class SingleLabel:
     best_metric = "f1_macro"  # the epoch, and the trial of bertray tune, in which it is highest is kept
     metric_names: Mapping[str, str] = {"accuracy": "accuracy", "f1_macro": "macro-F1"}  # of an epoch, shown to people
     quality_name = "accuracy"
-    audit_metric = "accuracy"  # models that reach less than 0.5 have learnt too little to doubt any label
     card: Mapping[str, str] = {  # parts of the model card, as templates: see `bundle.card`
         "title": "{{ labels | length }}-way text classifier",
         "labels": 'Labels: {% for label in labels %}{{ label | code }}{{ ", " if not loop.last else "" }}{% endfor %}',
