@@ -55,7 +55,7 @@ def test_rows_that_cannot_be_scored(tiny_bundle: Path) -> None:
     bundle = Bundle.load(str(tiny_bundle), "fp32")
     alone = bundle.predict(["Python, SQL"])[0]
     predictions = bundle.predict([None, "Python, SQL", ""])
-    assert predictions[0] == (None, None, True, 0, False, "text is null", None)
+    assert predictions[0] == (None, None, True, 0, False, "text is null", *[None] * 4)
     assert predictions[1].label == alone.label
     assert predictions[1].score == pytest.approx(alone.score, abs=1e-6)
     assert predictions[2].error == "text is empty"
@@ -174,7 +174,7 @@ def test_long_documents_are_read_to_their_end(make_bundle: Callable[..., Path], 
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     for text, prediction in zip(texts, predictions, strict=True):
         if text is None:
-            assert prediction == (None, None, True, 0, False, "text is null", None)
+            assert prediction == (None, None, True, 0, False, "text is null", *[None] * 4)
             continue
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         starts = [0]
