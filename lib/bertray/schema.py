@@ -29,6 +29,10 @@
 
        row=0  value=3.41  low=2.6  high=4.2  label="3 or more"  review=True  num_tokens=12  truncated=False  error=None
 
+   With --probabilities, all of them in the order of the bundle's labels, or the K likeliest labels:
+
+       …  probabilities=[0.81, 0.02, 0.64]        …  top_labels=[{"label": "joy", "score": 0.81}, {"label": "love", …}]
+
 3. The *manifest* (bertray score): one record for every published shard.
 
 4. The *shard report* of a run (bertray score): one record for every shard, scored or failed.
@@ -40,6 +44,9 @@
 
 6. The *trials* of a search (bertray tune), stored in the bundle of the best one.
 """
+
+import json
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -131,9 +138,25 @@ _BY_TYPE: dict[ProblemType, tuple[pa.Field, pa.Schema]] = {
 }
 
 
-def prediction_schema(problem_type: ProblemType) -> pa.Schema:
-    """Schema of a model's predictions."""
-    return _BY_TYPE[problem_type][1]
+# The last column of predictions with --probabilities all or top:K; null if there is an error. Large lists: a step may
+# have more than 2**31 numbers.
+PROBABILITIES, TOP_LABELS = "probabilities", "top_labels"
+_TOP_LABEL = pa.struct([_required(LABEL, pa.string()), _required(SCORE, pa.float32())])
+PROBABILITY_FIELDS = {
+    PROBABILITIES: pa.field(PROBABILITIES, pa.large_list(_required("element", pa.float32()))),
+    TOP_LABELS: pa.field(TOP_LABELS, pa.large_list(_required("element", _TOP_LABEL))),  # the likeliest first
+}
+# In the metadata of a file with one of these: the bundle's labels, as JSON.
+LABELS_KEY = b"bertray.labels"
+
+
+def prediction_schema(problem_type: ProblemType, listed: str | None = None, labels: Sequence[str] = ()) -> pa.Schema:
+    """Schema of a model's predictions; with the column that `--probabilities` (listed) adds, and labels as metadata."""
+    found = _BY_TYPE[problem_type][1]
+    if listed is None:
+        return found
+    field = PROBABILITY_FIELDS[PROBABILITIES if listed == "all" else TOP_LABELS]
+    return found.append(field).with_metadata({LABELS_KEY: json.dumps(list(labels), ensure_ascii=False)})
 
 
 def predictions_schema(kept: list[pa.Field], predicted: pa.Schema) -> pa.Schema:

@@ -68,12 +68,14 @@ class Bundle:
 
     Attributes:
         model_thread: where `predict_column` and `begin_column` run the model, if not in the caller's thread.
+        probabilities: the column that these two add, as of `bertray score --probabilities`.
     """
 
     info: BundleInfo
     encoder: Encoder | OpenVinoEncoder
     tokenizer: ColumnTokenizer
     model_thread: ModelThread | None = field(default=None, repr=False, compare=False)
+    probabilities: str | None = field(default=None, repr=False, compare=False)
     _tokenizing: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     _at_work: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
@@ -124,7 +126,7 @@ class Bundle:
     @property
     def schema(self) -> pa.Schema:
         """The schema of `predict_column`'s tables."""
-        return TASKS[self.info.problem_type].schema(self.info)
+        return TASKS[self.info.problem_type].schema(self.info, self.probabilities)
 
     def predict(self, texts: Texts) -> list[Prediction]:
         """Classify texts, in order. A null or empty text gets an `error` instead of a label.
@@ -132,8 +134,8 @@ class Bundle:
         Raises:
             RequestError: these are not texts.
         """
-        nothing = {"label": None, "score": None}
-        return [Prediction(**{**nothing, **row}) for row in self.predict_column(_as_column(texts)).to_pylist()]
+        rows = self.predict_column(_as_column(texts)).to_pylist()
+        return [Prediction(*map(row.get, Prediction._fields)) for row in rows]
 
     def predict_proba(self, texts: Texts) -> np.ndarray:
         """The probability of every label, float32 [N, C], in the order of `labels`; NaN for a text with an error.
@@ -200,7 +202,7 @@ class Bundle:
 
     def predictions(self, tokens: TokenColumn, logits_NC: np.ndarray) -> pa.Table:
         """Predictions for texts with these logits, in `schema`."""
-        return predictions(tokens, logits_NC, self.info)
+        return predictions(tokens, logits_NC, self.info, self.probabilities)
 
 
 def _as_column(texts: Texts) -> pa.Array | pa.ChunkedArray:

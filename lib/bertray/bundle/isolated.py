@@ -95,6 +95,7 @@ class ModelSpec:
     cache: str  # where `openvino.prepare` put the exported model, and where decisions on the precision are kept
     num_threads: int  # 0: all processors that the process may use
     timeout_s: float = 600.0  # a child that makes no progress for so long ends
+    probabilities: str | None = None  # the column that predictions have in addition, see `Bundle`
 
     def load(self) -> Bundle:
         """Load the bundle in this process.
@@ -114,9 +115,12 @@ class ModelSpec:
         if self.engine == "openvino":
             from bertray.bundle.openvino import load_prepared  # half a second
 
-            return load_prepared(self.bundle, self.precision, Location.of(self.cache), num_threads)
-        assert self.precision != "int8"  # the configuration has checked it
-        return Bundle.load(self.bundle, self.precision, self.device, Location.of(self.cache))
+            bundle = load_prepared(self.bundle, self.precision, Location.of(self.cache), num_threads)
+        else:
+            assert self.precision != "int8"  # the configuration has checked it
+            bundle = Bundle.load(self.bundle, self.precision, self.device, Location.of(self.cache))
+        bundle.probabilities = self.probabilities
+        return bundle
 
 
 class IsolatedBundle(AbstractContextManager["IsolatedBundle"]):
@@ -134,7 +138,7 @@ class IsolatedBundle(AbstractContextManager["IsolatedBundle"]):
         self._is_closed = False
         self._turn = threading.Lock()
         self.info: BundleInfo = read_info(Location.of(spec.bundle))
-        self.schema = TASKS[self.info.problem_type].schema(self.info)
+        self.schema = TASKS[self.info.problem_type].schema(self.info, spec.probabilities)
         self.precision = self.device = ""  # known when the child is ready
 
     def predict_column(self, texts: pa.Array) -> pa.Table:

@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from bertray.config import DEVICE_HELP, ENGINE_HELP, INFERENCE_PRECISION_HELP, Columns, JobConfig, Place, check_engine
-from bertray.schema import RESERVED_COLUMNS
+from bertray.schema import PROBABILITY_FIELDS, RESERVED_COLUMNS
 from bertray.types import Device, Engine, InferencePrecision
 
 
@@ -31,6 +31,12 @@ class ScoreConfig(JobConfig):
     output: Place = Field(description="folder for predictions/, manifest/ and runs/; not inside the input")
     text_column: str = Field(default="text", description="column that holds the text")
     keep_columns: Columns = Field(default_factory=list, description="columns to copy into the output, comma-separated")
+    probabilities: str | None = Field(
+        default=None,
+        pattern="^(all|top:[1-9][0-9]*)$",
+        description="all adds a column with the probability of every label, in the bundle's order; top:3 one with the "
+        "three likeliest labels and their probabilities",
+    )
     num_actors: int | None = Field(
         default=None,
         ge=0,
@@ -86,8 +92,9 @@ class ScoreConfig(JobConfig):
     @model_validator(mode="after")
     def _kept_columns_are_distinct(self) -> Self:
         for name in self.keep_columns:
-            if name in RESERVED_COLUMNS:
-                reserved = ", ".join(sorted(RESERVED_COLUMNS))
+            taken = RESERVED_COLUMNS | (PROBABILITY_FIELDS.keys() if self.probabilities else set())
+            if name in taken:
+                reserved = ", ".join(sorted(taken))
                 raise ValueError(
                     f"keep_columns: {name!r} is a column of the predictions themselves; reserved are {reserved}"
                 )

@@ -54,6 +54,8 @@ def fingerprint(info: BundleInfo, config: ScoreConfig) -> str:
     }
     if config.engine == "openvino":  # the option came later: what torch had scored must stay done
         request["engine"] = config.engine
+    if config.probabilities:  # so did this one
+        request["probabilities"] = config.probabilities
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 

@@ -50,7 +50,7 @@ _RECORD_INTERVAL_S = 5.0
 OTHER_BUNDLE = "another bundle"
 _REMOVE = "Remove it and run again"
 # The options that `manifest.fingerprint` takes in.
-_IN_FINGERPRINT = ("text_column", "keep_columns", "engine", "precision")
+_IN_FINGERPRINT = ("text_column", "keep_columns", "probabilities", "engine", "precision")
 # The counts of a summary, in its order; docs/glossary.md explains them.
 _OF_ROWS = ("num_rows", "num_rows_error", "num_rows_review", "num_tokens")
 _REPEATED = ("num_rows_repeated", "num_tokens_repeated")
@@ -128,8 +128,8 @@ class Runs:
         before, now = announced.request, request_of(config, bundle_fingerprint)
         if before is None:
             return []
-        changed = [name for name in _IN_FINGERPRINT if before[name] != now[name]]
-        found = [f"{name}: {before[name]!r} -> {now[name]!r}" for name in changed]
+        changed = [name for name in _IN_FINGERPRINT if before.get(name) != now[name]]
+        found = [f"{name}: {before.get(name)!r} -> {now[name]!r}" for name in changed]
         return [*found, *([OTHER_BUNDLE] if before["bundle_fingerprint"] != bundle_fingerprint else [])]
 
     def append(self, run_id: str, outcomes: list[Outcome]) -> None:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from bertray.bundle.isolated import Predictor, begin
 from bertray.errors import ShardError
 from bertray.metrics.profile import Profile
-from bertray.schema import NUM_TOKENS, OTHER_IDS, ROW, predictions_schema
+from bertray.schema import LABELS_KEY, NUM_TOKENS, OTHER_IDS, ROW, predictions_schema
 from bertray.scoring.shard_reader import check_columns, divided, group_edges, opened, steps
 from bertray.scoring.units import Counts, part_rows
 from bertray.storage.location import FileInfo, Location
@@ -91,7 +91,8 @@ def score_shard(
             check_columns(file.schema_arrow, text_column, own)
             fields = {name: file.schema_arrow.field(name) for name in own}
             kept = [fields.get(name, pa.field(name, pa.string())) for name in keep_columns]
-            schema = predictions_schema(kept, bundle.schema).with_metadata(origin)
+            facts = {**(bundle.schema.metadata or {}), **(origin or {})}
+            schema = predictions_schema(kept, bundle.schema).with_metadata(facts)
             rows = part_rows(group_edges(file), *part)
             next_row, had_other_ids = rows.start, False
             # Of several shards the model takes the first one's steps: its end is written while others have the model.
@@ -162,7 +163,8 @@ def merge_parts(
     counts, precisions, next_row = Counts(), set(), 0
     with predictions.staged() as path:
         with opened(parts[0]) as first:
-            schema = first.schema_arrow.with_metadata(origin)
+            labels = {key: value for key, value in first.metadata.metadata.items() if key == LABELS_KEY}
+            schema = first.schema_arrow.with_metadata({**labels, **(origin or {})})
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for part in parts:
                 with opened(part) as file:

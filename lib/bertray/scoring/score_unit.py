@@ -59,8 +59,8 @@ class Request:
     def model_spec(self, device: Device, num_threads: int = 0) -> ModelSpec:
         """How a process of the run loads the model."""
         config, cache = self.config, str(Location.of(self.config.output) / ENGINE_FOLDER)
-        timeout_s = config.unit_timeout
-        return ModelSpec(config.bundle, config.engine, config.precision, device, cache, num_threads, timeout_s)
+        how = config.engine, config.precision, device, cache, num_threads, config.unit_timeout
+        return ModelSpec(config.bundle, *how, config.probabilities)
 
 
 class UnitScorer:

@@ -192,8 +192,14 @@ class Regression:
         edges = np.linspace(low, high, NUM_SCORE_BINS + 1)
         return {"labels": classes_of(facts.values.cuts), "score_edges": tuple(edges.tolist())}
 
-    def schema(self, facts: Any) -> pa.Schema:
-        """Of predictions; the profile's bounds are in the metadata of the values' column."""
+    def schema(self, facts: Any, listed: str | None = None) -> pa.Schema:
+        """Of predictions; the profile's bounds are in the metadata of the values' column.
+
+        Raises:
+            RequestError: probabilities are to be listed.
+        """
+        if listed is not None:
+            raise RequestError(f"--probabilities {listed}: the bundle gives numbers, which have none: leave it out")
         found = REGRESSION_PREDICTION_SCHEMA
         if facts.values is not None:
             bounds = {BOUNDS: json.dumps(facts.values.bounds)}

@@ -155,9 +155,9 @@ class SingleLabel:
         """What an announcement says of the answers: `labels` that rows can get, and `score_edges` of the profile."""
         return {"labels": facts.labels}
 
-    def schema(self, facts: Any) -> pa.Schema:
-        """Of predictions."""
-        return prediction_schema(self.problem_type)
+    def schema(self, facts: Any, listed: str | None = None) -> pa.Schema:
+        """Of predictions; see `schema.prediction_schema`."""
+        return prediction_schema(self.problem_type, listed, facts.labels)
 
     def check(self, facts: Any) -> None:
         """Raises ValueError where facts do not go with this task."""
