@@ -37,7 +37,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 }
 # Of rooms that need torch, what does without: it is imported before a request is checked, or where no model runs.
 LIGHT = {
-    "model": {"sources", "files"},
+    "model": {"sources", "files", "outputs"},
     "bundle": {"info", "card", "predictions", "guard", "isolated"},
     "training": {"config", "preflight", "trials", "run_folder", "tracking", "watcher", "mlflow_client", "curves"},
 }

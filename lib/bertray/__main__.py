@@ -29,6 +29,7 @@ COMMANDS = {
     "score": ("bertray.scoring.config:ScoreConfig", "bertray.drivers.score:run"),
     "verify": ("bertray.drivers.config:VerifyConfig", "bertray.drivers.local_jobs:run_verify"),
     "tune": ("bertray.training.config:TuneConfig", "bertray.drivers.tune:run"),
+    "adopt": ("bertray.training.config:AdoptConfig", "bertray.drivers.local_jobs:run_adopt"),
     "audit": ("bertray.training.config:AuditConfig", "bertray.drivers.audit:run"),
 }
 _OVERVIEW = """\

@@ -160,7 +160,7 @@ def test_training_goes_on_from_a_bundle_of_numbers(dataset: Path, bundle: Path, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--label-smoothing", "0.1"], r"--label-smoothing has no meaning for .*data, whose rows are for regression"),
+        (["--label-smoothing", "0.1"], r"--label-smoothing has no meaning with rows for regression"),
         (["--class-weights=balanced", "--target-precision=0.9"], r"--class-weights, --target-precision has no meaning"),
         (["--long-documents", "max"], r"--long-documents max has no meaning"),
         (["--cuts", "2,1"], r"cuts: .*give ascending numbers, as 2\.5 or 1,2,3, or auto"),

@@ -18,9 +18,21 @@ pipeline_tag: text-classification
 ---
 # {% include "title" %}
 
-{{ encoder | code }}{% if encoder_commit %} at commit {{ encoder_commit | code }}{% endif %}, fine-tuned with bertray \
-{{ versions.bertray }} on {{ training.data | code }}
+{{ encoder | code }}{% if encoder_commit %} at commit {{ encoder_commit | code }}{% endif %}, \
+{% if origin == "adopted" -%}
+fine-tuned by others, adopted with bertray {{ versions.bertray }}: its own card says on what. \
+{% if data_fingerprint is none -%}
+It was not measured. Missing are its scores on validation rows, a temperature, thresholds (if a row \
+may have several labels), the score below which a person should look, and the profile that the gate compares a run \
+with: it compares nights only. `bertray adopt --data DATASET` adds them.
+{%- else -%}
+All figures below are of the validation rows of {{ training.data | code }} (data fingerprint \
+`{{ data_fingerprint[:16] }}`). If the model was trained on some of them, they are too good.
+{%- endif %}
+{%- else -%}
+fine-tuned with bertray {{ versions.bertray }} on {{ training.data | code }}
 (data fingerprint `{{ data_fingerprint[:16] }}`).
+{%- endif %}
 
 {% include "labels" %}
 
@@ -29,8 +41,10 @@ Texts are cut to {{ max_length }} tokens.
 {%- else -%}
 Texts of more than {{ max_length }} tokens are read in windows of {{ max_length }} that overlap by {{ stride }} or \
 more; a text's logits are the {{ long_documents }} of its windows'.
-{%- endif %} Epoch {{ metrics.epoch | int }} of {{ training.epochs }} is kept: \
+{%- endif %}
+{%- if history %} Epoch {{ metrics.epoch | int }} of {{ training.epochs }} is kept: \
 {{ "the last one" if training.keep == "last" else "the best " ~ best ~ " on validation" }}.
+{%- endif %}
 {% include "answers" ignore missing %}
 {%- if calibration and calibration.nll_gain_z >= 1.96 %}
 Logits are calibrated: they are divided by a temperature of {{ "%.3f" | format(temperature) }}, in the weights. On \
@@ -49,17 +63,21 @@ A text with a score below {{ "%.4f" | format(review_below) }} is to be reviewed 
 {%- endif %}
 {% endif %}
 {%- include "table" ignore missing %}
+{%- if metrics %}
 | validation | value |
 |---|---|
 {% for name, value in metrics.items() if name != "epoch" -%}
 | {{ name }} | {{ "%.4f" | format(value) }} |
 {% endfor %}
+{%- endif %}
+{%- if history %}
 | epoch | train loss | validation loss | {{ names.values() | join(" | ") }} | seconds |
 |---|---|---|{{ "---|" * names | length }}---|
 {% for epoch in history -%}
 | {{ epoch.epoch | int }} | {{ "%.4f" | format(epoch.train_loss) }} | {{ "%.4f" | format(epoch.loss) }} \
 | {% for name in names %}{{ "%.4f" | format(epoch[name]) }} | {% endfor %}{{ "%.0f" | format(epoch.wall_s) }} |
 {% endfor %}
+{%- endif %}
 {%- if curves_file %}
 ![Losses and scores by epoch]({{ curves_file }})
 {% endif %}
@@ -74,8 +92,10 @@ pipeline("text-classification", model="PATH OF THIS FOLDER", truncation=True\
 {% if stride is not none %}
 That pipeline reads the first {{ max_length }} tokens; `bertray` reads all, as above.
 {% endif %}
+{% if history -%}
 Training: {% for name in ("learning_rate", "batch_size", "weight_decay", "warmup_fraction", "precision", "seed") -%}
 {{ name }} {{ training[name] }}{{ ", " if not loop.last else "" }}{% endfor %}.
+{% endif -%}
 Versions: {% for name, value in versions.items() -%}
 {{ name }} {{ value }}{{ ", " if not loop.last else "" }}{% endfor %}.
 """

@@ -86,14 +86,16 @@ class PrecisionDecision(BaseModel, frozen=True):
 
 
 def training_data(info: BundleInfo) -> Dataset:
-    """The data set that the bundle was trained on.
+    """The data set that the bundle was trained on, or, if it was adopted, measured on.
 
     Raises:
-        RequestError: it is gone or has changed.
+        RequestError: it is gone or has changed, or there was none.
     """
+    if info.data_fingerprint is None:
+        raise RequestError("the bundle was adopted without a data set; bertray adopt --data gives it one")
     dataset = Dataset.open(str(info.training["data"]))
     if dataset.fingerprint() != info.data_fingerprint:
-        raise RequestError(f"the data set {dataset.location} is not the one that the bundle was trained on")
+        raise RequestError(f"the data set {dataset.location} is not the one that the bundle was {info.origin} on")
     return dataset
 
 

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
@@ -60,12 +60,14 @@ class BundleInfo(BaseModel):
     max_length: int  # tokens of a window, special tokens included
     long_documents: LongDocuments = "truncate"  # how a longer text is read; see bertray.tokenization.windows
     stride: int | None = None  # tokens by which its windows overlap at least; None: truncate
-    encoder: str  # Hub id, folder or package of the encoder that was fine-tuned
+    origin: Literal["trained", "adopted"] = "trained"  # by bertray train or tune; by others, see bertray adopt
+    encoder: str  # Hub id, folder or package of the encoder that was fine-tuned, or of the classifier that was adopted
     encoder_commit: str | None = None  # that of a Hub id
-    data_fingerprint: str  # Dataset.fingerprint() of the training data
+    # Dataset.fingerprint() of the training data; of an adopted model: of the data that it was measured on, or None.
+    data_fingerprint: str | None = None
     training: dict[str, Any]  # the job's configuration
     metrics: dict[str, float]  # of the bundle on validation; epoch and train_loss: of the kept epoch
-    history: list[dict[str, float]]  # one entry per epoch
+    history: list[dict[str, float]] = []  # one entry per epoch; of an adopted model: none
     validation_profile: Profile | None = None  # of its predictions on the validation rows
     # How sure it is, see `metrics.calibration`.
     temperature: PositiveFloat = 1.0  # the weights of the last layer were divided by it

@@ -1,7 +1,7 @@
 """The jobs, which connect the rooms, and the Ray workers that they start.
 
     train  tune  audit  evaluate  score                   one job each
-    local_jobs     prepare, predict, verify and demo
+    local_jobs     prepare, adopt, predict, verify and demo
     measure        what evaluate measures
     config         the options of evaluate, predict, verify and demo
     ray_address    which Ray, and does it answer?

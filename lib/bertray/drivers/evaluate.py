@@ -102,7 +102,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         "versions": versions(),
         "wall_s": round(time.monotonic() - started_s, 1),
     }
-    if not metrics["same_data_as_training"]:
+    if info.origin == "adopted":
+        _log.warning("warning: nobody knows what the bundle was trained on; this split may hold its training rows")
+    elif not metrics["same_data_as_training"]:
         _log.warning("warning: the bundle was trained on another data set; this split may hold its training rows")
     table = rows.append_column("predicted", predicted)
     for name in (*TASKS[info.problem_type].trust_columns, NUM_TOKENS, TRUNCATED):

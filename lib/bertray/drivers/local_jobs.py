@@ -1,4 +1,4 @@
-"""The small jobs, which run in this process and need no Ray: prepare, predict, verify and demo.
+"""The small jobs, which run in this process and need no Ray: prepare, adopt, predict, verify and demo.
 
 Each imports what is slow to import itself: predict need not wait for scikit-learn, nor prepare for torch.
 """
@@ -7,19 +7,25 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from bertray.bundle.info import read_info
 from bertray.cli import EXIT_FAILED, EXIT_OK, JobResult, print_json
 from bertray.data.config import PrepareConfig
+from bertray.data.dataset import Dataset
 from bertray.drivers.config import DemoConfig, PredictConfig, VerifyConfig
+from bertray.errors import RequestError
 from bertray.reports.terminal import print_dataset, print_look, print_problems, print_scoring
 from bertray.storage.location import Location
-from bertray.storage.outputs import refuse_in_bundle
+from bertray.storage.lock import RunLock, new_run_id
+from bertray.storage.outputs import BUNDLE_FILE, refuse_in_bundle
+from bertray.training.config import AdoptConfig
 
 _PREPARE_SUMMARY = ("num_rows_in", "num_rows_kept", "num_rows_out", "splits", "warnings")
 # Lines of standard input that are classified together: enough for a batch, few enough for a pipe to see output soon.
@@ -35,6 +41,45 @@ def run_prepare(config: PrepareConfig) -> JobResult:
     print_dataset(prepared.report)
     summary = {key: prepared.report[key] for key in _PREPARE_SUMMARY}
     return JobResult({"output": config.output, "num_labels": len(prepared.report["labels"]), **summary})
+
+
+def run_adopt(config: AdoptConfig) -> JobResult:
+    """Make a bundle of a model that others have fine-tuned."""
+    from bertray.model.files import check_files
+    from bertray.model.outputs import outputs_of
+    from bertray.model.sources import encoder_folder
+    from bertray.training.preflight import refuse_meaningless
+
+    started_s = time.monotonic()
+    output = Location.of(config.output)
+
+    def check_output() -> None:
+        refuse_in_bundle(output)
+        if output.exists() and (output.is_file() or not output.is_empty()):
+            raise RequestError(f"--output {output} exists: choose another folder")
+
+    check_output()
+    dataset = Dataset.open(config.data) if config.data else None
+    if (encoder_folder(config.model, "--model") / BUNDLE_FILE).is_file():
+        raise RequestError(f"--model {config.model} is a bundle already: give it to bertray score --bundle")
+    names, problem_type = outputs_of(config.model, check_files(config.model, "--model"), config.labels, dataset)
+    refuse_meaningless(config, problem_type)
+    from bertray.training.export import write_adopted
+
+    with RunLock(output.parent() / f".{output.name}.adopting", new_run_id()).held() as lock:
+
+        def check() -> None:
+            lock.check()
+            check_output()  # again: time has passed
+
+        try:
+            info = write_adopted(config, names, problem_type, dataset, output, check)
+        finally:
+            lock.remove_output()
+    shown = ("encoder", "encoder_commit", "problem_type", "labels", "max_length", "temperature", "review_below")
+    summary: dict[str, Any] = {"output": config.output, **{name: getattr(info, name) for name in shown}}
+    summary |= {"validation": info.metrics, "fingerprint": info.fingerprint()}
+    return JobResult({**summary, "wall_s": round(time.monotonic() - started_s, 1)})
 
 
 def run_predict(config: PredictConfig) -> JobResult:

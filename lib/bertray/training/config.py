@@ -1,4 +1,4 @@
-"""The options of bertray train, tune and audit; `bertray.config` says how they are read."""
+"""The options of bertray train, tune, audit and adopt; `bertray.config` says how they are read."""
 
 from typing import Self
 from urllib.parse import urlsplit
@@ -10,6 +10,7 @@ from bertray.config import (
     OVERWRITE_HELP,
     PRECISION_HELP,
     Bounds,
+    Columns,
     Cuts,
     JobConfig,
     Numbers,
@@ -18,6 +19,13 @@ from bertray.config import (
     bounds,
 )
 from bertray.types import ClassWeights, Device, Keep, LongDocuments, Precision
+
+_TARGET_PRECISION_HELP = "such as 0.95: mark rows for review whose score is too low for it"
+_COVERAGE_HELP = "of numbers: share of the true values that the intervals are to hold"
+_CUTS_HELP = (
+    "of numbers: where a class ends and the next begins, as 2.5 or 1,2,3; auto: between all neighbours of up to 10 "
+    "different training values, else at their thirds"
+)
 
 
 class TrainingOptions(JobConfig):
@@ -111,17 +119,9 @@ class TrainConfig(TrainingOptions):
         description="of the epochs: the best by macro-F1 on validation, of numbers by Spearman's correlation; or the "
         "last",
     )
-    target_precision: float | None = Field(
-        default=None, gt=0, lt=1, description="such as 0.95: mark rows for review whose score is too low for it"
-    )
-    coverage: float = Field(
-        default=0.9, gt=0, lt=1, description="of numbers: share of the true values that the intervals are to hold"
-    )
-    cuts: Cuts | None = Field(
-        default=None,
-        description="of numbers: where a class ends and the next begins, as 2.5 or 1,2,3; auto: between all neighbours "
-        "of up to 10 different training values, else at their thirds",
-    )
+    target_precision: float | None = Field(default=None, gt=0, lt=1, description=_TARGET_PRECISION_HELP)
+    coverage: float = Field(default=0.9, gt=0, lt=1, description=_COVERAGE_HELP)
+    cuts: Cuts | None = Field(default=None, description=_CUTS_HELP)
     patience: int | None = Field(default=None, ge=1, description="stop after this many epochs without a better one")
     checkpoint_minutes: float = Field(default=10.0, gt=0, description="time between checkpoints, to continue from")
     checkpoint_steps: int | None = Field(
@@ -242,3 +242,38 @@ class TuneConfig(TrainConfig):
         """The `Bounds` of each option that is drawn from an interval of real numbers."""
         searched = ("learning_rate", "warmup_fraction", "label_smoothing", "layer_decay")
         return {name: getattr(self, f"{name}s") for name in searched}
+
+
+class AdoptConfig(JobConfig):
+    """Make a bundle of a classifier that others have fine-tuned.
+
+        bertray adopt --model models/tickets --output bundle
+        bertray adopt --model models/tickets --output bundle --data dataset --target-precision 0.95
+        bertray adopt --model OWNER/NAME@REVISION --output bundle --max-length 256 --labels negative,neutral,positive
+
+    The model is a sequence classifier with its tokenizer, as transformers saves it. With a data set of its labels it is
+    calibrated and measured on the validation rows, as bertray train does it. Runs in this process, without Ray.
+    """
+
+    model: Place = Field(description="Hub id or NAME@REVISION, or a folder, of a sequence classifier of transformers")
+    output: Place = Field(description="folder of the model bundle")
+    data: Place | None = Field(
+        default=None, description="data set folder that bertray prepare wrote, to calibrate and measure the model on"
+    )
+    max_length: int | None = Field(default=None, ge=8, description="tokens that it reads at once; default: all it can")
+    labels: Columns = Field(
+        default_factory=list,
+        description="names of the model's outputs, in their order, comma-separated; default: id2label of its config",
+    )
+    target_precision: float | None = Field(
+        default=None, gt=0, lt=1, description=f"{_TARGET_PRECISION_HELP}; needs --data"
+    )
+    coverage: float = Field(default=0.9, gt=0, lt=1, description=f"{_COVERAGE_HELP}; needs --data")
+    cuts: Cuts | None = Field(default=None, description=f"{_CUTS_HELP}; needs --data")
+
+    @model_validator(mode="after")
+    def _a_precision_needs_rows(self) -> Self:
+        given = {"target_precision", "coverage", "cuts"} & self.model_fields_set
+        if self.data is None and (found := [name for name in sorted(given) if getattr(self, name) is not None]):
+            raise ValueError(f"{', '.join(found)} needs rows to be found on: add --data DATASET")
+        return self

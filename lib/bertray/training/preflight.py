@@ -21,8 +21,9 @@ from bertray.schema import SOURCE, SOURCE_ROW, TEXT
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE, refuse_in_bundle
 from bertray.tasks.task import TASKS
-from bertray.training.config import TrainConfig, TrainingOptions
+from bertray.training.config import AdoptConfig, TrainConfig, TrainingOptions
 from bertray.training.run_folder import TrainingRun
+from bertray.types import ProblemType
 
 _log = logging.getLogger(__name__)
 
@@ -35,16 +36,18 @@ def refuse_to_replace_data(config: TrainingOptions) -> None:
         raise RequestError(f"--output {config.output} holds --data {config.data}: choose a folder of its own")
 
 
+def refuse_meaningless(options: TrainingOptions | AdoptConfig, problem_type: ProblemType) -> None:
+    """Refuse options that the problem type has no use for."""
+    if odd := TASKS[problem_type].meaningless(options):
+        raise RequestError(f"{', '.join(odd)} has no meaning with rows for {problem_type}: leave it out")
+
+
 def open_data(config: TrainingOptions) -> Dataset:
     """Open the data set; refuse one that cannot be learnt, and an encoder that cannot be loaded."""
     dataset = Dataset.open(config.data)
     rows = dataset.in_scope(dataset.split("train"))
     num_rows, num_labels = rows.num_rows, len(dataset.labels)
-    if odd := TASKS[dataset.problem_type].meaningless(config):
-        raise RequestError(
-            f"{', '.join(odd)} has no meaning for {dataset.location}, whose rows are for {dataset.problem_type}: leave "
-            "it out"
-        )
+    refuse_meaningless(config, dataset.problem_type)
     if num_labels > num_rows:
         raise RequestError(
             f"{dataset.location} has {num_labels} labels and {num_rows} training rows; there must be more rows than "
@@ -112,7 +115,8 @@ def check_origin(encoder: str, data_fingerprint: str, *, is_audit: bool = False)
     folder = Path(encoder).expanduser()
     if not (folder / BUNDLE_FILE).is_file():
         return
-    is_same = read_info(Location.of(str(folder))).data_fingerprint == data_fingerprint
+    info = read_info(Location.of(str(folder)))
+    is_same = info.data_fingerprint == data_fingerprint and info.origin != "adopted"
     if is_same and is_audit:
         raise RequestError(
             f"--encoder {encoder} was fine-tuned on these rows, and knows their labels, wrong ones too: give the "
@@ -120,8 +124,9 @@ def check_origin(encoder: str, data_fingerprint: str, *, is_audit: bool = False)
         )
     if not is_same:
         _log.warning(
-            "warning: --encoder %s was fine-tuned on another data set. If that one has rows of this one's validation "
+            "warning: --encoder %s was fine-tuned on %s data set. If that one has rows of this one's validation "
             "or test split%s, their scores are too high",
             encoder,
+            "an unknown" if info.origin == "adopted" else "another",
             ", or rows that are judged here," if is_audit else "",
         )
