@@ -19,6 +19,7 @@ from bertray import Bundle, PrepareConfig, prepare
 from bertray.__main__ import command
 from bertray.bundle.guard import training_data
 from bertray.bundle.info import read_info
+from bertray.errors import RequestError
 from bertray.schema import TEXT
 from bertray.storage.location import Location
 from bertray.training.preflight import check_origin
@@ -207,6 +208,43 @@ def test_several_labels_a_row(model: Path, caplog: pytest.LogCaptureFixture) -> 
     assert "problem_type" not in caplog.text
 
 
+def of_numbers(folder: Path, tiny_encoder: Path) -> Path:
+    """A model of one output, whose config says nothing of regression, as many on the Hub are."""
+    config = transformers.BertConfig(**SMALL | SIZES, max_position_embeddings=128, num_labels=1)
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    return save_tokenizer(folder, tiny_encoder)
+
+
+def test_one_output_is_a_number(tiny_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = of_numbers(tmp_path / "model", tiny_encoder)
+    bundle = adopted(folder)
+    assert (bundle.info.problem_type, bundle.labels, bundle.info.values) == ("regression", ("value",), None)
+    expected_N = pipeline_logits(folder, [*TEXTS, LONG], 128)[:, 0]
+    found = bundle.predict([*TEXTS, LONG])
+    assert np.abs(np.array([one.value for one in found]) - expected_N).max() < 1e-4
+    assert {(one.low, one.label, one.review) for one in found} == {(None, None, False)}
+    bundle.probabilities = "all"
+    with pytest.raises(RequestError, match="--probabilities all: the bundle gives numbers, which have none"):
+        bundle.predict(TEXTS)
+    capsys.readouterr()
+    refused(folder, ["--labels", "quality"], "has one output and no labels, and --labels names quality", capsys)
+    refused(folder, ["--cuts", "2.5"], "cuts needs rows to be found on: add --data DATASET", capsys)
+
+
+def test_rows_with_numbers_give_intervals(tiny_encoder: Path, tmp_path: Path) -> None:
+    folder = of_numbers(tmp_path / "model", tiny_encoder)
+    rows = "".join(f"text {number},{number % 7 / 10}\n" for number in range(300))
+    (tmp_path / "in.csv").write_text(f"text,label\n{rows}")
+    prepare(PrepareConfig(input=[str(tmp_path / "in.csv")], output=str(tmp_path / "data"), regression=True))
+    bundle = adopted(folder, "--data", tmp_path / "data", "--cuts", "0.25", "--coverage", "0.8")
+    found = bundle.predict(TEXTS[:4])
+    assert all(one.low < one.value < one.high and one.label in ("below 0.25", "0.25 or more") for one in found)
+    assert bundle.info.metrics["mae"] > 0 and bundle.info.validation_profile
+    card = (tmp_path / "model-bundle" / "README.md").read_text()
+    assert "`below 0.25`, `0.25 or more`" in card and "for 0.8 of" in card
+
+
 # What of a model is other, the options, and what the error says.
 MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "no names": ({"id2label": None, "num_labels": 3}, "", r"no names \(LABEL_0, LABEL_1, LABEL_2\)\. Name them"),
@@ -220,7 +258,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "turned round": ({"id2label": {"a": 0, "b": 1, "c": 2}}, "--labels a,b,c", "must number outputs from 0"),
     "a list": ({"id2label": ["a", "b", "c"]}, "", "must number outputs from 0"),
     "a regression": ({"problem_type": "ranking"}, "", "says problem_type 'ranking'; bertray adopts models for single"),
-    "one output": ({"id2label": {"0": "LABEL_0"}}, "", "it has one output, as of a regression; bertray adopts"),
+    "one output": ({"id2label": {"0": "LABEL_0"}}, "", r"stored as \[3\], which are not 1 outputs"),
     "a language model": ({"architectures": ["BertForMaskedLM"]}, "", "is a BertForMaskedLM, no .* To train one: bert"),
     "a generator": ({"architectures": ["GPT2LMHeadModel"]}, "", "is a GPT2LMHeadModel, no …ForSequenceClassification"),
     "tags of tokens": ({"architectures": ["ModernBertForTokenClassification"]}, "", "no whole classification head"),
