@@ -150,7 +150,6 @@ def run_demo(config: DemoConfig) -> JobResult:
     print("where everything lies:")
     for name, place in summary.items():
         print(f"  {name:<11} {place}")
-    print(
-        "next: notebooks/explore.ipynb (make notebooks), then your own data, or your own model: bertray adopt (README.md)"
-    )
+    print("next: notebooks/explore.ipynb (make notebooks), then your own data (README.md)")
+    print("a classifier that you already have: bertray adopt --model MODEL --output BUNDLE")
     return JobResult(summary)
