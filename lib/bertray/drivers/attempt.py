@@ -199,9 +199,9 @@ def follow(
 
 def log_start(config: TrainingOptions, dataset: Dataset, workers: str, share: str) -> None:
     """Log what is trained on which data, by which workers, and their share of the cluster or machine."""
-    num_rows, num_labels = dataset.num_rows("train"), len(dataset.labels)
-    message = "fine-tuning %s on %d rows of %d labels; %s with %s"
-    _log.info(message, config.encoder, num_rows, num_labels, workers, share)
+    of = "with numbers" if TASKS[dataset.problem_type].outputs else f"of {len(dataset.labels)} labels"
+    message = "fine-tuning %s on %d rows %s; %s with %s"
+    _log.info(message, config.encoder, dataset.num_rows("train"), of, workers, share)
 
 
 def log_epoch(metrics: Mapping[str, float], name: str, problem_type: ProblemType) -> None:

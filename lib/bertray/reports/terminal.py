@@ -40,13 +40,14 @@ def print_dataset(report: dict[str, Any]) -> None:
     """Print the rows of each label and split, rows out of scope, rows by number of labels, and what was taken out."""
 
     def line(name: str, counts: dict[str, Any]) -> _Row:
-        return {"label": name, **{split: counts[split] for split in SPLITS}}
+        return {heading: name, **{split: counts[split] for split in SPLITS}}
 
+    heading = "of the numbers" if "values" in report else "label"
     oos_label = report.get("oos_label")
     classes = [line(label, counts) for label, counts in report["labels"].items() if label != oos_label]
     rows = classes[:_MAX_TABLE_ROWS]
     if (hidden := len(classes) - _MAX_TABLE_ROWS) > 0:
-        rows.append({"label": f"… {hidden} more labels"})
+        rows.append({heading: f"… {hidden} more labels"})
     if oos_label is not None:
         kind = "a class" if oos_label in report["labels"] else "no class"
         rows.append(line(f"{oos_label} (out of scope, {kind})", report["num_rows_oos"]))
