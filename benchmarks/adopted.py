@@ -51,6 +51,10 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# The form of FineWeb-Edu's classifier: one output, whose label has no name.
+ONE_OUTPUT = "MiniLM, a number"
+
+
 def main() -> None:
     if not SHARED_DATA.is_dir():
         sys.exit(f"{SHARED_DATA} is missing: it holds csabstruct and movie_reviews_long")
@@ -58,7 +62,7 @@ def main() -> None:
     texts = _column("csabstruct", "train", NUM_SHORT) + _longest("movie_reviews_long", "test", NUM_LONG)
     rows = [("model", "window", "texts cut", "largest difference", "largest logit")]
     with tempfile.TemporaryDirectory() as temporary:
-        for name in (*SHAPES, "MiniLM"):
+        for name in (*SHAPES, "MiniLM", ONE_OUTPUT):
             folder = Path(temporary) / name
             _save(name, folder, texts)
             rows.append((name, *_compared(folder, texts)))
@@ -80,7 +84,8 @@ def _compared(folder: Path, texts: list[str]) -> tuple[int, int, str, str]:
     window = bundle.info.max_length
     scored = classify(texts, truncation=True, max_length=window, function_to_apply="none")
     logits_of_rows = [{one["label"]: one["score"] for one in row} for row in scored]
-    expected_NC = np.array([[of_row[label] for label in bundle.labels] for of_row in logits_of_rows])
+    labels = bundle.labels if len(bundle.labels) > 1 else ["LABEL_0"]
+    expected_NC = np.array([[of_row[label] for label in labels] for of_row in logits_of_rows])
     difference, largest = np.abs(found_NC - expected_NC).max(), np.abs(expected_NC).max()
     return window, int(tokens.truncated_N.sum()), f"{difference:.1e}", f"{largest:.2f}"
 
@@ -88,8 +93,9 @@ def _compared(folder: Path, texts: list[str]) -> tuple[int, int, str, str]:
 def _save(name: str, folder: Path, texts: list[str]) -> None:
     torch.manual_seed(0)
     minilm = encoder_folder("minilm")
-    if name == "MiniLM":
-        model = AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=3, **NAMES, **NO_CODE)
+    if name not in SHAPES:
+        outputs = {"num_labels": 1} if name == ONE_OUTPUT else NAMES
+        model = AutoModelForSequenceClassification.from_pretrained(minilm, **outputs, **NO_CODE)
         torch.nn.init.normal_(model.classifier.weight)
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(minilm, **NO_CODE).save_pretrained(folder)
