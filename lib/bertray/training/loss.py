@@ -51,7 +51,7 @@ class Objective:
         options: TrainingOptions,
     ) -> None:
         self._rows, self._num_classes, self._device = rows, num_classes, device
-        self._smoothing = options.label_smoothing
+        self._smoothing, self._is_huber = options.label_smoothing, options.huber
         weights_S = training_weights(rows.tokens.documents_S)
         if options.class_weights == "balanced":
             weights_S = self._balanced(weights_S, np.maximum(rows.class_counts_C(num_classes), 1))
@@ -68,7 +68,7 @@ class Objective:
         weights_S = weights_S * weights_C[self._rows.label_ids(np.arange(len(weights_S)))]
         return np.asarray(weights_S / weights_S.mean(), dtype=np.float32)
 
-    @property
+    @cached_property
     def unit(self) -> tuple[float, float]:
         """Mean and standard deviation of what one unit of the model's outputs stands for."""
         return 0.0, 1.0
@@ -134,36 +134,26 @@ class _SeveralLabels(Objective):
 class _Numbers(Objective):
     """Squared error, or Huber's, of numbers in standard deviations from the mean of the training rows."""
 
-    def __init__(
-        self,
-        rows: TrainingRows,
-        num_classes: int,
-        problem_type: ProblemType,
-        device: torch.device,
-        options: TrainingOptions,
-    ) -> None:
-        super().__init__(rows, num_classes, problem_type, device, options)
-        self._loss = huber_loss if options.huber else mse_loss
-        values_N = rows.values(rows.firsts)
-        self._unit = float(values_N.mean()), float(values_N.std()) or 1.0
-
-    @property
+    @cached_property
     def unit(self) -> tuple[float, float]:
-        return self._unit
+        values_N = self._rows.values(self._rows.firsts)
+        return float(values_N.mean()), float(values_N.std()) or 1.0
 
     @cached_property
     def _targets_S(self) -> torch.Tensor:
+        mean, deviation = self.unit
         values_S = self._rows.values(np.arange(len(self._weights_S)))
-        return put(((values_S - self._unit[0]) / self._unit[1]).astype(np.float32), self._device)
+        return put(((values_S - mean) / deviation).astype(np.float32), self._device)
 
     def begin(self, model: Any) -> None:
         """A trained head, whose bias is not zero, goes on; its outputs are in the user's unit."""
-        mean, deviation = self._unit
+        mean, deviation = self.unit
         if (last := last_layer(model)) is None or last.bias is None or last.bias.any():
             change_unit(model, -mean / deviation, 1 / deviation)
 
     def _losses(self, logits_BC: torch.Tensor, rows: np.ndarray, rows_B: torch.Tensor) -> torch.Tensor:
-        return self._loss(logits_BC[:, 0], self._targets_S[rows_B], reduction="none")
+        loss = huber_loss if self._is_huber else mse_loss
+        return loss(logits_BC[:, 0], self._targets_S[rows_B], reduction="none")
 
     def targets(self, rows: TrainingRows, chosen: np.ndarray) -> np.ndarray:
         return rows.values(chosen)
