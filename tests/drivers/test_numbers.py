@@ -157,6 +157,15 @@ def test_training_goes_on_from_a_bundle_of_numbers(dataset: Path, bundle: Path, 
     assert column["review"].to_pylist() == [False]
 
 
+def test_a_head_of_numbers_of_another_size_is_drawn_anew(bundle: Path, tmp_path: Path) -> None:
+    rows = [{"text": text, "label": (year - 1965) / 10 - 100} for text, year in texts(0, 200)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    common = ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "data"), "--regression"]
+    assert prepare.main(common) == 0
+    again = trained(tmp_path / "data", str(bundle), tmp_path / "again", "--epochs=1")
+    assert read_info(Location.of(str(again))).metrics["mae"] < 5  # they lie 2,000 from the years
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

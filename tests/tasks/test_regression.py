@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from bertray import schema
 from bertray.data.cleaning import clean
 from bertray.errors import RequestError
 from bertray.metrics.regression import ValueErrors, class_metrics, conformal
-from bertray.tasks.regression import Regression, classes_of
+from bertray.tasks.regression import Regression, ValueFacts, classes_of
 
 TASK = Regression()
 WISHES = SimpleNamespace(coverage=0.9, cuts=None)
@@ -46,8 +47,9 @@ def test_whole_numbers_are_numbers() -> None:
     [
         (pa.array(["1", "good"]), r"row 1 of column 'grade' of a\.csv, counted from 0, is 'good', which is no number"),
         (pa.array(["1", None, "1,5"]), r"row 2 .* is '1,5', which is no number such as 3\.5"),
-        (pa.array(["1", "inf"]), r"row 1 .* is not finite"),
-        (pa.array([1.0, -np.inf]), r"row 1 .* is not finite"),
+        (pa.array(["1", "inf"]), r"row 1 .* is inf; numbers may be at most 1e\+30"),
+        (pa.array([1.0, -np.inf]), r"row 1 .* is -inf; numbers"),
+        (pa.array([1.0, 1e39]), r"row 1 .* is 1e\+39; numbers"),
         (pa.array([True, False]), r"true and false, which are classes: leave --regression out"),
         (pa.array([[1.0], [2.0]]), r"column 'grade'"),
     ],
@@ -68,6 +70,7 @@ def rows_of(*rows: tuple[str | None, float | None]) -> pa.Table:
     [
         (None, [("a", 2.0), ("b", 0.0), ("c", 5.0)], {"duplicate": 3}),
         (1.0, [("b", 0.0), ("c", 5.0)], {"duplicate": 1, "value_spread": 3}),
+        (3.0 - 1e-13, [("a", 2.0), ("b", 0.0), ("c", 5.0)], {"duplicate": 3}),  # as rounding may have it
         (3.0, [("a", 2.0), ("b", 0.0), ("c", 5.0)], {"duplicate": 3}),
     ],
 )
@@ -119,6 +122,37 @@ def test_intervals_hold_what_they_promise_where_errors_differ() -> None:
     assert conformal(*drawn(8), 0.9) == ((), ())  # 9 rows can promise 0.9
     assert len(conformal(*drawn(9), 0.9)[1]) == 1
     assert conformal(np.empty(0), np.empty(0), 0.9) == ((), ())
+
+
+def test_intervals_where_many_predictions_are_the_same() -> None:
+    rng = np.random.default_rng(2)
+    predicted = np.where(np.arange(600) % 3 == 0, 0.0, rng.uniform(3, 7, 600))
+    true = predicted + rng.normal(size=600) * np.where(predicted > 0, 1, 0.01)
+    edges, halves = conformal(predicted, true, 0.9)
+    assert len(halves) == len(edges) + 1 > 2 and halves[0] < 0.1 < halves[-1]
+    assert conformal(np.zeros(1000), rng.normal(size=1000), 0.9)[1] == (pytest.approx(1.64, abs=0.15),)
+
+
+def test_what_cheaper_arithmetic_loses_is_seen_where_all_values_are_equal() -> None:
+    assert TASK.quality(np.array([1.0, 1.0]), np.ones(2)) == 1 > TASK.quality(np.array([1.0, 1.3]), np.ones(2))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"cuts": (2, 1)},
+        {"edges": (2, 1), "half_widths": (1, 1, 1)},
+        {"bounds": (5, 0)},
+        {"coverage": 7},
+        {"half_widths": (-1.0,)},
+        {"half_widths": (float("nan"),)},
+    ],
+)
+def test_facts_that_somebody_has_edited_are_refused(facts: dict[str, Any]) -> None:
+    whole = {"coverage": 0.9, "edges": (), "half_widths": (1.0,), "cuts": (1, 2), "bounds": (0, 5)}
+    assert ValueFacts(**whole)
+    with pytest.raises(ValueError, match=r"do not ascend|out of its range"):
+        ValueFacts(**{**whole, **facts})
 
 
 @pytest.mark.parametrize(

@@ -72,16 +72,21 @@ def conformal(
         The edges between the B bins, and half the width of the interval in each; none of both if there are too few rows
         for any.
     """
-    num_bins = max(1, min(_MAX_BINS, len(true_N) // _LEAST_ROWS_OF_BIN))
-    edges = np.unique(np.quantile(predicted_N, np.arange(1, num_bins) / num_bins)) if len(true_N) else np.empty(0)
-    bin_N, halves = np.searchsorted(edges, predicted_N, side="right"), []
+    needed = math.ceil(coverage / (1 - coverage) - 1e-9)  # rows that can promise it
+    if len(true_N) < needed:
+        return (), ()
+    num_bins = max(1, min(_MAX_BINS, len(true_N) // max(needed, _LEAST_ROWS_OF_BIN)))
+    edges, first, sorted_N = list[float](), 0, np.sort(predicted_N)
+    for edge in np.quantile(predicted_N, np.arange(1, num_bins) / num_bins).tolist():
+        below = int(np.searchsorted(sorted_N, edge))
+        if min(below - first, len(sorted_N) - below) >= needed:  # not where many predictions are the same
+            edges, first = [*edges, edge], below
+    bin_N = np.searchsorted(edges, predicted_N, side="right")
+    halves = []
     for number in range(len(edges) + 1):
         errors = np.sort(np.abs(true_N - predicted_N)[bin_N == number])
-        rank = math.ceil((len(errors) + 1) * coverage - 1e-9)
-        if rank > len(errors):
-            return (), ()
-        halves.append(float(errors[rank - 1]))
-    return tuple(edges.tolist()), tuple(halves)
+        halves.append(float(errors[math.ceil((len(errors) + 1) * coverage - 1e-9) - 1]))
+    return tuple(edges), tuple(halves)
 
 
 def class_metrics(

@@ -23,7 +23,7 @@ from bertray.tasks.task import TASKS
 def bundle_for(config: ScoreConfig) -> BundleInfo:
     """The content of the bundle's bundle.json; refuse to keep a column that has the name of one of its predictions."""
     info = read_info(Location.of(config.bundle))
-    predicted = TASKS[info.problem_type].schema(info).names
+    predicted = TASKS[info.problem_type].schema(info, config.probabilities).names
     if taken := sorted(set(predicted) & set(config.keep_columns)):
         raise RequestError(
             f"--keep-columns {taken[0]}: the predictions of {config.bundle} have a column of this name, besides "

@@ -15,12 +15,12 @@ import itertools
 import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from bertray.errors import RequestError
 from bertray.metrics.profile import BOUNDS, Limits, Movement, Profile, label_movement, score_movements
@@ -49,6 +49,8 @@ _NUM_STRATA, _LEAST_ROWS_OF_STRATUM = 10, 20
 # Exploratory Data Analysis, 2D) 3 are "far out", but real grades have some that far.
 _FAR_OUT = 10.0
 _MAX_OUTLIERS_LISTED = 5
+_LARGEST = 1e30  # float32, in which models compute, ends at 3e38, and errors are squared in float64
+_ROUNDING = 1e-12  # 0.4 - 0.3 is more than 0.1
 # With --cuts auto: between all neighbours of so many different values, else two that divide the rows into thirds.
 _MAX_LEVELS = 10
 # Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers: modified z-scores above it are potential outliers.
@@ -58,9 +60,10 @@ _LABELS = """\
 {% if values and values.cuts %}Classes of the numbers: \
 {% for label in classes %}{{ label | code }}{{ ", " if not loop.last else "" }}{% endfor %}{% endif %}"""
 _ANSWERS = """
-The answer is a number, in the unit of the labelled files.\
+The answer is a number{% if values is not none %}, in the unit of the labelled files{% endif %}.\
 {% if values and values.half_widths %} The interval from low to high holds the true one for {{ values.coverage }} of \
-texts like those of validation.{% else %} There were too few validation rows for intervals.{% endif %}
+texts like those of validation.{% else %} It has no interval: there were \
+{{ "no labelled rows" if values is none else "too few validation rows" }} to find one on.{% endif %}
 """
 
 
@@ -74,6 +77,15 @@ class ValueFacts(BaseModel):
     half_widths: tuple[float, ...]  # of the intervals; none: too few validation rows
     cuts: tuple[float, ...]  # ascending; a value that is a cut belongs to the class above
     bounds: tuple[float, float]  # of the profile's bins
+
+    @model_validator(mode="after")
+    def _are_in_order(self) -> Self:
+        for name in ("edges", "cuts", "bounds"):
+            if any(not low < high for low, high in itertools.pairwise(getattr(self, name))):
+                raise ValueError(f"{name} {getattr(self, name)} do not ascend")
+        if not (0 < self.coverage < 1 and all(0 <= half < math.inf for half in self.half_widths)):
+            raise ValueError(f"coverage {self.coverage} or a half-width of {self.half_widths} is out of its range")
+        return self
 
 
 class Regression:
@@ -105,8 +117,11 @@ class Regression:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             strings = pc.utf8_trim_whitespace(as_strings(cells, what))
             values = _numbers(pc.if_else(pc.equal(strings, ""), None, strings), what)
-        if len(odd := np.flatnonzero(np.isinf(values.to_numpy()))):
-            raise RequestError(f"row {odd[0]} of {what}, counted from 0, is not finite: take it out or correct it")
+        if len(odd := np.flatnonzero(np.abs(values.to_numpy()) > _LARGEST)):
+            raise RequestError(
+                f"row {odd[0]} of {what}, counted from 0, is {values[odd[0]]}; numbers may be at most {_LARGEST:g} in "
+                "size: take it out, correct it, or give all in another unit"
+            )
         return pc.if_else(pc.is_nan(values), None, values)
 
     def tidied(self, rows: pa.Table) -> tuple[pa.Table, list[Any]]:
@@ -117,7 +132,9 @@ class Regression:
         import pandas as pd
 
         of_text = votes.assign(label=votes["label"].astype(float)).groupby("key")["label"]
-        is_wide = of_text.transform("max") - of_text.transform("min") > (np.inf if max_spread is None else max_spread)
+        is_wide = of_text.transform("max") - of_text.transform("min") > (
+            np.inf if max_spread is None else max_spread + _ROUNDING * of_text.transform("max").abs()
+        )
         reasons = pd.Series("", votes.index)
         reasons[votes.duplicated("key")] = "duplicate"
         reasons[is_wide] = "value_spread"
@@ -256,8 +273,9 @@ class Regression:
     # How good a model is. What is decided, and targets, are of rows in scope.
 
     def quality(self, decided: np.ndarray, targets: np.ndarray) -> float:
-        """The share of the targets' variance that is explained (r2), over rows that both have."""
-        return self.summary(decided, targets, 1)["r2"]
+        """The explained share of the targets' variance (r2), over rows that both have; if there is none, of one."""
+        square_error = self.summary(decided, targets, 1)["rmse"] ** 2
+        return 1.0 - square_error / (float(np.var(targets[np.isfinite(decided)])) or 1.0)
 
     def summary(self, decided: np.ndarray, targets: np.ndarray, num_labels: int) -> dict[str, float]:
         both_N = np.isfinite(decided) & np.isfinite(targets)

@@ -163,6 +163,8 @@ class SingleLabel:
         """Raises ValueError where facts do not go with this task."""
         if facts.thresholds is not None:
             raise ValueError(f"thresholds do not go with problem_type {self.problem_type}")
+        if getattr(facts, "values", None) is not None:
+            raise ValueError(f"values do not go with problem_type {self.problem_type}")
 
     def decide(self, raw_NC: np.ndarray, targets: np.ndarray, wishes: Any, trained: np.ndarray) -> dict[str, Any]:
         """The facts that answers depend on.

@@ -7,6 +7,7 @@ Legend: S sequences, B sequences of a batch, N rows, C classes.
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +23,10 @@ from bertray.training.config import TrainingOptions
 from bertray.training.token_files import TrainingRows
 from bertray.types import ProblemType
 
+_log = logging.getLogger(__name__)
+
+# Between the values of a head's own data and those it goes on with.
+_MAX_DEVIATIONS = 10.0
 # Without a limit, one row of a class among ten thousand others would weigh as much as all of these.
 _MAX_POSITIVE_WEIGHT = 10.0
 
@@ -146,9 +151,19 @@ class _Numbers(Objective):
         return put(((values_S - mean) / deviation).astype(np.float32), self._device)
 
     def begin(self, model: Any) -> None:
-        """A trained head, whose bias is not zero, goes on; its outputs are in the user's unit."""
+        """A trained head, whose bias is not zero, goes on; its outputs are in the user's unit.
+
+        Unless it answers with numbers of another size: then it is of other data, and drawn anew.
+        """
         mean, deviation = self.unit
-        if (last := last_layer(model)) is None or last.bias is None or last.bias.any():
+        last = last_layer(model)
+        if last is not None and last.bias is not None and not last.bias.any():
+            return
+        if last is not None and last.bias is not None and abs(last.bias.item() - mean) > _MAX_DEVIATIONS * deviation:
+            _log.info("the head is new: it answers about %g, and the training values are about %g", last.bias, mean)
+            torch.nn.init.normal_(last.weight, std=0.02)
+            torch.nn.init.zeros_(last.bias)
+        else:
             change_unit(model, -mean / deviation, 1 / deviation)
 
     def _losses(self, logits_BC: torch.Tensor, rows: np.ndarray, rows_B: torch.Tensor) -> torch.Tensor:
