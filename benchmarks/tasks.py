@@ -65,7 +65,7 @@ TASKS = {
             | {"test": f"{EMOBANK}/test.parquet", "label_column": "valence", "regression": ""},
             {"epochs": 3, "learning_rate": 2e-4, "seed": seed},
             ("mae", "pearson", "spearman", "coverage", "mean_width"),
-            "MiniLM in a plain padded loop, one seed: MAE 0.175, Pearson 0.736, Spearman 0.700",
+            "MiniLM in a plain loop, batches grouped by length, one seed: MAE 0.175, Pearson 0.736, Spearman 0.700",
         )
         for seed in range(3)
     },

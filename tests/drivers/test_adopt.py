@@ -395,7 +395,7 @@ def test_places_that_do_not_do(
     for source, message in (
         (tiny_bundle, "is a bundle already: give it to bertray score --bundle"),
         (tiny_encoder, r"is a BertModel, no …ForSequenceClassification\. .* bertray train --encoder"),
-        (model / "config.json", "--model .* is a file: give the folder that it stands in"),
+        (model / "config.json", "--model .* is a file: give its folder"),
         (Path("bertray-tests/not-cached"), "--model .* Give a local folder with --model PATH$"),
         (Path("./missing"), "no such folder"),
     ):

@@ -400,7 +400,7 @@ def test_what_left_the_archive_is_checked_too(config: ScoreConfig, archive: Path
         (
             "staged/*.parquet",
             b"PAR1",
-            "Remove it and run bertray score again: it records the staged files anew",
+            "Remove it and run bertray score again: it records the staged files again",
         ),
         ("publishing/intent.json", b"{}", "Remove .*publishing/records.parquet and run bertray score again"),
         ("publishing/records.parquet", b"", "Remove .*publishing/records.parquet and run bertray score again"),

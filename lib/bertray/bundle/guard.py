@@ -52,7 +52,7 @@ class Decision(BaseModel):
     bundle_fingerprint: str
     note: str  # the decision and its reason, for people
     num_validation_rows: int = 0
-    # Accuracy, or what stands for it: `Task.quality`.
+    # Of numbers r2 instead of accuracy: see `Task.quality`.
     accuracy_fp32: float | None = None  # torch, on the validation rows
     accuracy_drop_points: float | None = None  # 100 × (accuracy_fp32 - the other); negative: the other is better
     versions: dict[str, str]

@@ -218,7 +218,7 @@ def scale_logits(model: Any, temperature: float) -> bool:
 
 @torch.no_grad()
 def change_unit(model: Any, mean: float, deviation: float) -> None:
-    """Have a model answer `mean + deviation * output` from now on, by its last layer.
+    """Change the last layer so that the model answers `mean + deviation * output`.
 
     Raises:
         RequestError: no layer with a bias gives the output.

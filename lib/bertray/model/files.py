@@ -1,4 +1,4 @@
-"""What stands in a model's folder, looked at before torch is imported: what cannot be loaded is refused by name.
+"""Check the files of a model's folder before torch is imported; refuse by name what cannot be loaded.
 
 Pointers of Git LFS, broken JSON, code of the model's own, pickled, missing or cut-off weights, SentencePiece alone.
 `bertray.model.pretrained` sees whether the files fit together.
@@ -30,7 +30,7 @@ _OTHERS = {
 
 
 def check_files(encoder: str, option: str = "--encoder") -> dict[str, Any]:
-    """Look at the files of the encoder that an option names, maybe after a download; returns its config.json.
+    """Check the files of the encoder that an option names, maybe after a download; returns its config.json.
 
     Raises:
         RequestError: the encoder does not exist, or has files that cannot be loaded; the message says how to mend it.

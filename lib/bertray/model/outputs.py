@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 _CLASSIFIER = "ForSequenceClassification"
 _NO_NAME = re.compile(r"\s*(LABEL_\d+)?", re.IGNORECASE)
-_IN_ORDER = "Name them with --labels, in the order of the outputs, which who trained it knows"
+_IN_ORDER = "Name them with --labels, in the order of the outputs: whoever trained the model knows it"
 NO_HEAD = (
     "It has no whole classification head, and transformers would draw one at random. To train one: bertray train "
     "--encoder {} --data DATASET"

@@ -38,7 +38,7 @@ def encoder_folder(encoder: str, option: str = "--encoder") -> Path:
     if Path(encoder).expanduser().is_dir():
         return Path(encoder).expanduser().resolve()
     if Path(encoder).expanduser().is_file():
-        raise RequestError(f"{option} {encoder} is a file: give the folder that it stands in")
+        raise RequestError(f"{option} {encoder} is a file: give its folder")
     # The Hub has none with such a name and no owner.
     is_minilm = "/" not in encoder and ("minilm" in encoder.lower() or get_close_matches(encoder.lower(), [MINILM]))
     if encoder.startswith((".", "/", "~")) or is_minilm:

@@ -68,7 +68,7 @@ def shards_in(records: pa.Table) -> list[FileInfo]:
 PUBLISHED, STAGED = "manifest", "staged"
 _NEXT_STEP = {
     PUBLISHED: "Remove it, run bertray verify --repair, then bertray score: it scores again what has no record",
-    STAGED: "Remove it and run bertray score again: it records the staged files anew",
+    STAGED: "Remove it and run bertray score again: it records the staged files again",
 }
 
 

@@ -156,7 +156,7 @@ class Regression:
         return rows.select(REGRESSION_SCHEMA.names).cast(REGRESSION_SCHEMA)
 
     def counted(self, splits: Mapping[str, pa.Table]) -> dict[str, Any]:
-        """How the values of each split lie."""
+        """Range, quartiles, mean and deviation of each split's values."""
         found = {}
         for name, rows in splits.items():
             values_N = rows[VALUE].to_numpy()

@@ -43,7 +43,9 @@ class SingleLabel:
     not_for = frozenset(["huber", "coverage", "cuts"])  # options of training that have no meaning here
     overrides: Mapping[str, Any] = {}  # options with another default here
     baseline_name = "TF-IDF (1-2 words) + logistic regression"
-    unseen_advice = "name the one that stands for no class with --oos-label, "  # about a label only held-out rows have
+    unseen_advice = (
+        "name the label of texts without a class with --oos-label, "  # about a label only held-out rows have
+    )
     best_metric = "f1_macro"  # the epoch, and the trial of bertray tune, in which it is highest is kept
     metric_names: Mapping[str, str] = {"accuracy": "accuracy", "f1_macro": "macro-F1"}  # of an epoch, shown to people
     quality_name = "accuracy"
