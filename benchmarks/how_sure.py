@@ -27,7 +27,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import AutoModel
 
 from benchmarks.results import SHARED_DATA, write_result
-from bertray.bundle.predictions import is_given
 from bertray.metrics.calibration import (
     TEMPERATURE_BOUNDS,
     expected_calibration_error,
@@ -40,6 +39,7 @@ from bertray.metrics.calibration import (
 from bertray.metrics.classification import multi_label_metrics
 from bertray.model.pretrained import NO_CODE, load_tokenizer
 from bertray.model.sources import encoder_folder
+from bertray.tasks.multi_label import is_given
 from bertray.tokenization.batching import pad, padded_batches
 from bertray.tokenization.tokenizer import ColumnTokenizer
 from bertray.types import ProblemType

@@ -1,5 +1,6 @@
 """All errors that bertray raises on purpose. A message states the value, the limit, the path and the next step."""
 
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Literal, Self
 
@@ -80,3 +81,10 @@ def missing_extra(what: str, extra: str, otherwise: str = "") -> RequestError:
         packages = f"-c constraints.txt '.[{extra}]'"
     instead = f", or {otherwise}" if otherwise else ""
     return RequestError(f"{what} needs the extra {extra!r}. On every node: pip install {packages}{instead}")
+
+
+def listed(names: Iterable[str], most: int = 30) -> str:
+    """Names for a message: all, or the first ones and how many there are beside them."""
+    every = list(names)
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more

@@ -18,11 +18,11 @@ from bertray import Bundle, BundleError, Prediction, RequestError
 from bertray.bundle.bundle import seal
 from bertray.bundle.card import model_card
 from bertray.bundle.info import hash_files, read_info
-from bertray.bundle.predictions import is_given
 from bertray.metrics.calibration import probabilities
 from bertray.model.adapter import scale_logits
 from bertray.schema import MULTI_LABEL_PREDICTION_SCHEMA, PREDICTION_SCHEMA
 from bertray.storage.location import Location
+from bertray.tasks.multi_label import is_given
 
 TEXTS = ["Python, SQL", "B.Sc. in Physics, 2014", "a long text " * 60, "jane@example.org", "東京 – Zürich"]
 

@@ -1,5 +1,6 @@
 """Numbers: what cells mean, what becomes of equal texts, intervals, cuts."""
 
+import re
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +53,7 @@ def test_whole_numbers_are_numbers() -> None:
         (pa.array([1.0, 1e39]), r"row 1 .* is 1e\+39; numbers"),
         (pa.array([True, False]), r"true and false, which are classes: leave --regression out"),
         (pa.array([[1.0], [2.0]]), r"column 'grade'"),
+        (pa.array([1, 2], pa.duration("s")), r"column 'grade' of a\.csv is of type duration\[s\]: write it as numbers"),
     ],
 )
 def test_what_is_no_number_is_refused_with_its_row(cells: pa.Array, message: str) -> None:
@@ -131,6 +133,35 @@ def test_intervals_where_many_predictions_are_the_same() -> None:
     edges, halves = conformal(predicted, true, 0.9)
     assert len(halves) == len(edges) + 1 > 2 and halves[0] < 0.1 < halves[-1]
     assert conformal(np.zeros(1000), rng.normal(size=1000), 0.9)[1] == (pytest.approx(1.64, abs=0.15),)
+
+
+@pytest.mark.parametrize(
+    ("values", "warning"),
+    [
+        (np.linspace(0, 1, 60), None),
+        (np.full(60, 3.0), r"all about 3, and differ by some 0"),
+        (1.7e9 + np.linspace(0, 1, 60), r"all about 1\.7e\+09, and differ by some 0\.29.*subtract what they have"),
+        (
+            [*np.full(58, 3.0), 9999.0, 0.0],
+            r"1 of 60 training values lie far from the others.*: 9999 \(a\.csv, row 58\)",
+        ),
+        ([*np.linspace(1, 5, 59), 500.0], r"1 of 60 training values lie far from .*: 500 \(a\.csv, row 59\)"),
+    ],
+)
+def test_values_that_a_person_should_look_at(values: list[float], warning: str | None) -> None:
+    found = TASK.warnings({"train": rows_of(*(("a text", float(value)) for value in values))})
+    assert len(found) == (warning is not None)
+    assert warning is None or re.search(warning, found[0]), found
+
+
+def test_cuts_that_help_little_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    raw, trained = np.zeros((5, 1), np.float32), np.arange(10.0)
+    TASK.decide(raw, np.zeros(5), SimpleNamespace(coverage=0.9, cuts="5,20"), trained)
+    assert "5 validation rows are too few for intervals with a --coverage of 0.9" in caplog.text
+    assert "no training value is in the class '20 or more'" in caplog.text
+    caplog.clear()
+    TASK.decide(np.zeros((50, 1), np.float32), np.zeros(50), SimpleNamespace(coverage=0.9, cuts="5"), trained)
+    assert not caplog.text
 
 
 def test_what_cheaper_arithmetic_loses_is_seen_where_all_values_are_equal() -> None:

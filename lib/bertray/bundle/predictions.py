@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 
 from bertray import schema
 from bertray.bundle.info import BundleInfo
-from bertray.tasks.multi_label import is_given as is_given
 from bertray.tasks.task import TASKS
 from bertray.tokenization.tokenizer import TokenColumn
 

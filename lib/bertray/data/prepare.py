@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +28,7 @@ from bertray.data.dataset import LABELS_FILE, REPORT_FILE
 from bertray.data.labels import one_spelling, warn_of_alike
 from bertray.data.readers import GROUP, read_labelled
 from bertray.data.splits import hold_out
-from bertray.errors import RequestError
+from bertray.errors import RequestError, listed
 from bertray.formats.files import find_files
 from bertray.metrics.profile import given_labels
 from bertray.schema import SPLITS
@@ -40,7 +39,7 @@ from bertray.versions import versions
 
 _log = logging.getLogger(__name__)
 
-_MAX_LISTED, _MAX_LISTED_LABELS = 5, 30
+_MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def _sorted_labels(splits: dict[str, pa.Table], counts: dict[str, Counter[str]],
     labels = sort_labels(list(counts["train"]))
     if len(labels) < 2:
         raise RequestError(f"the training rows have {len(labels)} distinct labels ({labels}); a classifier needs two")
-    trained = f"training has {_listed(map(repr, labels))}"
+    trained = f"training has {listed(map(repr, labels))}"
     if oos_label is not None and not any(oos_label in of_split for of_split in counts.values()):
         raise RequestError(
             f"no row has the label {oos_label!r} of --oos-label: correct its spelling, or leave it out; {trained}"
@@ -185,18 +184,12 @@ def _sorted_labels(splits: dict[str, pa.Table], counts: dict[str, Counter[str]],
             what = "row of a class" if num_rows_oos else "row"
             raise RequestError(f"no {what} is left for the {name} split. Add rows or check the columns and the report")
         if unseen:
-            listed = _listed(f"{label!r} ({count} rows)" for label, count in unseen.items())
+            named = listed(f"{label!r} ({count} rows)" for label, count in unseen.items())
             raise RequestError(
-                f"the {name} split has labels that no training row has: {listed}. Add training rows with them, take "
+                f"the {name} split has labels that no training row has: {named}. Add training rows with them, take "
                 f"them out of {name}, {task_of_rows(rows).unseen_advice}or correct the spelling; {trained}"
             )
     return labels
-
-
-def _listed(names: Iterable[str]) -> str:
-    first = list(names)
-    more = f" and {len(first) - _MAX_LISTED_LABELS} more" if len(first) > _MAX_LISTED_LABELS else ""
-    return ", ".join(first[:_MAX_LISTED_LABELS]) + more
 
 
 def _count_labels(rows: pa.Table) -> Counter[str]:

@@ -81,12 +81,17 @@ def conformal(
         below = int(np.searchsorted(sorted_N, edge))
         if min(below - first, len(sorted_N) - below) >= needed:  # not where many predictions are the same
             edges, first = [*edges, edge], below
-    bin_N = np.searchsorted(edges, predicted_N, side="right")
+    bin_N = np.digitize(predicted_N, edges)
     halves = []
     for number in range(len(edges) + 1):
         errors = np.sort(np.abs(true_N - predicted_N)[bin_N == number])
         halves.append(float(errors[math.ceil((len(errors) + 1) * coverage - 1e-9) - 1]))
     return tuple(edges), tuple(halves)
+
+
+def spelt(number: float) -> str:
+    """A number as people write it, with all of its digits."""
+    return repr(number).removesuffix(".0")
 
 
 def class_metrics(
@@ -112,7 +117,7 @@ def class_metrics(
         **full_metrics(true_N, predicted_N, labels),
         "quadratic_kappa": kappa,
         "f1_at_cuts": {
-            f"{cut:.15g}": float(f1_score(true_N > number, predicted_N > number, zero_division=0))
+            spelt(cut): float(f1_score(true_N > number, predicted_N > number, zero_division=0))
             for number, cut in enumerate(cuts)
         },
     }

@@ -278,6 +278,14 @@ def replace_layers(module: Any, kind: type, make: Callable[[Any], torch.nn.Modul
             replace_layers(child, kind, make)
 
 
+@torch.no_grad()
+def redraw(head: torch.nn.Linear, config: Any) -> None:
+    """Draw a head anew, as transformers draws one."""
+    head.weight.normal_(std=getattr(config, "initializer_range", None) or 0.02)
+    if head.bias is not None:
+        head.bias.zero_()
+
+
 def last_layer(model: Any) -> torch.nn.Linear | None:
     """The last linear layer with an output for each label."""
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]

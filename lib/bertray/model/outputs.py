@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bertray.data.dataset import Dataset
-from bertray.errors import RequestError
+from bertray.errors import RequestError, listed
 from bertray.tasks.task import TASKS
 from bertray.tokenization.columns import one_line
 from bertray.types import UNNAMED_PROBLEM_TYPE, ProblemType
@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 _CLASSIFIER = "ForSequenceClassification"
 _NO_NAME = re.compile(r"\s*(LABEL_\d+)?", re.IGNORECASE)
 _IN_ORDER = "Name them with --labels, in the order of the outputs: whoever trained the model knows it"
+_PREPARE = "Prepare rows of the model's labels, and no others, or leave --data out"
 NO_HEAD = (
     "It has no whole classification head, and transformers would draw one at random. To train one: bertray train "
     "--encoder {} --data DATASET"
@@ -49,15 +50,15 @@ def outputs_of(
         raise RequestError(f"--model {model} is a {architectures[0]}, no …{_CLASSIFIER}. {NO_HEAD.format(model)}")
     own = _own_labels(model, config, names)
     if names and len(names) != len(own):
-        raise RequestError(f"--labels names {len(names)} labels, and {model} has {len(own)} outputs: {_listed(own)}")
+        raise RequestError(f"--labels names {len(names)} labels, and {model} has {len(own)} outputs: {listed(own)}")
     problem_type = _problem_type(model, config.get("problem_type"), len(own), dataset)
     labels = tuple(names or own)
     if (outputs := TASKS[problem_type].outputs) is None:
         _check_labels(model, labels, dataset)
         return labels, problem_type
     if names or len(own) != len(outputs):
-        why = f"--labels names {', '.join(names)}" if names else f"it has {len(own)} outputs: {_listed(own)}"
-        raise RequestError(f"--model {model} is for {problem_type}, which has one output and no labels, and {why}")
+        why = f"--labels names {', '.join(names)}" if names else f"it has {len(own)} outputs: {listed(own)}"
+        raise RequestError(f"--model {model}: {problem_type} has one output and no labels, and {why}")
     return outputs, problem_type
 
 
@@ -85,7 +86,8 @@ def _problem_type(model: str, own: Any, num_outputs: int, dataset: Dataset | Non
             "with or without --multi-label or --regression, as the model was trained, or leave --data out"
         )
     if not own and not dataset:
-        others = ", ".join(one for one in TASKS if one != found)
+        fit = (name for name, task in TASKS.items() if len(task.outputs or range(num_outputs)) == num_outputs)
+        others = " or ".join(name for name in fit if name != found)
         message = "%s is for %s, as config.json says nothing else; if it is for %s, write that as problem_type there"
         _log.info(f"{message}, in a copy, or give --data", model, found, others)
     return found
@@ -93,9 +95,14 @@ def _problem_type(model: str, own: Any, num_outputs: int, dataset: Dataset | Non
 
 def _check_labels(model: str, labels: Sequence[str], dataset: Dataset | None) -> None:
     compared = list(map(one_line, labels))
+    if dataset and len(labels) != len(dataset.labels):
+        raise RequestError(
+            f"--model {model} has {len(labels)} outputs ({listed(labels)}), --data {dataset.location} "
+            f"{len(dataset.labels)} labels ({listed(dataset.labels)}). {_PREPARE}"
+        )
     if any(map(_NO_NAME.fullmatch, labels)):
-        known = f" The data set has {_listed(dataset.labels)}" if dataset else ""
-        raise RequestError(f"--model {model}: outputs have no names ({_listed(labels)}). {_IN_ORDER}.{known}")
+        known = f" The data set has {listed(dataset.labels)}" if dataset else ""
+        raise RequestError(f"--model {model}: outputs have no names ({listed(labels)}). {_IN_ORDER}.{known}")
     if twice := [label for label in compared if compared.count(label) > 1]:
         raise RequestError(f"--model {model}: several outputs have the label {twice[0]!r}. {_IN_ORDER}")
     if dataset is None:
@@ -105,17 +112,10 @@ def _check_labels(model: str, labels: Sequence[str], dataset: Dataset | None) ->
         return
     in_case = {label.casefold(): label for label in there}
     renamed = [in_case.get(label.casefold(), "") for label in compared]
-    step = "Prepare rows of the model's labels, and no others, or leave --data out"
-    if len(renamed) == len(there) and set(renamed) == set(there):
+    step = f"If they mean the same, give --labels the data set's names, in the model's order. Else: {_PREPARE}"
+    if set(renamed) == set(there):
         step = f"They differ in case alone: say --labels {','.join(renamed)!r}"
-    elif len(compared) == len(there):
-        step = f"If they mean the same, give --labels the data set's names, in the model's order. Else: {step}"
     raise RequestError(
-        f"--model {model} has other labels ({_listed(labels)}) than --data {dataset.location} "
-        f"({_listed(dataset.labels)}). {step}"
+        f"--model {model} has other labels ({listed(labels)}) than --data {dataset.location} "
+        f"({listed(dataset.labels)}). {step}"
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f", … and {len(names) - 20} more" if len(names) > 20 else ""
-    return ", ".join(names[:20]) + more

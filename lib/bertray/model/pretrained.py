@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
 
 from bertray.errors import RequestError
-from bertray.model.adapter import first_position, last_layer
+from bertray.model.adapter import first_position, last_layer, redraw
 from bertray.model.outputs import NO_HEAD
 from bertray.model.sources import WEIGHTS, encoder_folder
 from bertray.tokenization.columns import one_line
@@ -205,7 +205,5 @@ def _match_head(
         for weights in head.parameters():
             weights.copy_(weights[order])
         return f"the head is kept: {encoder} has the same labels{', in another order' if before != now else ''}"
-    head.weight.normal_(std=getattr(own, "initializer_range", None) or 0.02)
-    if head.bias is not None:
-        head.bias.zero_()
+    redraw(head, own)
     return f"the head is new: {why}"

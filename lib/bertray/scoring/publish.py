@@ -237,13 +237,8 @@ def prune(output: Location, run_id: str, archive: Archive, request_fingerprint: 
     if gone:
         left = records.filter(pc.invert(pc.is_in(records["path"], value_set=pa.array(gone, pa.string()))))
         if (latest := runs.latest()) and latest.published:
-            published = describe(
-                archive,
-                left,
-                request_fingerprint,
-                latest,
-                latest.published.model_dump(include={"labels", "score_edges"}),
-            )
+            answers = latest.published.model_dump(include={"labels", "score_edges"})
+            published = describe(archive, left, request_fingerprint, latest, answers)
             runs.announce(latest.model_copy(update={"published": published}))
         manifest.replace(run_id, left)
     for path in extra:

@@ -80,6 +80,8 @@ class MultiLabel(SingleLabel):
         return rows[LABEL_IDS].combine_chunks().cast(pa.large_list(pa.int32()))
 
     def check(self, facts: Any) -> None:
+        if facts.values is not None:
+            raise ValueError(f"values do not go with problem_type {self.problem_type}")
         if facts.thresholds is not None and len(facts.thresholds) != len(facts.labels):
             raise ValueError(f"there are {len(facts.thresholds)} thresholds for {len(facts.labels)} labels")
 

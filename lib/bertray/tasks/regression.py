@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from bertray.errors import RequestError
 from bertray.metrics.profile import BOUNDS, Limits, Movement, Profile, label_movement, score_movements
-from bertray.metrics.regression import ValueErrors, class_metrics, conformal
+from bertray.metrics.regression import ValueErrors, class_metrics, conformal, spelt
 from bertray.schema import (
     HIGH,
     LABEL,
@@ -44,11 +45,15 @@ if TYPE_CHECKING:
 
     from bertray.metrics.label_issues import LabelIssues
 
+_log = logging.getLogger(__name__)
+
 _NUM_STRATA, _LEAST_ROWS_OF_STRATUM = 10, 20
 # What lies so many interquartile ranges outside of the quartiles is rather a slip than a rare value; for Tukey (1977,
 # Exploratory Data Analysis, 2D) 3 are "far out", but real grades have some that far.
 _FAR_OUT = 10.0
+_MANY_DEVIATIONS = 5.0
 _MAX_OUTLIERS_LISTED = 5
+_LEAST_VARIATION = 1e-5  # of a deviation, as a share of the mean: float32 has seven digits
 _LARGEST = 1e30  # float32, in which models compute, ends at 3e38, and errors are squared in float64
 _ROUNDING = 1e-12  # 0.4 - 0.3 is more than 0.1
 # With --cuts auto: between all neighbours of so many different values, else two that divide the rows into thirds.
@@ -112,6 +117,8 @@ class Regression:
     def read(self, cells: pa.ChunkedArray, what: str, separator: str) -> pa.ChunkedArray:
         if pa.types.is_boolean(cells.type):
             raise RequestError(f"{what} holds true and false, which are classes: leave --regression out")
+        if pa.types.is_temporal(cells.type):
+            raise RequestError(f"{what} is of type {cells.type}: write it as numbers, in the unit to predict")
         try:
             values = cells.cast(pa.float64())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -150,7 +157,7 @@ class Regression:
         values_N = rows[VALUE].to_numpy()
         num_strata = max(1, min(_NUM_STRATA, len(values_N) // _LEAST_ROWS_OF_STRATUM))
         edges = np.unique(np.quantile(values_N, np.arange(1, num_strata) / num_strata))
-        return [str(number) for number in np.searchsorted(edges, values_N, side="right")]
+        return [str(number) for number in np.digitize(values_N, edges)]
 
     def encoded(self, rows: pa.Table, labels: list[str]) -> pa.Table:
         return rows.select(REGRESSION_SCHEMA.names).cast(REGRESSION_SCHEMA)
@@ -169,9 +176,16 @@ class Regression:
         rows = splits["train"]
         values_N = rows[VALUE].to_numpy()
         low, high = np.quantile(values_N, [0.25, 0.75])
-        reach = _FAR_OUT * (high - low)
+        mean, deviation = values_N.mean(), values_N.std()
+        if deviation <= _LEAST_VARIATION * abs(mean):
+            return [
+                f"the training values are all about {mean:g}, and differ by some {deviation:g}: models compute with "
+                "seven digits, and cannot tell them apart. If they should differ, subtract what they have in common"
+            ]
+        # Where half of the values are the same, the deviation says how far the others lie.
+        reach = _FAR_OUT * (high - low) or _MANY_DEVIATIONS * deviation
         far = np.flatnonzero((values_N < low - reach) | (values_N > high + reach))
-        if not (reach and len(far)):
+        if not len(far):
             return []
         far = far[np.argsort(-np.abs(values_N[far] - (low + high) / 2), kind="stable")]
         first = rows.take(pa.array(far[:_MAX_OUTLIERS_LISTED])).to_pylist()
@@ -238,8 +252,18 @@ class Regression:
     def decide(self, raw_NC: np.ndarray, targets: np.ndarray, wishes: Any, trained: np.ndarray) -> dict[str, Any]:
         predicted_N = raw_NC[:, 0].astype(np.float64)
         edges, half_widths = conformal(predicted_N, targets, wishes.coverage)
+        cuts = _cuts(wishes.cuts, trained)
+        if cuts and not half_widths:
+            _log.warning(
+                "warning: %d validation rows are too few for intervals with a --coverage of %g, so that every row is "
+                "to be reviewed: add rows, or lower it",
+                len(targets),
+                wishes.coverage,
+            )
+        if empty := sorted(set(range(len(cuts) + 1)) - set(np.digitize(trained, cuts).tolist())):
+            _log.warning("warning: no training value is in the class %r of --cuts", classes_of(cuts)[empty[0]])
         facts = {"coverage": wishes.coverage, "edges": edges, "half_widths": half_widths, "bounds": _bounds(trained)}
-        return {"values": ValueFacts(cuts=_cuts(wishes.cuts, trained), **facts)}
+        return {"values": ValueFacts(cuts=cuts, **facts)}
 
     def answer(self, raw_NC: np.ndarray, facts: Any) -> dict[str, pa.Array]:
         value_N, is_nan_N = self.decided(raw_NC), ~np.isfinite(raw_NC[:, 0])
@@ -252,9 +276,7 @@ class Regression:
             REVIEW: pa.array(is_nan_N),
         }
         if facts.values and (cuts := facts.values.cuts):
-            classes_N, low_N, high_N = (
-                np.searchsorted(cuts, one, side="right") for one in (value_N, value_N - half_N, value_N + half_N)
-            )
+            classes_N, low_N, high_N = (np.digitize(one, cuts) for one in (value_N, value_N - half_N, value_N + half_N))
             names = pa.array(classes_of(cuts))
             columns[LABEL] = names.take(pa.array(np.where(is_nan_N, 0, classes_N), mask=is_nan_N))
             columns[REVIEW] = pa.array(has_none_N | (low_N != high_N))
@@ -294,7 +316,7 @@ class Regression:
             found = {"coverage": float(is_held_N.mean()), "mean_width": float(2 * half_N.mean())}
             metrics["interval"] = {"wanted": values.coverage, **found}
         if values and values.cuts:
-            true_N, given_N = (np.searchsorted(values.cuts, one, side="right") for one in (targets, decided))
+            true_N, given_N = (np.digitize(one, values.cuts) for one in (targets, decided))
             metrics = class_metrics(true_N, given_N, values.cuts, classes_of(values.cuts)) | metrics
         return metrics
 
@@ -313,7 +335,7 @@ class Regression:
     def is_best_right(self, raw_NC: np.ndarray, targets: np.ndarray, facts: Any = None) -> np.ndarray:
         """Whether the class between cuts is right (bool [N])."""
         cuts = facts.values.cuts if facts and facts.values else ()
-        given_N, true_N = (np.searchsorted(cuts, one, side="right") for one in (self.decided(raw_NC), targets))
+        given_N, true_N = (np.digitize(one, cuts) for one in (self.decided(raw_NC), targets))
         return np.asarray((given_N == true_N) & np.isfinite(raw_NC[:, 0]))
 
     def evaluated(self, predictions: pa.Table) -> pa.ChunkedArray:
@@ -336,7 +358,7 @@ def classes_of(cuts: tuple[float, ...]) -> tuple[str, ...]:
     """The names of the K + 1 classes between the cuts, in order; none without cuts."""
     if not cuts:
         return ()
-    names = [f"{cut:.15g}" for cut in cuts]
+    names = list(map(spelt, cuts))
     between = (f"{low} to {high}" for low, high in itertools.pairwise(names))
     return (f"below {names[0]}", *between, f"{names[-1]} or more")
 
@@ -378,4 +400,4 @@ def _half_widths(value_N: np.ndarray, facts: ValueFacts | None) -> np.ndarray:
     """Half the width of each row's interval; NaN without intervals."""
     if facts is None or not facts.half_widths:
         return np.full(len(value_N), np.nan)
-    return np.array(facts.half_widths)[np.searchsorted(facts.edges, value_N, side="right")]
+    return np.asarray(np.array(facts.half_widths)[np.digitize(value_N, facts.edges)])

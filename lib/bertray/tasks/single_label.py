@@ -163,10 +163,9 @@ class SingleLabel:
 
     def check(self, facts: Any) -> None:
         """Raises ValueError where facts do not go with this task."""
-        if facts.thresholds is not None:
-            raise ValueError(f"thresholds do not go with problem_type {self.problem_type}")
-        if getattr(facts, "values", None) is not None:
-            raise ValueError(f"values do not go with problem_type {self.problem_type}")
+        for name in ("thresholds", "values"):
+            if getattr(facts, name) is not None:
+                raise ValueError(f"{name} do not go with problem_type {self.problem_type}")
 
     def decide(self, raw_NC: np.ndarray, targets: np.ndarray, wishes: Any, trained: np.ndarray) -> dict[str, Any]:
         """The facts that answers depend on.

@@ -88,7 +88,9 @@ def _as_whole_numbers(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
     try:
         return column.cast(pa.int64() if is_float else pa.decimal256(76, 0))
     except pa.ArrowInvalid as error:
-        raise RequestError(f"{what} holds fractions, not classes: {error}") from error
+        raise RequestError(
+            f"{what} holds fractions, not classes (to predict numbers, say --regression): {error}"
+        ) from error
 
 
 def one_line(text: str) -> str:

@@ -226,9 +226,8 @@ def _measure(folder: Path, model: Any, how: _Measured) -> dict[str, Any]:
     does not have: then this takes longer, on the CPU.
     """
     dataset, rows = how.dataset, how.dataset.split("validation")
-    if (
-        how.wishes.target_precision is None
-    ):  # a precision is promised for texts out of scope too, all else is about classes
+    # A precision is promised for texts out of scope too, all else is about classes.
+    if how.wishes.target_precision is None:
         rows = dataset.in_scope(rows)
     targets, task = dataset.targets(rows), TASKS[dataset.problem_type]
     has_class_N = task.is_in_scope(rows)
@@ -240,7 +239,7 @@ def _measure(folder: Path, model: Any, how: _Measured) -> dict[str, Any]:
     fitted_N = is_read_N & has_class_N
     if not fitted_N.any():
         raise RequestError(
-            f"the trained model gives a number for none of {has_class_N.sum()} validation rows of {dataset.location}: "
+            f"the model gives a number for none of {has_class_N.sum()} validation rows of {dataset.location}: "
             f"{how.advice}"
         )
     temperature, calibration = task.calibrate(logits_NC[fitted_N], targets[fitted_N])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, huber_loss, mse_loss
 
-from bertray.model.adapter import begin_with_logits, change_unit, last_layer
+from bertray.model.adapter import begin_with_logits, change_unit, last_layer, redraw
 from bertray.model.runtime import put
 from bertray.tasks.task import task_of_targets
 from bertray.tokenization.windows import training_weights
@@ -156,15 +156,13 @@ class _Numbers(Objective):
         Unless it answers with numbers of another size: then it is of other data, and drawn anew.
         """
         mean, deviation = self.unit
-        last = last_layer(model)
-        if last is not None and last.bias is not None and not last.bias.any():
-            return
-        if last is not None and last.bias is not None and abs(last.bias.item() - mean) > _MAX_DEVIATIONS * deviation:
-            _log.info("the head is new: it answers about %g, and the training values are about %g", last.bias, mean)
-            torch.nn.init.normal_(last.weight, std=0.02)
-            torch.nn.init.zeros_(last.bias)
-        else:
+        head = last_layer(model)
+        answer = 0.0 if head is None or head.bias is None else head.bias.item()
+        if head is None or head.bias is None or (answer and abs(answer - mean) <= _MAX_DEVIATIONS * deviation):
             change_unit(model, -mean / deviation, 1 / deviation)
+        elif answer:
+            _log.info("the head is new: that of the encoder answers about %g, the values are about %g", answer, mean)
+            redraw(head, model.config)
 
     def _losses(self, logits_BC: torch.Tensor, rows: np.ndarray, rows_B: torch.Tensor) -> torch.Tensor:
         loss = huber_loss if self._is_huber else mse_loss
