@@ -123,6 +123,14 @@ def test_a_request_is_checked_before_torch_and_ray_are_loaded(name: str) -> None
     assert loaded(COMMANDS[name][1].partition(":")[0]) == set()
 
 
+def test_what_every_command_loads_is_quick() -> None:
+    """Each of these takes a tenth of a second or more, and every child process would take it too."""
+    slow = {"scipy.optimize", "scipy.stats", "sklearn", "pandas", "cleanlab", "matplotlib"}
+    code = f"import sys, bertray.bundle.info; print(*sorted({slow!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_the_bare_engine_needs_few_packages() -> None:
     """It is measured on GPU machines that have torch, transformers and pyarrow alone; nanotoken may be missing."""
     needed, todo, seen = set(), ["model.encoder", "tokenization.tokenizer"], set()

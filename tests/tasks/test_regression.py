@@ -156,11 +156,11 @@ def test_values_that_a_person_should_look_at(values: list[float], warning: str |
 
 def test_cuts_that_help_little_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
     raw, trained = np.zeros((5, 1), np.float32), np.arange(10.0)
-    TASK.decide(raw, np.zeros(5), SimpleNamespace(coverage=0.9, cuts="5,20"), trained)
+    TASK.decide(raw, np.zeros(5), SimpleNamespace(coverage=0.9, cuts="5,20"), lambda: trained)
     assert "5 validation rows are too few for intervals with a --coverage of 0.9" in caplog.text
     assert "no training value is in the class '20 or more'" in caplog.text
     caplog.clear()
-    TASK.decide(np.zeros((50, 1), np.float32), np.zeros(50), SimpleNamespace(coverage=0.9, cuts="5"), trained)
+    TASK.decide(np.zeros((50, 1), np.float32), np.zeros(50), SimpleNamespace(coverage=0.9, cuts="5"), lambda: trained)
     assert not caplog.text
 
 
@@ -199,7 +199,9 @@ def test_facts_that_somebody_has_edited_are_refused(facts: dict[str, Any]) -> No
 )
 def test_cuts(wanted: str | None, trained: list[float], cuts: tuple[float, ...], classes: tuple[str, ...]) -> None:
     raw = np.array([[1.0], [2.0], [3.0]], np.float32)
-    facts = TASK.decide(raw, np.array([1.0, 2.0, 3.0]), SimpleNamespace(coverage=0.9, cuts=wanted), np.array(trained))
+    facts = TASK.decide(
+        raw, np.array([1.0, 2.0, 3.0]), SimpleNamespace(coverage=0.9, cuts=wanted), lambda: np.array(trained)
+    )
     values = facts["values"]
     assert values.cuts == cuts and classes_of(values.cuts) == classes
     answers = TASK.answer(np.array([[1.0], [2.25], [np.nan]], np.float32), SimpleNamespace(values=values))
@@ -217,7 +219,7 @@ def test_cuts(wanted: str | None, trained: list[float], cuts: tuple[float, ...],
 def test_the_bins_of_the_profile_lie_around_the_training_values(
     trained: list[float], bounds: tuple[float, float]
 ) -> None:
-    values = TASK.decide(np.zeros((1, 1), np.float32), np.zeros(1), WISHES, np.array(trained))["values"]
+    values = TASK.decide(np.zeros((1, 1), np.float32), np.zeros(1), WISHES, lambda: np.array(trained))["values"]
     low, high = values.bounds
     assert low <= min(trained) and max(trained) <= high and high > low
     assert high - low <= 1.5 * ((max(trained) - min(trained)) or abs(trained[0]) or 1.0) + 0.2

@@ -96,7 +96,7 @@ def test_what_is_right_is_trusted(task: Task) -> None:
     targets = np.concatenate([task.targets(encoded(task, CELLS[task.problem_type][0]), 3)] * 100)
     right_NC = 8.0 * (np.eye(3)[targets] if targets.ndim == 1 else targets) - 4
     for target_precision in (0.9, None):
-        found = task.decide(right_NC, targets, SimpleNamespace(target_precision=target_precision), targets)
+        found = task.decide(right_NC, targets, SimpleNamespace(target_precision=target_precision), list)
         assert set(task.answer(right_NC, facts(**found))[schema.REVIEW].to_pylist()) == {False}
-    never = task.decide(-right_NC, targets, SimpleNamespace(target_precision=0.9), targets)
+    never = task.decide(-right_NC, targets, SimpleNamespace(target_precision=0.9), list)
     assert never["review_below"] == 2.0

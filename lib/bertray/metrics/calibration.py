@@ -22,7 +22,6 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import betaincinv, expit, logsumexp, softmax
 
 from bertray.types import ProblemType
@@ -85,6 +84,8 @@ def fit_temperature(logits_NC: np.ndarray, targets: np.ndarray) -> float:
     Loss and prior are convex in 1 / T: there is one minimum, which is searched for within `TEMPERATURE_BOUNDS`.
     Without rows, or if no other T is better, T is 1.
     """
+    from scipy.optimize import minimize_scalar  # an eighth of a second, which every command would take
+
     logits_NC, targets = _checked(logits_NC, targets)
     if logits_NC.size == 0:
         return 1.0

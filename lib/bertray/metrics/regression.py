@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 # A bin of fewer validation rows would give an interval that other rows of the archive do not bear out.
 _LEAST_ROWS_OF_BIN, _MAX_BINS = 100, 10
@@ -25,6 +24,8 @@ class ValueErrors:
     """
 
     def __init__(self, true_N: np.ndarray, predicted_N: np.ndarray) -> None:
+        from scipy.stats import rankdata  # half a second, which every command would take
+
         both = np.asarray(true_N, np.float64), np.asarray(predicted_N, np.float64)
         self._error_N, self._sides = both[1] - both[0], (both, tuple(rankdata(one) for one in both))
 

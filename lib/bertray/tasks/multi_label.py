@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,9 +85,11 @@ class MultiLabel(SingleLabel):
         if facts.thresholds is not None and len(facts.thresholds) != len(facts.labels):
             raise ValueError(f"there are {len(facts.thresholds)} thresholds for {len(facts.labels)} labels")
 
-    def decide(self, raw_NC: np.ndarray, targets: np.ndarray, wishes: Any, trained: np.ndarray) -> dict[str, Any]:
+    def decide(
+        self, raw_NC: np.ndarray, targets: np.ndarray, wishes: Any, train_targets: Callable[[], np.ndarray]
+    ) -> dict[str, Any]:
         thresholds = tuple(tune_thresholds(self.probabilities(raw_NC), targets).tolist())
-        return {"thresholds": thresholds, **super().decide(raw_NC, targets, wishes, trained)}
+        return {"thresholds": thresholds, **super().decide(raw_NC, targets, wishes, train_targets)}
 
     def given(self, probabilities_NC: np.ndarray, is_nan_N: np.ndarray, facts: Any) -> dict[str, pa.Array]:
         is_given_NC = is_given(probabilities_NC, facts.thresholds) & ~is_nan_N[:, None]

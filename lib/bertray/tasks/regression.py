@@ -15,7 +15,7 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -249,8 +249,10 @@ class Regression:
         """Nothing: outputs have no temperature."""
         return 1.0, {}
 
-    def decide(self, raw_NC: np.ndarray, targets: np.ndarray, wishes: Any, trained: np.ndarray) -> dict[str, Any]:
-        predicted_N = raw_NC[:, 0].astype(np.float64)
+    def decide(
+        self, raw_NC: np.ndarray, targets: np.ndarray, wishes: Any, train_targets: Callable[[], np.ndarray]
+    ) -> dict[str, Any]:
+        predicted_N, trained = raw_NC[:, 0].astype(np.float64), train_targets()
         edges, half_widths = conformal(predicted_N, targets, wishes.coverage)
         cuts = _cuts(wishes.cuts, trained)
         if cuts and not half_widths:

@@ -7,7 +7,7 @@ Legend: N rows, C outputs of the model: logits, one for each label.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -167,14 +167,16 @@ class SingleLabel:
             if getattr(facts, name) is not None:
                 raise ValueError(f"{name} do not go with problem_type {self.problem_type}")
 
-    def decide(self, raw_NC: np.ndarray, targets: np.ndarray, wishes: Any, trained: np.ndarray) -> dict[str, Any]:
+    def decide(
+        self, raw_NC: np.ndarray, targets: np.ndarray, wishes: Any, train_targets: Callable[[], np.ndarray]
+    ) -> dict[str, Any]:
         """The facts that answers depend on.
 
         Args:
             raw_NC, targets: of validation rows that have outputs.
             wishes: what a `training.config.TrainConfig` says of target_precision (None: nothing is reviewed), coverage
                 and cuts.
-            trained: targets of the training rows.
+            train_targets: reads the targets of the training rows.
         """
         if (target_precision := wishes.target_precision) is None:
             return {"review_below": None}

@@ -247,8 +247,9 @@ def _measure(folder: Path, model: Any, how: _Measured) -> dict[str, Any]:
         logits_NC /= temperature
     else:
         temperature, calibration = 1.0, {}
-    trained = dataset.targets(dataset.in_scope(dataset.split("train")))
-    decided = task.decide(logits_NC[is_read_N], targets[is_read_N], how.wishes, trained)
+    decided = task.decide(
+        logits_NC[is_read_N], targets[is_read_N], how.wishes, lambda: dataset.targets(dataset.split("train"))
+    )
     predicted = predictions(tokens, logits_NC, bundle.info.model_copy(update=decided))
     return {
         "metrics": validation_metrics(logits_NC[fitted_N], targets[fitted_N]),
