@@ -56,7 +56,7 @@ def test_an_unreachable_hub_names_both_ways_out() -> None:
     ("encoder", "message"),
     [
         ("./missing", "no such folder"),
-        (__file__, "is a file: give the folder"),
+        (__file__, "is a file: give its folder"),
         ("s3://bucket/encoder", "copy it to a folder that every node can read"),
         ("not a/hub/id", "neither a folder nor a Hub id.*--encoder PATH"),
     ],

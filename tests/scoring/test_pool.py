@@ -130,9 +130,10 @@ def test_when_a_run_is_stopped_over_an_outcome_nothing_is_at_work_any_more(
         raise KeyboardInterrupt
 
     def note(_: Staging) -> None:
-        at_work.append([thread.name for thread in threading.enumerate() if thread.name.startswith("shard")])
+        now = set(threading.enumerate()) - before
+        at_work.append([thread.name for thread in now if thread.name.startswith("shard")])
 
-    at_work = list[list[str]]()
+    before, at_work = set(threading.enumerate()), list[list[str]]()
     for number in range(40):
         write_shard(archive / f"{number:02d}.parquet", ["text"])
     monkeypatch.setattr(ProgressBar, "update", stop)
