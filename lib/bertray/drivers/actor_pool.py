@@ -227,6 +227,8 @@ class ScoringActor:
         log_to(self._book.log)
         import torch
 
+        # Its imports take seconds: an actor that is ready has them behind it.
+        import bertray.bundle.bundle  # noqa: F401
         from bertray.model.runtime import ModelThread
 
         self._request = request
