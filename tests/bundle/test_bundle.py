@@ -250,7 +250,7 @@ def test_how_training_went_is_no_part_of_what_is_hashed(copy: Path, tiny_bundle:
     card = (copy / "README.md").read_text()
     assert "is kept: the last one." in card
     assert "\n\n![Losses and scores by epoch](learning_curves.svg)\n\n" in card
-    assert "`tensorboard --logdir PATH OF THIS FOLDER/tensorboard` ([event files](tensorboard))" in card
+    assert "`tensorboard --logdir PATH OF THIS FOLDER/tensorboard` ([event file](tensorboard))" in card
     place = Location.of(s3_folder)
     place.put_folder(copy, last="bundle.json")
     assert "tensorboard/train/events.out.tfevents.1.host" in [file.path for file in place.files()]

@@ -82,7 +82,7 @@ A text with a score below {{ "%.4f" | format(review_below) }} is to be reviewed 
 ![Losses and scores by epoch]({{ curves_file }})
 {% endif %}
 {%- if events_folder %}
-Every step: `tensorboard --logdir PATH OF THIS FOLDER/{{ events_folder }}` ([event files]({{ events_folder }})).
+Steps: `tensorboard --logdir PATH OF THIS FOLDER/{{ events_folder }}` ([event file]({{ events_folder }})).
 {% endif %}
 ```python
 from transformers import pipeline

@@ -71,7 +71,6 @@ class Attempt(NamedTuple, Generic[Config]):
         config: TrainConfig,
         checkpoints: Checkpoints,
         progress: Progress,
-        event_files: Path,
         add_files: Callable[[Path], None] = lambda _: None,
     ) -> BundleInfo:
         """`export.write_bundle` of the best epoch, if the lock, the output and the data set are as they were."""
@@ -84,9 +83,7 @@ class Attempt(NamedTuple, Generic[Config]):
 
         check()
         weights, output = checkpoints.load_best(progress), Location.of(self.config.output)
-        return write_bundle(
-            config, self.dataset, self.data_fingerprint, output, progress, weights, event_files, add_files, check
-        )
+        return write_bundle(config, self.dataset, self.data_fingerprint, output, progress, weights, add_files, check)
 
 
 class Task(NamedTuple):

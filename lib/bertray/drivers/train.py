@@ -3,7 +3,7 @@
 1. begin   check, lock and tokenise                                              [drivers.attempt]
 2. run     the loop, on the workers of a Ray TorchTrainer                        [drivers.train_on_ray]
            or, with --num-workers 0, in a thread of this process;                [training.loop]
-           the terminal, TensorBoard and MLflow show its progress                [training.tracking]
+           the terminal and MLflow show its progress                             [training.tracking]
 3. bundle  the best epoch's weights and all that belongs to them                 [training.export]
 
 Until the bundle is written, the run's folder keeps everything, and the same command continues the run.
@@ -20,8 +20,9 @@ from bertray.cli import JobResult
 from bertray.drivers.attempt import Attempt, begun, follow, log_epoch, log_start
 from bertray.progress import ProgressBar
 from bertray.training.config import TrainConfig
+from bertray.training.mlflow_client import MlflowRun
 from bertray.training.preflight import naming_rows
-from bertray.training.tracking import Tracker
+from bertray.training.tracking import of_epochs, of_steps
 from bertray.training.watcher import Board, News
 
 _log = logging.getLogger(__name__)
@@ -69,15 +70,13 @@ def train(config: TrainConfig) -> TrainResult:
         first_step = progress.step
         if attempt.is_continued:
             _log.info("continuing the run at %s from step %d", run.location, first_step)
-        mlflow_run_id = run.mlflow_run_id(config.mlflow_uri)
-        with run.event_files() as events, Tracker(config, events, mlflow_run_id) as tracker:
-            run.keep_mlflow_run_id(config.mlflow_uri, tracker.mlflow_run_id)
+        with MlflowRun(config) as mlflow:
             if not progress.is_done:
-                _fit(attempt, tracker)
+                _fit(attempt, mlflow)
                 progress = checkpoints.latest() or progress
                 assert progress.is_done, "training ended without its last checkpoint"
-            tracker.finish(progress.history[progress.best_epoch - 1], config.output)
-            info = attempt.write_bundle(config, checkpoints, progress, events)
+            mlflow.log("best", of_epochs([progress.history[progress.best_epoch - 1]]))
+            info = attempt.write_bundle(config, checkpoints, progress)
     history = progress.history
     num_tokens = sum(epoch["num_train_tokens"] for epoch in history)
     return TrainResult(
@@ -93,17 +92,17 @@ def train(config: TrainConfig) -> TrainResult:
     )
 
 
-def _fit(attempt: Attempt[TrainConfig], tracker: Tracker) -> None:
+def _fit(attempt: Attempt[TrainConfig], mlflow: MlflowRun) -> None:
     """Take the remaining steps."""
     with ProgressBar("training", 1, "steps") as bar, naming_rows(attempt.dataset):
         bar.update(0, "starting")
 
         def tell(news: News) -> None:
-            tracker.steps(news.records)
+            mlflow.log("train", of_steps(news.records))
+            mlflow.log("validation", of_epochs(news.epochs))
             if news.records:
                 bar.update(news.records[-1].step, f"epoch {news.records[-1].epoch:.1f}", news.num_steps)
             for metrics in news.epochs:
-                tracker.epoch(int(metrics["step"]), metrics)
                 log_epoch(metrics, f"epoch {metrics['epoch']:.0f}", attempt.dataset.problem_type)
 
         if attempt.config.worker_range == (0, 0):

@@ -23,9 +23,7 @@ epoch; rungs do not correct for that.
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from bertray.bundle.info import BundleInfo
@@ -34,7 +32,6 @@ from bertray.drivers.attempt import Attempt, begun
 from bertray.errors import BertrayError
 from bertray.reports.terminal import print_trials
 from bertray.training.config import TuneConfig
-from bertray.training.tracking import Tracker
 from bertray.training.trials import Records, TrialRecord, best_of, train_config, write_trials
 
 _log = logging.getLogger(__name__)
@@ -89,19 +86,13 @@ def search(config: TuneConfig) -> dict[str, Any]:
 
 
 def _write_bundle(attempt: Attempt[TuneConfig], ended: list[TrialRecord], best: TrialRecord) -> BundleInfo:
-    """The best trial's bundle, with event files as bertray train writes them, and all trials."""
+    """The best trial's bundle, as bertray train writes it, and all trials."""
     from bertray.training.checkpoints import Checkpoints
 
     trial = train_config(attempt.config, best.number)
     checkpoints = Checkpoints(attempt.run.trial_checkpoints(best.number))
     progress = checkpoints.latest()
     assert progress is not None and progress.is_done, "the best trial's weights are missing"
-    with tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
-        events = Path(temporary)
-        with Tracker(trial, events) as tracker:
-            tracker.steps(progress.records)
-            for epoch in progress.history:
-                tracker.epoch(int(epoch["step"]), epoch)
-        return attempt.write_bundle(
-            trial, checkpoints, progress, events, lambda folder: write_trials(folder, attempt.config, ended, best)
-        )
+    return attempt.write_bundle(
+        trial, checkpoints, progress, lambda folder: write_trials(folder, attempt.config, ended, best)
+    )

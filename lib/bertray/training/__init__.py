@@ -5,7 +5,7 @@
     batches      which rows a step reads                    loss         the loss, and validation metrics
     learner      a model set up for training                optimizer    the weights, and the learning rate's schedule
     loop         steps, epochs, checkpoints                 checkpoints  what a run resumes from
-    tracking     every step, for TensorBoard and MLflow     trials       the trials of a search
+    tracking     what is told of steps and epochs           trials       the trials of a search
     watcher      how the loop and its driver talk           export       weights -> a bundle
     mlflow_client, curves: parts of these
 

@@ -5,7 +5,7 @@
 2. measure    load this folder, and run the bundle over the validation rows as bertray score would: once, for all below
 3. calibrate  fit a temperature to these logits, and divide the last layer's weights by it
 4. decide     what else the task finds on these rows: thresholds, the score below which rows are reviewed
-5. finish     weights, learning curves, event files, card, bundle.json; the folder appears in one step
+5. finish     weights, learning curves, event file, card, bundle.json; the folder appears in one step
 
 An adopted model without a data set skips steps 2 to 4.
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -46,7 +45,7 @@ from bertray.training.checkpoints import Progress
 from bertray.training.config import AdoptConfig, TrainConfig
 from bertray.training.curves import learning_curves
 from bertray.training.loss import validation_metrics
-from bertray.training.tracking import NOT_SCORES
+from bertray.training.tracking import NOT_SCORES, write_event_file
 from bertray.types import Device, ProblemType
 
 _log = logging.getLogger(__name__)
@@ -64,7 +63,6 @@ def write_bundle(
     output: Location,
     progress: Progress,
     weights: dict[str, torch.Tensor],
-    event_files: Path | None = None,
     add_files: Callable[[Path], None] = lambda _: None,
     before_put: Callable[[], None] = lambda: None,
 ) -> BundleInfo:
@@ -73,7 +71,6 @@ def write_bundle(
     Args:
         data_fingerprint: of the data set when the run began.
         weights: of the best epoch, see `Checkpoints.load_best`.
-        event_files: a folder of TensorBoard's event files.
         add_files: adds other files to the local folder before it is sealed.
         before_put: called when the bundle is complete; an error that it raises keeps it from being put.
 
@@ -113,8 +110,7 @@ def write_bundle(
             (folder / CURVES_FILE).write_text(curves, encoding="utf-8")
         except ImportError as error:
             _log.info("the card has no learning curves: %s", missing_extra(f"drawing them ({error})", "plots"))
-        if event_files:
-            shutil.copytree(event_files, folder / EVENTS_FOLDER)
+        write_event_file(folder / EVENTS_FOLDER, config, progress.records, progress.history)
         add_files(folder)
 
     advice = f"start over with a lower --learning-rate (now {config.learning_rate:g}) and --restart"

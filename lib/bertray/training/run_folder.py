@@ -5,8 +5,6 @@
       rows/                  token ids of the data set                [training.token_files]
       run.json               what is trained; written after rows/
       checkpoints/           what the run continues from              [training.checkpoints]
-      tensorboard/           event files                              [training.tracking]
-      mlflow_run.json        the run on the tracking server, if there is one
       bundle_begun           on S3, where a bundle does not appear in one step: an output without bundle.json is an
                              unfinished bundle of this run
 
@@ -19,14 +17,9 @@ A search has such a folder too, `.bundle.tuning/`; `bertray.drivers.tune` says w
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from bertray.bundle.info import EVENTS_FOLDER
 from bertray.errors import RequestError
 from bertray.storage.location import Location
 from bertray.storage.outputs import BUNDLE_FILE
@@ -54,9 +47,7 @@ class TrainingRun:
         self._kind, self._output = kind, output
         self.location = output.parent() / f".{output.name}.{kind}"
         self.rows, self.checkpoints = self.location / "rows", self.location / "checkpoints"
-        self._events = self.location / EVENTS_FOLDER
-        self._run_file, self._mlflow_file = self.location / "run.json", self.location / "mlflow_run.json"
-        self._bundle_begun = self.location / "bundle_begun"
+        self._run_file, self._bundle_begun = self.location / "run.json", self.location / "bundle_begun"
 
     def trial_checkpoints(self, number: int) -> Location:
         """The folder of a trial's checkpoints."""
@@ -76,8 +67,7 @@ class TrainingRun:
         if not before or (differences and not self.what_is_kept()):
             if self.has_left_half_a_bundle():
                 self._output.remove()
-            files = (self._run_file, self._mlflow_file, self._bundle_begun)
-            for place in (*files, self.rows, self.checkpoints, self._events):
+            for place in (self._run_file, self._bundle_begun, self.rows, self.checkpoints):
                 place.remove()
             return False
         if differences:
@@ -103,22 +93,6 @@ class TrainingRun:
             return f"step {int(Path(commits[-1]).stem.removeprefix('step-'))} is kept"
         return f"{sum('/' not in path for path in commits)} finished trials and the checkpoints of others are kept"
 
-    @contextmanager
-    def event_files(self) -> Iterator[Path]:
-        """A local folder with the run's event files. If the run is remote, they are uploaded after the block."""
-        if self._events.is_local:
-            yield Path(self._events.path)
-            return
-        with tempfile.TemporaryDirectory(prefix="bertray-") as temporary:
-            if self._events.exists():
-                with self._events.local_copy() as before:
-                    shutil.copytree(before, temporary, dirs_exist_ok=True)
-            try:
-                yield Path(temporary)
-            finally:
-                for file in Path(temporary).iterdir():
-                    (self._events / file.name).put(file.read_bytes())
-
     def begin_bundle(self) -> None:
         """Record that the bundle is being written."""
         if not self._output.is_local:
@@ -126,16 +100,6 @@ class TrainingRun:
 
     def has_left_half_a_bundle(self) -> bool:
         return self._bundle_begun.exists() and not (self._output / BUNDLE_FILE).exists()
-
-    def mlflow_run_id(self, uri: str | None) -> str | None:
-        """The run on this MLflow server that an earlier attempt has kept."""
-        kept: dict[str, str] = json.loads(self._mlflow_file.read_bytes()) if self._mlflow_file.exists() else {}
-        return kept["run_id"] if kept and kept["uri"] == uri else None
-
-    def keep_mlflow_run_id(self, uri: str | None, run_id: str | None) -> None:
-        """Keep it for later attempts."""
-        if run_id is not None:
-            self._mlflow_file.put(json.dumps({"uri": uri, "run_id": run_id}).encode())
 
 
 def _described(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:
