@@ -41,8 +41,6 @@
 
        row=17  text="where is my new card"  label="top_up"  suggested_label="card"  given_probability=0.04
        suggested_probability=0.91  quality=0.04  source="train.csv"  source_row=21
-
-6. The *trials* of a search (bertray tune), stored in the bundle of the best one.
 """
 
 import json
@@ -225,23 +223,3 @@ def suspect_schema(problem_type: ProblemType) -> pa.Schema:
             DATASET_SCHEMA.field(SOURCE_ROW),
         ]
     )
-
-
-TRIAL_SCHEMA = pa.schema(
-    [
-        _required("trial", pa.int32()),  # trial 0 has the options of bertray train
-        _required("learning_rate", pa.float64()),
-        _required("batch_size", pa.int32()),
-        _required("epochs", pa.int32()),
-        *(_required(name, pa.float64()) for name in ("warmup_fraction", "label_smoothing", "layer_decay")),
-        _required("seed", pa.int64()),
-        _required("status", pa.string()),  # done, pruned or failed
-        _required("is_best", pa.bool_()),
-        _required("num_epochs_run", pa.int32()),
-        # This and the next three are about the epoch whose weights were kept, on validation; null if no epoch ended.
-        pa.field("best_epoch", pa.int32()),
-        *(pa.field(name, pa.float64()) for name in ("loss", "accuracy", "f1_macro", "mae", "spearman")),
-        _required("wall_s", pa.float64()),  # of all epochs, validation included
-        pa.field("failure", pa.string()),
-    ]
-)

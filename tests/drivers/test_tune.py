@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from ray.tune.schedulers import TrialScheduler
@@ -20,7 +19,6 @@ from bertray.drivers.tune import Records, search
 from bertray.drivers.tune_on_ray import Rungs
 from bertray.drivers.workers import run_trial
 from bertray.errors import BertrayError, LockedError, RequestError, UnavailableError
-from bertray.schema import TRIAL_SCHEMA
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock
 from bertray.training.config import TrainConfig, TuneConfig
@@ -58,24 +56,21 @@ def test_the_best_trial_is_the_bundle_of_jobs_train(
     summary = search(config)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]  # nothing is left of the search
 
-    table = pq.read_table(tmp_path / "bundle" / "trials.parquet")
-    assert table.schema == TRIAL_SCHEMA
-    trials = table.to_pylist()
-    assert [trial["trial"] for trial in trials] == [0, 1, 2, 3]
-    assert all(
-        {name: trial[name] for name in options_of(config, 0)} == options_of(config, trial["trial"]) for trial in trials
-    )
-    assert trials[0]["status"] == "done"  # it is never pruned
-    (best,) = (trial for trial in trials if trial["is_best"])
-    assert best["f1_macro"] == max(trial["f1_macro"] for trial in trials if trial["status"] == "done")
-    assert best["f1_macro"] > trials[0]["f1_macro"]  # at a learning rate of 1e-4 two epochs teach it nothing
     found = json.loads((tmp_path / "bundle" / "trials.json").read_text())
-    assert found["best_trial"] == summary["best_trial"] == best["trial"]
-    assert [len(trial["history"]) for trial in found["trials"]] == [trial["num_epochs_run"] for trial in trials]
+    trials = found["trials"]
+    assert [trial["number"] for trial in trials] == [0, 1, 2, 3]
+    assert all(trial["options"] == options_of(config, trial["number"]) for trial in trials)
+    assert trials[0]["status"] == "done"  # it is never pruned
+    best = trials[found["best_trial"]]
+    assert best["number"] == summary["best_trial"]
+    scores = [trial["history"][trial["best_epoch"] - 1]["f1_macro"] for trial in trials]
+    done = [score for score, trial in zip(scores, trials, strict=True) if trial["status"] == "done"]
+    assert scores[best["number"]] == max(done)
+    assert max(done) > scores[0]  # at a learning rate of 1e-4 two epochs teach it nothing
     assert "macro-F1" in capsys.readouterr().err
 
     # bertray train with the same options, and as many threads: the same weights
-    again = train_config(config, best["trial"]).model_copy(update={"output": str(tmp_path / "again")})
+    again = train_config(config, best["number"]).model_copy(update={"output": str(tmp_path / "again")})
     monkeypatch.setattr("bertray.model.runtime.num_cpus", lambda: 4)
     assert train(again.model_copy(update={"num_workers": "0"})).fingerprint == summary["fingerprint"]
     info = Bundle.load(str(tmp_path / "bundle")).info

@@ -5,7 +5,7 @@
       tokenizer.json, …                    its tokenizer
       README.md                            the model card
       learning_curves.svg, tensorboard/    how training went; not hashed, because no prediction depends on it
-      trials.json, trials.parquet          the search that found its options (bertray tune); not hashed
+      trials.json                          the search that found its options (bertray tune); not hashed
       bundle.json                          sha256 of every file, labels, length, origin, metrics; written last
 
 `bertray.bundle.bundle` loads the classifier. This module imports nothing slow.
@@ -46,7 +46,7 @@ _FETCH_S = 900.0
 _OF_FINGERPRINT = {"stride", "thresholds", "review_below", "problem_type", "values"}
 CARD_FILE = "README.md"
 CURVES_FILE, EVENTS_FOLDER = "learning_curves.svg", "tensorboard"
-TRIALS_JSON, TRIALS_PARQUET = "trials.json", "trials.parquet"
+TRIALS_FILE, _OLD_TRIALS_FILE = "trials.json", "trials.parquet"
 
 
 class BundleInfo(BaseModel):
@@ -213,5 +213,5 @@ def hash_files(folder: Path) -> dict[str, str]:
 def _content(folder: Path) -> set[str]:
     """Files that predictions may depend on: neither those for people nor hidden ones, which other tools write."""
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    for_people = {BUNDLE_FILE, CARD_FILE, CURVES_FILE, TRIALS_JSON, TRIALS_PARQUET}
+    for_people = {BUNDLE_FILE, CARD_FILE, CURVES_FILE, TRIALS_FILE, _OLD_TRIALS_FILE}
     return {name for name in names - for_people if not name.startswith((".", f"{EVENTS_FOLDER}/"))}

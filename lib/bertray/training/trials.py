@@ -18,13 +18,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from bertray.bundle.info import TRIALS_JSON, TRIALS_PARQUET
+from bertray.bundle.info import TRIALS_FILE
 from bertray.config import bounds
-from bertray.schema import TRIAL_SCHEMA
 from bertray.training.config import TrainConfig, TuneConfig
 from bertray.training.run_folder import TrainingRun
 
@@ -51,11 +48,6 @@ class TrialRecord(BaseModel):
     def scores(self) -> dict[str, float]:
         """Metrics of the kept epoch on validation; empty if there is none."""
         return self.history[self.best_epoch - 1] if self.best_epoch else {}
-
-    @property
-    def accuracy(self) -> float | None:
-        """Accuracy of the kept epoch; if rows may have several labels, the share of rows whose labels are all right."""
-        return self.scores.get("accuracy", self.scores.get("subset_accuracy"))
 
     @property
     def score(self) -> float:
@@ -97,27 +89,10 @@ def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
 
 
 def write_trials(folder: Path, config: TuneConfig, records: Sequence[TrialRecord], best: TrialRecord) -> None:
-    """Write trials.json, with every epoch, and trials.parquet, a row a trial, into a local folder."""
+    """Write trials.json into a local folder."""
     search = {"best_trial": best.number, "search": config.model_dump(), "trials": [one.model_dump() for one in records]}
     text = json.dumps(search, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / TRIALS_JSON).write_text(text + "\n", encoding="utf-8")
-    rows = [
-        {
-            "trial": one.number,
-            **one.options,
-            "status": one.status,
-            "is_best": one is best,
-            "num_epochs_run": len(one.history),
-            "best_epoch": one.best_epoch or None,
-            "loss": one.scores.get("loss"),
-            "accuracy": one.accuracy,
-            **{name: one.scores.get(name) for name in ("f1_macro", "mae", "spearman")},
-            "wall_s": sum(epoch["wall_s"] for epoch in one.history),
-            "failure": one.failure,
-        }
-        for one in records
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=TRIAL_SCHEMA), folder / TRIALS_PARQUET, compression="zstd")
+    (folder / TRIALS_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 class Records:
