@@ -14,30 +14,19 @@ import pandas as pd
 
 from bertray.training.tracking import StepRecord
 
-# The mean is taken over this share of the steps, so that it follows the curve of a short and of a long run.
-_WINDOW_FRACTION = 1 / 30
-# Metrics of an epoch, which has some of them.
-_LOSS = {"loss": "validation"}
-_SCORES = {
-    "accuracy": "accuracy",
-    "subset_accuracy": "subset accuracy",
-    "f1_micro": "micro-F1",
-    "f1_macro": "macro-F1",
-    "r2": "r2",
-    "pearson": "Pearson",
-    "spearman": "Spearman",
-}
-_LOOK = {"font.size": 9.0, "axes.grid": True, "grid.color": "#E6E6E6", "legend.frameon": False}
 # The ids in the file are random without a salt. Not the user's own style: it would change the file.
-_STYLES: Any = ["default", "tableau-colorblind10", {"svg.hashsalt": "bertray", **_LOOK}]
+_STYLES: Any = ["default", "tableau-colorblind10", {"svg.hashsalt": "bertray", "font.size": 9.0, "axes.grid": True}]
 
 
-def learning_curves(records: Sequence[StepRecord], history: Sequence[Mapping[str, float]], kept_epoch: int) -> str:
+def learning_curves(
+    records: Sequence[StepRecord], history: Sequence[Mapping[str, float]], scores: Mapping[str, str], kept_epoch: int
+) -> str:
     """The text of the SVG.
 
     Args:
         records: steps in order, whose losses are finite.
         history: metrics of every epoch. A value that is not finite leaves a gap.
+        scores: those to show, and their names for people.
     """
     # Here, not above: half a second. Figure without pyplot keeps no global state.
     from matplotlib import style
@@ -47,24 +36,17 @@ def learning_curves(records: Sequence[StepRecord], history: Sequence[Mapping[str
     with style.context(_STYLES):
         figure = Figure(figsize=(9.0, 3.4), layout="constrained")
         loss_axes, score_axes = figure.subplots(1, 2)
-        top = epochs["loss"].max()
         if records:
-            loss_axes.plot(steps["epoch"], steps["loss"], "C0", alpha=0.3, linewidth=0.8, label="train, every step")
-            window = max(1, round(len(records) * _WINDOW_FRACTION))
-            means = steps["loss"].rolling(window, center=True, min_periods=1).mean()
-            if window > 1:
-                loss_axes.plot(steps["epoch"], means, "C0", label=f"train, mean of {window} steps")
-            top = np.nanmax([top, means.max(), steps["loss"].quantile(0.99)])  # a few wild steps may be cut off
-        for axes, name, metrics in ((loss_axes, "loss", _LOSS), (score_axes, "score on validation", _SCORES)):
-            for colour, metric in enumerate((one for one in metrics if one in epochs), start=1):
-                axes.plot(epochs["epoch"], epochs[metric], f"C{colour}o-", markersize=4, label=metrics[metric])
-            axes.set_ylabel(name)
-            axes.set_xlabel("epoch")
-            axes.set_xlim(left=0)
-            axes.axvline(kept_epoch, color="grey", linestyle="--", linewidth=1.0, label=f"kept: epoch {kept_epoch}")
-            # Above, where it covers no curve.
-            axes.legend(fontsize="small", ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
-        loss_axes.set_ylim(0, 1.05 * top if top > 0 else None)
+            loss_axes.plot(steps["epoch"], steps["loss"], "C0", linewidth=0.8, label="train")
+        for axes, what, shown in (
+            (loss_axes, "loss", {"loss": "validation"}),
+            (score_axes, "score on validation", scores),
+        ):
+            for colour, (metric, name) in enumerate(shown.items(), start=1):
+                axes.plot(epochs["epoch"], epochs[metric], f"C{colour}o-", markersize=4, label=name)
+            axes.axvline(kept_epoch, color="grey", linestyle="--", label=f"kept: epoch {kept_epoch}")
+            axes.set(xlabel="epoch", ylabel=what)
+            axes.legend()
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Title": "Learning curves", "Date": None, "Creator": None})
     return file.getvalue()

@@ -106,7 +106,8 @@ def write_bundle(
 
     def add_more(folder: Path) -> None:
         try:
-            curves = learning_curves(progress.records, progress.history, progress.best_epoch)
+            scores = TASKS[dataset.problem_type].metric_names
+            curves = learning_curves(progress.records, progress.history, scores, progress.best_epoch)
             (folder / CURVES_FILE).write_text(curves, encoding="utf-8")
         except ImportError as error:
             _log.info("the card has no learning curves: %s", missing_extra(f"drawing them ({error})", "plots"))
