@@ -29,7 +29,7 @@ def stop_the_job(_: News) -> None:
 @pytest.fixture
 def hanging_board(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Of a run that never ends by itself, and whose driver would wait for ever."""
-    monkeypatch.setattr(cluster, "in_background", lambda _: Future())
+    monkeypatch.setattr("bertray.model.runtime.ModelThread.submit", lambda *_: Future())
     monkeypatch.setattr("bertray.drivers.attempt.STOP_S", 1e9)
     return cluster.start_board(RunBoard)
 

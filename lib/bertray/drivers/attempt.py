@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -163,18 +163,22 @@ def begun(config: Config, kind: Kind) -> Iterator[Attempt[Config]]:
 
 
 def follow(
-    done: Future[Result],
+    work: Callable[[], Result],
     look: Callable[[], None],
     stop: Callable[[], object],
     num_at_work: Callable[[], int] = lambda: 1,
 ) -> Result:
-    """Look at work twice a second, and once when it has ended; returns its result.
+    """Do work in a thread, look at it twice a second, and once when it has ended; returns its result.
 
     Args:
+        work: not for the main thread, in which Ray Train and Tune would handle SIGINT themselves and exit silently.
         look: runs in another thread, so that a signal does not interrupt it. If it raises, the work is stopped.
         stop: has the work write its checkpoints, after Ctrl-C or SIGTERM too; they have `STOP_S` for that.
         num_at_work: how many checkpoints there are to wait for.
     """
+    from bertray.model.runtime import ModelThread
+
+    done = ModelThread().submit(work)
     with ThreadPoolExecutor(1) as looker:
         try:
             while not wait([done], timeout=LOOK_INTERVAL_S).done:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
@@ -27,8 +26,6 @@ _log = logging.getLogger(__name__)
 CPUS_PER_PROCESS = 4
 # Errors of `ray.get` if the task's process died; the last one is Ray's answer to a machine without memory.
 LOST_ERRORS = (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError)
-
-Result = TypeVar("Result")
 
 
 @contextmanager
@@ -72,20 +69,6 @@ def session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()  # also if a signal interrupted the start
-
-
-def in_background(work: Callable[[], Result]) -> Future[Result]:
-    """Run Ray Train or Tune in a thread: in the main thread, Ray 2.60 handles SIGINT itself and exits silently."""
-    done: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # the main thread raises it
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="ray", daemon=True).start()
-    return done
 
 
 def assigned_cpus() -> int:

@@ -117,7 +117,7 @@ def _fit_here(attempt: Attempt[TrainConfig], tell: Callable[[News], None]) -> No
     """Run the loop in a thread of this process, with the same result as one Ray worker."""
     import torch
 
-    from bertray.model.runtime import ModelThread, num_cpus, resolve_device
+    from bertray.model.runtime import num_cpus, resolve_device
 
     config, num_threads, board = attempt.config, num_cpus(), Board()
     device = resolve_device(config.device)
@@ -130,4 +130,4 @@ def _fit_here(attempt: Attempt[TrainConfig], tell: Callable[[News], None]) -> No
 
     share = "a GPU" if device.type == "cuda" else f"{num_threads} CPU"
     log_start(config, attempt.dataset, f"epochs: {config.epochs}; in this process,", share)
-    follow(ModelThread().submit(work), lambda: tell(board.news()), board.stop)
+    follow(work, lambda: tell(board.news()), board.stop)

@@ -76,8 +76,7 @@ def fit(attempt: Attempt[TrainConfig], tell: Callable[[News], None]) -> None:
 
 
 def _run(trainer: TorchTrainer, board: Any, tell: Callable[[News], None]) -> None:
-    done = cluster.in_background(trainer.fit)
-    follow(done, lambda: tell(news_of(board)), board.stop.remote, lambda: len(ray.get(board.at_work.remote())))
+    follow(trainer.fit, lambda: tell(news_of(board)), board.stop.remote, lambda: len(ray.get(board.at_work.remote())))
 
 
 def _reason(failures: dict[int, Exception], error: Exception) -> str:

@@ -71,7 +71,7 @@ def run_trials(attempt: Attempt[TuneConfig], records: Records) -> None:
             _record(events, config, records, problem_type)
             bar.update(len(records.ended), f"{num_at_work()} at work")
 
-        found = follow(cluster.in_background(tuner.fit), look, board.stop.remote, num_at_work)
+        found = follow(tuner.fit, look, board.stop.remote, num_at_work)
     if found.errors:
         cause = getattr(found.errors[0], "cause", found.errors[0])
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[-1]
