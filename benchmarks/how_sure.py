@@ -36,7 +36,7 @@ from bertray.metrics.calibration import (
     threshold_for_precision,
     tune_thresholds,
 )
-from bertray.metrics.classification import multi_label_metrics
+from bertray.metrics.classification import full_metrics
 from bertray.model.pretrained import NO_CODE, load_tokenizer
 from bertray.model.sources import encoder_folder
 from bertray.tasks.multi_label import is_given
@@ -209,7 +209,7 @@ def _label_thresholds(logits: Logits, num_draws: int) -> list[str]:
             for drawn_NC, drawn_true_NC in _drawn(logits, num_rows, num_draws if num_rows in NUM_ROWS else 1):
                 thresholds_C = choose(probabilities(drawn_NC, "multi_label_classification"), drawn_true_NC)
                 given_NC = is_given(test_NC, thresholds_C)
-                found = multi_label_metrics(true_NC, given_NC, labels)
+                found = full_metrics(true_NC, given_NC, labels)
                 micro.append(found["f1_micro"])
                 macro.append(found["f1_macro"])
                 ratio.append((given_NC.sum(axis=0) / np.maximum(true_NC.sum(axis=0), 1)).max())

@@ -1,14 +1,17 @@
 """Metrics against values worked out by hand."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from bertray.metrics.baseline import predict_baseline, predict_multi_label_baseline
 from bertray.metrics.classification import (
-    difference_intervals,
+    Counts,
     full_metrics,
-    multi_label_metrics,
+    intervals,
     out_of_scope_metrics,
     review_metrics,
     summary_metrics,
@@ -59,7 +62,7 @@ PREDICTED_NC = np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
 
 @pytest.mark.parametrize("kind", [bool, np.int64, np.float32])
 def test_several_labels_by_hand(kind: type) -> None:
-    metrics = multi_label_metrics(TRUE_NC, PREDICTED_NC.astype(kind), ("a", "b", "c", "never"))
+    metrics = full_metrics(TRUE_NC, PREDICTED_NC.astype(kind), ("a", "b", "c", "never"))
     assert metrics["subset_accuracy"] == 2 / 4  # the row without labels is right too
     # 3 hits, 1 false alarm, 2 misses
     assert metrics["f1_micro"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 2))
@@ -76,19 +79,13 @@ def test_several_labels_by_hand(kind: type) -> None:
 
 def test_a_label_that_is_predicted_but_never_true_lowers_macro_f1_of_several() -> None:
     true_NC, predicted_NC = np.array([[1, 0], [1, 0]]), np.array([[1, 0], [1, 1]])
-    assert multi_label_metrics(true_NC, predicted_NC, ("a", "b"))["f1_macro"] == 0.5
+    assert full_metrics(true_NC, predicted_NC, ("a", "b"))["f1_macro"] == 0.5
 
 
 def test_no_label_anywhere_is_no_division_by_zero() -> None:
     nothing_NC = np.zeros((2, 2))
-    metrics = multi_label_metrics(nothing_NC, nothing_NC, ("a", "b"))
+    metrics = full_metrics(nothing_NC, nothing_NC, ("a", "b"))
     assert (metrics["f1_micro"], metrics["f1_macro"], metrics["subset_accuracy"]) == (0.0, 0.0, 1.0)
-
-
-@pytest.mark.parametrize("predicted_NC", [np.full((4, 4), 0.5), np.ones((4, 3)), np.ones(4)])
-def test_probabilities_and_other_shapes_are_refused(predicted_NC: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="is not multi-hot over 4 labels"):
-        multi_label_metrics(TRUE_NC, predicted_NC, ("a", "b", "c", "d"))
 
 
 def test_the_baseline_learns_words_of_several_labels() -> None:
@@ -146,30 +143,72 @@ def test_a_row_without_a_prediction_is_wrong_and_no_class() -> None:
     assert found["confusion_matrix"] == [[1, 0], [0, 1]]
 
 
-@pytest.mark.parametrize("is_multi_label", [False, True])
-def test_the_interval_is_of_the_metrics_over_rows_drawn_again(
-    is_multi_label: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rng = np.random.default_rng(3)
+def summary_of_one(true_N: np.ndarray, predicted_N: np.ndarray) -> dict[str, float]:
+    """By scikit-learn."""
+    occurring = np.setdiff1d(np.union1d(true_N, predicted_N), [NO_CLASS])
+    settings: Any = {"labels": np.arange(4), "average": "weighted", "zero_division": 0}
+    return {
+        "accuracy": accuracy_score(true_N, predicted_N),
+        "precision_weighted": precision_score(true_N, predicted_N, **settings),
+        "recall_weighted": recall_score(true_N, predicted_N, **settings),
+        "f1_weighted": f1_score(true_N, predicted_N, **settings),
+        "f1_macro": f1_score(true_N, predicted_N, labels=occurring, average="macro", zero_division=0),
+    }
+
+
+def summary_of_several(true_NC: np.ndarray, predicted_NC: np.ndarray) -> dict[str, float]:
+    """By scikit-learn."""
+    f1_C = f1_score(true_NC, predicted_NC, average=None, zero_division=0)[(true_NC | predicted_NC).any(axis=0)]
+    return {
+        "subset_accuracy": accuracy_score(true_NC, predicted_NC),
+        "f1_micro": f1_score(true_NC, predicted_NC, average="micro", zero_division=0),
+        "f1_macro": f1_C.mean() if len(f1_C) else 0.0,
+    }
+
+
+def decisions(is_multi_label: bool, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of 80 rows and 4 classes: true, nearly right, and less so."""
+    rng = np.random.default_rng(seed)
     if is_multi_label:
         true = rng.random((80, 4)) < 0.3
         predicted, other = (true ^ (rng.random(true.shape) < wrong) for wrong in (0.1, 0.2))
     else:
         true = rng.integers(0, 4, 80)
         predicted, other = (np.where(rng.random(80) < wrong, rng.integers(-1, 4, 80), true) for wrong in (0.1, 0.3))
+    return true, predicted, other
 
-    def metrics(drawn: np.ndarray, side: np.ndarray) -> dict[str, float]:
-        if not is_multi_label:
-            return summary_metrics(true[drawn], side[drawn], 4)
-        return multi_label_metrics(true[drawn], side[drawn], ("a", "b", "c", "d"))
 
+@pytest.mark.parametrize("is_multi_label", [False, True])
+@pytest.mark.parametrize("num_rows", [1, 5, 80])
+def test_the_summary_is_scikit_learns(is_multi_label: bool, num_rows: int) -> None:
+    for seed in range(10):
+        true, predicted, other = (one[:num_rows] for one in decisions(is_multi_label, seed))
+        for side in (predicted, other):
+            expected = (summary_of_several if is_multi_label else summary_of_one)(true, side)
+            assert summary_metrics(true, side, 4) == pytest.approx(expected)
+
+
+def difference_intervals(
+    true: np.ndarray, predicted: np.ndarray, other: np.ndarray, num_classes: int
+) -> dict[str, list[float]]:
+    first, second = (Counts(true, one, num_classes) for one in (predicted, other))
+    return intervals(first.metrics, second.metrics, len(true))
+
+
+@pytest.mark.parametrize("is_multi_label", [False, True])
+def test_the_interval_is_of_the_metrics_over_rows_drawn_again(
+    is_multi_label: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, predicted, other = decisions(is_multi_label, 3)
     monkeypatch.setattr("bertray.metrics.classification._NUM_RESAMPLES", 50)
     found = difference_intervals(true, predicted, other, 4)
+    of_rows = summary_of_several if is_multi_label else summary_of_one
     draws = np.random.default_rng(0)
     all_drawn = [draws.integers(80, size=80) for _ in range(50)]
+    both_drawn = [[of_rows(true[drawn], side[drawn]) for side in (predicted, other)] for drawn in all_drawn]
     assert len(found) == (3 if is_multi_label else 5)
     for name, interval in found.items():
-        differences = [metrics(drawn, predicted)[name] - metrics(drawn, other)[name] for drawn in all_drawn]
+        differences = [first[name] - second[name] for first, second in both_drawn]
         assert interval == pytest.approx(np.quantile(differences, [0.025, 0.975]))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bertray.metrics.classification import full_metrics, multi_label_metrics, out_of_scope_metrics
+from bertray.metrics.classification import full_metrics, out_of_scope_metrics
 from bertray.reports.terminal import (
     SUMMARY_METRICS,
     print_dataset,
@@ -108,7 +108,7 @@ def test_evaluation_says_how_sure_it_is(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_evaluation_of_several_labels_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     true_NC = np.array([[1, 0], [1, 1]])
-    metrics = multi_label_metrics(true_NC, np.array([[1, 0], [1, 0]]), ("good", "weak"))
+    metrics = full_metrics(true_NC, np.array([[1, 0], [1, 0]]), ("good", "weak"))
     metrics |= {
         "split": "test",
         "baseline": {**metrics, "name": "the baseline", "num_training_rows": 1200, **INTERVALS},

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from bertray import schema
+from bertray.metrics.classification import full_metrics
 from bertray.tasks.task import TASKS, Task, task_of_cells, task_of_rows, task_of_targets
 from bertray.training.loss import LOSSES
 from bertray.types import ProblemType
@@ -82,7 +83,7 @@ def test_what_is_decided_is_what_is_answered(task: Task, thresholds: tuple[float
 def test_metrics_have_what_is_shown_and_compared(task: Task) -> None:
     true, other = (task.targets(encoded(task, cells), 3) for cells in CELLS[task.problem_type])
     num_rows = min(len(true), len(other))
-    metrics = task.metrics(other[:num_rows], true[:num_rows], LABELS)
+    metrics = full_metrics(true[:num_rows], other[:num_rows], LABELS)
     summary = task.summary(other[:num_rows], true[:num_rows], 3)
     assert summary == {name: metrics[name] for name in summary}
     assert {*task.metric_names, task.best_metric} <= set(summary)

@@ -99,11 +99,6 @@ class MultiLabel(SingleLabel):
         """Which labels each row is given (bool [N, C]); none where an output is not finite."""
         return is_given(np.nan_to_num(self.probabilities(raw_NC)), facts and facts.thresholds)
 
-    def metrics(self, decided: np.ndarray, targets: np.ndarray, labels: tuple[str, ...]) -> dict[str, Any]:
-        from bertray.metrics.classification import multi_label_metrics
-
-        return multi_label_metrics(targets, decided, labels)
-
     def measured(self, raw_NC: np.ndarray, targets: np.ndarray, facts: Any) -> dict[str, Any]:
         metrics = super().measured(raw_NC, targets, facts)
         for label, threshold in zip(facts.labels, facts.thresholds or (), strict=False):

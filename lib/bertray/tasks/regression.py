@@ -329,7 +329,7 @@ class Regression:
 
         both_N = np.isfinite(decided)
         first, second = (ValueErrors(targets[both_N], one[both_N]) for one in (decided, other))
-        return intervals(first, second, int(both_N.sum()))
+        return intervals(first.metrics, second.metrics, int(both_N.sum()))
 
     def reviews(self, facts: Any) -> bool:
         return bool(facts.values and facts.values.cuts)

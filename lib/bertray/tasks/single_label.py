@@ -221,27 +221,24 @@ class SingleLabel:
 
     def summary(self, decided: np.ndarray, targets: np.ndarray, num_labels: int) -> dict[str, float]:
         """Metrics of an epoch, and those in which a bundle is compared with the baseline."""
-        found = self.metrics(decided, targets, tuple(map(str, range(num_labels))))
-        return {name: value for name, value in found.items() if isinstance(value, float)}
+        from bertray.metrics.classification import summary_metrics
 
-    def metrics(self, decided: np.ndarray, targets: np.ndarray, labels: tuple[str, ...]) -> dict[str, Any]:
-        """All metrics; those of the summary are floats."""
-        from bertray.metrics.classification import full_metrics
-
-        return full_metrics(targets, decided, labels)
+        return summary_metrics(targets, decided, num_labels)
 
     def measured(self, raw_NC: np.ndarray, targets: np.ndarray, facts: Any) -> dict[str, Any]:
         """All that an evaluation says of rows in scope."""
-        metrics = self.metrics(self.decided(raw_NC, facts), targets, facts.labels)
-        return metrics | self.reliability(raw_NC, targets)
+        from bertray.metrics.classification import full_metrics
+
+        return full_metrics(targets, self.decided(raw_NC, facts), facts.labels) | self.reliability(raw_NC, targets)
 
     def difference_intervals(
         self, decided: np.ndarray, other: np.ndarray, targets: np.ndarray, num_labels: int
     ) -> dict[str, list[float]]:
-        """See `classification.difference_intervals`."""
-        from bertray.metrics.classification import difference_intervals
+        """See `classification.intervals`."""
+        from bertray.metrics.classification import Counts, intervals
 
-        return difference_intervals(targets, decided, other, num_labels)
+        first, second = (Counts(targets, one, num_labels) for one in (decided, other))
+        return intervals(first.metrics, second.metrics, len(targets))
 
     def reviews(self, facts: Any) -> bool:
         """Whether some rows that have an answer are to be reviewed."""
