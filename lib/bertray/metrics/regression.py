@@ -27,7 +27,7 @@ class ValueErrors:
         from scipy.stats import rankdata  # half a second, which every command would take
 
         both = np.asarray(true_N, np.float64), np.asarray(predicted_N, np.float64)
-        self._error_N, self._sides = both[1] - both[0], (both, tuple(rankdata(one) for one in both))
+        self._error_N, self._columns_4N = both[1] - both[0], np.stack([*both, *map(rankdata, both)])
 
     def metrics(self, times_N: np.ndarray | None = None) -> dict[str, float]:
         """Mean absolute error, root of the mean squared error, r2, Pearson's and Spearman's correlation.
@@ -35,28 +35,21 @@ class ValueErrors:
         Args:
             times_N: how often each row counts; None: once.
         """
-        num_rows = len(self._error_N) if times_N is None else int(times_N.sum())
-        if not num_rows:
+        if not (len(self._error_N) if times_N is None else times_N.sum()):
             return dict.fromkeys(("mae", "rmse", "r2", "pearson", "spearman"), 0.0)
+        covariance_44 = np.cov(self._columns_4N, aweights=times_N, ddof=0)
 
-        def mean(of_N: np.ndarray) -> float:
-            return float(np.average(of_N, weights=times_N))
+        def correlation(one: int, other: int) -> float:
+            product = covariance_44[one, one] * covariance_44[other, other]
+            return float(covariance_44[one, other] / math.sqrt(product)) if product > 0 else 0.0
 
-        def covariance(one_N: np.ndarray, other_N: np.ndarray) -> float:
-            return mean((one_N - mean(one_N)) * (other_N - mean(other_N)))
-
-        def correlation(one_N: np.ndarray, other_N: np.ndarray) -> float:
-            product = covariance(one_N, one_N) * covariance(other_N, other_N)
-            return covariance(one_N, other_N) / math.sqrt(product) if product > 0 else 0.0
-
-        (true_N, predicted_N), ranks = self._sides
-        square_error, variance = mean(self._error_N**2), covariance(true_N, true_N)
+        square_error, variance = float(np.average(self._error_N**2, weights=times_N)), float(covariance_44[0, 0])
         return {
-            "mae": mean(np.abs(self._error_N)),
+            "mae": float(np.average(np.abs(self._error_N), weights=times_N)),
             "rmse": math.sqrt(square_error),
             "r2": 1 - square_error / variance if variance > 0 else 0.0,
-            "pearson": correlation(true_N, predicted_N),
-            "spearman": correlation(*ranks),
+            "pearson": correlation(0, 1),
+            "spearman": correlation(2, 3),
         }
 
 
