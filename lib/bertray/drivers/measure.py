@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from bertray.bundle.info import BundleInfo
 from bertray.data.dataset import Dataset
 from bertray.drivers.config import MAX_BASELINE_ROWS
-from bertray.metrics import calibration, classification
-from bertray.schema import LABEL, NO_CLASS, REVIEW
+from bertray.metrics import classification
+from bertray.schema import NO_CLASS, REVIEW
 from bertray.tasks.task import TASKS
 
 _log = logging.getLogger(__name__)
@@ -31,25 +30,13 @@ class Split(NamedTuple):
     predictions: pa.Table
     logits_NC: np.ndarray
 
-    @property
-    def probabilities_NC(self) -> np.ndarray:
-        """0 for a row without a prediction."""
-        return np.asarray(np.nan_to_num(calibration.probabilities(self.logits_NC, self.info.problem_type)))
-
-    def targets(self) -> np.ndarray:
-        return self.dataset.targets(self.rows)
-
-    def predicted_N(self) -> np.ndarray:
-        """Label ids (int64); `NO_CLASS` for a row without a prediction."""
-        ids = pc.index_in(self.predictions[LABEL], value_set=pa.array(self.dataset.labels))
-        return np.asarray(ids.fill_null(NO_CLASS).to_numpy(), dtype=np.int64)
-
 
 def measure(
     split: Split, oos_threshold: float | None, *, with_baseline: bool
 ) -> tuple[dict[str, Any], pa.Array, pa.Array]:
     """The metrics as metrics.json holds them, and the labels predicted by the bundle and by the baseline."""
-    task, info, dataset, targets = TASKS[split.info.problem_type], split.info, split.dataset, split.targets()
+    task, info, dataset = TASKS[split.info.problem_type], split.info, split.dataset
+    targets = dataset.targets(split.rows)
     counted_N, logits_NC, predicted = task.is_in_scope(split.rows), split.logits_NC, task.evaluated(split.predictions)
     metrics = task.measured(logits_NC[counted_N], targets[counted_N], info)
     metrics["baseline"], baseline_predicted = None, pa.nulls(len(targets), predicted.type)
@@ -66,7 +53,7 @@ def measure(
         }
     is_right_N = counted_N & task.is_best_right(logits_NC, targets, info)
     metrics["review"] = _review(split, is_right_N) if task.reviews(info) else None
-    metrics["out_of_scope"] = _out_of_scope(split, oos_threshold)
+    metrics["out_of_scope"] = _out_of_scope(split, targets, oos_threshold) if dataset.oos_label is not None else None
     return metrics, predicted, baseline_predicted
 
 
@@ -87,20 +74,18 @@ def _review(split: Split, is_right_N: np.ndarray) -> dict[str, Any]:
     return chosen | classification.review_metrics(is_right_N, split.predictions[REVIEW].to_numpy())
 
 
-def _out_of_scope(split: Split, threshold: float | None) -> dict[str, Any] | None:
+def _out_of_scope(split: Split, true_N: np.ndarray, threshold: float | None) -> dict[str, Any]:
     """How well texts out of scope are rejected: by their own class if there is one, otherwise by a low score."""
-    label, labels = split.dataset.oos_label, split.dataset.labels
-    if label is None:
-        return None
-    true_N, predicted_N = split.targets(), split.predicted_N()
+    label, labels, task = split.dataset.oos_label, split.dataset.labels, TASKS[split.info.problem_type]
+    predicted_N, probabilities_NC = task.decided(split.logits_NC), np.nan_to_num(task.probabilities(split.logits_NC))
     if label in labels:
         oos_id, threshold = labels.index(label), None
         true_N = np.where(true_N == oos_id, NO_CLASS, true_N)
-        score_N = 1 - split.probabilities_NC[:, oos_id]
+        score_N = 1 - probabilities_NC[:, oos_id]
         is_rejected_N = predicted_N == oos_id
     else:
         threshold = split.info.review_below if threshold is None else threshold
-        score_N = split.probabilities_NC.max(axis=1).astype(np.float64)
+        score_N = probabilities_NC.max(axis=1).astype(np.float64)
         is_rejected_N = score_N < (0 if threshold is None else threshold)
     # A row without a prediction is NO_CLASS already, which counts as rejected.
     metrics = classification.out_of_scope_metrics(true_N, np.where(is_rejected_N, NO_CLASS, predicted_N), score_N)
