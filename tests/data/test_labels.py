@@ -46,10 +46,10 @@ def test_labels_that_differ_in_case_or_punctuation_are_told_of() -> None:
     [warning] = warn_of_alike(
         {"Top up.": 1, "top_up": 2, "TOP-UP": 3, ":)": 1, ":(": 1, "C": 1, "C++": 1, "-1": 1, "1": 1}
     )
-    assert "'TOP-UP' (3 rows), 'Top up.' (1 rows), 'top_up' (2 rows). If" in warning
+    assert "'TOP-UP' (3 rows) and 'Top up.' (1 rows) and 'top_up' (2 rows). If" in warning
     assert not any(other in warning for other in (":)", "'C'", "'1'"))
     many = {f"{name}{number}": 1 for number in range(9) for name in "aA"}
-    assert "; and 4 more. If" in warn_of_alike(many)[0]
+    assert " and 4 more. If" in warn_of_alike(many)[0]
     assert warn_of_alike({"a": 1, "b": 2}) == []
 
 

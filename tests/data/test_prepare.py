@@ -341,7 +341,7 @@ def test_where_one_label_is_no_number_all_stay_and_are_told_of(tmp_path: Path) -
     rows: Rows = [(f"text {row}", ["1", "1.0", "01", "N/A"][row % 4]) for row in range(80)]
     report, dataset = run(tmp_path, input=write(tmp_path / "in.parquet", rows))
     assert dataset.labels == ("01", "1", "1.0", "N/A")
-    assert "'01' (20 rows), '1' (20 rows), '1.0' (20 rows). If" in report["warnings"][0]
+    assert "'01' (20 rows) and '1' (20 rows) and '1.0' (20 rows). If" in report["warnings"][0]
 
 
 def test_numbers_that_a_float_cannot_hold_are_refused(tmp_path: Path) -> None:
@@ -373,7 +373,7 @@ def test_labels_that_look_alike_are_one_and_others_are_told_of(tmp_path: Path) -
     report, dataset = run(tmp_path, input=write(tmp_path / "in.parquet", rows))
     assert dataset.labels == ("Sant\u00e9.", "sant\u00e9", "soci\u00e9t\u00e9 civile")
     [warning] = report["warnings"]
-    assert "'Sant\u00e9.' (20 rows), 'sant\u00e9' (60 rows). If" in warning
+    assert "'Sant\u00e9.' (20 rows) and 'sant\u00e9' (60 rows). If" in warning
 
 
 def test_out_of_scope_rows_without_a_class_are_kept_in_held_out_splits(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_a_diverging_fold_says_which_rows(
     ray_cluster: str, dataset: str, diverging_encoder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "bertray")
-    with pytest.raises(BertrayError, match=r"the loss is nan at epoch 1, step 1: .*train\.jsonl, row \d+; "):
+    with pytest.raises(BertrayError, match=r"the loss is nan at epoch 1, step 1: .*row \d+ of .*train\.jsonl, "):
         run(dataset, tmp_path / "label_check", Path(diverging_encoder))
     assert not (tmp_path / "label_check" / "label_quality.json").exists()
     assert WHAT_A_DIVERGING_WORKER_LOGS in caplog.text

@@ -178,7 +178,7 @@ def test_an_empty_array_has_no_rows(tmp_path: Path) -> None:
         ('{"columns": ["text", "label"], "data": [["a", "x"]]}', "it has columns, data.* lie deeper: write JSON Lines"),
         ('{"data": [{"text": "a", "label": "x"}]}', "it has data.* lie deeper: write JSON Lines"),
         ('[{"data": {"text": "a"}, "label": "x"}]', "no column 'text'; it has data, label.* lie deeper"),
-        (json.dumps({str(n): {"text": "a"} for n in range(3000)}), "18, 19 and 2980 others.* lie deeper"),
+        (json.dumps({str(n): {"text": "a"} for n in range(3000)}), "18, 19 and 2980 more.* lie deeper"),
         (LINES.replace("}\n", "},\n"), "line 1 of .* is not JSON of rows: .*no comma behind it"),
         ('{"text": "a"}\n\n{"text": \n', "line 3 of .* is not JSON"),
         ('{"text": "a"}\n"b"\n', "line 2 of .* value 0 from here is a str, not an object. Write"),

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray.data.readers import GROUP
+from bertray.errors import listed
 from bertray.formats.columnar import list_map
 from bertray.metrics.profile import given_labels
 from bertray.schema import LABEL, LABELS
@@ -75,14 +76,10 @@ def warn_of_alike(num_rows: Mapping[str, int]) -> list[str]:
     for label in sorted(num_rows):
         groups[_likeness(label)].append(label)
     alike = [labels for labels in groups.values() if len(labels) > 1]
-    listed = "; ".join(
-        ", ".join(f"{label!r} ({num_rows[label]} rows)" for label in labels[:_MAX_LISTED])
-        for labels in alike[:_MAX_LISTED]
-    )
-    more = f"; and {len(alike) - _MAX_LISTED} more" if len(alike) > _MAX_LISTED else ""
+    named = [" and ".join(f"{label!r} ({num_rows[label]} rows)" for label in labels[:_MAX_LISTED]) for labels in alike]
     warning = (
         "labels differ only in case, punctuation or how a number is written, and are different classes: "
-        f"{listed}{more}. If they are meant alike, spell them alike in the files and prepare again"
+        f"{listed(named, _MAX_LISTED)}. If they are meant alike, spell them alike in the files and prepare again"
     )
     return [warning] if alike else []
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csc_array, csr_array, hstack
 
-from bertray.errors import RequestError
+from bertray.errors import RequestError, listed
 
 # Moves end after one to four passes over real labels; a smaller gain is rounding.
 _MAX_PASSES, _LEAST_GAIN = 10, 1e-9
@@ -63,11 +63,10 @@ def folds(labels: list[str] | list[list[str]], num_folds: int, seed: int, groups
     num_units_K = (counts_UK > 0).sum(axis=0).tolist()
     too_few = {label: num for label, num in zip(labels_K, num_units_K, strict=True) if label and num < num_folds}
     if too_few:
-        listed = ", ".join(f"{label!r} ({num})" for label, num in list(too_few.items())[:5])
-        more = f" and {len(too_few) - 5} others" if len(too_few) > 5 else ""
+        named = listed((f"{label!r} ({num})" for label, num in too_few.items()), 5)
         lower = f"Lower --folds to {fewest}, add rows" if (fewest := min(too_few.values())) > 1 else "Add rows"
         raise RequestError(
-            f"--folds {num_folds} needs {num_folds} different texts of every label; fewer have {listed}{more}. "
+            f"--folds {num_folds} needs {num_folds} different texts of every label; fewer have {named}. "
             f"{lower}, merge these labels with others, or prepare a data set without them"
         )
     fold_U = _stratified_iteratively(counts_UK, [1 / num_folds] * num_folds, np.random.default_rng(seed))

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from bertray.errors import RequestError
+from bertray.errors import RequestError, listed
 from bertray.formats.columnar import MARKS, parse_columnar, saved_files
 from bertray.formats.delimited import parse_delimited
 from bertray.formats.json_rows import is_stray, parse_json
@@ -54,7 +54,7 @@ _HEAD_BYTES = 32
 
 # UTF-32 before UTF-16, whose mark begins it.
 _BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_LE: "utf-16", codecs.BOM_BE: "utf-16"}
-_MAX_NAMED, _MAX_NAME_CHARS = 20, 60
+_MAX_NAME_CHARS = 60
 _PROBED_BYTES = 1 << 20
 
 
@@ -69,29 +69,29 @@ def find_files(pattern: str, columns: list[str]) -> list[Location]:
     place = Location.of(pattern)
     if place.is_file():
         return [place]
-    listed = [
+    there = [
         file
         for found in (place.glob() if glob.has_magic(place.path) and not place.exists() else [place])
         for file in ([found] if found.is_file() else [found / info.path for info in found.files()])
     ]
-    for mark in [file for file in listed if file.name in MARKS]:
+    for mark in [file for file in there if file.name in MARKS]:
         if saved := saved_files(mark):
             folder = mark.parent()
-            listed = [file for file in listed if file.parent() != folder or not file.name.endswith(_SAVED)] + saved
-    formats = {file: _format(file.name, b"" if "." in file.name else _head(file, _HEAD_BYTES)) for file in listed}
+            there = [file for file in there if file.parent() != folder or not file.name.endswith(_SAVED)] + saved
+    formats = {file: _format(file.name, b"" if "." in file.name else _head(file, _HEAD_BYTES)) for file in there}
     files = [file for file, kind in formats.items() if kind in _READ]
     jsons = [file for file in files if file.name.endswith(".json")]
     strays = [file for file in jsons if is_stray(_head(file, _PROBED_BYTES), columns)]
     if len(strays) < len(files):  # else these are the files that are meant, and their columns the error
         formats |= dict.fromkeys(strays, "no rows with the columns")
         files = [file for file in files if formats[file] in _READ]
-    others = [file for file in listed if formats[file] not in _READ]
+    others = [file for file in there if formats[file] not in _READ]
     named = "; ".join(f"{file.name} ({formats[file] or 'unknown'})" for file in others[:3])
     if not files:
         has = f": it has {named}" if others else ""
         raise RequestError(f"no labelled files at {pattern}{has}. Give a file, a folder or a glob of {FORMATS_HELP}")
     if others:
-        _log.warning("warning: %d of %d files at %s are not read: %s", len(others), len(listed), pattern, named)
+        _log.warning("warning: %d of %d files at %s are not read: %s", len(others), len(there), pattern, named)
     return files
 
 
@@ -112,11 +112,10 @@ def read_table(file: Location, columns: dict[str, str], encoding: str | None = N
             num_found = found.count(name)
             if num_found == 1 or (not num_found and name in folders):
                 continue
-            listed = ", ".join(f"{one:.{_MAX_NAME_CHARS}}" for one in found[:_MAX_NAMED]) or "none"
-            more = f" and {len(found) - _MAX_NAMED} others" if len(found) > _MAX_NAMED else ""
+            named = listed((f"{one:.{_MAX_NAME_CHARS}}" for one in found), 20) or "none"
             raise RequestError(
-                f"{file} has {num_found or 'no'} column{'s' * (num_found > 1)} {name!r}; it has {listed}{more}. Choose "
-                f"with --{option}-column"
+                f"{file} has {num_found or 'no'} column{'s' * (num_found > 1)} {name!r}; it has {named}. Choose with "
+                f"--{option}-column"
             )
 
     wanted = list(dict.fromkeys(columns.values()))

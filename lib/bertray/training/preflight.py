@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from bertray.bundle.info import read_info
 from bertray.data.dataset import Dataset
-from bertray.errors import BertrayError, DivergedError, RequestError
+from bertray.errors import BertrayError, DivergedError, RequestError, listed
 from bertray.model.files import check_files
 from bertray.model.sources import lasting
 from bertray.schema import SOURCE, SOURCE_ROW, TEXT
@@ -101,9 +101,8 @@ def naming_rows(dataset: Dataset) -> Iterator[None]:
         yield
     except DivergedError as error:
         rows = dataset.split("train").take(pa.array(error.rows)).select([SOURCE, SOURCE_ROW]).to_pylist()
-        listed = "; ".join(f"{row[SOURCE]}, row {row[SOURCE_ROW]}" for row in rows[:5])
-        more = f"; and {len(rows) - 5} more" if rows[5:] else ""
-        raise BertrayError(f"{error}. That step read {listed}{more}") from error
+        named = listed((f"row {row[SOURCE_ROW]} of {row[SOURCE]}" for row in rows), 5)
+        raise BertrayError(f"{error}. That step read {named}") from error
 
 
 def check_origin(encoder: str, data_fingerprint: str, *, is_audit: bool = False) -> None:
