@@ -23,7 +23,7 @@ from bertray.cli import JobResult
 from bertray.data.dataset import Dataset
 from bertray.drivers.config import EvaluateConfig
 from bertray.errors import RequestError
-from bertray.reports.terminal import SUMMARY_METRICS, print_evaluation
+from bertray.reports.terminal import print_evaluation
 from bertray.schema import NUM_TOKENS, TEXT, TRUNCATED
 from bertray.storage.location import Location
 from bertray.storage.outputs import put_json, put_records, refuse_in_bundle, refuse_to_replace
@@ -33,19 +33,8 @@ from bertray.versions import versions
 _log = logging.getLogger(__name__)
 
 _METRICS_FILE, _PREDICTIONS_FILE = "metrics.json", "predictions.parquet"
-_ENGINE = ("engine", "precision", "accuracy_fp32", "accuracy_int8", "accuracy_fp16", "accuracy_drop_points")
-_SUMMARY = (
-    "num_rows",
-    *SUMMARY_METRICS,
-    "interval",
-    "ece",
-    "nll",
-    "review",
-    "out_of_scope",
-    "baseline",
-    *_ENGINE,
-    "wall_s",
-)
+# Of metrics.json, but not of the summary in one line.
+_LONG = {"per_class", "confusion_matrix", "labels", "f1_at_cuts", "config", "versions"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +50,7 @@ def run(config: EvaluateConfig) -> JobResult:
     """The job of the command line."""
     metrics = evaluate(config).metrics
     print_evaluation(metrics)
-    return JobResult({"output": config.output, **{name: metrics[name] for name in _SUMMARY if name in metrics}})
+    return JobResult({"output": config.output, **{name: value for name, value in metrics.items() if name not in _LONG}})
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
