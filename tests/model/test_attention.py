@@ -185,11 +185,10 @@ def test_a_kernel_that_does_not_work_is_noticed(
 
 @pytest.mark.parametrize(("name", "changes"), [one[:2] for one in ARCHITECTURES], ids=[one[0] for one in ARCHITECTURES])
 def test_a_temperature_goes_into_the_last_layer(name: str, changes: dict[str, Any]) -> None:
-    model = build(name, changes).train()
-    expected_SC = padded_forward(model.eval())
-    assert scale_logits(model.train(), 2.5)
-    assert model.training
-    np.testing.assert_allclose(padded_forward(model.eval()), expected_SC / 2.5, atol=1e-5)
+    model = build(name, changes)
+    expected_SC = padded_forward(model)
+    assert scale_logits(model, 2.5)
+    np.testing.assert_allclose(padded_forward(model), expected_SC / 2.5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "changes"), [one[:2] for one in ARCHITECTURES], ids=[one[0] for one in ARCHITECTURES])
@@ -241,7 +240,7 @@ def test_a_model_that_cannot_be_tried_is_run_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        (Clipped, "its last linear layer alone does not divide logits by 0.5: off by 0.0"),
+        (Clipped, "logits differ by 0.0"),
         (OfAnotherKind, "ValueError: All examples must have the same number of <eos> tokens."),
     ],
 )
@@ -249,10 +248,11 @@ def test_a_temperature_that_cannot_go_into_the_weights(
     kind: type[Any], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.manual_seed(0)
-    model = kind(build("Bert", {}).config)
+    model = kind(build("Bert", {}).config).eval()
     before = copy.deepcopy(model.state_dict())
     assert not scale_logits(model, 0.5)
-    assert f"warning: {kind.__name__} stays uncalibrated ({why}" in caplog.text
+    said = "stays uncalibrated: its last linear layer alone does not divide logits by 0.5"
+    assert f"warning: {kind.__name__} {said} ({why}" in caplog.text
     assert all(torch.equal(weights, before[name]) for name, weights in model.state_dict().items())
 
 
@@ -260,7 +260,7 @@ def test_a_model_without_a_last_linear_layer_stays_uncalibrated(caplog: pytest.L
     model = build("Bert", {})
     model.config.num_labels = 7
     assert not scale_logits(model, 2.0)
-    assert "stays uncalibrated (its last linear layer alone does not divide logits by 2" in caplog.text
+    assert "stays uncalibrated: its last linear layer alone does not divide logits by 2 (logits differ" in caplog.text
 
 
 def test_padding_may_be_the_last_id() -> None:

@@ -127,15 +127,9 @@ class Layout:
         return torch.cat([self.forward(model, probe, rows), self.forward(model, probe, rows[1:])])
 
     def _gives(self, expected: torch.Tensor, model: Any, otherwise: str) -> bool:
-        try:
-            difference = (self.probe(model) - expected).abs().max().item()
-            why = f"logits differ by {difference:.3g}"
-        except _MODEL_ERRORS as error:
-            difference, why = float("inf"), f"{type(error).__name__}: {error}"
-        if difference <= _TOLERANCE * max(1.0, expected.abs().max().item()):
-            return True
-        _log.info("%s is run on %s (%s)", type(model).__name__, otherwise, why)
-        return False
+        if why := disagreement(expected, lambda: self.probe(model)):
+            _log.info("%s is run on %s (%s)", type(model).__name__, otherwise, why)
+        return not why
 
     def _first_tokens_of(self, states: torch.Tensor) -> torch.Tensor:
         """[1, T, D] -> [1, B, D] of a packed row, [B, L, D] -> [B, 1, D] of a padded batch."""
@@ -148,6 +142,16 @@ class Layout:
         if getattr(encoder, "pooler", None) is not None:
             output.pooler_output = encoder.pooler(output.last_hidden_state)
         return output
+
+
+def disagreement(expected: torch.Tensor, give: Callable[[], torch.Tensor]) -> str:
+    """Why a model does not give these logits; empty: it does."""
+    try:
+        difference = (give() - expected).abs().max().item()
+    except _MODEL_ERRORS as error:
+        return f"{type(error).__name__}: {error}"
+    is_near = difference <= _TOLERANCE * max(1.0, expected.abs().max().item())
+    return "" if is_near else f"logits differ by {difference:.3g}"
 
 
 def padded_logits(model: Any, tokens: Sequences, rows: np.ndarray, pad_id: int) -> torch.Tensor:
@@ -188,32 +192,28 @@ def scale_logits(model: Any, temperature: float) -> bool:
     Every tool that reads the model, such as a pipeline or an export, then gives calibrated scores.
 
     Args:
-        model: in fp32, on any device.
+        model: in fp32, on any device, in evaluation mode.
 
     Returns:
         Whether the logits are divided. If the layer alone does not determine them, the model stays as it was and the
         log says why.
     """
-    assert temperature > 0, temperature
-    last, was_training = last_layer(model), model.training
+    assert temperature > 0 and not model.training, temperature
+    last = last_layer(model)
     before = {name: weights.clone() for name, weights in last.state_dict().items()} if last else {}
-    model.eval()
     try:
         expected = _probe_logits(model) / temperature
         for weights in last.parameters() if last else ():
             weights.data /= temperature
-        difference = (_probe_logits(model) - expected).abs().max().item()
-        if difference <= _TOLERANCE * max(1.0, expected.abs().max().item()):
-            return True
-        why = f"its last linear layer alone does not divide logits by {temperature:.4g}: off by {difference:.3g}"
+        why = disagreement(expected, lambda: _probe_logits(model))
     except _MODEL_ERRORS as error:
         why = f"{type(error).__name__}: {error}"
-    finally:
-        model.train(was_training)
-    if last:
-        last.load_state_dict(before)
-    _log.warning("warning: %s stays uncalibrated (%s)", type(model).__name__, why)
-    return False
+    if why:
+        if last:
+            last.load_state_dict(before)
+        message = "warning: %s stays uncalibrated: its last linear layer alone does not divide logits by %.4g (%s)"
+        _log.warning(message, type(model).__name__, temperature, why)
+    return not why
 
 
 @torch.no_grad()
