@@ -22,7 +22,7 @@ from bertray.tokenization.tokenizer import ColumnTokenizer, Sequences
 from bertray.training import token_files
 from bertray.training.checkpoints import Checkpoints
 from bertray.training.learner import Learner
-from bertray.training.loss import Objective
+from bertray.training.loss import LOSSES
 from bertray.training.tracking import StepRecord
 from tests.small_training import (
     NUM_LABELS,
@@ -279,7 +279,7 @@ def test_several_labels_begin_where_nothing_is_known_of_a_text(lever: dict[str, 
     with opened_run(rows, settings, problem_type="multi_label_classification") as run:
         bias_C = run.learner.model.classifier.bias.detach()
     with token_files.opened(Location.of(str(rows))) as (splits, _):
-        objective = Objective(splits["train"], NUM_LABELS, "multi_label_classification", torch.device("cpu"), settings)
+        objective = LOSSES["multi_label_classification"](splits["train"], NUM_LABELS, torch.device("cpu"), settings)
         logits_SC = bias_C.repeat(NUM_ROWS, 1).requires_grad_()
         (objective.loss_sum(logits_SC, np.arange(NUM_ROWS)) / NUM_ROWS).backward()
     assert logits_SC.grad is not None
@@ -299,7 +299,7 @@ def test_documents_count_alike_whatever_their_windows(tmp_path: Path) -> None:
         is_long_S = rows.label_ids(every) == 1
         assert is_long_S.sum() > 20
         logits_11 = torch.zeros(1, 2)
-        objective = Objective(rows, 2, "single_label_classification", torch.device("cpu"), config())
+        objective = LOSSES["single_label_classification"](rows, 2, torch.device("cpu"), config())
         losses_S = np.array([objective.loss_sum(logits_11, every[one : one + 1]).item() for one in every])
         assert losses_S[is_long_S].sum() / losses_S.sum() == pytest.approx(1 / 3, rel=1e-5)
 

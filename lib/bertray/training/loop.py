@@ -34,7 +34,7 @@ from bertray.training.batches import TrainingBatches, micro_batches
 from bertray.training.checkpoints import Checkpoints, Progress
 from bertray.training.config import TrainingOptions
 from bertray.training.learner import Learner, least_of_ranks
-from bertray.training.loss import Objective, validation_metrics
+from bertray.training.loss import LOSSES, validation_metrics
 from bertray.training.optimizer import Optimizer, check_memory, learning_rate_factor
 from bertray.training.token_files import TrainingRows
 from bertray.training.tracking import StepRecord
@@ -92,7 +92,7 @@ class FineTuning:
         self._train, self._validation = splits["train"], splits["validation"]
         self._task, self._num_classes = TASKS[problem_type], model.config.num_labels
         self._lengths_S = self._train.tokens.lengths_S
-        self._objective = Objective(self._train, self._num_classes, problem_type, device, options)
+        self._objective = LOSSES[problem_type](self._train, self._num_classes, device, options)
         self._objective.begin(model)
         self.learner = Learner(model, vocabulary_V, device, options.precision, options.gradient_checkpointing)
         if device.type == "cpu":

@@ -44,17 +44,7 @@ class Objective:
     Here cross-entropy; a problem type with another loss has a class of its own in `LOSSES`.
     """
 
-    def __new__(cls, rows: TrainingRows, num_classes: int, problem_type: ProblemType, *_: object) -> Objective:
-        return object.__new__(LOSSES[problem_type])
-
-    def __init__(
-        self,
-        rows: TrainingRows,
-        num_classes: int,
-        problem_type: ProblemType,
-        device: torch.device,
-        options: TrainingOptions,
-    ) -> None:
+    def __init__(self, rows: TrainingRows, num_classes: int, device: torch.device, options: TrainingOptions) -> None:
         self._rows, self._num_classes, self._device = rows, num_classes, device
         self._smoothing, self._is_huber = options.label_smoothing, options.huber
         weights_S = training_weights(rows.tokens.documents_S)
