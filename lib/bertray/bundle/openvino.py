@@ -15,20 +15,18 @@ Legend: S sequences, C classes, B sequences of a batch, L tokens of its longest.
 
 from __future__ import annotations
 
-import io
 import logging
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import transformers
 from pydantic import ValidationError
 
 from bertray.bundle.bundle import Bundle, load_model, load_tokenizer
@@ -212,7 +210,7 @@ def export(folder: Path, info: BundleInfo, precision: InferencePrecision, stagin
             _log.info("openvino: int8, calibrating on %d sequences of training texts", len(inputs))
             nncf = optional_package("nncf")
             options = {"model_type": nncf.ModelType.TRANSFORMER, "subset_size": len(inputs)}
-            with _quiet():
+            with warnings.catch_warnings(action="ignore"):
                 quantised = nncf.quantize(graph, nncf.Dataset(inputs), **options)
             candidate = OpenVinoEncoder(quantised, pad_id, is_int8=True)
             reference = Encoder(load_model(folder), "fp32", "cpu")
@@ -245,7 +243,8 @@ def _converted(model: Any, max_length: int) -> Any:
     probes = [pad(probe_sequences(model.config, one), np.arange(len(one)), pad_id) for one in lengths]
     wrapped = LogitsOnly(model.eval())
     try:
-        with _quiet(), torch.inference_mode():
+        # Tracing warns of each branch; the result is compared.
+        with warnings.catch_warnings(action="ignore"), torch.inference_mode():
             expected = [wrapped(*map(torch.from_numpy, probe)).numpy() for probe in probes]
             example = dict(zip(("input_ids", "attention_mask"), map(torch.from_numpy, probes[0]), strict=True))
             Layout(model, can_pack=False)  # the last layer then finishes only first tokens
@@ -294,16 +293,3 @@ def optional_package(name: Literal["openvino", "nncf"]) -> Any:
     # Not nncf.set_log_level, which also changes handlers that others installed.
     logging.getLogger("nncf").setLevel(logging.ERROR)
     return package
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide what tracing and calibration print, such as a warning for each branch; `_converted` checks the result."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
