@@ -9,10 +9,8 @@ minilm                  all-MiniLM-L6-v2 (22.7 M parameters) in the package gt-a
 from __future__ import annotations
 
 import importlib.util
-import re
-from contextlib import suppress
 from difflib import get_close_matches
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 from bertray.errors import RequestError, UnavailableError, missing_extra
@@ -86,14 +84,8 @@ def _hub_folder(encoder: str, option: str) -> Path:
         choices += ", or use the small built-in one with --encoder minilm"
     # Neither pickled weights nor those of other frameworks.
     wanted = ["*.json", "*.txt", "*.model", WEIGHTS, "model-?????-of-?????.safetensors"]
-    look = partial(snapshot_download, name, revision=revision or None, allow_patterns=wanted)
-    if re.fullmatch("[0-9a-f]{40}", revision):  # it stays what it is, and without the Hub the client tries for long
-        with suppress(errors.LocalEntryNotFoundError, errors.HFValidationError):
-            folder = Path(look(local_files_only=True))
-            if all((folder / file).is_file() for file in ("config.json", "tokenizer.json", WEIGHTS)):
-                return folder
     try:
-        return Path(look())
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
     except errors.HFValidationError as error:
         raise RequestError(f"{option} {encoder}: neither a folder nor a Hub id. {choices}") from error
     except Exception as error:  # of the Hub's client, of HTTP, of the disk
