@@ -83,7 +83,8 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     task = task_of_rows(splits["train"])
     if task.outputs and (empty := [name for name, rows in splits.items() if not rows.num_rows]):
         raise RequestError(f"no row is left for the {empty[0]} split. Add rows or check the columns and the report")
-    counts = {name: _count_labels(rows) for name, rows in splits.items()}
+    # A row with several labels counts for each of them.
+    counts = {name: Counter(given_labels(rows).to_pylist()) for name, rows in splits.items()}
     named = [] if task.outputs else _sorted_labels(splits, counts, config.oos_label)
     warnings = [*warn_of_alike(sum(counts.values(), Counter())), *_warn_of_absent(named, counts)]
     warnings += task.warnings(splits)
@@ -190,11 +191,6 @@ def _sorted_labels(splits: dict[str, pa.Table], counts: dict[str, Counter[str]],
                 f"them out of {name}, {task_of_rows(rows).unseen_advice}or correct the spelling; {trained}"
             )
     return labels
-
-
-def _count_labels(rows: pa.Table) -> Counter[str]:
-    """Rows by label; a row with several labels counts for each of them."""
-    return Counter(given_labels(rows).to_pylist())
 
 
 def sort_labels(labels: list[str]) -> list[str]:

@@ -69,14 +69,14 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     refuse_to_replace(output, [_METRICS_FILE, _PREDICTIONS_FILE], overwrite=config.overwrite)
     # From here on torch and scikit-learn, which take seconds to import.
     from bertray.bundle.openvino import open_bundle
-    from bertray.drivers.measure import Split, measure
+    from bertray.drivers.measure import measure
 
     bundle, engine = open_bundle(config.bundle, config.engine, config.precision)
     info, rows = bundle.info, dataset.split(config.split)
     _log.info("predicting %d rows in %s", rows.num_rows, bundle.encoder.precision)
     tokens, logits_NC = bundle.logits(rows[TEXT])
-    split = Split(info, dataset, rows, bundle.predictions(tokens, logits_NC), logits_NC)
-    measured, predicted, baseline_predicted = measure(split, config.oos_threshold, with_baseline=config.baseline)
+    predictions = bundle.predictions(tokens, logits_NC)
+    measured, predicted, baseline_predicted = measure(info, dataset, rows, predictions, logits_NC, config)
     metrics = {
         **measured,
         "problem_type": dataset.problem_type,
@@ -97,7 +97,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         _log.warning("warning: the bundle was trained on another data set; this split may hold its training rows")
     table = rows.append_column("predicted", predicted)
     for name in (*TASKS[info.problem_type].trust_columns, NUM_TOKENS, TRUNCATED):
-        table = table.append_column(name, split.predictions[name])
+        table = table.append_column(name, predictions[name])
     table = table.append_column("baseline_predicted", baseline_predicted)
     (output / _METRICS_FILE).remove()  # without it the folder holds no evaluation: a crash cannot mix two of them
     put_records(output / _PREDICTIONS_FILE, table)
