@@ -363,7 +363,7 @@ def test_a_decoder_with_padding_is_adopted(model: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
-        ("A B C", "", r"other labels \(a, b, c\) than --data .* \(A, B, C\)\. .* say --labels 'A,B,C'"),
+        ("A B C", "", r"other labels \(a, b, c\) than --data .* \(A, B, C\)\. If they mean the same, give --labels"),
         ("a b", "", "Prepare rows of the model's labels, and no others, or leave --data out"),
         ("a b c d", "", "Prepare rows of the model's labels, and no others, or leave --data out"),
         ("x y z", "", "If they mean the same, give --labels the data set's names, in the model's order"),
@@ -377,7 +377,7 @@ def test_a_data_set_of_other_labels_is_refused(
     rows: list[tuple[str, object]] = [(text, names[row % len(names)]) for row, text in enumerate(TEXTS)]
     data = data_set(model.parent / "labelled", rows)
     refused(model, ["--data", data, *options.split()], message, capsys)
-    if "say --labels" in message:
+    if labels == "A B C":
         assert adopted(model, "--data", data, "--labels", "A,B,C").labels == ("A", "B", "C")
 
 

@@ -105,17 +105,9 @@ def _check_labels(model: str, labels: Sequence[str], dataset: Dataset | None) ->
         raise RequestError(f"--model {model}: outputs have no names ({listed(labels)}). {_IN_ORDER}.{known}")
     if twice := [label for label in compared if compared.count(label) > 1]:
         raise RequestError(f"--model {model}: several outputs have the label {twice[0]!r}. {_IN_ORDER}")
-    if dataset is None:
-        return
-    there = {one_line(label): label for label in dataset.labels}
-    if set(compared) == set(there):  # the order does not matter
-        return
-    in_case = {label.casefold(): label for label in there}
-    renamed = [in_case.get(label.casefold(), "") for label in compared]
-    step = f"If they mean the same, give --labels the data set's names, in the model's order. Else: {_PREPARE}"
-    if set(renamed) == set(there):
-        step = f"They differ in case alone: say --labels {','.join(renamed)!r}"
-    raise RequestError(
-        f"--model {model} has other labels ({listed(labels)}) than --data {dataset.location} "
-        f"({listed(dataset.labels)}). {step}"
-    )
+    if dataset and set(compared) != set(map(one_line, dataset.labels)):  # the order does not matter
+        raise RequestError(
+            f"--model {model} has other labels ({listed(labels)}) than --data {dataset.location} "
+            f"({listed(dataset.labels)}). If they mean the same, give --labels the data set's names, in the model's "
+            f"order. Else: {_PREPARE}"
+        )
