@@ -3,12 +3,14 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from bertray.data.config import PrepareConfig
 from bertray.data.readers import read_labelled
 from bertray.errors import RequestError
 from bertray.formats.files import find_files
@@ -25,9 +27,9 @@ def read(
     encoding: str | None = None,
 ) -> pa.Table:
     files = [file for pattern in patterns for file in find_files(str(pattern), [text, label])]
-    return read_labelled(
-        files, text_column=text, label_column=label, group_column=group, separator=separator, encoding=encoding
-    )
+    options: dict[str, Any] = {"text_column": text, "label_column": label, "group_column": group, "encoding": encoding}
+    options |= {"multi_label": separator is not None, "label_separator": separator}
+    return read_labelled(files, PrepareConfig(input=["files"], output="output", **options))
 
 
 def pairs(table: pa.Table) -> list[tuple[str | None, str | None]]:

@@ -42,7 +42,7 @@ def facts(**changes: object) -> SimpleNamespace:
 
 
 def test_every_problem_type_has_a_task_and_a_loss() -> None:
-    assert {task_of_cells(separator) for separator in (None, "|")} < set(TASKS.values())
+    assert {task_of_cells(separator, False) for separator in (None, "|")} < set(TASKS.values())
     assert set(TASKS) == set(LOSSES) == set(get_args(ProblemType))
 
 

@@ -108,15 +108,7 @@ def _find(patterns: list[str], output: Location, config: PrepareConfig) -> list[
 
 
 def _read(name: str, files: list[Location], config: PrepareConfig) -> pa.Table:
-    rows = read_labelled(
-        files,
-        text_column=config.text_column,
-        label_column=config.label_column,
-        group_column=config.group_column,
-        separator=config.separator,
-        are_numbers=config.regression,
-        encoding=config.encoding,
-    )
+    rows = read_labelled(files, config)
     if not rows.num_rows:
         raise RequestError(f"--{name} {files[0]}{' …' * (len(files) > 1)} has no rows")
     return rows

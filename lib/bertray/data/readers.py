@@ -14,11 +14,12 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bertray.data.config import PrepareConfig
 from bertray.errors import RequestError
 from bertray.formats.files import read_table
 from bertray.schema import LABEL, SOURCE, SOURCE_ROW, TEXT
 from bertray.storage.location import Location
-from bertray.tasks.task import Task, task_of_cells
+from bertray.tasks.task import task_of_cells
 from bertray.tokenization.columns import as_strings
 
 GROUP = "group"
@@ -27,36 +28,26 @@ GROUP = "group"
 _MAX_COLUMN_BYTES = 2**31 - 1
 
 
-def read_labelled(
-    files: Iterable[Location],
-    *,
-    text_column: str,
-    label_column: str,
-    group_column: str | None = None,
-    separator: str | None = None,
-    are_numbers: bool = False,
-    encoding: str | None = None,
-) -> pa.Table:
+def read_labelled(files: Iterable[Location], config: PrepareConfig) -> pa.Table:
     """Read files into one table; a file that is named twice is read once, or its rows would have two votes.
 
-    With a `separator` a row has several labels: a list, or one string that is split at the separator. An empty list
-    stays empty; an empty string becomes a list with one empty string, so that the two can be told apart.
+    With a separator a row has several labels: a list, or one string that is split at the separator. An empty list stays
+    empty; an empty string becomes a list with one empty string, so that the two can be told apart.
 
     Returns:
         Columns `text`, `label`, `group` if there is a group column (all string, nullable), `source` and `source_row`;
-        files in their order, rows in file order. Instead of `label`: with a `separator`, `labels` (list of strings,
+        files in their order, rows in file order. Instead of `label`: with a separator, `labels` (list of strings,
         nullable); if labels are numbers, `value` (float64, nullable).
 
     Raises:
         RequestError: a file cannot be parsed, a column is missing or of the wrong type, or there is
             too much text.
     """
-    columns = {TEXT: text_column, LABEL: label_column}
-    if group_column is not None:
-        columns[GROUP] = group_column
+    columns = {TEXT: config.text_column, LABEL: config.label_column}
+    if config.group_column is not None:
+        columns[GROUP] = config.group_column
     by_uri = {file.uri: file for file in files}
-    task = task_of_cells(separator, are_numbers=are_numbers)
-    rows = pa.concat_tables([_read_file(file, columns, task, separator or "", encoding) for file in by_uri.values()])
+    rows = pa.concat_tables([_read_file(file, columns, config) for file in by_uri.values()])
     for name in (TEXT, SOURCE):
         num_bytes = pc.sum(pc.binary_length(rows[name])).as_py() or 0
         if num_bytes > _MAX_COLUMN_BYTES:
@@ -67,13 +58,13 @@ def read_labelled(
     return rows
 
 
-def _read_file(file: Location, columns: dict[str, str], task: Task, separator: str, encoding: str | None) -> pa.Table:
-    table = read_table(file, columns, encoding)
+def _read_file(file: Location, columns: dict[str, str], config: PrepareConfig) -> pa.Table:
+    table, task = read_table(file, columns, config.encoding), task_of_cells(config.separator, config.regression)
     strings: dict[str, pa.ChunkedArray] = {}
     for name, column in columns.items():
         what = f"column {column!r} of {file}"
         if name == LABEL:
-            strings[task.column] = task.read(table[column], what, separator)
+            strings[task.column] = task.read(table[column], what, config.separator or "")
         else:
             strings[name] = as_strings(table[column], what, is_text=name == TEXT)
     strings[SOURCE] = pa.chunked_array([pa.repeat(pa.scalar(str(file)), table.num_rows)])

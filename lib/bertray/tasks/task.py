@@ -34,7 +34,7 @@ Task: TypeAlias = SingleLabel | MultiLabel | Regression
 TASKS: dict[ProblemType, Task] = {task.problem_type: task for task in (SingleLabel(), MultiLabel(), Regression())}
 
 
-def task_of_cells(separator: str | None, *, are_numbers: bool = False) -> Task:
+def task_of_cells(separator: str | None, are_numbers: bool) -> Task:
     """The task of labelled files whose cells have this separator, or are numbers; None: one label a row."""
     if are_numbers:
         return TASKS["regression"]
