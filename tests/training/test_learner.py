@@ -23,6 +23,7 @@ from bertray.model.encoder import Encoder
 from bertray.tokenization.batching import pad
 from bertray.tokenization.tokenizer import Sequences
 from bertray.tokenization.windows import offsets
+from bertray.training.config import TrainConfig
 from bertray.training.learner import Learner
 from bertray.training.optimizer import Optimizer
 
@@ -118,8 +119,7 @@ def test_training_begins_at_the_weights_that_were_there(name: str, precision: An
     _, _, vocabulary_V = random_tokens()
     learner = Learner(build(name), vocabulary_V, CPU, precision)
     exact = learner.take_exact_weights()
-    settings = {"learning_rate": 1e-3, "weight_decay": 0.0}
-    optimizer = Optimizer(learner.model, **settings, exact=exact)
+    optimizer = Optimizer(learner.model, TrainConfig(data="data", output="output"), exact)
     complete = learner.complete(optimizer.weights())
     assert all(torch.equal(complete[key], one) for key, one in before.items())
     assert learner.take_exact_weights() == {}

@@ -10,6 +10,7 @@ import torch
 from transformers import BertForSequenceClassification
 
 from bertray.errors import RequestError
+from bertray.training.config import TrainConfig
 from bertray.training.optimizer import Optimizer, _depths, check_memory, learning_rate_factor
 from tests.conftest import tiny_config
 
@@ -25,7 +26,7 @@ def give_gradients(model: torch.nn.Module, seed: int) -> None:
         weights.grad = torch.randn(weights.shape, generator=generator).to(weights.dtype)
 
 
-SETTINGS = {"learning_rate": 1e-3, "weight_decay": 0.01}
+SETTINGS = TrainConfig(data="data", output="output", learning_rate=1e-3, weight_decay=0.01)
 
 
 def test_fp32_is_torchs_adamw() -> None:
@@ -33,7 +34,7 @@ def test_fp32_is_torchs_adamw() -> None:
     matrices = [weights for weights in expected.parameters() if weights.ndim > 1]
     vectors = [weights for weights in expected.parameters() if weights.ndim == 1]
     adamw = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}])
-    optimizer = Optimizer(model, **SETTINGS)
+    optimizer = Optimizer(model, SETTINGS, {})
     for step in range(1, 6):
         factor = learning_rate_factor(step, 5, 2)
         give_gradients(model, step)
@@ -53,8 +54,8 @@ def test_fp32_is_torchs_adamw() -> None:
 def test_bf16_is_torchs_adamw_of_32_bits() -> None:
     model, expected = build().to(torch.bfloat16), build()
     exact = {name: weights.detach().clone() for name, weights in expected.named_parameters()}
-    optimizer = Optimizer(model, **SETTINGS, exact=exact)
-    reference = Optimizer(expected, **SETTINGS)
+    optimizer = Optimizer(model, SETTINGS, exact)
+    reference = Optimizer(expected, SETTINGS, {})
     for step in range(1, 6):
         give_gradients(model, step)
         for weights, of_model in zip(expected.parameters(), model.parameters(), strict=True):
@@ -68,7 +69,7 @@ def test_bf16_is_torchs_adamw_of_32_bits() -> None:
 
 def test_a_gradient_that_is_no_number_shows() -> None:
     model = build().to(torch.bfloat16)
-    optimizer = Optimizer(model, **SETTINGS)
+    optimizer = Optimizer(model, SETTINGS, {})
     give_gradients(model, 0)
     model.classifier.weight.grad[0, 0] = torch.nan
     assert optimizer.step(1.0).isnan()
@@ -79,7 +80,7 @@ def test_small_updates_are_not_lost_in_bf16() -> None:
     model = build()
     before = copy.deepcopy(model.state_dict())
     model.to(torch.bfloat16)
-    optimizer = Optimizer(model, **{**SETTINGS, "learning_rate": 1e-6})
+    optimizer = Optimizer(model, SETTINGS.model_copy(update={"learning_rate": 1e-6}), {})
     for step in range(50):
         give_gradients(model, 0)
         optimizer.step(1.0)
@@ -95,7 +96,7 @@ def test_small_updates_are_not_lost_in_bf16() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_state_goes_on_bit_for_bit(dtype: torch.dtype) -> None:
     whole, first = build().to(dtype), build().to(dtype)
-    one, other = (Optimizer(model, **SETTINGS) for model in (whole, first))
+    one, other = (Optimizer(model, SETTINGS, {}) for model in (whole, first))
     for step in range(1, 7):
         give_gradients(whole, step)
         one.step(0.5)
@@ -103,7 +104,7 @@ def test_state_goes_on_bit_for_bit(dtype: torch.dtype) -> None:
             give_gradients(first, step)
             other.step(0.5)
     second = build().to(dtype)
-    resumed = Optimizer(second, **SETTINGS)
+    resumed = Optimizer(second, SETTINGS, {})
     resumed.load_state(other.state(), 3)
     for step in range(4, 7):
         give_gradients(second, step)
@@ -123,7 +124,7 @@ def storages() -> dict[int, int]:
 def test_memory_that_is_asked_for_is_what_is_held(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     before = storages()
     model = build().to(dtype)
-    optimizer = Optimizer(model, **SETTINGS)
+    optimizer = Optimizer(model, SETTINGS, {})
     give_gradients(model, 0)
     held = {address: size for address, size in storages().items() if address not in before}
     held |= {weights.grad.data_ptr(): weights.grad.nbytes for weights in model.parameters()}
@@ -157,7 +158,7 @@ def test_free_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytes
 def test_lower_layers_learn_slower() -> None:
     model = build()
     before = copy.deepcopy(model.state_dict())
-    optimizer = Optimizer(model, **{**SETTINGS, "weight_decay": 0.0}, layer_decay=0.5)
+    optimizer = Optimizer(model, SETTINGS.model_copy(update={"weight_decay": 0.0, "layer_decay": 0.5}), {})
     give_gradients(model, 0)
     optimizer.step(1.0)
     moved = {name: (weights - before[name]).abs().mean().item() for name, weights in model.state_dict().items()}

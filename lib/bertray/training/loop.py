@@ -97,13 +97,7 @@ class FineTuning:
         self.learner = Learner(model, vocabulary_V, device, options.precision, options.gradient_checkpointing)
         if device.type == "cpu":
             check_memory(model)
-        self.optimizer = Optimizer(
-            model,
-            learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay,
-            layer_decay=options.layer_decay,
-            exact=self.learner.take_exact_weights(),
-        )
+        self.optimizer = Optimizer(model, options, self.learner.take_exact_weights())
         if self.world_size > 1:
             self.learner.exchange_gradients()
         self.batches = TrainingBatches(self._lengths_S, options.batch_size, options.seed)

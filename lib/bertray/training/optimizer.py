@@ -14,6 +14,7 @@ import torch
 
 from bertray.errors import RequestError
 from bertray.model.runtime import CGROUP
+from bertray.training.config import TrainingOptions
 
 _LAYER_NUMBER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -65,26 +66,17 @@ class Optimizer:
 
     Args:
         model: every trained weight must have a gradient before each step; steps write into the model.
-        learning_rate: the peak, for the topmost layer.
-        weight_decay: for matrices; biases and norms, which are vectors, have none.
-        layer_decay: the learning rate of a layer is this share of the rate of the layer above (Howard and Ruder 2018,
-            https://arxiv.org/abs/1801.06146); embeddings are the lowest layer, the head is the highest.
+        options: learning_rate is the peak, for the topmost layer; weight_decay is for matrices, biases and norms, which
+            are vectors, have none; the learning rate of a layer is layer_decay of the rate of the layer above (Howard
+            and Ruder 2018, https://arxiv.org/abs/1801.06146): embeddings are the lowest layer, the head is the highest.
         exact: the 32-bit weights by name, if the model's were rounded from them.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        learning_rate: float,
-        weight_decay: float,
-        layer_decay: float = 1.0,
-        exact: dict[str, torch.Tensor] | None = None,
-    ) -> None:
+    def __init__(self, model: Any, options: TrainingOptions, exact: dict[str, torch.Tensor]) -> None:
         trained = {name: weights for name, weights in model.named_parameters() if weights.requires_grad}
         self._names, self._model_weights = list(trained), list(trained.values())
-        self._learning_rate = learning_rate
-        self._masters = [self._master(name, weights, exact or {}) for name, weights in trained.items()]
+        self._learning_rate = options.learning_rate
+        self._masters = [self._master(name, weights, exact) for name, weights in trained.items()]
         rounded = [pair for pair in zip(self._model_weights, self._masters, strict=True) if pair[0] is not pair[1]]
         self._rounded = [weights for weights, _ in rounded]
         self._gradients = [torch.zeros_like(master) for _, master in rounded]
@@ -93,8 +85,8 @@ class Optimizer:
         depths = _depths(self._names, model.base_model_prefix)
         groups: dict[tuple[float, float], list[torch.Tensor]] = {}
         for depth, master in zip(depths, self._masters, strict=True):
-            decay = weight_decay if master.ndim > 1 else 0.0
-            groups.setdefault((layer_decay ** (max(depths) - depth), decay), []).append(master)
+            decay = options.weight_decay if master.ndim > 1 else 0.0
+            groups.setdefault((options.layer_decay ** (max(depths) - depth), decay), []).append(master)
         self._adamw = torch.optim.AdamW(
             [
                 {"params": masters, "weight_decay": decay, "factor": factor}
