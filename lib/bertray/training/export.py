@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -114,8 +114,8 @@ def write_bundle(
         add_files(folder)
 
     advice = f"start over with a lower --learning-rate (now {config.learning_rate:g}) and --restart"
-    measured = _Measured(dataset, config, advice, "cpu" if config.device == "cpu" else "auto")
-    return _written(model, tokenizer, facts, measured, output, before_put, add_more=add_more)
+    measure = partial(_measure, dataset, config, advice, "cpu" if config.device == "cpu" else "auto")
+    return _written(model, tokenizer, facts, measure, output, before_put, add_more=add_more)
 
 
 def write_adopted(
@@ -164,28 +164,19 @@ def write_adopted(
         "training": config.model_dump() | {"model": source},
         "metrics": {},
     }
-    measured = None
+    measure = None
     if dataset:
         facts["training"]["data"] = str(dataset.location)
         facts |= {"data_fingerprint": dataset.fingerprint(), "oos_label": dataset.oos_label}
-        measured = _Measured(dataset, config, "are its weights numbers?")
-    return _written(model, tokenizer, facts, measured, output, before_put, look=look)
-
-
-class _Measured(NamedTuple):
-    """On whose validation rows a bundle is measured, and how."""
-
-    dataset: Dataset
-    wishes: TrainConfig | AdoptConfig
-    advice: str  # what to do if the model gives no number for any row
-    device: Device = "auto"
+        measure = partial(_measure, dataset, config, "are its weights numbers?", "auto")
+    return _written(model, tokenizer, facts, measure, output, before_put, look=look)
 
 
 def _written(
     model: Any,
     tokenizer: Any,
     facts: dict[str, Any],
-    measured: _Measured | None,
+    measure: Callable[[Path, Any], dict[str, Any]] | None,
     output: Location,
     before_put: Callable[[], None],
     *,
@@ -203,8 +194,8 @@ def _written(
         file.write_text(json.dumps(json.loads(file.read_bytes()) | plain, indent=2) + "\n", encoding="utf-8")
         seal(folder, **facts)
         look(folder)
-        if measured:
-            found = _measure(folder, model, measured)
+        if measure:
+            found = measure(folder, model)
             facts |= {**found, "metrics": facts["metrics"] | found["metrics"]}
             model.save_pretrained(folder)
         add_more(folder)
@@ -215,28 +206,32 @@ def _written(
     return info
 
 
-def _measure(folder: Path, model: Any, how: _Measured) -> dict[str, Any]:
+def _measure(
+    dataset: Dataset, wishes: TrainConfig | AdoptConfig, advice: str, device: Device, folder: Path, model: Any
+) -> dict[str, Any]:
     """Facts of a bundle from validation rows; the model's logits are divided by the temperature.
 
     The bundle is run in the precision that it will have by default. Workers may have trained on GPUs that this process
     does not have: then this takes longer, on the CPU.
+
+    Args:
+        advice: what to do if the model gives no number for any row.
     """
-    dataset, rows = how.dataset, how.dataset.split("validation")
+    rows = dataset.split("validation")
     # A precision is promised for texts out of scope too, all else is about classes.
-    if how.wishes.target_precision is None:
+    if wishes.target_precision is None:
         rows = dataset.in_scope(rows)
     targets, task = dataset.targets(rows), TASKS[dataset.problem_type]
     has_class_N = task.is_in_scope(rows)
-    bundle = Bundle.load(str(folder), device=how.device)
-    where = "CPU" if resolve_device(how.device).type == "cpu" else "a GPU"
+    bundle = Bundle.load(str(folder), device=device)
+    where = "CPU" if resolve_device(device).type == "cpu" else "a GPU"
     _log.info("running the bundle over %d validation rows (%s, %s)", rows.num_rows, where, bundle.precision)
     tokens, logits_NC = bundle.logits(rows[TEXT])
     is_read_N = np.isfinite(logits_NC).all(axis=1)
     fitted_N = is_read_N & has_class_N
     if not fitted_N.any():
         raise RequestError(
-            f"the model gives a number for none of {has_class_N.sum()} validation rows of {dataset.location}: "
-            f"{how.advice}"
+            f"the model gives a number for none of {has_class_N.sum()} validation rows of {dataset.location}: {advice}"
         )
     temperature, calibration = task.calibrate(logits_NC[fitted_N], targets[fitted_N])
     if scale_logits(model, temperature):
@@ -244,7 +239,7 @@ def _measure(folder: Path, model: Any, how: _Measured) -> dict[str, Any]:
     else:
         temperature, calibration = 1.0, {}
     decided = task.decide(
-        logits_NC[is_read_N], targets[is_read_N], how.wishes, lambda: dataset.targets(dataset.split("train"))
+        logits_NC[is_read_N], targets[is_read_N], wishes, lambda: dataset.targets(dataset.split("train"))
     )
     predicted = predictions(tokens, logits_NC, bundle.info.model_copy(update=decided))
     return {
@@ -253,7 +248,7 @@ def _measure(folder: Path, model: Any, how: _Measured) -> dict[str, Any]:
         "temperature": temperature,
         "calibration": calibration,
         **decided,
-        "target_precision": how.wishes.target_precision,
+        "target_precision": wishes.target_precision,
     }
 
 
