@@ -55,9 +55,7 @@ def commit_shards(archive: Path, output: Path, request: str, share: float = 1.0)
         for shard in shards[: round(share * len(shards))]
     ]
     place = Location.of(str(output))
-    books = Manifest(place)
-    books.append(run_id, pa.Table.from_pylist(records, RECORD_SCHEMA))
-    books.finish(run_id)
+    Manifest(place).replace(run_id, pa.Table.from_pylist(records, RECORD_SCHEMA))
     Runs(place).announce(Announcement(run_id=run_id))
 
 

@@ -185,7 +185,7 @@ def requests(bundle_path: str, shard: str, uri: str, num_shards: str) -> dict[st
             record = dict(zip(MANIFEST_SCHEMA.names, values, strict=True))
             manifest.append("run", pa.Table.from_pylist([record], RECORD_SCHEMA))
         calls.clear()
-        manifest.finish("run")
+        manifest.replace("run", manifest.latest(RECORD_SCHEMA))
     return {"of_shards": of_shards, "of_manifest_files": dict(calls)}
 
 

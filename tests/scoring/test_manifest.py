@@ -14,6 +14,7 @@ from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest, fingerprint, plan
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import new_run_id
+from bertray.storage.outputs import without_paths
 
 SHARDS = [FileInfo("a.parquet", 10, "v1"), FileInfo("b.parquet", 20, "v1")]
 
@@ -51,29 +52,17 @@ def test_records_outlive_the_run_and_content_decides(output: Location) -> None:
     assert pending(output, [rewritten, grown]) == [rewritten, grown]
 
 
-def test_a_finished_run_leaves_one_file(output: Location) -> None:
+def test_records_that_replace_all_are_one_file(output: Location) -> None:
     manifest = Manifest(output)
-    for shard in SHARDS:
-        manifest.append("run", records(record(shard, "f")))
-    assert len((output / "manifest").files()) == 2
-    manifest.finish("run")
-    assert [info.path for info in (output / "manifest").files()] == ["run.parquet"]
-    assert pending(output, SHARDS) == []
+    for minute, shard in enumerate([*SHARDS, SHARDS[0]]):
+        manifest.append("run", records(record(shard, f"f{minute}", minute)))
     Manifest(output).append("empty", records())
-    Manifest(output).finish("empty")
-    assert len((output / "manifest").files()) == 1
-
-
-def test_many_runs_become_one_file(output: Location) -> None:
-    for night in range(20):
-        manifest = Manifest(output)
-        manifest.append(f"run{night:02d}", records(record(SHARDS[0], f"f{night}", minute=night)))
-        manifest.finish(f"run{night:02d}")
-    assert [info.path for info in (output / "manifest").files()] == [
-        "run16.parquet",
-        *(f"run{night}.parquet" for night in range(17, 20)),
-    ]
-    assert Manifest(output).latest()["fingerprint"].to_pylist() == ["f19"]
+    assert len((output / "manifest").files()) == 3
+    manifest.replace("run", manifest.latest(RECORD_SCHEMA))
+    assert [info.path for info in (output / "manifest").files()] == ["run.parquet"]
+    assert sorted(Manifest(output).latest()["fingerprint"].to_pylist()) == ["f1", "f2"]
+    manifest.replace("run", records(record(SHARDS[1], "f")))  # the same file again
+    assert pending(output, SHARDS) == SHARDS[:1]
 
 
 def test_another_request_makes_everything_pending_also_on_the_way_back(output: Location) -> None:
@@ -85,25 +74,12 @@ def test_another_request_makes_everything_pending_also_on_the_way_back(output: L
     assert pending(output, SHARDS[:1], "old") == SHARDS[:1]
 
 
-def test_what_is_forgotten_is_not_done(output: Location) -> None:
+def test_what_has_no_record_any_more_is_not_done(output: Location) -> None:
     manifest = Manifest(output)
     manifest.append("run", records(*(record(shard, "f") for shard in SHARDS)))
-    manifest.finish("run")
-    Manifest(output).forget("later", ["a.parquet", "never.parquet"])
+    manifest.replace("later", without_paths(manifest.latest(RECORD_SCHEMA), ["a.parquet", "never.parquet"]))
     assert Manifest(output).latest()["path"].to_pylist() == ["b.parquet"]
     assert pending(output, SHARDS) == SHARDS[:1]
-
-
-def test_what_is_forgotten_before_a_run_leaves_the_others_when_it_ends(output: Location) -> None:
-    Manifest(output).append("run1", records(*(record(shard, "f") for shard in SHARDS)))
-    Manifest(output).finish("run1")
-    manifest = Manifest(output)
-    manifest.forget("run2", ["a.parquet"])
-    assert pending(output, SHARDS) == SHARDS[:1]
-    manifest.append("run2", records(record(SHARDS[0], "f", minute=1)))
-    manifest.finish("run2")
-    assert pending(output, SHARDS) == []
-    assert [info.path for info in (output / "manifest").files()] == ["run2.parquet"]
 
 
 def test_the_fingerprint_follows_the_request(tiny_bundle: Path) -> None:

@@ -39,9 +39,6 @@ from bertray.types import RealPrecision
 
 _log = logging.getLogger(__name__)
 
-# A run that ends with more files than this merges all of them: each costs the next run a round trip to the storage.
-_MAX_FILES = 16
-
 
 def fingerprint(info: BundleInfo, config: ScoreConfig) -> str:
     """A hash of the request: bundle, columns, engine, precision, and the version of the predictions' meaning."""
@@ -85,7 +82,7 @@ class Manifest:
 
     def all(self, schema: pa.Schema = RECORD_SCHEMA) -> pa.Table:
         """All records, the earlier ones of a path too, by time."""
-        return self._read(self._files(), schema)
+        return read_records(self._files(), schema, self._next_step).sort_by("committed_at")
 
     def append(self, run_id: str, records: pa.Table) -> None:
         """Add records in `schema.RECORD_SCHEMA`, in one file (none for no records). Their files must be in place."""
@@ -93,40 +90,15 @@ class Manifest:
             put_records(self._folder / f"{run_id}-{self._num_written:05d}.parquet", records)
             self._num_written += 1
 
-    def finish(self, run_id: str) -> None:
-        """Merge the files that `append` wrote into one; if there are many files, merge those of all runs.
-
-        The merged file is in place before the others are removed: a crash in between leaves records that say the same.
-        """
-        files = self._files()
-        if len(files) <= _MAX_FILES:
-            # Includes the file that `forget` wrote, which has the merged file's name.
-            files = [file for file in files if file.name.startswith(run_id)]
-        if files:
-            self._replace(files, run_id, last_of_each_path(self._read(files)))
-
-    def forget(self, run_id: str, paths: list[str]) -> None:
-        """Drop the records of these shards."""
-        records = self.latest(RECORD_SCHEMA)
-        self.replace(
-            run_id, records.filter(pc.invert(pc.is_in(records["path"], value_set=pa.array(paths, pa.string()))))
-        )
-
     def replace(self, run_id: str, records: pa.Table) -> None:
-        """Let these be all records."""
-        self._replace(self._files(), run_id, records)
+        """Let these be all records, in one file, which is in place before the others are removed."""
+        files, merged = self._files(), self._folder / f"{run_id}.parquet"
+        put_records(merged, records)
+        in_parallel(Location.remove, [file for file in files if file.name != merged.name])
 
     def remove(self) -> None:
         """Remove all records."""
         self._folder.remove()
-
-    def _read(self, files: list[Location], schema: pa.Schema = RECORD_SCHEMA) -> pa.Table:
-        return read_records(files, schema, self._next_step).sort_by("committed_at")
-
-    def _replace(self, files: list[Location], run_id: str, records: pa.Table) -> None:
-        merged = self._folder / f"{run_id}.parquet"
-        put_records(merged, records)
-        in_parallel(Location.remove, [file for file in files if file.name != merged.name])
 
     def _files(self) -> list[Location]:
         return [self._folder / info.path for info in self._folder.files((".parquet",))]

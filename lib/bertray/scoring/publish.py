@@ -33,7 +33,7 @@ from bertray.scoring.shard_reader import opened
 from bertray.scoring.staging import Staging
 from bertray.storage.location import MAX_CONNECTIONS, FileInfo, Location
 from bertray.storage.lock import new_run_id
-from bertray.storage.outputs import last_of_each_path, put_records, read_records, readable
+from bertray.storage.outputs import last_of_each_path, put_records, read_records, readable, without_paths
 
 _log = logging.getLogger(__name__)
 
@@ -111,15 +111,11 @@ def announced_again(output: Location, answers: dict[str, Any]) -> Announcement |
 
 def merged(before: pa.Table, new: pa.Table) -> pa.Table:
     """The records when new ones are published, in `schema.RECORD_SCHEMA`."""
-    records = last_of_each_path(pa.concat_tables([before, new]))
-    return records.filter(pc.invert(pc.is_in(records["path"], value_set=pa.array(_replaced(before, new), pa.string()))))
-
-
-def _replaced(before: pa.Table, new: pa.Table) -> list[str]:
-    """The shards whose predictions give way to those of a new one of another path, as `part-0` to `part-0.parquet`."""
     paths = set(new["path"].to_pylist())
     names = set(map(_place, paths))
-    return [path for path in before["path"].to_pylist() if _place(path) in names and path not in paths]
+    # Their predictions give way to those of a new shard of another path, as `part-0` to `part-0.parquet`.
+    replaced = [path for path in before["path"].to_pylist() if _place(path) in names and path not in paths]
+    return without_paths(last_of_each_path(pa.concat_tables([before, new])), replaced)
 
 
 def _place(path: str) -> str:
@@ -134,8 +130,7 @@ def publish(output: Location, records: pa.Table, announcement: Announcement) -> 
     """
     folder = output / _PUBLISHING
     # A clock may have been set back: the last record of a path counts, and no record is of a later run than announced.
-    before = Manifest(output).latest()
-    last = pc.max(before["committed_at"]).as_py()
+    last = pc.max(Manifest(output).latest()["committed_at"]).as_py()
     now = max(datetime.now(UTC), last + timedelta(microseconds=1)) if last else datetime.now(UTC)
     committed_at = pa.repeat(pa.scalar(now, RECORD_SCHEMA.field("committed_at").type), len(records))
     run_ids = pc.min_element_wise(records["run_id"], announcement.run_id)
@@ -143,7 +138,7 @@ def publish(output: Location, records: pa.Table, announcement: Announcement) -> 
     records = pa.table({**columns, "committed_at": committed_at, "run_id": run_ids}, schema=RECORD_SCHEMA)
     put_records(folder / _RECORDS, records)
     (folder / _INTENT).put(announcement.model_dump_json(indent=2).encode() + b"\n")
-    _complete(output, records, announcement, before)
+    _complete(output, records, announcement)
 
 
 def complete(output: Location) -> str | None:
@@ -159,7 +154,8 @@ def complete(output: Location) -> str | None:
     if not (folder / _RECORDS).exists():
         moved = Staging(output).paths_without_file()
         _log.warning("warning: %s is gone: scoring again the %d shards that were moved", folder / _RECORDS, len(moved))
-        Manifest(output).forget(new_run_id(), moved)
+        manifest = Manifest(output)
+        manifest.replace(new_run_id(), without_paths(manifest.latest(RECORD_SCHEMA), moved))
         folder.remove()
         return None
     next_step = f"Remove {folder / _RECORDS} and run bertray score again: it scores again what was being moved"
@@ -167,11 +163,11 @@ def complete(output: Location) -> str | None:
         announcement = Announcement.model_validate_json((folder / _INTENT).read_bytes())
     records = read_records([folder / _RECORDS], RECORD_SCHEMA, next_step)
     _log.info("completing what run %s began to publish: %d shards", announcement.run_id, len(records))
-    _complete(output, records, announcement, Manifest(output).latest())
+    _complete(output, records, announcement)
     return announcement.run_id
 
 
-def _complete(output: Location, records: pa.Table, announcement: Announcement, before: pa.Table) -> None:
+def _complete(output: Location, records: pa.Table, announcement: Announcement) -> None:
     staging, manifest = Staging(output), Manifest(output)
     shards, fingerprints = shards_in(records), records["fingerprint"].to_pylist()
     sources = list(map(staging.place_of, shards, fingerprints))
@@ -180,18 +176,15 @@ def _complete(output: Location, records: pa.Table, announcement: Announcement, b
         is_in_place = list(pool.map(_moved, sources, targets, shards, fingerprints))
         list(pool.map(Location.sync_names, {folder.path: folder for folder in map(Location.parent, targets)}.values()))
         left_out = [shard.path for shard, is_there in zip(shards, is_in_place, strict=True) if not is_there]
-        records = records.filter(pa.array(is_in_place, pa.bool_()))
-        manifest.append(announcement.run_id, records)
-        if replaced := _replaced(before, records):
-            manifest.forget(announcement.run_id, replaced)
-        manifest.finish(announcement.run_id)
+        records = merged(manifest.latest(RECORD_SCHEMA), records.filter(pa.array(is_in_place, pa.bool_())))
+        manifest.replace(announcement.run_id, records)
         if left_out:
             _log.warning(
                 "warning: %d staged files are gone, such as that of %s: scoring these shards again",
                 len(left_out),
                 min(left_out),
             )
-            announcement = described_anew(announcement, manifest.latest(RECORD_SCHEMA))
+            announcement = described_anew(announcement, records)
         Runs(output).announce(announcement)
         if not output.is_local:
             list(pool.map(partial(Location.remove, is_file=True), sources))
@@ -235,7 +228,7 @@ def prune(output: Location, run_id: str, archive: Archive, request_fingerprint: 
         )
         return 0
     if gone:
-        left = records.filter(pc.invert(pc.is_in(records["path"], value_set=pa.array(gone, pa.string()))))
+        left = without_paths(records, gone)
         if (latest := runs.latest()) and latest.published:
             answers = latest.published.model_dump(include={"labels", "score_edges"})
             published = describe(archive, left, request_fingerprint, latest, answers)

@@ -99,14 +99,10 @@ class Staging:
 
     def finish(self, run_id: str) -> None:
         """Drop the records of files that are gone, merge the others, and remove empty folders."""
-        recorded = self._records.all()
-        left = self._with_file(recorded)
-        if not len(left):
-            self._records.remove()
-        elif len(left) < len(recorded):
-            self._records.replace(run_id, last_of_each_path(left))
+        if len(left := self.records(RECORD_SCHEMA)):
+            self._records.replace(run_id, left)
         else:
-            self._records.finish(run_id)
+            self._records.remove()
         self._folder.remove_empty_folders()
 
 

@@ -29,7 +29,7 @@ from bertray.scoring.score_shard import misfit
 from bertray.scoring.shard_reader import opened
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock, highest_lock, new_run_id
-from bertray.storage.outputs import in_parallel
+from bertray.storage.outputs import in_parallel, without_paths
 
 
 def verify(
@@ -62,9 +62,9 @@ def verify(
             lock.check()
             facts |= {"num_records_dropped": len(broken)}
         if lock and broken:
-            manifest = Manifest(output)
-            manifest.forget(run_id, broken)
-            Runs(output).announce(described_anew(latest, manifest.latest(RECORD_SCHEMA)))
+            records = without_paths(Manifest(output).latest(RECORD_SCHEMA), broken)
+            Manifest(output).replace(run_id, records)
+            Runs(output).announce(described_anew(latest, records))
     return {**facts, "num_problems": len(problems)}, sorted(problems, key=lambda one: one["path"])
 
 

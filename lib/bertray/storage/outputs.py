@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bertray.errors import RequestError
@@ -94,6 +95,11 @@ def in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> list[R
     """The results, in order, of work that mostly waits for the storage."""
     with ThreadPoolExecutor(_NUM_AT_A_TIME) as pool:
         return list(pool.map(work, items))
+
+
+def without_paths(records: pa.Table, paths: Iterable[str]) -> pa.Table:
+    """The records of other paths."""
+    return records.filter(pc.invert(pc.is_in(records["path"], value_set=pa.array(paths, pa.string()))))
 
 
 def last_of_each_path(records: pa.Table) -> pa.Table:
