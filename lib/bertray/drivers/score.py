@@ -55,7 +55,7 @@ from bertray.scoring.runs import (
 from bertray.scoring.score_shard import STEP_BYTES
 from bertray.scoring.score_unit import Request
 from bertray.scoring.staging import Staging
-from bertray.scoring.units import ENGINE_FOLDER, Work, divide
+from bertray.scoring.units import ENGINE_FOLDER, divide
 from bertray.storage.location import FileInfo
 from bertray.storage.lock import RunLock, new_run_id
 from bertray.tasks.task import TASKS
@@ -184,6 +184,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
                 engine = prepare(config.bundle, config.precision, output / ENGINE_FOLDER).summary()
             try:
                 engine["num_actors"], archive = _stream(request, archive, todo, recorder, staging, open_pool or pool_of)
+                staging.finish(run_id)
             except (KeyboardInterrupt, SystemExit):
                 lock.check()  # else another run may be writing there
                 staging.remove_unfinished()
@@ -192,9 +193,6 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
                 engine |= torch_summary(output / ENGINE_FOLDER, info, config.precision, recorder.precision)
         elif not todo.staged:
             _log.info("nothing to do: every shard is published under this bundle and these columns")
-        if not todo.pending and lock.was_left_behind:  # that run may have ended before it removed parts
-            staging.remove_stale(archive, todo.staged, Work(), request_fingerprint)
-            staging.finish(run_id)
         new = RECORD_SCHEMA.empty_table()
         if todo.pending or todo.staged:
             new = staging.records_of(archive, request_fingerprint)
@@ -339,18 +337,12 @@ def _stream(
     Returns:
         How many processes held the model, and the archive as it is now.
     """
-    pending = recorder.adopt(todo.pending)
-    if not pending:  # all was staged, only not recorded
-        staging.remove_stale(archive, [*todo.staged, *todo.pending], Work(), request.fingerprint)
-        staging.finish(recorder.run_id)
+    if not (pending := recorder.adopt(todo.pending)):
         return 0, archive
     with open_pool(request, pending) as pool:
-        is_first = True
+        staging.remove_stale(archive, [*todo.staged, *todo.pending], request.fingerprint)
         while pending:
             work = divide(pending, pool.unit_bytes, pool.num_processes, request.fingerprint, staging.files())
-            if is_first:
-                staging.remove_stale(archive, [*todo.staged, *todo.pending], work, request.fingerprint)
-                is_first = False
             # Closed here: what a stop leaves half-written is removed when nobody writes any more.
             with closing(pool.run(work)) as outcomes:
                 changed = recorder.follow(outcomes, work)
@@ -359,11 +351,9 @@ def _stream(
             left = [versions_now.get(one.path, one) for one in recorder.left(pending)]
             gone = changed - versions_now.keys()
             # A pass that ended early may have staged what nobody has reported.
-            pending = recorder.adopt([one for one in left if one.path not in gone], work)
+            pending = recorder.adopt([one for one in left if one.path not in gone])
             listed = {shard.path: shard for shard in (*archive.shards, *versions_now.values())}
             archive = replace(archive, shards=[*listed.values()])
             if pending:
                 _log.warning("%d shards are to be scored in another pass", len(pending))
-        num_processes = pool.num_processes
-    staging.finish(recorder.run_id)
-    return num_processes, archive
+        return pool.num_processes, archive

@@ -16,7 +16,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -32,7 +31,7 @@ from bertray.progress import ProgressBar
 from bertray.schema import NUM_LENGTH_BINS, NUM_SCORE_BINS, RECORD_SCHEMA, SHARD_REPORT_SCHEMA
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.staging import Staging
-from bertray.scoring.units import Outcome, Work, staged_parts
+from bertray.scoring.units import Outcome, Work
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock
 from bertray.storage.outputs import put_json, put_records, read_records, readable
@@ -202,32 +201,19 @@ class Recorder:
         self._staging = staging
         self.failures: list[dict[str, str]] = []  # path and reason of every shard that failed
         self._unrecorded: list[Outcome] = []  # of whole shards
-        self._merged: list[tuple[FileInfo, int]] = []  # the unrecorded shards that were merged, of how many parts
         self._counts: Counter[str] = Counter()
         self._precisions: set[str] = set()
         self._scoring_s = 0.0
         self._num_tries: Counter[str] = Counter()  # of shards that did not fail for good
         self._settled: set[str] = set()  # paths of the shards that are staged, or failed for good
-        self._remover = ThreadPoolExecutor(1, "remover")
-        self._removing: list[Future[None]] = []  # of merged parts; it need not be waited for
         self._places: dict[str, tuple[int, str]] = {}  # failures that a node is at fault for: how many, and the last
 
-    def adopt(self, pending: list[FileInfo], work: Work | None = None) -> list[FileInfo]:
-        """Record what is staged and was not reported; returns the other shards.
-
-        Args:
-            work: of the pass of this run that has staged it; None: an earlier run has.
-        """
+    def adopt(self, pending: list[FileInfo]) -> list[FileInfo]:
+        """Record what is staged and was not reported; returns the other shards."""
         found = self._staging.unrecorded(pending, self._fingerprint)
-        if work is None:
-            self._unrecorded += found
-        else:
-            for outcome in found:
-                num_parts = work.num_parts.get(outcome.shard)
-                self._take(outcome, num_parts is None)
-                self._merged += [(outcome.shard, num_parts)] if num_parts else []
+        for outcome in found:
+            self._take(outcome, is_piece=False)
         self._record()
-        self._removed()
         adopted = {outcome.shard for outcome in found}
         return [shard for shard in pending if shard not in adopted]
 
@@ -240,8 +226,7 @@ class Recorder:
         """Record outcomes as they arrive, and show progress. Returns the paths of shards that have been rewritten."""
         began_s = recorded_s = time.monotonic()
         num_rows = num_pieces = 0
-        changed: dict[str, FileInfo] = {}
-        tried: set[str] = set()
+        changed, tried = set[str](), set[str]()
         if not self._scoring_s:  # parts of an earlier run
             num_missing = sum(map(len, work.missing_parts.values()))
             self._counts["num_parts_taken_up"] = sum(work.num_parts.values()) - num_missing
@@ -253,26 +238,21 @@ class Recorder:
                     is_piece = outcome.part is not None or outcome.shard not in work.num_parts
                     num_pieces += is_piece
                     if not outcome.failure:
-                        self._take(outcome, is_piece)
-                        if not is_piece:
-                            self._merged.append((outcome.shard, work.num_parts[outcome.shard]))
+                        self._take(outcome, is_piece=is_piece)
                         num_rows += outcome.counts.profile.num_rows if is_piece else 0
                     elif path not in self._settled and path not in tried:
                         tried.add(path)
                         self._fail(outcome)
                         if outcome.of == "version":
-                            changed[path] = outcome.shard
+                            changed.add(path)
                     bar.update(num_pieces, f"{num_rows:,} rows")
                     if time.monotonic() - recorded_s >= _RECORD_INTERVAL_S:
                         self._record()
                         recorded_s = time.monotonic()
             finally:  # also if the run is interrupted: shards in place need not be scored again
                 self._record()
-                self._removed()
                 self._scoring_s += time.monotonic() - began_s
-        in_parts = {shard: work.num_parts[shard] for shard in changed.values() if shard in work.num_parts}
-        self._staging.remove(staged_parts(in_parts, self._fingerprint))
-        return set(changed) - self._settled
+        return changed - self._settled
 
     def _fail(self, outcome: Outcome) -> None:
         path, reason = outcome.shard.path, outcome.failure
@@ -289,9 +269,9 @@ class Recorder:
         self._unrecorded.append(outcome)
         _log.warning("failed: %s: %s", path, reason)
 
-    def _take(self, outcome: Outcome, is_piece: bool) -> None:
+    def _take(self, outcome: Outcome, *, is_piece: bool) -> None:
         counts, profile = outcome.counts, outcome.counts.profile
-        if is_piece:  # scored by this run
+        if is_piece:  # scored by this pass
             self._counts["num_tokens_scored"] += profile.num_tokens - counts.num_tokens_repeated
             self._counts.update({name: getattr(counts, name) for name in _REPEATED})
         if outcome.part is None:
@@ -303,7 +283,6 @@ class Recorder:
 
     def _record(self) -> None:
         patiently(self._lock.check)  # another run may have removed the files of this one
-        # The parts last: if the run dies before there is a record, they are merged again.
         patiently(partial(self._runs.append, self.run_id, self._unrecorded))
         of_all = {"fingerprint": self._fingerprint, "run_id": self.run_id, "committed_at": datetime.now(UTC)}
         records = [
@@ -312,15 +291,7 @@ class Recorder:
             if not one.failure
         ]
         patiently(partial(self._staging.append, self.run_id, pa.Table.from_pylist(records, schema=RECORD_SCHEMA)))
-        if self._merged:
-            parts = staged_parts(dict(self._merged), self._fingerprint)
-            self._removing.append(self._remover.submit(patiently, partial(self._staging.remove, parts)))
-        self._unrecorded, self._merged = [], []
-
-    def _removed(self) -> None:
-        """Wait for the removal of parts."""
-        while self._removing:
-            self._removing.pop().result()
+        self._unrecorded = []
 
     def rate(self, num_actors: int) -> Rate | None:
         """The rate of this run; None: it scored nothing."""

@@ -26,11 +26,12 @@ from bertray.errors import (
     UnavailableError,
 )
 from bertray.scoring.config import ScoreConfig
-from bertray.scoring.score_shard import STEP_BYTES, merge_parts, score_shard
+from bertray.scoring.score_shard import STEP_BYTES, merge_parts, read_counts, score_shard
 from bertray.scoring.shard_reader import opened, read_in_isolation
 from bertray.scoring.units import ENGINE_FOLDER, STAGING_FOLDER, Blame, Counts, Outcome, Unit, staged_path
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import check_held
+from bertray.storage.outputs import in_parallel
 from bertray.storage.patience import alive, patiently
 from bertray.types import Device
 from bertray.versions import versions
@@ -109,7 +110,7 @@ class UnitScorer:
         return [outcome] if outcome else []
 
     def merge(self, shard: FileInfo, num_parts: int) -> Outcome | None:
-        """Merge the staged parts of a shard into one staged file. The parts stay. None: the place has given up."""
+        """Merge the staged parts of a shard into one staged file. None: the place has given up."""
         return self._outcome(shard, None, partial(self._merged, shard, num_parts))
 
     def _outcome(
@@ -179,14 +180,18 @@ class UnitScorer:
             num_rows = file.metadata.num_rows
         parts, target = [self._target(shard, part, num_parts) for part in range(num_parts)], self._target(shard)
         target.remove_unfinished()  # an earlier attempt may have died
+        remove_parts = partial(in_parallel, partial(Location.remove, is_file=True), parts)
         try:
-            return merge_parts(parts, target, num_rows, **self._put_options(shard))
+            merged = merge_parts(parts, target, num_rows, **self._put_options(shard))
         except ShardRefusedError:
+            with suppress(ShardError):  # an earlier attempt had merged them, and died while it removed them
+                return read_counts(target)
             raise
         except ShardError as error:  # the next run scores them again
-            for part in parts:
-                part.remove(is_file=True)
+            remove_parts()
             raise type(error)(f"its staged parts cannot be merged, and are removed: {error}") from error
+        remove_parts()
+        return merged
 
     def _target(self, shard: FileInfo, part: int = 0, num_parts: int = 1) -> Location:
         return self._output / STAGING_FOLDER / staged_path(shard, self._request.fingerprint, part, num_parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +12,7 @@ from bertray.schema import MANIFEST_SCHEMA, RECORD_SCHEMA
 from bertray.scoring.archive import Archive
 from bertray.scoring.manifest import STAGED, Manifest, shards_in
 from bertray.scoring.score_shard import read_counts
-from bertray.scoring.units import STAGING_FOLDER, Outcome, Work, staged_parts, staged_path
+from bertray.scoring.units import STAGING_FOLDER, Outcome, staged_key, staged_path
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.outputs import in_parallel, last_of_each_path
 
@@ -73,25 +72,20 @@ class Staging:
         """Record files that are staged; see `Manifest.append`."""
         self._records.append(run_id, records)
 
-    def remove(self, paths: Iterable[str]) -> None:
-        """Remove staged files if they exist."""
-        in_parallel(lambda path: (self._folder / path).remove(is_file=True), paths)
-
-    def remove_stale(self, archive: Archive, kept: list[FileInfo], work: Work, request_fingerprint: str) -> None:
-        """Remove staged files but those of the shards to keep, and the parts that `work` will merge.
+    def remove_stale(self, archive: Archive, kept: list[FileInfo], request_fingerprint: str) -> None:
+        """Remove staged files but those of the shards to keep, and their parts.
 
         If `archive` is a part of it, only files that are known to be of its shards.
         """
-        useful = {staged_path(shard, request_fingerprint) for shard in kept}
-        useful |= staged_parts(work.num_parts, request_fingerprint)
+        useful = {staged_key(staged_path(shard, request_fingerprint)) for shard in kept}
         present = self.files()
         if not archive.is_whole:
             records = self._records.latest()
             ours = pa.array(sorted(archive.paths()), pa.string())
             present &= set(_paths(records.filter(pc.is_in(records["path"], value_set=ours))))
-        if stale := present - useful:
+        if stale := [path for path in present if staged_key(path) not in useful]:
             _log.info("removing %d staged files of another request, or of shards as they were before", len(stale))
-        self.remove(stale)
+            in_parallel(lambda path: (self._folder / path).remove(is_file=True), stale)
 
     def remove_unfinished(self) -> None:
         """Remove what processes that were stopped left half-written."""

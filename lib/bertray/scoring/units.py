@@ -147,13 +147,9 @@ def staged_path(shard: FileInfo, request_fingerprint: str, part: int = 0, num_pa
     return f"{folder}{'/' * bool(folder)}{key}-{part:05d}-of-{num_parts:05d}.parquet"
 
 
-def staged_parts(num_parts: dict[FileInfo, int], request_fingerprint: str) -> set[str]:
-    """The paths of all parts of these shards, staged or not."""
-    return {
-        staged_path(shard, request_fingerprint, part, count)
-        for shard, count in num_parts.items()
-        for part in range(count)
-    }
+def staged_key(path: str) -> str:
+    """What a staged file and the parts that it is merged from have in common in their paths."""
+    return path.rpartition("/")[2].partition("-")[0]
 
 
 def part_rows(group_edges: list[int], part: int, num_parts: int) -> range:
