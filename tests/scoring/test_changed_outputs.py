@@ -396,7 +396,6 @@ def test_what_left_the_archive_is_checked_too(config: ScoreConfig, archive: Path
         ("runs/latest.json", b"\xff", "Remove it and run bertray score again: it announces anew"),
         ("archive.json", b"[]", "Remove it, and name the whole archive as --input once"),
         ("archive.json", b"{}", "Remove it, and name the whole archive as --input once"),
-        ("runs/*/summary.json", b"[]", "Remove it and run again"),
         ("manifest/*.parquet", b"", "Remove it, run bertray verify --repair, then bertray score"),
         ("manifest/*.parquet", b"PAR1", "Remove it, run bertray verify --repair, then bertray score"),
         (
@@ -422,7 +421,7 @@ def test_a_damaged_file_is_named_with_the_next_step(
         write_shard(archive / f"{name}.parquet", ["x"] * 400)
     if file.startswith("publishing"):
         die_while_moving(config)
-    elif file.startswith(("staged", "runs/*")):
+    elif file.startswith("staged"):
         assert run(config, accept=False).is_held
     found = max(output.glob(file))
     found.write_bytes(content)

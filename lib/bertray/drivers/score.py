@@ -161,9 +161,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         if todo.pending and open_pool is None and config.num_actors != 0:
             ray_address.prepare()
         remember(archive, output, has_moved=config.input_moved)
-        rates = list[Rate]()
         if todo.pending or todo.staged:
-            rates = runs.rates_since(announced)  # a damaged file is named before time is spent
             asked = {"config": config.model_dump(), "bundle_fingerprint": info.fingerprint(), "versions": versions()}
             runs.begin(run_id, asked, {**todo.counts(), "pending_bytes": todo.pending_bytes})
         if todo.pending:
@@ -234,7 +232,6 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
             runs.finish(run_id, {**summary, **report})
             if not is_held:
                 refuse_obstacles(output, new["path"].to_pylist(), "say --prune-many; else move it away")
-                rate = max([rate, *rates], key=lambda one: one.wall_s if one else -1.0)
                 announcement = _announcement(run_id, profile, announced, verdict, info, rate)
                 update = {"published": published, "request": request_of(config, info.fingerprint())}
                 publish(output, new, announcement.model_copy(update=update))

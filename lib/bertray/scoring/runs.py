@@ -11,7 +11,6 @@ A run that has nothing to score leaves none of these.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import Counter
@@ -47,7 +46,6 @@ _MAX_TRIES = 3
 # A crash costs the work since the last record.
 _RECORD_INTERVAL_S = 5.0
 OTHER_BUNDLE = "another bundle"
-_REMOVE = "Remove it and run again"
 # The options that `manifest.fingerprint` takes in.
 _IN_FINGERPRINT = ("text_column", "keep_columns", "probabilities", "engine", "precision")
 # The counts of a summary, in its order; docs/glossary.md explains them.
@@ -145,24 +143,13 @@ class Runs:
     def announce(self, announcement: Announcement) -> None:
         (self._folder / "latest.json").put(announcement.model_dump_json(indent=2).encode() + b"\n")
 
-    def rates_since(self, announced: Announcement | None) -> list[Rate]:
-        """The rates of the held runs after an announcement."""
-        last_run_id = announced.run_id if announced else ""
-        files = [self._folder / run_id / "summary.json" for run_id in self._folder.folders() if run_id > last_run_id]
-        found = list[Rate]()
-        for file in files:
-            with readable(file, _REMOVE):
-                rate = json.loads(file.read_bytes()).get("rate") if file.exists() else None
-                found += [Rate(**rate)] if rate else []
-        return found
-
     def failed_last(self, until: Announcement | None = None) -> set[str]:
         """The shards that failed in the last run that had any to score, of all runs or of those up to `until`."""
         for run_id in reversed(self._folder.folders()):
             if until and run_id > until.run_id:
                 continue
             if files := self._reports(run_id):
-                report = read_records(files, SHARD_REPORT_SCHEMA, _REMOVE)
+                report = read_records(files, SHARD_REPORT_SCHEMA, "Remove it and run again")
                 return set(report.filter(report["failure"].is_valid())["path"].to_pylist())
         return set()
 
