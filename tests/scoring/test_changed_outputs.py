@@ -403,8 +403,8 @@ def test_what_left_the_archive_is_checked_too(config: ScoreConfig, archive: Path
             b"PAR1",
             "Remove it and run bertray score again: it records the staged files again",
         ),
-        ("publishing/intent.json", b"{}", "Remove .*publishing/records.parquet and run bertray score again"),
-        ("publishing/records.parquet", b"", "Remove .*publishing/records.parquet and run bertray score again"),
+        ("publishing/intent.json", b"{}", "Remove .*publishing, run bertray verify --repair, then bertray score"),
+        ("publishing/records.parquet", b"", "Remove .*publishing, run bertray verify --repair, then bertray score"),
     ],
 )
 def test_a_damaged_file_is_named_with_the_next_step(
@@ -427,8 +427,8 @@ def test_a_damaged_file_is_named_with_the_next_step(
     found.write_bytes(content)
     with pytest.raises(RequestError, match=rf"{found} is damaged, or no file of bertray's\. {next_step}"):
         run(config)
-    (output / "publishing/records.parquet" if file.startswith("publishing") else found).unlink()
-    if file.startswith("manifest"):
+    Location.of(str(found.parent if file.startswith("publishing") else found)).remove()
+    if file.startswith(("manifest", "publishing")):
         verify(Location.of(str(output)), repair=True)
     result = run(config)
     assert not result.failures and recorded(output) == ["a.parquet", "b.parquet", "day/c.parquet"]

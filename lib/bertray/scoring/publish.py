@@ -32,7 +32,6 @@ from bertray.scoring.score_shard import misfit
 from bertray.scoring.shard_reader import opened
 from bertray.scoring.staging import Staging
 from bertray.storage.location import MAX_CONNECTIONS, FileInfo, Location
-from bertray.storage.lock import new_run_id
 from bertray.storage.outputs import last_of_each_path, put_records, read_records, readable, without_paths
 
 _log = logging.getLogger(__name__)
@@ -151,14 +150,7 @@ def complete(output: Location) -> str | None:
     if not (folder / _INTENT).exists():
         folder.remove()  # records without an intent: the run died before anything was moved
         return None
-    if not (folder / _RECORDS).exists():
-        moved = Staging(output).paths_without_file()
-        _log.warning("warning: %s is gone: scoring again the %d shards that were moved", folder / _RECORDS, len(moved))
-        manifest = Manifest(output)
-        manifest.replace(new_run_id(), without_paths(manifest.latest(RECORD_SCHEMA), moved))
-        folder.remove()
-        return None
-    next_step = f"Remove {folder / _RECORDS} and run bertray score again: it scores again what was being moved"
+    next_step = f"Remove {folder}, run bertray verify --repair, then bertray score: it scores again what was moved"
     with readable(folder / _INTENT, next_step):
         announcement = Announcement.model_validate_json((folder / _INTENT).read_bytes())
     records = read_records([folder / _RECORDS], RECORD_SCHEMA, next_step)

@@ -36,16 +36,9 @@ class Staging:
     def records(self, schema: pa.Schema = MANIFEST_SCHEMA) -> pa.Table:
         """The records of staged shards, of any request, whose file is there."""
         # The files first: after a clock was set back, the record of a file that is gone may be the later one.
-        return last_of_each_path(self._with_file(self._records.all(schema)))
-
-    def paths_without_file(self) -> list[str]:
-        """The shards with a record whose file is gone."""
-        records = self._records.all(MANIFEST_SCHEMA)
-        return sorted(set(records["path"].to_pylist()) - set(self._with_file(records)["path"].to_pylist()))
-
-    def _with_file(self, records: pa.Table) -> pa.Table:
+        records = self._records.all(schema)
         present = self.files() if len(records) else set()
-        return records.filter(pa.array([path in present for path in _paths(records)], pa.bool_()))
+        return last_of_each_path(records.filter(pa.array([path in present for path in _paths(records)], pa.bool_())))
 
     def records_of(self, archive: Archive, request_fingerprint: str) -> pa.Table:
         """The records of a request, in `schema.RECORD_SCHEMA`, that are about a shard as it is listed."""
