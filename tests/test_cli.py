@@ -134,11 +134,6 @@ def test_checks_over_several_fields() -> None:
             PrepareConfig,
             ["--input", "x", "--output", "o", "--validation-fraction", "0.6", "--test-fraction", "0.6"],
         )
-    flags = ["--bundle", "b", "--input", "i", "--output", "o", "--keep-columns"]
-    with pytest.raises(RequestError, match="'label' is a column of the predictions themselves"):
-        load_config("score", ScoreConfig, [*flags, "document_id,label"])
-    with pytest.raises(RequestError, match="names a column twice"):
-        load_config("score", ScoreConfig, [*flags, "x,x"])
 
 
 def test_a_password_in_a_uri_is_refused_and_not_repeated() -> None:

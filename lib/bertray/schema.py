@@ -162,9 +162,6 @@ def predictions_schema(kept: list[pa.Field], predicted: pa.Schema) -> pa.Schema:
     return pa.schema([_required(ROW, pa.int64()), *kept, *predicted])
 
 
-# No kept column may have one of these names.
-RESERVED_COLUMNS = frozenset([ROW, *MULTI_LABEL_PREDICTION_SCHEMA.names])
-
 MANIFEST_SCHEMA = pa.schema(
     [
         _required("path", pa.string()),  # of the shard, relative to the input

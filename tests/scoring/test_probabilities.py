@@ -11,6 +11,7 @@ from bertray import Bundle, RequestError, ScoreConfig, score
 from bertray.bundle.info import read_info
 from bertray.cli import load_config
 from bertray.scoring.manifest import fingerprint
+from bertray.scoring.refusals import bundle_for
 from bertray.scoring.score_shard import merge_parts, score_shard
 from bertray.storage.location import Location
 from tests.conftest import write_shard
@@ -88,10 +89,18 @@ def test_another_wish_is_refused(how: str) -> None:
         load_config("score", ScoreConfig, [*words, "--probabilities", how])
 
 
-def test_a_kept_column_may_have_the_name_only_without_the_option() -> None:
-    assert ScoreConfig(**REQUEST, keep_columns=["probabilities", "top_labels"]).keep_columns
-    with pytest.raises(ValueError, match="'top_labels' is a column of the predictions themselves"):
-        ScoreConfig(**REQUEST, keep_columns=["top_labels"], probabilities="top:3")
+def test_a_column_is_kept_once() -> None:
+    with pytest.raises(RequestError, match="--keep-columns x,x names a column twice"):
+        bundle_for(ScoreConfig(**REQUEST, keep_columns=["x", "x"]))
+
+
+def test_a_kept_column_may_have_the_name_only_without_the_option(tiny_bundle: Path) -> None:
+    config = ScoreConfig(**{**REQUEST, "bundle": str(tiny_bundle)}, keep_columns=["probabilities", "top_labels"])
+    assert bundle_for(config)
+    for kept, option in (("top_labels", "top:3"), ("probabilities", "all"), ("label", None), ("labels", None)):
+        update = {"keep_columns": ["document_id", kept], "probabilities": option}
+        with pytest.raises(RequestError, match=f"--keep-columns {kept}: predictions have a column of this name; res"):
+            bundle_for(config.model_copy(update=update))
 
 
 @pytest.mark.services

@@ -1,11 +1,8 @@
 """The options of bertray score. `bertray.config` says how they are read."""
 
-from typing import Self
-
 from pydantic import Field, model_validator
 
 from bertray.config import DEVICE_HELP, ENGINE_HELP, INFERENCE_PRECISION_HELP, Columns, JobConfig, Place, check_engine
-from bertray.schema import PROBABILITY_FIELDS, RESERVED_COLUMNS
 from bertray.types import Device, Engine, InferencePrecision
 
 
@@ -88,16 +85,3 @@ class ScoreConfig(JobConfig):
     accept: bool = Field(default=False, description="publish the run even if one of these three limits is exceeded")
 
     _engine_fits = model_validator(mode="after")(check_engine)
-
-    @model_validator(mode="after")
-    def _kept_columns_are_distinct(self) -> Self:
-        for name in self.keep_columns:
-            taken = RESERVED_COLUMNS | (PROBABILITY_FIELDS.keys() if self.probabilities else set())
-            if name in taken:
-                reserved = ", ".join(sorted(taken))
-                raise ValueError(
-                    f"keep_columns: {name!r} is a column of the predictions themselves; reserved are {reserved}"
-                )
-        if len(set(self.keep_columns)) < len(self.keep_columns):
-            raise ValueError(f"keep_columns: {', '.join(self.keep_columns)} names a column twice")
-        return self

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from bertray.bundle.info import BundleInfo, read_info
 from bertray.errors import RequestError
+from bertray.schema import MULTI_LABEL_PREDICTION_SCHEMA, ROW
 from bertray.scoring.archive import Archive
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.listing import PREDICTIONS, predictions_name
@@ -21,13 +22,16 @@ from bertray.tasks.task import TASKS
 
 
 def bundle_for(config: ScoreConfig) -> BundleInfo:
-    """The content of the bundle's bundle.json; refuse to keep a column that has the name of one of its predictions."""
+    """The content of bundle.json; refuse to keep a column twice, or one that has the name of one of predictions."""
+    if len(set(config.keep_columns)) < len(config.keep_columns):
+        raise RequestError(f"--keep-columns {','.join(config.keep_columns)} names a column twice")
     info = read_info(Location.of(config.bundle))
-    predicted = TASKS[info.problem_type].schema(info, config.probabilities).names
-    if taken := sorted(set(predicted) & set(config.keep_columns)):
+    of_this = TASKS[info.problem_type].schema(info, config.probabilities).names
+    reserved = dict.fromkeys([ROW, *of_this, *MULTI_LABEL_PREDICTION_SCHEMA.names])
+    if taken := sorted(reserved.keys() & set(config.keep_columns)):
         raise RequestError(
-            f"--keep-columns {taken[0]}: the predictions of {config.bundle} have a column of this name, besides "
-            f"{', '.join(name for name in predicted if name != taken[0])}: rename it in the archive, or leave it out"
+            f"--keep-columns {taken[0]}: predictions have a column of this name; reserved are {', '.join(reserved)}. "
+            "Rename it in the archive, or leave it out"
         )
     return info
 
