@@ -41,7 +41,7 @@ from bertray.scoring.listing import PREDICTIONS
 from bertray.scoring.manifest import Manifest, Plan, fingerprint, plan, precision_before
 from bertray.scoring.pool import LocalPool, Pool
 from bertray.scoring.publish import announced_again, complete, describe, merged, prune, publish
-from bertray.scoring.refusals import bundle_for, refuse_mixture, refuse_obstacles, refuse_obstructed, refuse_unasked
+from bertray.scoring.refusals import bundle_for, refuse_mixture, refuse_obstacles, refuse_unasked
 from bertray.scoring.runs import (
     MAX_LISTED_SHARDS,
     Announcement,
@@ -152,7 +152,9 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
             differences = runs.differences(announced, config, info.fingerprint())
         refuse_mixture(archive, records, request_fingerprint, runs)
         refuse_unasked(todo, differences, config)
-        refuse_obstructed(todo, len(records), config, is_whole=archive.is_whole)
+        if not prunes:
+            paths = [shard.path for shard in (*todo.pending, *todo.staged)]
+            refuse_obstacles(output, paths, "name the whole archive as --input, and say --prune")
         _log_plan(todo, differences, prune=prunes)
         if todo.pending and (decision := precision_before(output, info, config)):
             keep(output / ENGINE_FOLDER, info, decision)  # before an actor decides otherwise

@@ -211,7 +211,7 @@ def prune(output: Location, run_id: str, archive: Archive, request_fingerprint: 
     present -= {_place(path) for path in gone} - {_place(path) for path in paths & set(records["path"].to_pylist())}
     files = [info.path for info in folder.files((".parquet",))]
     extra = [path for path in files if squeezed(path) not in present]
-    if not many and is_too_many(len(extra), len(files)):
+    if not many and len(extra) > max(_MAX_PRUNED, _MAX_PRUNED_FRACTION * len(files)):
         _log.warning(
             "--prune has removed nothing: %d of %d predictions files are of shards that left the archive. If that is "
             "right, say --prune-many",
@@ -232,11 +232,6 @@ def prune(output: Location, run_id: str, archive: Archive, request_fingerprint: 
     if extra:
         _log.info("removed %d predictions files of shards that left the archive", len(extra))
     return len(extra)
-
-
-def is_too_many(num_pruned: int, num_files: int) -> bool:
-    """Whether --prune removes so many of the predictions files only with --prune-many."""
-    return num_pruned > max(_MAX_PRUNED, _MAX_PRUNED_FRACTION * num_files)
 
 
 def is_under_way(output: Location) -> bool:

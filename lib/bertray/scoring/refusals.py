@@ -15,7 +15,6 @@ from bertray.scoring.archive import Archive
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.listing import PREDICTIONS, predictions_name
 from bertray.scoring.manifest import Plan
-from bertray.scoring.publish import is_too_many
 from bertray.scoring.runs import OTHER_BUNDLE, Runs
 from bertray.storage.location import Location
 from bertray.tasks.task import TASKS
@@ -72,18 +71,8 @@ def refuse_unasked(todo: Plan, differences: list[str], config: ScoreConfig) -> N
     )
 
 
-def refuse_obstructed(todo: Plan, num_recorded: int, config: ScoreConfig, *, is_whole: bool) -> None:
-    """Refuse to score what could not be published: a file has become a folder, or a folder a file."""
-    is_few = not is_too_many(len(todo.gone), num_recorded)
-    if config.prune_many or (config.prune and is_few):
-        return
-    where = "" if is_whole else "name the whole archive as --input, and "
-    paths = [shard.path for shard in (*todo.pending, *todo.staged)]
-    refuse_obstacles(Location.of(config.output), paths, f"{where}say --prune{'' if is_few else '-many'}")
-
-
 def refuse_obstacles(output: Location, paths: list[str], next_step: str) -> None:
-    """Raise a RequestError if a file or folder of predictions/ is in the way of those of one of these shards."""
+    """Refuse to score, or to publish, where a file has become a folder in the archive, or a folder a file."""
     if not output.is_local:
         return
     root, paths_in = output / PREDICTIONS, defaultdict[Location, dict[str, str]](dict)
