@@ -150,7 +150,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         differences = list[str]()
         if announced and todo.pending:
             differences = runs.differences(announced, config, info.fingerprint())
-        refuse_mixture(archive, records, request_fingerprint, runs)
+        refuse_mixture(archive, records, request_fingerprint)
         refuse_unasked(todo, differences, config)
         if not prunes:
             paths = [shard.path for shard in (*todo.pending, *todo.staged)]

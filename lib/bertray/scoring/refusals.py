@@ -15,7 +15,7 @@ from bertray.scoring.archive import Archive
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.listing import PREDICTIONS, predictions_name
 from bertray.scoring.manifest import Plan
-from bertray.scoring.runs import OTHER_BUNDLE, Runs
+from bertray.scoring.runs import OTHER_BUNDLE
 from bertray.storage.location import Location
 from bertray.tasks.task import TASKS
 
@@ -35,25 +35,18 @@ def bundle_for(config: ScoreConfig) -> BundleInfo:
     return info
 
 
-def refuse_mixture(archive: Archive, records: pa.Table, request_fingerprint: str, runs: Runs) -> None:
+def refuse_mixture(archive: Archive, records: pa.Table, request_fingerprint: str) -> None:
     """Refuse to score a part of the archive otherwise than the rest."""
     if archive.is_whole:
         return
     is_other = pc.not_equal(records["fingerprint"], request_fingerprint)
     others = set(records["path"].filter(is_other).to_pylist()) - archive.paths()
-    if not others:
-        return
-    left = others - {file.path for file in archive.root.all_files()}
-    failed = others & runs.failed_last() - left
-    causes = (
-        f"{len(left)} have left the archive: name all of it as --input, with --prune" if left else "",
-        f"{len(failed)} failed in the last run: mend them" if failed else "",
-        "name the whole archive as --input, or another --output" if others - left - failed else "",
-    )
-    raise RequestError(
-        f"{len(others)} other shards of this archive, such as {min(others)}, have predictions of another bundle, "
-        f"engine, precision or other columns: {'; '.join(filter(None, causes))}"
-    )
+    if others:
+        raise RequestError(
+            f"{len(others)} other shards of this archive, such as {min(others)}, have predictions of another bundle, "
+            "engine, precision or other columns. Name the whole archive as --input, with --prune if they have left it, "
+            "and mend those that fail; or choose another --output"
+        )
 
 
 def refuse_unasked(todo: Plan, differences: list[str], config: ScoreConfig) -> None:
