@@ -26,11 +26,9 @@ _MAGIC = b"PAR1"
 PREDICTIONS = "predictions"  # the folder of the output
 _MAX_KEY_BYTES = 1024  # of S3, without the bucket
 _CONVERT = "Shards are Parquet files: write them, for instance with pandas.read_csv(FILE).to_parquet(SHARD)"
-# A table's folder holds files that are no longer, or not yet, part of it. Its sign is a folder in it; Iceberg's holds
-# files with this ending, and the shards are in `data` beside it.
+# A table's folder holds files that are no longer, or not yet, part of it. Its sign is a folder in it.
 _TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi", "_spark_metadata": "Spark streaming", "metadata": "Iceberg"}
-_ICEBERG_ENDINGS = (".metadata.json", ".metadata.json.gz")
-_ICEBERG_NAME = re.compile(r"(v\d+|\d{5,}-.*)\.metadata\.json(\.gz)?")  # what Iceberg's own writers call them
+_ICEBERG_NAME = re.compile(r"(v\d+|\d{5,}-.*)\.metadata\.json(\.gz)?")  # of a file in Iceberg's `metadata`
 
 
 @dataclass(frozen=True)
@@ -170,15 +168,8 @@ def _refuse_tables(source: Location, paths: list[str]) -> None:
     for path in paths:
         for sign, kind in _TABLES.items():
             folder, is_there, name = f"/{path}".rpartition(f"/{sign}/")
-            if is_there and (kind != "Iceberg" or _is_iceberg(folder, name, paths)):
+            if is_there and (kind != "Iceberg" or _ICEBERG_NAME.fullmatch(name)):
                 raise _table(kind, f"{source}{folder}")
-
-
-def _is_iceberg(folder: str, name: str, paths: list[str]) -> bool:
-    """Whether a file in the folder's `metadata` tells of a table, whose data may lie elsewhere than in `data`."""
-    if "/" in name or not name.endswith(_ICEBERG_ENDINGS):
-        return False
-    return bool(_ICEBERG_NAME.fullmatch(name)) or any(path.startswith(f"{folder}/data/"[1:]) for path in paths)
 
 
 def _refuse_in_table(source: Location) -> None:
@@ -188,7 +179,7 @@ def _refuse_in_table(source: Location) -> None:
     signs += [table / "metadata" for place, table in pairwise([source, *above]) if place.name == "data"]
     for sign, is_there in zip(signs, in_parallel(Location.is_folder, signs), strict=True):
         kind = _TABLES[sign.name]
-        if is_there and (kind != "Iceberg" or sign.files(_ICEBERG_ENDINGS)):
+        if is_there and (kind != "Iceberg" or any(_ICEBERG_NAME.fullmatch(file.path) for file in sign.files())):
             raise _table(kind, str(sign.parent()))
 
 
