@@ -146,14 +146,13 @@ def test_a_create_whose_answer_is_lost_is_ours(behind: Callable[..., FaultyProxy
 def test_a_create_that_meets_another(behind: Callable[..., FaultyProxy], s3_folder: str) -> None:
     file = Location.of(s3_folder) / "lock"
     file.put(b"ours")
-    proxy = behind(plan=["precondition", "conflict"], matches=lambda method, path: method == "PUT")
+    proxy = behind(plan=["precondition", "conflict", "conflict"], matches=lambda method, path: method == "PUT")
     file = Location.of(s3_folder) / "lock"
     assert not file.create(b"another's")  # refused as MinIO does it
-    assert not file.create(b"another's")  # both at once, then as S3 does it
-    assert proxy.counts["conflict"] == 1
-    proxy.share, proxy.kinds = 1.0, ["conflict"]
-    with pytest.raises(RequestError, match=r"storage refused .*/lock: .*ConditionalRequestConflict"):
-        file.create(b"another's")
+    assert not file.create(b"another's")  # both at once
+    assert file.read_bytes() == b"ours"
+    assert not (file.parent() / "other").create(b"ours")  # the other put has not ended
+    assert proxy.counts["conflict"] == 2
 
 
 def test_what_fails_for_good_names_the_place(

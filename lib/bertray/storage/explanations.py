@@ -6,7 +6,7 @@ import os
 import shlex
 from typing import Any
 
-from botocore.exceptions import ClientError, FlexibleChecksumError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError, NoCredentialsError
 
 from bertray.errors import UnavailableError, Why
 from bertray.storage import s3
@@ -51,7 +51,7 @@ def _explanation(uri: str, path: str, is_local: bool, error: Exception) -> str |
         )
     if isinstance(error, NoCredentialsError):
         return f"no keys for {uri}: {reason}. Set {_CREDENTIALS}; {_NO_KEYS}"
-    if not is_local and isinstance(error, s3.transport_errors()):
+    if not is_local and isinstance(error, (BotoCoreError, *s3.no_answer())):
         return f"cannot reach {uri}: {reason}. Check {_CREDENTIALS} and AWS_ENDPOINT_URL"
     if not is_local and isinstance(error, ValueError | RecursionError):  # of botocore: a setting; redirects in a circle
         return f"cannot use {uri}: {reason}. Check AWS_ENDPOINT_URL (http://HOST:PORT) and the other AWS variables"
@@ -83,8 +83,6 @@ def _next_step(path: str, response: dict[str, Any], is_forbidden: bool) -> str:
         return f"If the store does not take the checksums that {s3.CHECKSUMS} asks for, set it to when_required"
     if is_forbidden:
         return _DENIED
-    if code == "ConditionalRequestConflict":
-        return "Another run may be starting on the same output: run again"
     if status in (501, 507):
         return "The store cannot do that" if status == 501 else "The store's disk is full"
     return "Try again later" if status >= 500 else f"Check {_CREDENTIALS}, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL"

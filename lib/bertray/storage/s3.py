@@ -19,7 +19,6 @@ from typing import Any
 
 import fsspec
 from botocore.exceptions import (
-    BotoCoreError,
     ClientError,
     FlexibleChecksumError,
     HTTPClientError,
@@ -50,7 +49,9 @@ _NUM_CONNECTIONS = 8
 MAX_CONNECTIONS = 64
 # CopyObject's answer for an object of more than 5 GB.
 _TOO_LARGE = "InvalidRequest"
-# Attempts at a whole upload or conditional put.
+# Answers to a conditional put.
+_TAKEN = ("PreconditionFailed", "ConditionalRequestConflict")
+# Attempts at a whole upload.
 _MAX_STARTS = 3
 # Of stores that do not know a header, such as If-None-Match.
 _BAD_HEADER = (400, 501)
@@ -120,24 +121,17 @@ def create_object(fs: Any, path: str, data: bytes) -> bool:
 
     A store that refuses the condition itself is asked whether the object exists, and then gets it without.
     """
-    has_condition = True
-    for start in range(1, _MAX_STARTS + 1):
-        try:
-            fs.pipe_file(path, data, mode="create")
-            return True
-        except OSError as error:
-            if _is_precondition_failed(error):
-                break
-            if http_status(error) in _BAD_HEADER:
-                has_condition = False
-                break
-            if error_code(error) != "ConditionalRequestConflict" or start == _MAX_STARTS:
-                raise
-            time.sleep(_BODY_BACKOFF_S)  # two puts at once: S3 refused this one, and may have taken the other
+    try:
+        fs.pipe_file(path, data, mode="create")
+        return True
+    except OSError as error:
+        has_condition = http_status(error) not in _BAD_HEADER
+        if has_condition and not _is_taken(error):
+            raise
     try:
         return read_object(fs, path) == data
     except FileNotFoundError:
-        if has_condition:  # it existed and is gone again, so it was not ours
+        if has_condition:  # it existed and is gone again, or is another's put that has not ended: it is not ours
             return False
     fs.pipe_file(path, data)
     return True
@@ -148,16 +142,17 @@ def respects_condition(fs: Any, path: str, data: bytes) -> bool:
     try:
         fs.pipe_file(path, data, mode="create")
     except OSError as error:
-        if _is_precondition_failed(error) or error_code(error) == "ConditionalRequestConflict":
+        if _is_taken(error):
             return True
         if http_status(error) not in _BAD_HEADER:
             raise
     return False
 
 
-def _is_precondition_failed(error: OSError) -> bool:
+def _is_taken(error: OSError) -> bool:
+    """Whether an object is there, or put at the same time."""
     # s3fs recognizes a refusal by a detail of the answer that MinIO leaves out.
-    return isinstance(error, FileExistsError) or error_code(error) == "PreconditionFailed"
+    return isinstance(error, FileExistsError) or error_code(error) in _TAKEN
 
 
 def upload(fs: Any, path: str, file: Path) -> None:
@@ -264,13 +259,8 @@ def _broken_bodies() -> tuple[type[Exception], ...]:
 
 
 @cache
-def transport_errors() -> tuple[type[Exception], ...]:
-    """The errors of the layers below s3fs that it does not translate."""
-    return BotoCoreError, *_no_answer()
-
-
-@cache
-def _no_answer() -> tuple[type[Exception], ...]:
+def no_answer() -> tuple[type[Exception], ...]:
+    """Errors of the layers below s3fs, beside botocore's, that it does not translate."""
     import aiohttp
     from botocore.parsers import ResponseParserError
 
@@ -281,7 +271,7 @@ def is_away(error: BaseException) -> bool:
     """Whether the store does not answer, or is overloaded or broken for now."""
     if http_status(error) in _AWAY or error_code(error) == "SlowDown":
         return True
-    return isinstance(error, (HTTPClientError, NoConnectionError, IncompleteReadError, *_no_answer()))
+    return isinstance(error, (HTTPClientError, NoConnectionError, IncompleteReadError, *no_answer()))
 
 
 def http_status(error: BaseException) -> int:
