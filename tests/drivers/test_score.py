@@ -326,14 +326,14 @@ def test_sigterm_keeps_what_is_finished(ray_cluster: str, tiny_bundle: Path, tmp
     environment = {**os.environ, "RAY_ADDRESS": ray_cluster}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
         deadline_s = time.monotonic() + 120
-        while len(staged := list(output.glob("staging/*.parquet"))) < 150:
+        while len(staged := list(output.glob("staging/*/*.parquet"))) < 150:
             assert job.poll() is None and time.monotonic() < deadline_s
             time.sleep(0.05)
         job.send_signal(signal.SIGTERM)
         _, stderr = job.communicate(timeout=30)
     assert job.returncode == 143, stderr.decode()
     assert b"stopped; what was finished is kept" in stderr
-    staged = list(output.glob("staging/*.parquet"))
+    staged = list(output.glob("staging/*/*.parquet"))
     assert 150 <= len(staged) < 300 and not (output / "predictions").exists()
     assert not list(output.rglob("*.tmp"))
     assert Staging(Location.of(str(output))).records().num_rows > 0

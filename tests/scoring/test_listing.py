@@ -272,7 +272,7 @@ def test_links_out_of_the_archive_are_read_and_lead_no_output_away(tiny_bundle: 
 
 
 def test_long_keys_of_s3(s3_folder: str, tiny_bundle: Path, tmp_path: Path) -> None:
-    """Of 1,024 bytes, bucket not included; the shard is cut into parts, whose keys are longer than its own."""
+    """Of 1,024 bytes, bucket not included; the shard is cut into parts."""
     archive, output = Location.of(f"{s3_folder}/a"), f"{s3_folder}/o"
     num_before = len("folder/o/predictions/")
     name = "p" * (1024 - num_before - len(".parquet")) + ".parquet"

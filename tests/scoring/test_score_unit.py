@@ -83,7 +83,7 @@ def test_parts_are_staged_and_merged(scorer: UnitScorer, archive: Path, bundle: 
         (outcome,) = scorer.score(Unit(shards=(shard,), part=part, num_parts=3), bundle)
         assert (outcome.part, outcome.failure) == (part, "")
     scored = archive.parent / "scored"
-    assert len(list((scored / "staging").iterdir())) == 3
+    assert len(list((scored / "staging").rglob("*.parquet"))) == 3
     assert not (scored / "predictions").exists()
     merged = scorer.merge(shard, 3)
     assert (merged.part, merged.failure, merged.counts.profile.num_rows, merged.precision) == (None, "", 20, "fp32")
@@ -94,7 +94,7 @@ def test_parts_are_staged_and_merged(scorer: UnitScorer, archive: Path, bundle: 
     origin = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
     assert (origin["bertray.shard"], origin["bertray.request_fingerprint"]) == ("a.parquet", "request")
     assert json.loads(origin["bertray.versions"])["python"]
-    assert list((scored / "staging").iterdir()) == [whole]
+    assert list((scored / "staging").rglob("*.parquet")) == [whole]
     assert scorer.merge(shard, 3) == merged  # as when its process died before it said so
 
 
@@ -131,10 +131,10 @@ def test_parts_that_cannot_be_merged_are_removed_unless_they_are_only_refused(
         refused = ShardRefusedError("no permission for a part")
         patch.setattr(score_unit, "merge_parts", lambda *_, **__: raise_(refused))
         assert scorer.merge(shard, 3).failure == "no permission for a part"
-    assert len(list(staging.iterdir())) == 3
+    assert len(list(staging.rglob("*.parquet"))) == 3
     (staging / staged_path(shard, "request", 1, 3)).write_bytes(b"PAR1")
     assert scorer.merge(shard, 3).failure.startswith("its staged parts cannot be merged, and are removed: not a read")
-    assert list(staging.iterdir()) == []
+    assert list(staging.rglob("*.parquet")) == []
 
 
 def test_a_suspect_is_read_for_no_longer_than_a_unit_may_take(
@@ -293,7 +293,7 @@ def test_a_unit_waits_for_storage_that_is_away(
     away = UnavailableError.because("away", "cannot reach s3://bucket")
     assert score(scorer, archive, Meanwhile(bundle, Once(away))).failure == ""
     assert "the storage does not answer since" in caplog.text
-    for path in (archive.parent / "scored" / "staging").iterdir():
+    for path in (archive.parent / "scored" / "staging").rglob("*.parquet"):
         path.unlink()
     shard, info, is_away = listed(archive), Location.info, Once(away)
     monkeypatch.setattr(Location, "info", lambda place: is_away() or info(place))  # asked before a file is put

@@ -1,7 +1,7 @@
 """The manifest: which shards are published or staged, and the plan of what a run has to score.
 
 1. The predictions of a shard are staged, under a key of the request and the shard's version:
-       input/date=2026-01-05/part-0.parquet  ->  output/staging/date=2026-01-05/part-0.parquet/<key>.parquet
+       input/date=2026-01-05/part-0.parquet  ->  output/staging/5e/5e0c…-00000-of-00001.parquet
 2. Its record is appended to output/staged/<run-id>-00000.parquet, many records a file.
 3. When the gate has passed, all staged files are published (scoring.publish), and their records go to output/manifest/.
 

@@ -1,7 +1,7 @@
 """Publish what is staged, in steps that the next run can complete.
 
 1. intend    publishing/records.parquet, then publishing/intent.json: which files, and what will be announced
-2. move      staging/<path>/<key>.parquet -> predictions/<path>, many at a time: renamed on a disk, copied by S3
+2. move      staging/…/<key>….parquet -> predictions/<path>, many at a time: renamed on a disk, copied by S3
 3. record    the records of these files, from staged/ to manifest/
 4. announce  runs/latest.json
 5. tidy up   what S3 has copied, the intent

@@ -4,8 +4,8 @@
     a shard         is a unit
     a large shard   has a unit for each of its parts (row ranges), which are merged when all are there
 
-    output/staging/<folder of the shard>/<key>-00003-of-00016.parquet     a part
-                                         <key>-00000-of-00001.parquet     the whole, ready to be published
+    output/staging/5e/5e0c…-00003-of-00016.parquet     a part; its key is 5e0c…
+                      5e0c…-00000-of-00001.parquet     the whole, ready to be published
 
 The key follows from the shard's path and version, the request and the columns, so a run can tell the files that it can
 use from stale ones. How a shard is cut follows from its size and the device, so a repeated run writes the same bytes.
@@ -28,9 +28,6 @@ _MAX_UNIT_SHARDS = 256
 _MIN_UNITS_AN_ACTOR = 16
 # A shard of fewer parts stays whole, because merging has a cost, too.
 _MIN_PARTS = 3
-
-# A folder of more bytes is replaced by its hash where shards are staged, because the keys come behind it.
-_MAX_STAGED_BYTES = 512
 
 # Whose failure it is: the shard's; the place's, so that the shard may succeed elsewhere; or that of the listed version,
 # for the shard has been rewritten.
@@ -141,10 +138,7 @@ def staged_path(shard: FileInfo, request_fingerprint: str, part: int = 0, num_pa
     columns = " ".join(MULTI_LABEL_PREDICTION_SCHEMA.names)
     content = f"{request_fingerprint} {columns} {shard.size_bytes} {shard.version} {shard.path}"
     key = hashlib.sha256(content.encode()).hexdigest()[:32]
-    folder = "/".join(filter(None, shard.path.split("/")[:-1]))  # S3's keys may have empty names
-    if len(folder.encode()) > _MAX_STAGED_BYTES:
-        folder = hashlib.sha256(folder.encode()).hexdigest()
-    return f"{folder}{'/' * bool(folder)}{key}-{part:05d}-of-{num_parts:05d}.parquet"
+    return f"{key[:2]}/{key}-{part:05d}-of-{num_parts:05d}.parquet"
 
 
 def staged_key(path: str) -> str:
