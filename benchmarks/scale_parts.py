@@ -197,18 +197,19 @@ def publishing(output: str, num_shards: str) -> dict[str, float]:
     from bertray.scoring.publish import publish
     from bertray.scoring.runs import Announcement
     from bertray.scoring.staging import Staging
+    from bertray.scoring.units import staged_path
     from bertray.storage.location import MAX_CONNECTIONS, FileInfo, Location
 
     place, request, now = Location.of(output), "f" * 64, datetime.now(UTC)
     staging = Staging(place)
     found = [FileInfo(f"part={number // 100:05d}/{number:07d}.parquet", 9, "v") for number in range(int(num_shards))]
     with ThreadPoolExecutor(MAX_CONNECTIONS) as pool:
-        list(pool.map(lambda shard: staging.place_of(shard, request).put(b"x" * 5000), found))
+        list(pool.map(lambda shard: (staging.folder / staged_path(shard, request)).put(b"x" * 5000), found))
     values = [
         dict(zip(MANIFEST_SCHEMA.names, (*astuple(one), request, 1, 0, 1, "run", now), strict=True)) for one in found
     ]
     records = pa.Table.from_pylist(values, RECORD_SCHEMA)
-    staging.append("run", records)
+    staging.book.append("run", records)
     clock, cpu_s = _Clock(), time.process_time()
     publish(place, records, Announcement(run_id="run"))
     clock.lap("publish_s")

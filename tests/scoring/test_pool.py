@@ -24,9 +24,9 @@ from bertray.__main__ import command
 from bertray.errors import UnavailableError
 from bertray.progress import ProgressBar
 from bertray.scoring import score_unit
+from bertray.scoring.manifest import Manifest
 from bertray.scoring.pool import LocalPool
 from bertray.scoring.score_unit import Request
-from bertray.scoring.staging import Staging
 from bertray.scoring.units import Counts, Outcome, Unit, Work, divide, staged_path
 from bertray.scoring.verify import verify
 from bertray.storage import patience
@@ -129,7 +129,8 @@ def test_when_a_run_is_stopped_over_an_outcome_nothing_is_at_work_any_more(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    def note(_: Staging) -> None:
+    def note(place: Location) -> None:
+        assert place.name == "staging"
         now = set(threading.enumerate()) - before
         at_work.append([thread.name for thread in now if thread.name.startswith("shard")])
 
@@ -137,7 +138,7 @@ def test_when_a_run_is_stopped_over_an_outcome_nothing_is_at_work_any_more(
     for number in range(40):
         write_shard(archive / f"{number:02d}.parquet", ["text"])
     monkeypatch.setattr(ProgressBar, "update", stop)
-    monkeypatch.setattr(Staging, "remove_unfinished", note)
+    monkeypatch.setattr(Location, "remove_unfinished", note)
     config = ScoreConfig(bundle=str(tiny_bundle), input=str(archive), output=str(tmp_path / "scored"))
     with pytest.raises(KeyboardInterrupt):
         score(config, open_pool=partial(pool_of, Slow()))
@@ -339,14 +340,14 @@ def test_what_a_pass_has_staged_and_not_reported_counts(archive: Path, tiny_bund
 def test_what_is_reported_before_the_storage_is_away_is_reported_once(
     archive: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, waits = Staging.append, list[float]()
+    append, waits = Manifest.append, list[float]()
 
-    def away_once(staging: Staging, run_id: str, records: pa.Table) -> None:
+    def away_once(book: Manifest, run_id: str, records: pa.Table) -> None:
         if len(records) and not waits:
             raise UnavailableError.because("away", "cannot reach s3://bucket")
-        append(staging, run_id, records)
+        append(book, run_id, records)
 
-    monkeypatch.setattr(Staging, "append", away_once)
+    monkeypatch.setattr(Manifest, "append", away_once)
     monkeypatch.setattr(patience.time, "sleep", waits.append)
     config = ScoreConfig(bundle=str(tiny_bundle), input=str(archive), output=str(tmp_path / "scored"))
     assert score(config, open_pool=stub_pool()).summary["num_shards_committed"] == 2

@@ -187,7 +187,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
                 staging.finish(run_id)
             except (KeyboardInterrupt, SystemExit):
                 lock.check()  # else another run may be writing there
-                staging.remove_unfinished()
+                staging.folder.remove_unfinished()
                 raise
             if config.engine != "openvino":  # the scoring processes have chosen the precision
                 engine |= torch_summary(output / ENGINE_FOLDER, info, config.precision, recorder.precision)

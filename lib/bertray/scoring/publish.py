@@ -31,6 +31,7 @@ from bertray.scoring.runs import MAX_LISTED_SHARDS, Announcement, Published, Run
 from bertray.scoring.score_shard import misfit
 from bertray.scoring.shard_reader import opened
 from bertray.scoring.staging import Staging
+from bertray.scoring.units import staged_path
 from bertray.storage.location import MAX_CONNECTIONS, FileInfo, Location
 from bertray.storage.outputs import last_of_each_path, put_records, read_records, readable, without_paths
 
@@ -162,7 +163,7 @@ def complete(output: Location) -> str | None:
 def _complete(output: Location, records: pa.Table, announcement: Announcement) -> None:
     staging, manifest = Staging(output), Manifest(output)
     shards, fingerprints = shards_in(records), records["fingerprint"].to_pylist()
-    sources = list(map(staging.place_of, shards, fingerprints))
+    sources = [staging.folder / path for path in map(staged_path, shards, fingerprints)]
     targets = [output / PREDICTIONS / predictions_name(shard.path) for shard in shards]
     with ThreadPoolExecutor(_NUM_MOVES_LOCAL if output.is_local else _NUM_MOVES_REMOTE) as pool:
         is_in_place = list(pool.map(_moved, sources, targets, shards, fingerprints))

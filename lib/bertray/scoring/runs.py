@@ -277,7 +277,7 @@ class Recorder:
             for one in self._unrecorded
             if not one.failure
         ]
-        patiently(partial(self._staging.append, self.run_id, pa.Table.from_pylist(records, schema=RECORD_SCHEMA)))
+        patiently(partial(self._staging.book.append, self.run_id, pa.Table.from_pylist(records, schema=RECORD_SCHEMA)))
         self._unrecorded = []
 
     def rate(self, num_actors: int) -> Rate | None:

@@ -20,23 +20,24 @@ _log = logging.getLogger(__name__)
 
 
 class Staging:
-    """What is staged in the folder that `bertray score --output` names."""
+    """What is staged in the folder that `bertray score --output` names.
+
+    Attributes:
+        folder: of the files, by `staged_path`.
+        book: the records of those that are whole, appended when their files are in place.
+    """
 
     def __init__(self, output: Location) -> None:
-        self._folder, self._records = output / STAGING_FOLDER, Manifest(output, STAGED)
+        self.folder, self.book = output / STAGING_FOLDER, Manifest(output, STAGED)
 
     def files(self) -> set[str]:
         """The paths of all staged files, those of other requests too."""
-        return {info.path for info in self._folder.files((".parquet",))}
-
-    def place_of(self, shard: FileInfo, request_fingerprint: str) -> Location:
-        """The staged file of a shard."""
-        return self._folder / staged_path(shard, request_fingerprint)
+        return {info.path for info in self.folder.files((".parquet",))}
 
     def records(self, schema: pa.Schema = MANIFEST_SCHEMA) -> pa.Table:
         """The records of staged shards, of any request, whose file is there."""
         # The files first: after a clock was set back, the record of a file that is gone may be the later one.
-        records = self._records.all(schema)
+        records = self.book.all(schema)
         present = self.files() if len(records) else set()
         return last_of_each_path(records.filter(pa.array([path in present for path in _paths(records)], pa.bool_())))
 
@@ -53,17 +54,13 @@ class Staging:
 
         def outcome(shard: FileInfo) -> Outcome | None:
             try:
-                counts, precision = read_counts(self.place_of(shard, request_fingerprint))
+                counts, precision = read_counts(self.folder / staged_path(shard, request_fingerprint))
             except ShardError as error:
                 _log.warning("warning: the staged file of %s is not used: %s", shard.path, error)
                 return None
             return Outcome(shard=shard, counts=counts, precision=precision)
 
         return [one for one in in_parallel(outcome, found) if one]
-
-    def append(self, run_id: str, records: pa.Table) -> None:
-        """Record files that are staged; see `Manifest.append`."""
-        self._records.append(run_id, records)
 
     def remove_stale(self, archive: Archive, kept: list[FileInfo], request_fingerprint: str) -> None:
         """Remove staged files but those of the shards to keep, and their parts.
@@ -73,24 +70,20 @@ class Staging:
         useful = {staged_key(staged_path(shard, request_fingerprint)) for shard in kept}
         present = self.files()
         if not archive.is_whole:
-            records = self._records.latest()
+            records = self.book.latest()
             ours = pa.array(sorted(archive.paths()), pa.string())
             present &= set(_paths(records.filter(pc.is_in(records["path"], value_set=ours))))
         if stale := [path for path in present if staged_key(path) not in useful]:
             _log.info("removing %d staged files of another request, or of shards as they were before", len(stale))
-            in_parallel(lambda path: (self._folder / path).remove(is_file=True), stale)
-
-    def remove_unfinished(self) -> None:
-        """Remove what processes that were stopped left half-written."""
-        self._folder.remove_unfinished()
+            in_parallel(lambda path: (self.folder / path).remove(is_file=True), stale)
 
     def finish(self, run_id: str) -> None:
         """Drop the records of files that are gone, merge the others, and remove empty folders."""
         if len(left := self.records(RECORD_SCHEMA)):
-            self._records.replace(run_id, left)
+            self.book.replace(run_id, left)
         else:
-            self._records.remove()
-        self._folder.remove_empty_folders()
+            self.book.remove()
+        self.folder.remove_empty_folders()
 
 
 def _paths(records: pa.Table) -> list[str]:
