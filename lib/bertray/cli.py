@@ -95,13 +95,9 @@ def _say_stopped(name: str) -> None:
 
 
 def print_json(content: dict[str, Any], stdout: TextIO | None) -> None:
-    """Print one line of JSON, escaped where stdout's encoding needs it; BrokenPipeError if its reader has left."""
-    line = json.dumps(content, ensure_ascii=False)
-    try:
-        line.encode(getattr(stdout, "encoding", None) or "ascii")
-    except UnicodeEncodeError:
-        line = json.dumps(content)
-    print(line, file=stdout, flush=True)
+    """Print one line of JSON, escaped unless stdout is UTF-8; BrokenPipeError if its reader has left."""
+    is_utf_8 = (getattr(stdout, "encoding", None) or "").lower() in ("utf-8", "utf8")
+    print(json.dumps(content, ensure_ascii=not is_utf_8), file=stdout, flush=True)
 
 
 class _Pipe(io.FileIO):
