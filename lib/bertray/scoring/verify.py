@@ -24,7 +24,7 @@ from bertray.schema import ERROR, LABEL, LABELS, RECORD_SCHEMA, ROW, VALUE
 from bertray.scoring.listing import PREDICTIONS, predictions_name, squeezed
 from bertray.scoring.manifest import Manifest
 from bertray.scoring.publish import described_anew, is_under_way
-from bertray.scoring.runs import MAX_LISTED_SHARDS, Announcement, Published, Runs, profile_of
+from bertray.scoring.runs import Announcement, Published, Runs, profile_of
 from bertray.scoring.score_shard import misfit
 from bertray.scoring.shard_reader import opened
 from bertray.storage.location import FileInfo, Location
@@ -124,9 +124,6 @@ def _of_announcement(output: Location, records: pa.Table, published: Published |
             yield {"path": where, "problem": f"it says {num_shards} shards; there are {len(records)} records"}
         elif num_shards == len(records) and not _agree(profile + (published.profile_gone or Profile()), records):
             yield {"path": where, "problem": "its profile is not the sum of the records'"}
-        num_older, num_listed = published.num_shards_older, len(published.older)
-        if num_listed > num_older or num_listed < num_older <= MAX_LISTED_SHARDS:
-            yield {"path": where, "problem": f"it says {num_older} older shards, and lists {num_listed}"}
 
 
 def _agree(profile: Profile, records: pa.Table) -> bool:
