@@ -7,7 +7,8 @@ process  --- steps, epochs, what it logs --->  RunBoard, an actor  --- news --->
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from logging.handlers import QueueHandler
 from typing import Any
 
 import ray
@@ -35,11 +36,11 @@ class LogBook:
         return news
 
 
-def log_to(log: Callable[[int, str], object]) -> None:
+def log_to(log: Any) -> None:
     """Send what this worker logs to a `LogBook`, and to stderr.
 
     Args:
-        log: `LogBook.log`, or its `remote`.
+        log: `LogBook.log`, or its `remote`: called with a level and a message.
     """
     logger = logging.getLogger("bertray")
     logger.handlers[:] = [_Handler(log), logging.StreamHandler()]
@@ -52,16 +53,12 @@ def show(lines: Iterable[tuple[int, str]]) -> None:
         _log.log(level, "%s", message)
 
 
-class _Handler(logging.Handler):
-    def __init__(self, log: Callable[[int, str], object]) -> None:
-        super().__init__()
-        self._log = log
+class _Handler(QueueHandler):
+    """Formats records, with their stacks, in this process; a failure to log does not end the work."""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._log(record.levelno, logging.Formatter().format(record))  # with its stack, if it has one
-        except Exception:  # a failure to log must not end the work
-            self.handleError(record)
+    def enqueue(self, record: logging.LogRecord) -> None:
+        log: Any = self.queue
+        log(record.levelno, record.getMessage())
 
 
 class RunBoard(Board, LogBook):
