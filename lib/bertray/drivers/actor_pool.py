@@ -37,7 +37,6 @@ from bertray.bundle.isolated import LOAD_TIMEOUT_S, IsolatedBundle
 from bertray.drivers import cluster
 from bertray.drivers.status_actors import LogBook, log_to, show
 from bertray.errors import BundleError
-from bertray.scoring import score_unit
 from bertray.scoring.pipeline import UNITS_AT_ONCE, Pipeline, shards_at_once
 from bertray.scoring.pool import none_is_left
 from bertray.scoring.score_shard import STEP_BYTES
@@ -181,8 +180,8 @@ class _Merges:
     def __init__(self, request: Request, work: Work, without: dict[str, str] | None) -> None:
         # A merge needs no CPU of its own: actors may hold all of them, and it mostly waits for the storage.
         options = {"num_cpus": 0, "max_retries": _MAX_RETRIES, "scheduling_strategy": "SPREAD"}
-        self._merge = ray.remote(**options, label_selector=without)(score_unit.merge)
-        self._request, self._num_parts = request, work.num_parts
+        self._merge = ray.remote(**options, label_selector=without)(lambda *shard: UnitScorer(request).merge(*shard))
+        self._num_parts = work.num_parts
         self._most = _MERGES_A_NODE * sum(node["Alive"] for node in ray.nodes())
         self._running: dict[Any, FileInfo] = {}
         self._waiting = deque(work.complete())
@@ -195,7 +194,7 @@ class _Merges:
         while self._waiting or self._running:
             while self._waiting and len(self._running) < self._most:
                 shard = self._waiting.popleft()
-                self._running[self._merge.remote(self._request, shard, self._num_parts[shard])] = shard
+                self._running[self._merge.remote(shard, self._num_parts[shard])] = shard
             done, _ = ray.wait(list(self._running), timeout=timeout_s)
             if not done:
                 return

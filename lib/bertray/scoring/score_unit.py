@@ -231,10 +231,3 @@ class UnitScorer:
 
     def _current(self, listed: FileInfo) -> FileInfo:
         return replace((self._archive / listed.path).info(), path=listed.path)
-
-
-def merge(request: Request, shard: FileInfo, num_parts: int) -> Outcome:
-    """`UnitScorer.merge` as a function, for a task in another process."""
-    outcome = UnitScorer(request).merge(shard, num_parts)
-    assert outcome
-    return outcome
