@@ -196,12 +196,14 @@ def test_a_request_that_scores_all_again_says_in_what_it_differs(
     run(places, capsys)
     assert job([*places, "--precision", "fp32"]) == 2
     stderr = capsys.readouterr().err
-    assert "precision: 'auto' -> 'fp32': " in stderr and "1 shards (0.0 MB) would be scored again" in stderr
+    assert (
+        "precision: 'auto' -> 'fp32': " in stderr and "1 shards (0.0 MB) would now be scored with these, 1 of" in stderr
+    )
     log = run(places, capsys, "--precision", "fp32", "--rescore")[2]
     assert "1 shards to score (1 scored before by another request, precision: 'auto' -> 'fp32'), 0 done" in log
     places[1] = str(make_bundle(seed=1))
     log = run(places, capsys, "--precision", "fp32", "--accept")[2]
-    assert "(1 scored before by another request, another bundle), 0 done" in log
+    assert "(1 scored before by another request, another bundle, column, engine or precision), 0 done" in log
     for file in (tmp_path / "scored" / "runs").glob("*/config.json"):
         file.unlink()
     assert job(places) == 2  # latest.json knows the options, too

@@ -289,7 +289,8 @@ def test_new_shards_are_not_scored_with_forgotten_options(
     if not has_run_folder:
         shutil.rmtree(output / "runs" / latest(output)["run_id"])
     with pytest.raises(
-        RequestError, match=r"keep_columns: \['document_id'\] -> \[\]: .* 1 shards would be scored other"
+        RequestError,
+        match=r"keep_columns: \['document_id'\] -> \[\]: .* 1 shards .* now be scored with these, 0 of",
     ):
         run(config)
     assert run(config, rescore=True).summary["num_shards_committed"] == 1

@@ -149,7 +149,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         todo = plan(archive.shards, records, staging.records(), request_fingerprint, is_whole=archive.is_whole)
         differences = list[str]()
         if announced and todo.pending:
-            differences = runs.differences(announced, config, info.fingerprint())
+            differences = runs.differences(announced, config)
         refuse_mixture(archive, records, request_fingerprint)
         refuse_unasked(todo, differences, config)
         if not prunes:

@@ -15,7 +15,6 @@ from bertray.scoring.archive import Archive
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.listing import PREDICTIONS, predictions_name
 from bertray.scoring.manifest import Plan
-from bertray.scoring.runs import OTHER_BUNDLE
 from bertray.storage.location import Location
 from bertray.tasks.task import TASKS
 
@@ -51,17 +50,12 @@ def refuse_mixture(archive: Archive, records: pa.Table, request_fingerprint: str
 
 def refuse_unasked(todo: Plan, differences: list[str], config: ScoreConfig) -> None:
     """Refuse to score otherwise because of an option that may have been forgotten; a new bundle is meant."""
-    options = [one for one in differences if one != OTHER_BUNDLE]
-    if not options or not todo.pending or config.rescore:
-        return
-    num_bytes = sum(shard.size_bytes for shard in todo.anew)
-    what = f"{len(todo.anew):,} shards ({num_bytes / 1e6:,.1f} MB) would be scored again"
-    if not todo.anew:
-        what = f"{len(todo.pending):,} shards would be scored otherwise than those before"
-    raise RequestError(
-        f"{'; '.join(options)}: {config.output} was scored with other options, and {what}. Repeat the earlier "
-        "options, choose another --output, or say --rescore"
-    )
+    if differences and todo.pending and not config.rescore:
+        raise RequestError(
+            f"{'; '.join(differences)}: {config.output} was scored with other options, and {len(todo.pending):,} "
+            f"shards ({todo.pending_bytes / 1e6:,.1f} MB) would now be scored with these, {len(todo.anew):,} of them "
+            "again. Repeat the earlier options, choose another --output, or say --rescore"
+        )
 
 
 def refuse_obstacles(output: Location, paths: list[str], next_step: str) -> None:

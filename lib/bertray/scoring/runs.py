@@ -45,7 +45,6 @@ _LONG_ENOUGH_S = 60.0
 _MAX_TRIES = 3
 # A crash costs the work since the last record.
 _RECORD_INTERVAL_S = 5.0
-OTHER_BUNDLE = "another bundle"
 # The options that `manifest.fingerprint` takes in.
 _IN_FINGERPRINT = ("text_column", "keep_columns", "probabilities", "engine", "precision")
 # The counts of a summary, in its order; docs/glossary.md explains them.
@@ -120,14 +119,11 @@ class Runs:
         put_json(self._folder / run_id / "config.json", request)
         put_json(self._folder / run_id / "plan.json", plan)
 
-    def differences(self, announced: Announcement, config: ScoreConfig, bundle_fingerprint: str) -> list[str]:
-        """In what the announced request differs, as "keep_columns: ['id'] -> []"; empty if it is not known."""
-        before, now = announced.request, request_of(config, bundle_fingerprint)
-        if before is None:
-            return []
-        changed = [name for name in _IN_FINGERPRINT if before.get(name) != now[name]]
-        found = [f"{name}: {before.get(name)!r} -> {now[name]!r}" for name in changed]
-        return [*found, *([OTHER_BUNDLE] if before["bundle_fingerprint"] != bundle_fingerprint else [])]
+    def differences(self, announced: Announcement, config: ScoreConfig) -> list[str]:
+        """In what options the announced request differs, as "keep_columns: ['id'] -> []"; none if it is not known."""
+        before, now = announced.request or {}, request_of(config, "")
+        changed = [name for name in _IN_FINGERPRINT if before and before.get(name) != now[name]]
+        return [f"{name}: {before.get(name)!r} -> {now[name]!r}" for name in changed]
 
     def append(self, run_id: str, outcomes: list[Outcome]) -> None:
         """Report what became of shards, in one file (none for no outcomes)."""
