@@ -33,7 +33,7 @@ from bertray.scoring.runs import Runs
 from bertray.scoring.score_unit import Request
 from bertray.scoring.staging import Staging
 from bertray.scoring.units import Unit
-from bertray.storage.location import Location
+from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock
 from tests.conftest import ROOT, write_shard
 from tests.stub_pool import stub_pool
@@ -229,8 +229,9 @@ def test_a_bundle_that_is_replaced_meanwhile_is_noticed(
     begun_with = read_info(Location.of(str(make_bundle(seed=2)))).fingerprint()
     config = ScoreConfig(bundle=str(tiny_bundle), input="archive", output="scored", precision="fp32")
     request = Request(config, "archive", "request", begun_with, 1, 1)
-    answer = actor_pool.ScoringActor("cpu", request, 1)(pa.table({"unit": [Unit(shards=()).model_dump_json()]}))
-    assert "was replaced while the job ran. Run it again" in answer["fatal"][0].as_py()
+    unit = Unit(shards=(FileInfo("a.parquet", 1, "v"),)).model_dump_json()
+    answer = actor_pool.ScoringActor("cpu", request, 1)(pa.table({"unit": [unit]}))
+    assert "was replaced while the job ran. Run it again" in answer["outcomes"][0][0].as_py()
 
 
 def test_one_shard_alone(archive: Path, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -36,7 +36,6 @@ from bertray.bundle.info import BundleInfo, was_replaced
 from bertray.bundle.isolated import LOAD_TIMEOUT_S, IsolatedBundle
 from bertray.drivers import cluster
 from bertray.drivers.status_actors import LogBook, log_to, show
-from bertray.errors import BundleError
 from bertray.scoring.pipeline import UNITS_AT_ONCE, Pipeline, shards_at_once
 from bertray.scoring.pool import none_is_left
 from bertray.scoring.score_shard import STEP_BYTES
@@ -56,7 +55,7 @@ _ANSWER_S = 1.0
 _MAX_ENDS = 3
 # At once: each holds a row group, and a process of Ray.
 _MERGES_A_NODE = 4
-_TEXTS = ("log", "node", "node_id", "gives_up", "fatal")
+_TEXTS = ("log", "node", "node_id", "gives_up")
 _ANSWER = pa.schema([("outcomes", pa.list_(pa.string())), *((name, pa.string()) for name in _TEXTS)])
 
 
@@ -92,8 +91,6 @@ class ActorPool:
                     for line in json.loads(row["log"]):
                         book.log(*line)
                     show(book.logged())
-                    if row["fatal"]:
-                        raise BundleError(row["fatal"])
                     for outcome in map(Outcome.model_validate_json, row["outcomes"]):
                         yield outcome
                         if (ready := work.take(outcome)) is not None:
@@ -129,11 +126,7 @@ class ActorPool:
             units_of.context.target_max_block_size = 1  # a unit a block: Ray neither mixes nor splits units
             return units_of.map_batches(
                 ScoringActor,
-                fn_constructor_kwargs={
-                    "device": self._device,
-                    "request": self._request,
-                    "num_actors": self.num_processes,
-                },
+                fn_constructor_args=(self._device, self._request, self.num_processes),
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(
@@ -206,18 +199,14 @@ class _Merges:
                 yield Outcome(shard=shard, failure=reason, of="place", node="a node that merges")
 
 
-class _ReplacedError(Exception):
-    """The bundle is another one than when the run began, on every node."""
-
-
 class ScoringActor:
     """Holds the model and scores one unit per call, in `UNITS_AT_ONCE` threads of Ray.
 
     If an actor dies, one of its units may be the cause. So a restarted actor first scores as many units as were in
     flight in child processes, which find the text that crashes the process. Only then does it load the model itself.
 
-    An answer is a row: the unit's outcomes; `gives_up`, said once, why this actor ends; `fatal`, if the bundle was
-    replaced since the run began. Answers of other units come before an end.
+    An answer is a row: the unit's outcomes; `gives_up`, said once, why this actor ends. Answers of other units come
+    before an end.
     """
 
     def __init__(self, device: Literal["cpu", "cuda"], request: Request, num_actors: int) -> None:
@@ -256,7 +245,6 @@ class ScoringActor:
             return self._answer(Unit.model_validate_json(rows["unit"][0].as_py()))
 
     def _answer(self, unit: Unit) -> pa.Table:
-        outcomes, fatal = list[Outcome](), ""
         try:
             outcomes = self._score(unit)
         except self._fatal as error:
@@ -264,8 +252,6 @@ class ScoringActor:
             if not self._is_restarted:  # the next actor finds out whether the unit is at fault
                 os._exit(1)
             outcomes = self._scorer.not_begun(unit, error, gives_up=True)
-        except _ReplacedError as error:  # an exception would reach the driver as a text of Ray's
-            fatal = str(error)
         with self._beginning:
             gives_up, self._has_said = "" if self._has_said else self._scorer.gives_up, bool(self._scorer.gives_up)
         row = {
@@ -274,7 +260,6 @@ class ScoringActor:
             "node": socket.gethostname(),
             "node_id": self._node_id,
             "gives_up": gives_up,
-            "fatal": fatal,
         }
         return pa.Table.from_pylist([row], schema=_ANSWER)
 
@@ -285,7 +270,7 @@ class ScoringActor:
                 if self._num_suspect_units or self._pipeline is None:
                     with watched(LOAD_TIMEOUT_S):
                         isolated = patiently(self._isolated if self._num_suspect_units else self._begin)
-            except (_ReplacedError, *self._fatal):
+            except self._fatal:
                 raise
             except Exception as error:  # such as a driver that is too old for torch
                 _log.exception("the model cannot be loaded on this node")
@@ -312,4 +297,4 @@ class ScoringActor:
 
     def _check(self, info: BundleInfo) -> None:
         if info.fingerprint() != self._request.bundle_fingerprint:
-            raise _ReplacedError(str(was_replaced(self._request.config.bundle)))
+            raise was_replaced(self._request.config.bundle)

@@ -31,8 +31,7 @@ class Pool(Protocol):
         """Score the units and merge what is staged; an outcome for each shard and each part, in any order.
 
         It may end before all units have an outcome, because a place has failed too often; the next call goes on
-        without that place. BundleError if the bundle was replaced, or no process can load it; UnavailableError if no
-        place is left.
+        without that place. BundleError if no process can load the bundle; UnavailableError if no place is left.
         """
 
 
