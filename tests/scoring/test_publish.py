@@ -10,7 +10,7 @@ import pytest
 
 from bertray.drivers.forecast import preview
 from bertray.drivers.score import ScoreResult, score
-from bertray.errors import RequestError
+from bertray.errors import LockedError, RequestError
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.manifest import Manifest
 from bertray.scoring.publish import is_under_way
@@ -93,7 +93,8 @@ def test_a_publication_that_died_is_completed_first(
         run(other)
     output = Location.of(config.output)
     assert is_under_way(output)
-    assert any("the next bertray score completes it" in one["problem"] for one in problems(config))
+    with pytest.raises(LockedError, match="if it died, the next bertray score completes it"):
+        problems(config)
     result = run(other if is_same else config)
     assert result.summary["num_shards_committed"] == (0 if is_same else 4)
     assert not is_under_way(output) and not problems(config)

@@ -141,8 +141,8 @@ def publish(output: Location, records: pa.Table, announcement: Announcement) -> 
     _complete(output, records, announcement)
 
 
-def complete(output: Location) -> str | None:
-    """Complete the publication that a run has begun; returns that run's id, or None if there is none.
+def complete(output: Location) -> None:
+    """Complete the publication that a run has begun, if there is one.
 
     Raises:
         RequestError: a file of it is damaged.
@@ -150,14 +150,13 @@ def complete(output: Location) -> str | None:
     folder = output / _PUBLISHING
     if not (folder / _INTENT).exists():
         folder.remove()  # records without an intent: the run died before anything was moved
-        return None
+        return
     next_step = f"Remove {folder}, run bertray verify --repair, then bertray score: it scores again what was moved"
     with readable(folder / _INTENT, next_step):
         announcement = Announcement.model_validate_json((folder / _INTENT).read_bytes())
     records = read_records([folder / _RECORDS], RECORD_SCHEMA, next_step)
     _log.info("completing what run %s began to publish: %d shards", announcement.run_id, len(records))
     _complete(output, records, announcement)
-    return announcement.run_id
 
 
 def _complete(output: Location, records: pa.Table, announcement: Announcement) -> None:

@@ -28,7 +28,7 @@ from bertray.scoring.runs import Announcement, Published, Runs, profile_of
 from bertray.scoring.score_shard import misfit
 from bertray.scoring.shard_reader import opened
 from bertray.storage.location import FileInfo, Location
-from bertray.storage.lock import RunLock, highest_lock, new_run_id
+from bertray.storage.lock import RunLock, new_run_id
 from bertray.storage.outputs import in_parallel, without_paths
 
 
@@ -46,17 +46,15 @@ def verify(
 
     Raises:
         RequestError: nothing is announced there; or a file cannot be read now, and might have to be repaired.
-        LockedError: a run is publishing; with `repair`, it uses the output.
+        LockedError: a run is publishing, or died while it did; with `repair`, one uses the output.
     """
     latest = _announced(output)
     run_id = new_run_id()
     with RunLock(output, run_id).held() if repair else nullcontext() as lock:
         if lock and lock.was_left_behind:
             output.remove_unfinished()
-        if lock and is_under_way(output):
-            raise RequestError(f"a run died while it published to {output}: run bertray score, then verify again")
         facts, problems, broken = _checked(output, latest, num_sampled, can_skip=not repair)
-        if Runs(output).latest() != latest or _is_publishing(output):
+        if Runs(output).latest() != latest or is_under_way(output):
             raise LockedError(f"a run has published to {output} meanwhile: verify again")
         if lock:
             lock.check()
@@ -68,18 +66,13 @@ def verify(
     return {**facts, "num_problems": len(problems)}, sorted(problems, key=lambda one: one["path"])
 
 
-def _is_publishing(output: Location) -> bool:
-    record = highest_lock(output)[1] if is_under_way(output) else None
-    return record is not None and record.is_held()
-
-
 def _announced(output: Location) -> Announcement:
-    if _is_publishing(output):
-        raise LockedError(f"a run is publishing to {output} now: verify when it is done")
+    if is_under_way(output):
+        raise LockedError(
+            f"a run is publishing to {output}: verify when it is done; if it died, the next bertray score completes it"
+        )
     if latest := Runs(output).latest():
         return latest
-    if is_under_way(output):
-        raise RequestError(f"a run died while it published to {output}: the next bertray score completes it")
     if num_records := len(Manifest(output).latest()):
         raise RequestError(
             f"{output} has {num_records} records and no runs/latest.json: the next bertray score announces them again"
@@ -97,7 +90,7 @@ def _checked(
     present = {info.path for info in (output / PREDICTIONS).files((".parquet",))}
     recorded = {squeezed(predictions_name(row["path"])) for row in rows}
     problems = [
-        *_of_announcement(output, records, latest.published),
+        *_of_announcement(records, latest.published),
         *({"path": path, "problem": "it has no record"} for path in present if squeezed(path) not in recorded),
         *(
             {"path": row["path"], "problem": f"run {row['run_id']} is later than the announced {latest.run_id}"}
@@ -113,11 +106,9 @@ def _checked(
     return facts, problems + of_files, [one["path"] for one in of_files]
 
 
-def _of_announcement(output: Location, records: pa.Table, published: Published | None) -> Iterator[dict[str, str]]:
+def _of_announcement(records: pa.Table, published: Published | None) -> Iterator[dict[str, str]]:
     where = "runs/latest.json"
-    if is_under_way(output):
-        yield {"path": where, "problem": "a run died while it published: the next bertray score completes it"}
-    elif published is not None:
+    if published is not None:
         num_gone, profile = published.num_shards_gone, published.profile
         num_shards = published.num_shards + (num_gone or 0)
         if num_shards > len(records) or (num_gone is not None and num_shards < len(records)):
