@@ -169,7 +169,7 @@ def test_a_large_shard_that_is_rewritten_meanwhile(archive: Path, tiny_bundle: P
     assert len(num_passes) == 2
     found = pq.ParquetFile(tmp_path / "scored/predictions/date=2026-01-05/large.parquet").read()
     assert found["document_id"].to_pylist() == [f"large-{row}" for row in range(300)]
-    assert run(archive, tmp_path / "scored", tiny_bundle).summary["num_shards_skipped"] == 2
     write_shard(archive / "new.parquet", ["a text"])
-    assert run(archive, tmp_path / "scored", tiny_bundle, stub_pool()).summary["num_shards_committed"] == 1
+    summary = run(archive, tmp_path / "scored", tiny_bundle, stub_pool()).summary
+    assert (summary["num_shards_skipped"], summary["num_shards_committed"]) == (2, 1)
     assert not (tmp_path / "scored" / "staging").exists()  # nor what was staged of the shard as it was

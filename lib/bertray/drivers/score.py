@@ -184,7 +184,6 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
                 engine = prepare(config.bundle, config.precision, output / ENGINE_FOLDER).summary()
             try:
                 engine["num_actors"], archive = _stream(request, archive, todo, recorder, staging, open_pool or pool_of)
-                staging.finish(run_id)
             except (KeyboardInterrupt, SystemExit):
                 lock.check()  # else another run may be writing there
                 staging.folder.remove_unfinished()
@@ -193,6 +192,10 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
                 engine |= torch_summary(output / ENGINE_FOLDER, info, config.precision, recorder.precision)
         elif not todo.staged:
             _log.info("nothing to do: every shard is published under this bundle and these columns")
+        if not todo.pending and lock.was_left_behind:  # by a run for another request
+            staging.remove_stale(archive, todo.staged, request_fingerprint)
+        if todo.pending or lock.was_left_behind:
+            staging.finish(run_id)
         new = RECORD_SCHEMA.empty_table()
         if todo.pending or todo.staged:
             new = staging.records_of(archive, request_fingerprint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -75,15 +76,20 @@ class Staging:
             present &= set(_paths(records.filter(pc.is_in(records["path"], value_set=ours))))
         if stale := [path for path in present if staged_key(path) not in useful]:
             _log.info("removing %d staged files of another request, or of shards as they were before", len(stale))
-            in_parallel(lambda path: (self.folder / path).remove(is_file=True), stale)
+            self._remove(stale)
 
     def finish(self, run_id: str) -> None:
-        """Drop the records of files that are gone, merge the others, and remove empty folders."""
+        """Drop the records of files that are gone, merge the others; remove parts of what is whole."""
         if len(left := self.records(RECORD_SCHEMA)):
             self.book.replace(run_id, left)
+            whole = {staged_key(path): path for path in _paths(left)}
+            self._remove(path for path in self.files() if whole.get(staged_key(path), path) != path)
         else:
             self.book.remove()
         self.folder.remove_empty_folders()
+
+    def _remove(self, paths: Iterable[str]) -> None:
+        in_parallel(lambda path: (self.folder / path).remove(is_file=True), paths)
 
 
 def _paths(records: pa.Table) -> list[str]:
