@@ -297,11 +297,6 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
-
-
 class _StderrHandler(logging.StreamHandler[Any]):
     """Writes to the current sys.stderr, which a progress bar replaces while it is shown."""
 
@@ -309,10 +304,13 @@ class _StderrHandler(logging.StreamHandler[Any]):
         self.stream = sys.stderr
         super().emit(record)
 
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
 
 def _log_to_stderr() -> None:
     handler = _StderrHandler()
-    handler.setFormatter(_Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logger = logging.getLogger("bertray")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
