@@ -13,8 +13,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 
 import numpy as np
 import pyarrow as pa
@@ -41,20 +41,43 @@ STEPS_AT_ONCE = 2
 # Keys in the metadata of a staged file.
 _COUNTS, _PRECISION = b"bertray.counts", b"bertray.precision"
 
-# A step that the model has: kept columns, the place of each row's text, how many texts, their predictions.
-_Begun = tuple[pa.Table, pa.Array, int, Callable[[], pa.Table]]
+# A step that the model has: kept columns, the place of each row's text, the predictions of the texts.
+_Begun = tuple[pa.Table, pa.Array, Callable[[], pa.Table]]
 
 
 class _OtherIdsError(Exception):
     """Earlier steps may have been given other token ids than the reference tokenizer's."""
 
 
-@contextmanager
-def _awaited(begun: deque[_Begun]) -> Iterator[None]:
-    """Leave no step behind: shards that fail, one after the other, would fill the memory with what the model has."""
+def _predicted(
+    bundle: Predictor, read: Iterator[pa.Table], text_column: str, keep_columns: list[str]
+) -> Generator[tuple[pa.Table, pa.Table, Counts], None, None]:
+    """The kept columns, predictions and counts of each step; while the model has one, the next one is read."""
+    # Of several shards the model takes the first one's steps: its end is written while others have the model.
+    began_s, begun = time.monotonic(), deque[_Begun]()
+
+    def ended() -> tuple[pa.Table, pa.Table, Counts]:
+        kept, places, predict = begun.popleft()
+        of_texts = predict()
+        table = of_texts.take(places)
+        profile, num_tokens_scored = Profile.of(table), pc.sum(of_texts[NUM_TOKENS]).as_py() or 0
+        counts = Counts(
+            profile=profile,
+            num_rows_repeated=len(table) - len(of_texts),
+            num_tokens_repeated=profile.num_tokens - num_tokens_scored,
+        )
+        return kept, table, counts
+
     try:
-        yield
-    finally:
+        for step in read:
+            texts, places = distinct(step[text_column])
+            # The text itself goes, unless it is kept.
+            begun.append((step.select(keep_columns), places, begin(bundle, texts, began_s)))
+            if len(begun) == STEPS_AT_ONCE:
+                yield ended()
+        while begun:
+            yield ended()
+    finally:  # shards that fail, one after the other, would fill the memory with what the model has
         for *_, predict in begun:
             with suppress(Exception):  # the shard has failed before
                 predict()
@@ -95,43 +118,22 @@ def score_shard(
             schema = predictions_schema(kept, bundle.schema).with_metadata(facts)
             rows = part_rows(group_edges(file), *part)
             next_row, had_other_ids = rows.start, False
-            # Of several shards the model takes the first one's steps: its end is written while others have the model.
-            began_s = time.monotonic()
-            begun = deque[_Begun]()
-
-            def write(writer: pq.ParquetWriter) -> None:
-                nonlocal counts, next_row, had_other_ids
-                kept_of_step, places, num_texts, predict = begun.popleft()
-                predicted = predict()
-                has_other_ids = OTHER_IDS in (predicted.schema.metadata or {})
-                if next_row > rows.start and has_other_ids != had_other_ids:
-                    raise _OtherIdsError
-                had_other_ids = has_other_ids
-                table = predicted.take(places)
-                for name, value in of_folders.items():
-                    column = pa.repeat(pa.scalar(value, pa.string()), len(table))
-                    kept_of_step = kept_of_step.append_column(name, column)
-                row_numbers = pa.array(np.arange(next_row, next_row + len(table)))
-                columns = [row_numbers, *(kept_of_step[name] for name in keep_columns), *table.columns]
-                writer.write_table(pa.table(columns, schema=schema))
-                next_row += len(table)
-                profile, num_tokens_scored = Profile.of(table), pc.sum(predicted[NUM_TOKENS]).as_py() or 0
-                counts += Counts(
-                    profile=profile,
-                    num_rows_repeated=len(table) - num_texts,
-                    num_tokens_repeated=profile.num_tokens - num_tokens_scored,
-                )
-
-            with predictions.staged() as path, _awaited(begun):
+            read = steps(file, text_column, own, step_bytes, rows)
+            with predictions.staged() as path, closing(_predicted(bundle, read, text_column, own)) as scored:
                 with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-                    for step in steps(file, text_column, own, step_bytes, rows):
-                        texts, places = distinct(step[text_column])
-                        # The text itself goes, unless it is kept.
-                        begun.append((step.select(own), places, len(texts), begin(bundle, texts, began_s)))
-                        if len(begun) == STEPS_AT_ONCE:
-                            write(writer)
-                    while begun:
-                        write(writer)
+                    for kept_of_step, table, of_step in scored:
+                        has_other_ids = OTHER_IDS in (table.schema.metadata or {})
+                        if next_row > rows.start and has_other_ids != had_other_ids:
+                            raise _OtherIdsError
+                        had_other_ids = has_other_ids
+                        for name, value in of_folders.items():
+                            column = pa.repeat(pa.scalar(value, pa.string()), len(table))
+                            kept_of_step = kept_of_step.append_column(name, column)
+                        row_numbers = pa.array(np.arange(next_row, next_row + len(table)))
+                        columns = [row_numbers, *(kept_of_step[name] for name in keep_columns), *table.columns]
+                        writer.write_table(pa.table(columns, schema=schema))
+                        next_row += len(table)
+                        counts += of_step
                     writer.add_key_value_metadata({_COUNTS: counts.model_dump_json(), _PRECISION: bundle.precision})
                 if next_row != rows.stop:
                     raise ShardError(
@@ -186,16 +188,20 @@ def merge_parts(
     return counts, precision
 
 
-def misfit(file: pq.ParquetFile, shard: FileInfo, request_fingerprint: str) -> str:
-    """In what the file's metadata are not those of the shard's predictions for a request; empty: in nothing."""
-    facts = {name.decode(): value.decode() for name, value in (file.metadata.metadata or {}).items()}
-    expected = {
+def origin_of(shard: FileInfo, request_fingerprint: str) -> dict[str, str]:
+    """What the metadata of a predictions file say of where they come from."""
+    return {
         "bertray.shard": shard.path,
         "bertray.shard_size_bytes": str(shard.size_bytes),
         "bertray.shard_version": shard.version,
         "bertray.request_fingerprint": request_fingerprint,
     }
-    found = ((name, facts.get(name), value) for name, value in expected.items())
+
+
+def misfit(file: pq.ParquetFile, shard: FileInfo, request_fingerprint: str) -> str:
+    """In what the file's metadata are not those of the shard's predictions for a request; empty: in nothing."""
+    facts = {name.decode(): value.decode() for name, value in (file.metadata.metadata or {}).items()}
+    found = ((name, facts.get(name), value) for name, value in origin_of(shard, request_fingerprint).items())
     return next((f"{name} is {fact!r}, its record says {value!r}" for name, fact, value in found if fact != value), "")
 
 

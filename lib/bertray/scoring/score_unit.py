@@ -26,7 +26,7 @@ from bertray.errors import (
     UnavailableError,
 )
 from bertray.scoring.config import ScoreConfig
-from bertray.scoring.score_shard import STEP_BYTES, merge_parts, read_counts, score_shard
+from bertray.scoring.score_shard import STEP_BYTES, merge_parts, origin_of, read_counts, score_shard
 from bertray.scoring.shard_reader import opened, read_in_isolation
 from bertray.scoring.units import ENGINE_FOLDER, STAGING_FOLDER, Blame, Counts, Outcome, Unit, staged_path
 from bertray.storage.location import FileInfo, Location
@@ -197,13 +197,7 @@ class UnitScorer:
         return self._output / STAGING_FOLDER / staged_path(shard, self._request.fingerprint, part, num_parts)
 
     def _put_options(self, shard: FileInfo) -> dict[str, Any]:
-        origin = {
-            "bertray.shard": shard.path,
-            "bertray.shard_size_bytes": str(shard.size_bytes),
-            "bertray.shard_version": shard.version,
-            "bertray.request_fingerprint": self._request.fingerprint,
-            "bertray.versions": self._versions,
-        }
+        origin = {**origin_of(shard, self._request.fingerprint), "bertray.versions": self._versions}
         return {"before_put": partial(self._check, shard), "origin": origin}
 
     def _check(self, listed: FileInfo) -> None:
