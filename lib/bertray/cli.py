@@ -64,20 +64,16 @@ def run_job(
         _refuse_relative_output(config)
         with redirect_stdout(sys.stderr), _sigterm_raises():
             outcome = run(config)
-    except KeyboardInterrupt:
-        _say_stopped(name)
-        return EXIT_INTERRUPTED
-    except SystemExit as stop:
-        if stop.code not in (EXIT_TERMINATED, signal.SIGTERM):  # the latter is Ray's own handler
-            raise
-        _say_stopped(name)
-        return EXIT_TERMINATED
-    except RuntimeError as error:
+    except (KeyboardInterrupt, SystemExit, RuntimeError) as error:
         # Python 3.11 wraps what interrupts the making of a class, as a signal does while Ray is imported.
-        if not isinstance(error.__cause__, KeyboardInterrupt | SystemExit):
+        stop = error.__cause__ if isinstance(error, RuntimeError) else error
+        # The latter is Ray's own handler.
+        is_terminated = isinstance(stop, SystemExit) and stop.code in (EXIT_TERMINATED, signal.SIGTERM)
+        if not is_terminated and not isinstance(stop, KeyboardInterrupt):
             raise
-        _say_stopped(name)
-        return EXIT_INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else EXIT_TERMINATED
+        kept = "; what was finished is kept: the same command continues" if name in _CONTINUED else ""
+        print(f"stopped{kept}", file=sys.stderr)
+        return EXIT_TERMINATED if is_terminated else EXIT_INTERRUPTED
     except BertrayError as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         if isinstance(error, LockedError):
@@ -87,11 +83,6 @@ def run_job(
         with suppress(BrokenPipeError):
             print_json(outcome.summary, sys.stdout)
     return outcome.exit_code
-
-
-def _say_stopped(name: str) -> None:
-    kept = "; what was finished is kept: the same command continues" if name in _CONTINUED else ""
-    print(f"stopped{kept}", file=sys.stderr)
 
 
 def print_json(content: dict[str, Any], stdout: TextIO | None) -> None:
