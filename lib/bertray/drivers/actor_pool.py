@@ -81,7 +81,8 @@ class ActorPool:
 
     def run(self, work: Work) -> Generator[Outcome, None, None]:
         """See `pool.Pool.run`."""
-        without = _without(self._nodes_out())
+        nodes_out = self._nodes_out()
+        without = {"ray.io/node-id": f"!in({','.join(nodes_out)})"} if nodes_out else None
         merges = _Merges(self._request, work, without)
         book = LogBook()
         if work.units:
@@ -160,11 +161,6 @@ class _Units(Datasource):
 def _read_task(units: list[str]) -> ReadTask:
     facts = BlockMetadata(num_rows=len(units), size_bytes=None, input_files=None, exec_stats=None)
     return ReadTask(lambda: (pa.table({"unit": [unit]}) for unit in units), facts)
-
-
-def _without(node_ids: set[str]) -> dict[str, str] | None:
-    """The label selector of all other nodes."""
-    return {"ray.io/node-id": f"!in({','.join(node_ids)})"} if node_ids else None
 
 
 class _Merges:

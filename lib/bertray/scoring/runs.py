@@ -144,14 +144,11 @@ class Runs:
         for run_id in reversed(self._folder.folders()):
             if until and run_id > until.run_id:
                 continue
-            if files := self._reports(run_id):
+            folder = self._folder / run_id
+            if files := [folder / info.path for info in folder.files((".parquet",))]:
                 report = read_records(files, SHARD_REPORT_SCHEMA, "Remove it and run again")
                 return set(report.filter(report["failure"].is_valid())["path"].to_pylist())
         return set()
-
-    def _reports(self, run_id: str) -> list[Location]:
-        folder = self._folder / run_id
-        return [folder / info.path for info in folder.files((".parquet",))]
 
 
 def _profile_fields(outcome: Outcome) -> dict[str, Any]:

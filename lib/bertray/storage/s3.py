@@ -18,12 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from botocore.exceptions import (
-    ClientError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-)
+from botocore.exceptions import ClientError, FlexibleChecksumError, HTTPClientError, IncompleteReadError
 from botocore.exceptions import (
     ConnectionError as NoConnectionError,
 )
