@@ -14,7 +14,7 @@ from bertray.drivers.score import ScoreResult, score
 from bertray.errors import LockedError, RequestError
 from bertray.scoring.archive import list_shards, probe, remember
 from bertray.scoring.config import ScoreConfig
-from bertray.scoring.runs import Rate, Runs
+from bertray.scoring.runs import Runs
 from bertray.storage.location import Location
 from tests.conftest import write_shard
 from tests.stub_pool import stub_pool
@@ -176,14 +176,24 @@ def test_columns_are_looked_for_in_shards_of_all_ages(config: ScoreConfig, tmp_p
     assert failure == {"path": "00.parquet", "reason": "2 columns 'text'; the shard has text, text"}
 
 
-def test_a_short_night_says_nothing_of_the_rate(config: ScoreConfig) -> None:
-    long, short, first = (Rate(run_id=str(s), tokens_per_s=1, num_actors=1, wall_s=s) for s in (3600.0, 5.0, 20.0))
-    assert first.says_more_than(None) and long.says_more_than(first) and long.says_more_than(long)
-    assert not short.says_more_than(first) and not first.says_more_than(long)
+def test_a_short_night_says_nothing_of_the_rate(
+    config: ScoreConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(config)
-    announced = Runs(Location.of(config.output)).latest()
-    assert announced is not None and announced.rate is not None
-    assert 0 < announced.rate.wall_s < 60
+    runs = Runs(Location.of(config.output))
+    nights = [(60.0, 3600.0, True), (60.0, 20.0, True), (60.0, 0.0, False), (0.0, 3600.0, False)]
+    for number, (long_enough_s, wall_s, is_kept) in enumerate(nights):
+        monkeypatch.setattr("bertray.drivers.score._LONG_ENOUGH_S", long_enough_s)
+        announced = runs.latest()
+        assert announced is not None and announced.rate is not None
+        earlier = announced.rate.model_copy(update={"wall_s": wall_s})
+        runs.announce(announced.model_copy(update={"rate": earlier}))
+        write_shard(tmp_path / "archive" / f"{number}.parquet", ["a text"])
+        run(config, accept=True)
+        announced = runs.latest()
+        assert announced is not None and announced.rate is not None
+        assert (announced.rate == earlier) == is_kept
+    assert 0 < announced.rate.wall_s < 20
 
 
 def test_a_folder_may_be_a_column_to_keep(config: ScoreConfig, tmp_path: Path) -> None:

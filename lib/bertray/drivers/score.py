@@ -65,9 +65,10 @@ _log = logging.getLogger(__name__)
 
 # Some shards that any process of the run should be able to read.
 _NUM_SAMPLES = 8
+# In a minute of scoring, the start of the actors no longer counts for much: the rate is a better forecast.
+_LONG_ENOUGH_S = 60.0
 # A run that died was scoring the first pending shards; it recorded everything older than a few seconds.
 _MAX_SUSPECTS = 1000
-# What the gate compares new predictions with.
 _LAST, _VALIDATION = "what was announced last", "the bundle's validation rows"
 
 OpenPool = Callable[[Request, list[FileInfo]], AbstractContextManager[Pool]]
@@ -147,9 +148,7 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
             )
         records = manifest.latest()
         todo = plan(archive.shards, records, staging.records(), request_fingerprint, is_whole=archive.is_whole)
-        differences = list[str]()
-        if announced and todo.pending:
-            differences = runs.differences(announced, config)
+        differences = runs.differences(announced, config) if announced and todo.pending else []
         refuse_mixture(archive, records, request_fingerprint)
         refuse_unasked(todo, differences, config)
         if not prunes:
@@ -204,7 +203,10 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         profile = profile_of(new)
         # A failure that is old, or alone, changes nothing that could be published.
         has_news = len(new) > 0 or (bool(failed) and not announced)
-        verdict = _judged(profile, announced, len(new) + len(failed), len(failed), info, config) if has_news else None
+        verdict = None
+        if has_news:
+            num_shards = len(new) + len(failed)
+            verdict = judge(profile, _references(announced, info), num_shards, len(failed), config, info.problem_type)
         is_held = verdict is not None and verdict.is_held
         num_pruned = 0
         if prunes and is_held:
@@ -256,18 +258,12 @@ def _worst(records: pa.Table, failures: list[dict[str, str]]) -> list[dict[str, 
     return [{"failure": None, **row} for row in ordered[:MAX_LISTED_SHARDS]]
 
 
-def _judged(
-    profile: Profile,
-    announced: Announcement | None,
-    num_shards: int,
-    num_shards_failed: int,
-    info: BundleInfo,
-    config: ScoreConfig,
-) -> Verdict:
-    references = {_LAST: announced.profile} if announced else {}
+def _references(announced: Announcement | None, info: BundleInfo) -> dict[str, Profile]:
+    """What the gate compares new predictions with, by its name there."""
+    found = {_LAST: announced.profile} if announced else {}
     if info.validation_profile and not _was_accepted(announced, info):
-        references[_VALIDATION] = info.validation_profile
-    return judge(profile, references, num_shards, num_shards_failed, config, info.problem_type)
+        found[_VALIDATION] = info.validation_profile
+    return found
 
 
 def _announcement(
@@ -279,7 +275,7 @@ def _announcement(
     measured: Rate | None,
 ) -> Announcement:
     rate = announced.rate if announced else None
-    if measured and measured.says_more_than(rate):
+    if measured and (rate is None or measured.wall_s >= min(rate.wall_s, _LONG_ENOUGH_S)):
         rate = measured
     differs = any(one.is_beyond for one in verdict.movements if one.against == _VALIDATION)
     accepted = info.fingerprint() if differs or _was_accepted(announced, info) else None

@@ -39,8 +39,6 @@ from bertray.storage.patience import patiently
 _log = logging.getLogger(__name__)
 
 MAX_LISTED_SHARDS = 30
-# In a minute of scoring, the start of the actors no longer counts for much.
-_LONG_ENOUGH_S = 60.0
 # How often a shard is tried whose place failed, or that was rewritten while it was read.
 _MAX_TRIES = 3
 # A crash costs the work since the last record.
@@ -60,10 +58,6 @@ class Rate(BaseModel, frozen=True):
     tokens_per_s: float
     num_actors: int
     wall_s: float = 0.0  # time spent scoring, the start of actors included
-
-    def says_more_than(self, other: Rate | None) -> bool:
-        """Whether this rate, of a later run, is the better forecast: the run was long enough, or the longer one."""
-        return other is None or self.wall_s >= min(other.wall_s, _LONG_ENOUGH_S)
 
 
 class Published(BaseModel, frozen=True):
