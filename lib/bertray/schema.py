@@ -136,15 +136,9 @@ _BY_TYPE: dict[ProblemType, tuple[pa.Field, pa.Schema]] = {
 }
 
 
-# The last column of predictions with --probabilities all or top:K; null if there is an error. Large lists: a step may
-# have more than 2**31 numbers.
-PROBABILITIES, TOP_LABELS = "probabilities", "top_labels"
+# An element of the last column of predictions with --probabilities top:K, the likeliest first.
 _TOP_LABEL = pa.struct([_required(LABEL, pa.string()), _required(SCORE, pa.float32())])
-PROBABILITY_FIELDS = {
-    PROBABILITIES: pa.field(PROBABILITIES, pa.large_list(_required("element", pa.float32()))),
-    TOP_LABELS: pa.field(TOP_LABELS, pa.large_list(_required("element", _TOP_LABEL))),  # the likeliest first
-}
-# In the metadata of a file with one of these: the bundle's labels, as JSON.
+# In the metadata of a file with such a column, or with one of all probabilities: the bundle's labels, as JSON.
 LABELS_KEY = b"bertray.labels"
 
 
@@ -153,7 +147,9 @@ def prediction_schema(problem_type: ProblemType, listed: str | None = None, labe
     found = _BY_TYPE[problem_type][1]
     if listed is None:
         return found
-    field = PROBABILITY_FIELDS[PROBABILITIES if listed == "all" else TOP_LABELS]
+    name, element = ("probabilities", pa.float32()) if listed == "all" else ("top_labels", _TOP_LABEL)
+    # Null if there is an error. Large lists: a step may have more than 2**31 numbers.
+    field = pa.field(name, pa.large_list(_required("element", element)))
     return found.append(field).with_metadata({LABELS_KEY: json.dumps(list(labels), ensure_ascii=False)})
 
 
