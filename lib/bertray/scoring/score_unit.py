@@ -159,9 +159,7 @@ class UnitScorer:
 
     def _reads_others(self, shard: FileInfo) -> bool:
         """Whether another shard of the archive can be read here, now."""
-        for path in self._request.samples:
-            if path == shard.path:
-                continue
+        for path in set(self._request.samples) - {shard.path}:
             with suppress(ShardError, UnavailableError), opened(self._archive / path):
                 return True
         return False
