@@ -46,7 +46,9 @@ def prepared(
     rng = np.random.default_rng(seed)
     source = str(SHARED_DATA / name / "train.parquet")
     # Cleaned before, so that no flip makes two equal texts contradict each other.
-    rows = clean(read_labelled(find_files(str(source), ["text", "label"]), PrepareConfig(input=[str(source)], output="output"))).rows
+    rows = clean(
+        read_labelled(find_files(str(source), ["text", "label"]), PrepareConfig(input=[str(source)], output="output"))
+    ).rows
     rows = rows.take(pa.array(rng.permutation(rows.num_rows)[:num_rows]))
     labels, ids = np.unique(rows[LABEL].to_pylist(), return_inverse=True)
     flipped = rng.choice(rows.num_rows, round(flip_fraction * rows.num_rows), replace=False)
