@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
 PY := .venv/bin/python
 PIP := $(PY) -m pip --quiet
 
-.PHONY: install demo check test test-fast notebooks bench chaos clean
+.PHONY: install demo check test test-fast notebooks pages bench chaos clean
 
 install: .venv/.wheel
 
@@ -19,7 +19,7 @@ install: .venv/.wheel
 	touch $@
 
 # What runs is the package as users get it, made again when the library has changed.
-.venv/.wheel: .venv/.installed $(shell find lib/bertray -name '*.py')
+.venv/.wheel: .venv/.installed $(shell find lib/bertray -name '*.py' -o -name '*.html')
 	rm -rf build .venv/wheel
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir .venv/wheel .
 	$(PIP) install --no-deps --force-reinstall .venv/wheel/*.whl
@@ -45,6 +45,14 @@ test-fast: install
 notebooks: install demo/scored/runs/latest.json
 	$(PY) -m nbconvert --to html --execute notebooks/explore.ipynb --output-dir demo
 	@echo "open demo/explore.html"
+
+# The pages of all that the demo has written, and of an audit of its labels, which takes two short trainings.
+pages: install demo/scored/runs/latest.json demo/label_check/label_quality.json
+	.venv/bin/bertray report demo/bundle demo/evaluation demo/label_check demo/scored/runs/2* demo/scored
+	@echo "open demo/scored/index.html, demo/evaluation/report.html, demo/bundle/report.html, demo/label_check/report.html"
+
+demo/label_check/label_quality.json: demo/scored/runs/latest.json
+	.venv/bin/bertray audit --data demo/dataset --output demo/label_check --encoder minilm --folds 2 --epochs 1 --learning-rate 5e-4 --overwrite
 
 demo/scored/runs/latest.json:
 	$(MAKE) demo

@@ -39,7 +39,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 LIGHT = {
     "model": {"sources", "files", "outputs"},
     "bundle": {"info", "card", "predictions", "guard", "isolated"},
-    "training": {"config", "preflight", "trials", "run_folder", "tracking", "watcher", "mlflow_client", "curves"},
+    "training": {"config", "preflight", "trials", "run_folder", "tracking", "watcher", "mlflow_client"},
 }
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "predict": ("bertray.drivers.config:PredictConfig", "bertray.drivers.local_jobs:run_predict"),
     "score": ("bertray.scoring.config:ScoreConfig", "bertray.drivers.score:run"),
     "verify": ("bertray.drivers.config:VerifyConfig", "bertray.drivers.local_jobs:run_verify"),
+    "report": ("bertray.drivers.config:ReportConfig", "bertray.drivers.local_jobs:run_report"),
     "tune": ("bertray.training.config:TuneConfig", "bertray.drivers.tune:run"),
     "adopt": ("bertray.training.config:AdoptConfig", "bertray.drivers.local_jobs:run_adopt"),
     "audit": ("bertray.training.config:AuditConfig", "bertray.drivers.audit:run"),

@@ -88,6 +88,7 @@ INFERENCE_PRECISION_HELP = (
     f"{PRECISION_HELP}; with --engine openvino, auto and int8 are int8 if it costs at most 0.3 points of accuracy; "
     "on a GPU without bf16 (T4, V100), auto and fp16 are fp16 on the same condition"
 )
+PAGE_TEXTS_HELP = "texts of the data that the page report.html may show; 0: none, for a confidential corpus"
 # auto is torch: installing a package must not change results.
 ENGINE_HELP = "engine that runs the model; auto is torch; openvino (extra 'openvino') is faster on CPUs"
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 
-from bertray.bundle.info import CURVES_FILE, EVENTS_FOLDER, BundleInfo
+from bertray.bundle.info import EVENTS_FOLDER, BundleInfo
 from bertray.cli import printable
+from bertray.storage.outputs import PAGE_FILE
 from bertray.tasks.task import TASKS
 
 _CARD = """\
@@ -78,8 +79,8 @@ A text with a score below {{ "%.4f" | format(review_below) }} is to be reviewed 
 | {% for name in names %}{{ "%.4f" | format(epoch[name]) }} | {% endfor %}{{ "%.0f" | format(epoch.wall_s) }} |
 {% endfor %}
 {%- endif %}
-{%- if curves_file %}
-![Losses and scores by epoch]({{ curves_file }})
+{%- if page_file %}
+How training went: [{{ page_file }}]({{ page_file }}).
 {% endif %}
 {%- if events_folder %}
 Steps: `tensorboard --logdir PATH OF THIS FOLDER/{{ events_folder }}` ([event file]({{ events_folder }})).
@@ -110,7 +111,7 @@ def _code(value: object) -> str:
 
 
 def model_card(info: BundleInfo, folder: Path) -> str:
-    """The bundle's README.md; it shows learning curves and event files if the folder has them."""
+    """The bundle's README.md; it names the page and the event files if the folder has them."""
     task = TASKS[info.problem_type]
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
     environment.loader = DictLoader(task.card)
@@ -120,7 +121,7 @@ def model_card(info: BundleInfo, folder: Path) -> str:
         classes=task.answers(info)["labels"],
         best=task.metric_names[task.best_metric],
         names={name: words for name, words in task.metric_names.items() if name in info.metrics},
-        curves_file=CURVES_FILE if (folder / CURVES_FILE).is_file() else None,
+        page_file=PAGE_FILE if (folder / PAGE_FILE).is_file() else None,
         events_folder=EVENTS_FOLDER if (folder / EVENTS_FOLDER).is_dir() else None,
     )
     return card

@@ -4,7 +4,7 @@
       config.json, model.safetensors       the classifier, with the labels in id2label
       tokenizer.json, …                    its tokenizer
       README.md                            the model card
-      learning_curves.svg, tensorboard/    how training went; not hashed, because no prediction depends on it
+      report.html, tensorboard/            how training went; not hashed, because no prediction depends on it
       trials.json                          the search that found its options (bertray tune); not hashed
       bundle.json                          sha256 of every file, labels, length, origin, metrics; written last
 
@@ -32,7 +32,7 @@ from bertray.errors import BundleError
 from bertray.metrics.profile import Profile
 from bertray.storage import local
 from bertray.storage.location import Location
-from bertray.storage.outputs import BUNDLE_FILE, sha256_of
+from bertray.storage.outputs import BUNDLE_FILE, PAGE_FILE, sha256_of
 from bertray.tasks.regression import ValueFacts
 from bertray.tasks.task import TASKS
 from bertray.types import UNNAMED_PROBLEM_TYPE, LongDocuments, ProblemType
@@ -45,8 +45,8 @@ _KEPT_S = 7 * 86_400.0
 _FETCH_S = 900.0
 _OF_FINGERPRINT = {"stride", "thresholds", "review_below", "problem_type", "values"}
 CARD_FILE = "README.md"
-CURVES_FILE, EVENTS_FOLDER = "learning_curves.svg", "tensorboard"
-TRIALS_FILE, _OLD_TRIALS_FILE = "trials.json", "trials.parquet"
+EVENTS_FOLDER, TRIALS_FILE = "tensorboard", "trials.json"
+_OLD_FILES = {"learning_curves.svg", "trials.parquet"}
 
 
 class BundleInfo(BaseModel):
@@ -213,5 +213,5 @@ def hash_files(folder: Path) -> dict[str, str]:
 def _content(folder: Path) -> set[str]:
     """Files that predictions may depend on: neither those for people nor hidden ones, which other tools write."""
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    for_people = {BUNDLE_FILE, CARD_FILE, CURVES_FILE, TRIALS_FILE, _OLD_TRIALS_FILE}
+    for_people = {BUNDLE_FILE, CARD_FILE, PAGE_FILE, TRIALS_FILE, *_OLD_FILES}
     return {name for name in names - for_people if not name.startswith((".", f"{EVENTS_FOLDER}/"))}

@@ -4,7 +4,7 @@
 2. lock      the run's folder                                                      [training.run_folder]
 3. tokenise  training and validation rows, unless an earlier attempt has           [training.token_files]
 4. follow    the work, which another thread or the cluster does: show its progress, stop it on a signal
-5. bundle    write it, then remove the run's folder                                [training.export]
+5. bundle    write it with its page, then remove the run's folder                                [training.export]
 
 Torch and transformers take seconds to import, so this happens after the checks.
 """
@@ -25,6 +25,7 @@ from bertray.bundle.info import BundleInfo
 from bertray.data.dataset import Dataset
 from bertray.drivers import ray_address
 from bertray.errors import BertrayError
+from bertray.reports.pages import add_page
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock, check_held, new_run_id
 from bertray.tasks.task import TASKS
@@ -81,9 +82,13 @@ class Attempt(NamedTuple, Generic[Config]):
             check_output(self.config, self.run)  # again: time has passed
             self.run.begin_bundle()
 
+        def finish(folder: Path) -> None:
+            add_page(Location.of(str(folder)), place=output)
+            check()
+
         check()
         weights, output = checkpoints.load_best(progress), Location.of(self.config.output)
-        return write_bundle(config, self.dataset, self.data_fingerprint, output, progress, weights, add_files, check)
+        return write_bundle(config, self.dataset, self.data_fingerprint, output, progress, weights, add_files, finish)
 
 
 class Task(NamedTuple):

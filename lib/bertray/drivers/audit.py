@@ -4,7 +4,7 @@
 2. divide  training rows into folds: every label in each, equal texts in the same            [data.splits]
 3. judge   each fold by a model that was fine-tuned on the others                            [drivers.cross_validation]
 4. doubt   labels that these models find improbable, and rank them                           [metrics.label_issues]
-5. write   suspects.parquet, and label_quality.json last
+5. write   suspects.parquet, label_quality.json, and their page
 
 Legend: N training rows, M of them with tokens, C classes.
 """
@@ -26,6 +26,7 @@ from bertray.data.dataset import Dataset
 from bertray.data.splits import folds
 from bertray.drivers import ray_address
 from bertray.errors import RequestError, missing_extra
+from bertray.reports.pages import add_page
 from bertray.reports.terminal import print_audit
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock, new_run_id
@@ -132,6 +133,7 @@ def audit(config: AuditConfig) -> Audit:
         (output / REPORT_FILE).remove()  # without it the folder holds no audit: a crash cannot mix two audits
         put_records(output / SUSPECTS_FILE, suspects)
         put_json(output / REPORT_FILE, report)
+        add_page(output, config.page_texts)
     quality_N = np.full(rows.num_rows, np.nan)
     quality_N[judged] = issues.quality_N
     return Audit(report, suspects, quality_N)

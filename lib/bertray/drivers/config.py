@@ -1,10 +1,20 @@
-"""The options of bertray evaluate, predict, verify and demo; `bertray.config` says how they are read."""
+"""The options of bertray evaluate, predict, verify, report and demo; `bertray.config` says how they are read."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from bertray.config import ENGINE_HELP, INFERENCE_PRECISION_HELP, OVERWRITE_HELP, JobConfig, Place, Texts, check_engine
+from bertray.config import (
+    ENGINE_HELP,
+    INFERENCE_PRECISION_HELP,
+    OVERWRITE_HELP,
+    PAGE_TEXTS_HELP,
+    JobConfig,
+    Paths,
+    Place,
+    Texts,
+    check_engine,
+)
 from bertray.types import Engine, InferencePrecision
 
 # On a million rows TF-IDF takes minutes and gigabytes, and the result is the same.
@@ -18,7 +28,7 @@ class EvaluateConfig(JobConfig):
         bertray evaluate --bundle s3://bucket/bundle --data s3://bucket/dataset --split validation --output eval
         bertray evaluate --bundle bundle --data dataset --output evaluation --oos-threshold 0.5
 
-    Writes metrics.json and predictions.parquet.
+    Writes metrics.json, predictions.parquet, and report.html, which shows both.
     """
 
     bundle: Place = Field(description="model bundle that bertray train wrote")
@@ -38,6 +48,7 @@ class EvaluateConfig(JobConfig):
     )
     engine: Engine = Field(default="auto", description=ENGINE_HELP)
     precision: InferencePrecision = Field(default="auto", description=INFERENCE_PRECISION_HELP)
+    page_texts: int = Field(default=20, ge=0, description=PAGE_TEXTS_HELP)
 
     _engine_fits = model_validator(mode="after")(check_engine)
 
@@ -80,6 +91,27 @@ class VerifyConfig(JobConfig):
     repair: bool = Field(
         default=False, description="drop the records of files that do not hold: bertray score then scores these again"
     )
+
+
+class ReportConfig(JobConfig):
+    """Make the page of an output that jobs have written: one HTML file beside its files.
+
+        bertray report evaluation
+        bertray report bundle evaluation label_check scored scored/runs/20260105T031500.123456Z
+        bertray report evaluation --page-texts 0
+
+    PATH is a folder that bertray train, tune, evaluate, audit or score wrote, or one of its runs/. The jobs make their
+    pages themselves; this makes those of old outputs, or others.
+    """
+
+    paths: Paths = Field(default_factory=list, description="folders of outputs", json_schema_extra={"positional": True})
+    page_texts: int = Field(default=20, ge=0, description=PAGE_TEXTS_HELP)
+
+    @model_validator(mode="after")
+    def _there_is_one(self) -> Self:
+        if not self.paths:
+            raise ValueError("name an output, as in: bertray report evaluation")
+        return self
 
 
 class DemoConfig(JobConfig):

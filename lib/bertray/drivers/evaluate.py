@@ -3,8 +3,9 @@
 1. predict   the split's texts with the bundle, and with the baseline fitted on the training rows
 2. compare   the same metrics for both
 3. trust     calibration of the scores, cost and benefit of a review, detection of texts out of scope
-4. write     metrics.json and predictions.parquet (the split's columns, `predicted`, `score`, `review`, `num_tokens`,
-             `truncated`, `baseline_predicted`)
+4. write     metrics.json and predictions.parquet (the split's columns, `score`, `review`, `num_tokens`, `truncated`,
+             `predicted`, `baseline_predicted`, `is_right`)
+5. show      report.html                                                                       [reports.evaluation]
 
 Legend: N rows, C classes.
 """
@@ -23,6 +24,7 @@ from bertray.cli import JobResult
 from bertray.data.dataset import Dataset
 from bertray.drivers.config import EvaluateConfig
 from bertray.errors import RequestError
+from bertray.reports.pages import add_page
 from bertray.reports.terminal import print_evaluation
 from bertray.schema import NUM_TOKENS, TEXT, TRUNCATED
 from bertray.storage.location import Location
@@ -54,7 +56,7 @@ def run(config: EvaluateConfig) -> JobResult:
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
-    """Evaluate the bundle and write both files.
+    """Evaluate the bundle and write both files, and their page.
 
     Raises:
         RequestError: bundle or data set are missing or have different labels, or --oos-threshold does not apply.
@@ -76,7 +78,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     _log.info("predicting %d rows in %s", rows.num_rows, bundle.encoder.precision)
     tokens, logits_NC = bundle.logits(rows[TEXT])
     predictions = bundle.predictions(tokens, logits_NC)
-    measured, predicted, baseline_predicted = measure(info, dataset, rows, predictions, logits_NC, config)
+    measured, columns = measure(info, dataset, rows, predictions, logits_NC, config)
     metrics = {
         **measured,
         "problem_type": dataset.problem_type,
@@ -95,13 +97,13 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         _log.warning("warning: nobody knows what the bundle was trained on; this split may hold its training rows")
     elif not metrics["same_data_as_training"]:
         _log.warning("warning: the bundle was trained on another data set; this split may hold its training rows")
-    table = rows.append_column("predicted", predicted)
-    for name in (*TASKS[info.problem_type].trust_columns, NUM_TOKENS, TRUNCATED):
-        table = table.append_column(name, predictions[name])
-    table = table.append_column("baseline_predicted", baseline_predicted)
+    table, trusted = rows, (*TASKS[info.problem_type].trust_columns, NUM_TOKENS, TRUNCATED)
+    for name, column in ({name: predictions[name] for name in trusted} | columns).items():
+        table = table.append_column(name, column)
     (output / _METRICS_FILE).remove()  # without it the folder holds no evaluation: a crash cannot mix two of them
     put_records(output / _PREDICTIONS_FILE, table)
     put_json(output / _METRICS_FILE, metrics)
+    add_page(output, config.page_texts)
     return EvaluateResult(str(output), metrics, table)
 
 

@@ -1,4 +1,4 @@
-"""The small jobs, which run in this process and need no Ray: prepare, adopt, predict, verify and demo.
+"""The small jobs, which run in this process and need no Ray: prepare, adopt, predict, verify, report and demo.
 
 Each imports what is slow to import itself: predict need not wait for scikit-learn, nor prepare for torch.
 """
@@ -19,8 +19,9 @@ from bertray.bundle.info import read_info
 from bertray.cli import EXIT_FAILED, EXIT_OK, JobResult, print_json
 from bertray.data.config import PrepareConfig
 from bertray.data.dataset import Dataset
-from bertray.drivers.config import DemoConfig, PredictConfig, VerifyConfig
+from bertray.drivers.config import DemoConfig, PredictConfig, ReportConfig, VerifyConfig
 from bertray.errors import RequestError
+from bertray.reports.pages import add_page, make_page
 from bertray.reports.terminal import print_dataset, print_look, print_problems, print_scoring
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock, new_run_id
@@ -68,12 +69,13 @@ def run_adopt(config: AdoptConfig) -> JobResult:
 
     with RunLock(output.parent() / f".{output.name}.adopting", new_run_id()).held() as lock:
 
-        def check() -> None:
+        def finish(folder: Path) -> None:
+            add_page(Location.of(str(folder)), place=output)
             lock.check()
             check_output()  # again: time has passed
 
         try:
-            info = write_adopted(config, names, problem_type, dataset, output, check)
+            info = write_adopted(config, names, problem_type, dataset, output, finish)
         finally:
             lock.remove_output()
     shown = ("encoder", "encoder_commit", "problem_type", "labels", "max_length", "temperature", "review_below")
@@ -117,6 +119,12 @@ def run_verify(config: VerifyConfig) -> JobResult:
     if problems:
         print_problems(problems, is_repaired=config.repair)
     return JobResult({**facts, "problems": problems[:_MAX_PROBLEMS]}, EXIT_FAILED if problems else EXIT_OK)
+
+
+def run_report(config: ReportConfig) -> JobResult:
+    """Make the pages of outputs."""
+    places = [Location.of(path) for path in config.paths]
+    return JobResult({"pages": [str(make_page(place, config.page_texts)) for place in places]})
 
 
 def run_demo(config: DemoConfig) -> JobResult:

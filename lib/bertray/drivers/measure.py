@@ -15,7 +15,7 @@ from bertray.bundle.info import BundleInfo
 from bertray.data.dataset import Dataset
 from bertray.drivers.config import MAX_BASELINE_ROWS, EvaluateConfig
 from bertray.metrics import classification
-from bertray.schema import NO_CLASS, REVIEW
+from bertray.schema import NO_CLASS, REVIEW, SCORE
 from bertray.tasks.task import TASKS
 
 _log = logging.getLogger(__name__)
@@ -28,17 +28,23 @@ def measure(
     predictions: pa.Table,
     logits_NC: np.ndarray,
     config: EvaluateConfig,
-) -> tuple[dict[str, Any], pa.Array, pa.Array]:
-    """The metrics as metrics.json holds them, and the labels predicted by the bundle and by the baseline."""
+) -> tuple[dict[str, Any], dict[str, pa.Array]]:
+    """The metrics as metrics.json holds them, and columns for the rows.
+
+    These are `predicted` and `baseline_predicted`, and `is_right` where something is reviewed or has a score: whether
+    the label that the score is of, or the class between cuts, is right.
+    """
     task, targets = TASKS[info.problem_type], dataset.targets(rows)
     counted_N, predicted = task.is_in_scope(rows), task.evaluated(predictions)
     metrics = task.measured(logits_NC[counted_N], targets[counted_N], info)
+    decided, true = task.decided(logits_NC, info)[counted_N], targets[counted_N]
+    metrics["intervals"] = task.difference_intervals(decided, None, true, len(info.labels))
     metrics["baseline"], baseline_predicted = None, pa.nulls(len(targets), predicted.type)
     if config.baseline:
         train = _baseline_rows(dataset)
         splits = {"train": train, "validation": dataset.split("validation")}
         other, baseline_predicted = task.baseline(splits, rows, info)
-        decided, other, true = (of_all[counted_N] for of_all in (task.decided(logits_NC, info), other, targets))
+        other = other[counted_N]
         metrics["baseline"] = {
             "name": task.baseline_name,
             "num_training_rows": train.num_rows,
@@ -53,7 +59,10 @@ def measure(
     if dataset.oos_label is not None:
         threshold = info.review_below if config.oos_threshold is None else config.oos_threshold
         metrics["out_of_scope"] = _out_of_scope(dataset, targets, logits_NC, threshold)
-    return metrics, predicted, baseline_predicted
+    columns = {"predicted": predicted, "baseline_predicted": baseline_predicted}
+    if task.reviews(info) or SCORE in predictions.column_names:
+        columns["is_right"] = pa.array(is_right_N)
+    return metrics, columns
 
 
 def _baseline_rows(dataset: Dataset) -> pa.Table:

@@ -6,6 +6,7 @@
 4. stage     each shard becomes a file in staging/, and then a record in staged/       [scoring.staging]
 5. judge     do the staged predictions look like the published ones?                   [scoring.gate]
 6. publish   staging/ -> predictions/, staged/ -> manifest/, then runs/latest.json     [scoring.publish]
+7. show      runs/<run-id>/report.html and index.html                                   [reports.run, reports.index]
 
 A shard that fails is listed with its path and reason, and the others continue. To recover, run the command again.
 With --plan it stops after step 2 and estimates the time. A run with nothing to do starts neither Ray nor torch, so this
@@ -32,6 +33,7 @@ from bertray.drivers import ray_address
 from bertray.drivers.forecast import preview
 from bertray.errors import RequestError
 from bertray.metrics.profile import Profile
+from bertray.reports.pages import add_page
 from bertray.reports.terminal import print_scoring, print_verdict
 from bertray.schema import RECORD_SCHEMA
 from bertray.scoring.archive import Archive, list_shards, open_archive, remember, resolved
@@ -44,6 +46,9 @@ from bertray.scoring.publish import announced_again, complete, describe, merged,
 from bertray.scoring.refusals import bundle_for, refuse_mixture, refuse_obstacles, refuse_unasked
 from bertray.scoring.runs import (
     MAX_LISTED_SHARDS,
+    MAX_REASONS,
+    NOW,
+    RUNS,
     Announcement,
     Published,
     Rate,
@@ -203,10 +208,10 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         profile = profile_of(new)
         # A failure that is old, or alone, changes nothing that could be published.
         has_news = len(new) > 0 or (bool(failed) and not announced)
-        verdict = None
+        references, verdict = _references(announced, info), None
         if has_news:
             num_shards = len(new) + len(failed)
-            verdict = judge(profile, _references(announced, info), num_shards, len(failed), config, info.problem_type)
+            verdict = judge(profile, references, num_shards, len(failed), config, info.problem_type)
         is_held = verdict is not None and verdict.is_held
         num_pruned = 0
         if prunes and is_held:
@@ -236,6 +241,13 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
             lock.check()
             rate = recorder.rate(engine["num_actors"]) if todo.pending else None
             report = {"failures": recorder.failures, "movements": verdict.table(), "rate": rate and rate.model_dump()}
+            profiles = {name: one.model_dump() for name, one in {NOW: profile, **references}.items()}
+            answers = TASKS[info.problem_type].answers(info)
+            report |= {
+                "errors": dict(recorder.errors.most_common(MAX_REASONS)),
+                "profiles": profiles,
+                "answers": answers,
+            }
             runs.finish(run_id, {**summary, **report})
             if not is_held:
                 refuse_obstacles(output, new["path"].to_pylist(), "say --prune-many; else move it away")
@@ -245,6 +257,9 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         elif published and (latest := runs.latest()) and latest.published != published:
             lock.check()  # there are only failures, or what was older is not any more
             runs.announce(latest.model_copy(update={"published": published}))
+    if todo.pending or verdict:
+        add_page(output / RUNS / run_id)
+        add_page(output)
     older = published.older if published else []
     return ScoreResult(str(output), summary, recorder.failures, older, verdict, _worst(new, recorder.failures))
 

@@ -43,20 +43,21 @@ def full_metrics(true: np.ndarray, predicted: np.ndarray, labels: tuple[str, ...
 Measured: TypeAlias = Callable[[np.ndarray], dict[str, float]]  # metrics of rows, from how often each of them counts
 
 
-def intervals(predicted: Measured, other: Measured, num_rows: int) -> dict[str, list[float]]:
+def intervals(predicted: Measured, other: Measured | None, num_rows: int) -> dict[str, list[float]]:
     """How far the difference of two predictions in each summary metric may be chance: its 95 % interval.
 
     Paired bootstrap: rows are drawn with replacement 1,000 times, the same for both predictions; the interval holds the
     middle 95 % of the differences (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
 
     Returns:
-        For each metric the lower and upper end of its value for `predicted` minus that for `other`; without rows 0, 0.
+        For each metric the lower and upper end of its value for `predicted` minus that for `other`, which is 0 for
+        None; without rows 0, 0.
     """
     rng, differences = np.random.default_rng(0), []
     for _ in range(_NUM_RESAMPLES):
         times_N = np.bincount(rng.integers(num_rows, size=num_rows) if num_rows else [], minlength=num_rows)
-        second = other(times_N)
-        differences.append({name: value - second[name] for name, value in predicted(times_N).items()})
+        first, second = predicted(times_N), other(times_N) if other else {}
+        differences.append({name: value - second.get(name, 0.0) for name, value in first.items()})
     ends = {name: np.quantile([one[name] for one in differences], [0.025, 0.975]) for name in differences[0]}
     return {name: at.tolist() for name, at in ends.items()}
 

@@ -54,7 +54,9 @@ class ScoreConfig(JobConfig):
 
     plan: bool = Field(default=False, description="print what would be scored, why, and for how long; score nothing")
     price_per_hour: float | None = Field(
-        default=None, ge=0, description="price of one actor per hour; --plan then prints the estimated cost"
+        default=None,
+        ge=0,
+        description="price of one actor per hour; --plan then prints the estimated cost, its page the real one",
     )
     rescore: bool = Field(
         default=False, description="score all again because columns, engine or precision differ from the last run"

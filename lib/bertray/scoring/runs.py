@@ -3,7 +3,8 @@
     output/runs/<run-id>/config.json           the resolved request; no secrets
                          plan.json             what there was to do
                          shards-00000.parquet  what became of every shard; a new file every few seconds
-                         summary.json          figures, failures, the gate's verdict
+                         summary.json          figures, failures, the gate's verdict and what it compared
+                         report.html           the same for people: see `reports.run`
     output/runs/latest.json                    the run whose predictions are published; replaced last
 
 A run that has nothing to score leaves none of these.
@@ -38,7 +39,9 @@ from bertray.storage.patience import patiently
 
 _log = logging.getLogger(__name__)
 
-MAX_LISTED_SHARDS = 30
+RUNS = "runs"  # the folder of all runs
+MAX_LISTED_SHARDS = MAX_REASONS = 30
+NOW = "this run"  # in a summary: its own profile, beside those that the gate compared it with
 # How often a shard is tried whose place failed, or that was rewritten while it was read.
 _MAX_TRIES = 3
 # A crash costs the work since the last record.
@@ -99,7 +102,7 @@ class Runs:
     """The runs of the folder that `bertray score --output` names."""
 
     def __init__(self, output: Location) -> None:
-        self._folder = output / "runs"
+        self._folder = output / RUNS
         self._num_written = 0
 
     def latest(self) -> Announcement | None:
@@ -176,6 +179,7 @@ class Recorder:
         self.failures: list[dict[str, str]] = []  # path and reason of every shard that failed
         self._unrecorded: list[Outcome] = []  # of whole shards
         self._counts: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()  # rows of committed shards by the reason why they have no label
         self._precisions: set[str] = set()
         self._scoring_s = 0.0
         self._num_tries: Counter[str] = Counter()  # of shards that did not fail for good
@@ -252,6 +256,7 @@ class Recorder:
             self._counts["num_shards_committed"] += 1
             self._settled.add(outcome.shard.path)
             self._counts.update({name: getattr(profile, name) for name in _OF_ROWS})
+            self.errors.update(counts.errors)
             self._precisions.add(outcome.precision)
             self._unrecorded.append(outcome)
 

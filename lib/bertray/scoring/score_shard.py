@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from bertray.bundle.isolated import Predictor, begin
 from bertray.errors import ShardError
 from bertray.metrics.profile import Profile
-from bertray.schema import LABELS_KEY, NUM_TOKENS, OTHER_IDS, ROW, predictions_schema
+from bertray.schema import ERROR, LABELS_KEY, NUM_TOKENS, OTHER_IDS, ROW, predictions_schema
 from bertray.scoring.shard_reader import check_columns, divided, group_edges, opened, steps
 from bertray.scoring.units import Counts, part_rows
 from bertray.storage.location import FileInfo, Location
@@ -65,6 +65,7 @@ def _predicted(
             profile=profile,
             num_rows_repeated=len(table) - len(of_texts),
             num_tokens_repeated=profile.num_tokens - num_tokens_scored,
+            errors=Counter(table[ERROR].drop_null().to_pylist()),
         )
         return kept, table, counts
 

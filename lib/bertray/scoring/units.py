@@ -14,6 +14,7 @@ use from stale ones. How a shard is cut follows from its size and the device, so
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -51,6 +52,7 @@ class Counts(BaseModel, frozen=True):
     profile: Profile = Profile()
     num_rows_repeated: int = 0
     num_tokens_repeated: int = 0
+    errors: Counter[str] = Counter()  # rows by the reason why they have no label
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(**{name: getattr(self, name) + getattr(other, name) for name in Counts.model_fields})

@@ -21,6 +21,7 @@ from bertray.storage.location import Location
 
 # A folder that holds this file is a bundle; `bertray.bundle.info` reads it.
 BUNDLE_FILE = "bundle.json"
+PAGE_FILE = "report.html"  # of most outputs: see `reports.pages`
 _NUM_AT_A_TIME = 32
 
 Item = TypeVar("Item")

@@ -323,13 +323,13 @@ class Regression:
         return metrics
 
     def difference_intervals(
-        self, decided: np.ndarray, other: np.ndarray, targets: np.ndarray, num_labels: int
+        self, decided: np.ndarray, other: np.ndarray | None, targets: np.ndarray, num_labels: int
     ) -> dict[str, list[float]]:
         from bertray.metrics.classification import intervals
 
         both_N = np.isfinite(decided)
-        first, second = (ValueErrors(targets[both_N], one[both_N]) for one in (decided, other))
-        return intervals(first.metrics, second.metrics, int(both_N.sum()))
+        sides = [ValueErrors(targets[both_N], one[both_N]).metrics for one in (decided, other) if one is not None]
+        return intervals(sides[0], sides[1] if other is not None else None, int(both_N.sum()))
 
     def reviews(self, facts: Any) -> bool:
         return bool(facts.values and facts.values.cuts)

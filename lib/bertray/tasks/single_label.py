@@ -232,10 +232,13 @@ class SingleLabel:
         return full_metrics(targets, self.decided(raw_NC, facts), facts.labels) | self.reliability(raw_NC, targets)
 
     def difference_intervals(
-        self, decided: np.ndarray, other: np.ndarray, targets: np.ndarray, num_labels: int
+        self, decided: np.ndarray, other: np.ndarray | None, targets: np.ndarray, num_labels: int
     ) -> dict[str, list[float]]:
-        """See `classification.intervals`."""
+        """See `classification.intervals`; other None: intervals of the metrics themselves."""
         from bertray.metrics.classification import Counts, intervals
+
+        sides = [Counts(targets, one, num_labels).metrics for one in (decided, other) if one is not None]
+        return intervals(sides[0], sides[1] if other is not None else None, len(targets))
 
         first, second = (Counts(targets, one, num_labels) for one in (decided, other))
         return intervals(first.metrics, second.metrics, len(targets))

@@ -7,8 +7,8 @@
     loop         steps, epochs, checkpoints                 checkpoints  what a run resumes from
     tracking     what is told of steps and epochs           trials       the trials of a search
     watcher      how the loop and its driver talk           export       weights -> a bundle
-    mlflow_client, curves: parts of these
+    mlflow_client  a run on a server of MLflow
 
 Imports the rooms up to bundle, but not scoring. Needs torch, except in `config`, `preflight`, `trials`, `run_folder`,
-`tracking`, `watcher`, `mlflow_client` and `curves`; no Ray.
+`tracking`, `watcher` and `mlflow_client`; no Ray.
 """

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 from bertray.config import (
     DEVICE_HELP,
     OVERWRITE_HELP,
+    PAGE_TEXTS_HELP,
     PRECISION_HELP,
     Bounds,
     Columns,
@@ -166,8 +167,8 @@ class AuditConfig(TrainingOptions):
         bertray audit --data dataset --output label_check --encoder minilm --folds 10 --epochs 5 --learning-rate 2e-4
 
     Runs on the cluster in RAY_ADDRESS (`ray job submit` sets it), else on this machine, as long as --folds trainings.
-    Writes suspects.parquet, the worst first, and label_quality.json. The data set is not changed: look at the rows,
-    correct the labelled files, and prepare them again.
+    Writes suspects.parquet, the worst first, label_quality.json, and report.html, which shows both. The data set is not
+    changed: look at the rows, correct the labelled files, and prepare them again.
     """
 
     output: Place = Field(description="folder for suspects.parquet and label_quality.json")
@@ -178,6 +179,7 @@ class AuditConfig(TrainingOptions):
         default=None, ge=1, description="folds at a time; default: one per GPU, or without GPUs one per 4 CPUs"
     )
     max_failures: int = Field(default=3, ge=0, description="restarts of a fold after a lost worker or node")
+    page_texts: int = Field(default=20, ge=0, description=PAGE_TEXTS_HELP)
 
 
 class TuneConfig(TrainConfig):

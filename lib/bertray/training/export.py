@@ -5,7 +5,7 @@
 2. measure    load this folder, and run the bundle over the validation rows as bertray score would: once, for all below
 3. calibrate  fit a temperature to these logits, and divide the last layer's weights by it
 4. decide     what else the task finds on these rows: thresholds, the score below which rows are reviewed
-5. finish     weights, learning curves, event file, card, bundle.json; the folder appears in one step
+5. finish     weights, event file, bundle.json, page, card; the folder appears in one step
 
 An adopted model without a data set skips steps 2 to 4.
 
@@ -28,10 +28,11 @@ import pyarrow as pa
 import torch
 
 from bertray.bundle.bundle import Bundle, seal
-from bertray.bundle.info import CURVES_FILE, EVENTS_FOLDER, BundleInfo
+from bertray.bundle.card import model_card
+from bertray.bundle.info import CARD_FILE, EVENTS_FOLDER, BundleInfo
 from bertray.bundle.predictions import predictions
 from bertray.data.dataset import Dataset
-from bertray.errors import RequestError, missing_extra
+from bertray.errors import RequestError
 from bertray.metrics.profile import Profile
 from bertray.model.adapter import change_unit, disagreement, scale_logits
 from bertray.model.pretrained import load_classifier, load_finished, load_tokenizer, reorder
@@ -43,7 +44,6 @@ from bertray.storage.outputs import BUNDLE_FILE
 from bertray.tasks.task import TASKS
 from bertray.training.checkpoints import Progress
 from bertray.training.config import AdoptConfig, TrainConfig
-from bertray.training.curves import learning_curves
 from bertray.training.loss import validation_metrics
 from bertray.training.tracking import NOT_SCORES, write_event_file
 from bertray.types import Device, ProblemType
@@ -63,7 +63,7 @@ def write_bundle(
     progress: Progress,
     weights: dict[str, torch.Tensor],
     add_files: Callable[[Path], None] = lambda _: None,
-    before_put: Callable[[], None] = lambda: None,
+    before_put: Callable[[Path], None] = lambda _: None,
 ) -> BundleInfo:
     """Write the bundle of a finished run; the caller holds the lock.
 
@@ -71,7 +71,8 @@ def write_bundle(
         data_fingerprint: of the data set when the run began.
         weights: of the best epoch, see `Checkpoints.load_best`.
         add_files: adds other files to the local folder before it is sealed.
-        before_put: called when the bundle is complete; an error that it raises keeps it from being put.
+        before_put: called with the local folder when the bundle is complete; it may add files for people. An error
+            that it raises keeps the bundle from being put.
 
     Raises:
         RequestError: the data set has changed during the run, or the model gives no number for any validation row.
@@ -104,12 +105,6 @@ def write_bundle(
     }
 
     def add_more(folder: Path) -> None:
-        try:
-            scores = TASKS[dataset.problem_type].metric_names
-            curves = learning_curves(progress.records, progress.history, scores, progress.best_epoch)
-            (folder / CURVES_FILE).write_text(curves, encoding="utf-8")
-        except ImportError as error:
-            _log.info("the card has no learning curves: %s", missing_extra(f"drawing them ({error})", "plots"))
         write_event_file(folder / EVENTS_FOLDER, config, progress.records, progress.history)
         add_files(folder)
 
@@ -124,7 +119,7 @@ def write_adopted(
     problem_type: ProblemType,
     dataset: Dataset | None,
     output: Location,
-    before_put: Callable[[], None],
+    before_put: Callable[[Path], None],
 ) -> BundleInfo:
     """Write the bundle of a classifier that others have fine-tuned; the caller holds the lock.
 
@@ -178,7 +173,7 @@ def _written(
     facts: dict[str, Any],
     measure: Callable[[Path, Any], dict[str, Any]] | None,
     output: Location,
-    before_put: Callable[[], None],
+    before_put: Callable[[Path], None],
     *,
     look: Callable[[Path], None] = lambda _: None,
     add_more: Callable[[Path], None] = lambda _: None,
@@ -200,7 +195,8 @@ def _written(
             model.save_pretrained(folder)
         add_more(folder)
         info = seal(folder, **facts)
-        before_put()
+        before_put(folder)
+        (folder / CARD_FILE).write_text(model_card(info, folder), encoding="utf-8")  # it names what was added
         output.remove_unfinished()  # files of a killed run
         output.put_folder(folder, last=BUNDLE_FILE)
     return info

@@ -1,0 +1,91 @@
+"""label_check/report.html: how many labels are probably wrong, and where?
+
+label_quality.json   suspects and estimated noise, by label
+suspects.parquet     the rows, the worst first
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bertray import schema
+from bertray.reports.layout import number, percent, rendered, source_of
+from bertray.storage.location import Location
+from bertray.storage.outputs import readable
+from bertray.tasks.task import TASKS
+
+_MAX_PAIRS, _MAX_LABELS, _MAX_TEXTS_OF_PAIR = 30, 200, 5
+
+
+def render(facts: dict[str, Any]) -> str:
+    """The page."""
+    return rendered("audit.html", facts)
+
+
+def facts(folder: Location, num_texts: int) -> dict[str, Any]:
+    """What the page shows of an output of bertray audit."""
+    with readable(folder / "label_quality.json", "Audit again"):
+        report = json.loads((folder / "label_quality.json").read_bytes())
+    with readable(folder / "suspects.parquet", "Audit again"):
+        file = io.BytesIO((folder / "suspects.parquet").read_bytes())
+        suspects = pq.ParquetFile(file).read(use_threads=False)
+    given = TASKS[report["problem_type"]].column
+    answers = suspects.select([given, schema.SUGGESTED + given]).to_pylist()
+    changes = [_change(row[given], row[schema.SUGGESTED + given]) for row in answers]
+    counts = Counter(one for one in changes if one)
+    labels = [
+        [label, one["num_rows"], one["num_suspects"], one.get("num_missing"), one["noise"], one.get("most_often", "")]
+        for label, one in report["labels"].items()
+    ]
+    return {
+        **report,
+        "place": folder,
+        "by_label": sorted(labels, key=lambda row: (-row[2] - (row[3] or 0), row[0])),
+        "has_missing": any(row[3] is not None for row in labels),
+        "pairs": [[*pair, count] for pair, count in counts.most_common(_MAX_PAIRS)],
+        "num_pairs": len(counts),
+        "groups": _groups(suspects, changes, counts, num_texts, given),
+        "num_texts": num_texts,
+        "worst": max(labels, key=lambda row: row[2] + (row[3] or 0)),
+    }
+
+
+def _change(given: Any, suggested: Any) -> tuple[str, str] | None:
+    """From which label to which; None: numbers have no pairs. Of lists, what differs."""
+    if isinstance(given, list):
+        gone, come = ([one for one in a if one not in b] for a, b in ((given, suggested), (suggested, given)))
+        return ", ".join(gone) or "nothing", ", ".join(come) or "nothing"
+    return (given, suggested) if isinstance(given, str) else None
+
+
+def _groups(
+    suspects: pa.Table, changes: list[Any], counts: Counter[Any], num_texts: int, given: str
+) -> list[dict[str, Any]]:
+    """Of each pair, the most frequent first, the worst rows, at most so many in all: text, labels, how sure, source."""
+    groups, left = list[dict[str, Any]](), num_texts
+    for pair in [pair for pair, _ in counts.most_common()] or [None]:
+        most = min(left, _MAX_TEXTS_OF_PAIR) if pair else left
+        rows = [index for index, change in enumerate(changes) if change == pair][:most]
+        if not rows:
+            break
+        left -= len(rows)
+        shown = [_shown(row, given) for row in suspects.take(pa.array(rows)).to_pylist()]
+        groups.append({"pair": pair, "number": counts[pair], "rows": shown})
+    return groups
+
+
+def _shown(row: dict[str, Any], given: str) -> list[Any]:
+    names = schema.GIVEN_PROBABILITY, schema.SUGGESTED_PROBABILITY
+    sure = [percent(row[name]) for name in names if name in row]
+    answers = [row[given], row[schema.SUGGESTED + given]]
+    told = [
+        ", ".join(one) or "none" if isinstance(one, list) else one if isinstance(one, str) else number(one)
+        for one in answers
+    ]
+    return [row[schema.TEXT], *told, " → ".join(sure), source_of(row)]
