@@ -75,13 +75,14 @@ def test_the_default_install_does_the_whole_way(
     (tmp_path / "labelled.jsonl").write_text("\n".join(map(json.dumps, rows)))
     run("prepare", "--input", "labelled.jsonl", "--output", "dataset")
     training = ("--data", "dataset", "--encoder", tiny_encoder, "--epochs", 1, "--max-length", 32)
-    trained = run("train", *training, "--output", "bundle", "--num-workers", 0)
-    assert "the card has no learning curves" in trained.stderr
-    assert "needs the extra 'plots'. On every node: pip install 'matplotlib>=" in trained.stderr
+    run("train", *training, "--output", "bundle", "--num-workers", 0)
+    assert "How training went: [report.html]" in (tmp_path / "bundle" / "README.md").read_text()
     run("evaluate", "--bundle", "bundle", "--data", "dataset", "--output", "evaluation")
     assert json.loads(run("predict", "--bundle", "bundle", "the wave").stdout)["label"] in ("apple", "wave")
     write_shard(tmp_path / "archive" / "0.parquet", ["the apple", "the wave"])
     run("score", "--bundle", "bundle", "--input", "archive", "--output", "scored", "--num-actors", 1)
+    for page in ("bundle/report.html", "evaluation/report.html", "scored/index.html"):
+        assert "<h1>" in (tmp_path / page).read_text()
 
     for packages, words in {
         "'cleanlab>=": ("audit", *training, "--output", "label_check"),

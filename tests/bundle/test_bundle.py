@@ -235,9 +235,10 @@ def test_the_card_may_be_edited(copy: Path) -> None:
 
 def test_how_training_went_is_no_part_of_what_is_hashed(copy: Path, tiny_bundle: Path, s3_folder: str) -> None:
     plain = read_info(Location.of(str(tiny_bundle)))
-    assert "learning_curves.svg" not in (copy / "README.md").read_text()
+    assert "report.html" not in (copy / "README.md").read_text()
     assert "tensorboard" not in (copy / "README.md").read_text()
-    (copy / "learning_curves.svg").write_text("<svg/>")
+    (copy / "report.html").write_text("<h1>")
+    (copy / "learning_curves.svg").write_text("<svg/>")  # of an earlier version
     (copy / "tensorboard" / "train").mkdir(parents=True)
     (copy / "tensorboard" / "train" / "events.out.tfevents.1.host").write_bytes(b"of now")
     Bundle.load(str(copy))  # not "altered"
@@ -249,7 +250,7 @@ def test_how_training_went_is_no_part_of_what_is_hashed(copy: Path, tiny_bundle:
     assert info.fingerprint() == plain.fingerprint()
     card = (copy / "README.md").read_text()
     assert "is kept: the last one." in card
-    assert "\n\n![Losses and scores by epoch](learning_curves.svg)\n\n" in card
+    assert "\n\nHow training went: [report.html](report.html).\n\n" in card
     assert "`tensorboard --logdir PATH OF THIS FOLDER/tensorboard` ([event file](tensorboard))" in card
     place = Location.of(s3_folder)
     place.put_folder(copy, last="bundle.json")

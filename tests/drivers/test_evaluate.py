@@ -60,6 +60,10 @@ def test_what_is_written(tiny_bundle: Path, tmp_path: Path) -> None:
         hits = [a == b for a, b in zip(table[column].to_pylist(), rows["label"].to_pylist(), strict=True)]
         expected = metrics["baseline"]["accuracy"] if name == "baseline" else metrics[name]
         assert sum(hits) / len(hits) == pytest.approx(expected)
+    assert table["is_right"].to_pylist() == [a == b for a, b in zip(predicted, rows["label"].to_pylist(), strict=True)]
+    low, high = metrics["intervals"]["accuracy"]
+    assert low <= metrics["accuracy"] <= high
+    assert "Is this model good enough" in (output / "report.html").read_text()
     assert metrics["same_data_as_training"] is False  # the tiny bundle was trained on nothing
     for name, (low, high) in metrics["baseline"]["difference_intervals"].items():
         assert low <= metrics[name] - metrics["baseline"][name] <= high

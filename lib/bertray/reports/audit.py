@@ -43,16 +43,18 @@ def facts(folder: Location, num_texts: int) -> dict[str, Any]:
         [label, one["num_rows"], one["num_suspects"], one.get("num_missing"), one["noise"], one.get("most_often", "")]
         for label, one in report["labels"].items()
     ]
+    labels.sort(key=lambda row: (-row[2] - (row[3] or 0), row[0]))
+    has_missing = any(row[3] is not None for row in labels)  # several labels a row
     return {
         **report,
         "place": folder,
-        "by_label": sorted(labels, key=lambda row: (-row[2] - (row[3] or 0), row[0])),
-        "has_missing": any(row[3] is not None for row in labels),
+        "by_label": [row if has_missing else [*row[:3], *row[4:]] for row in labels],
+        "has_missing": has_missing,
         "pairs": [[*pair, count] for pair, count in counts.most_common(_MAX_PAIRS)],
         "num_pairs": len(counts),
         "groups": _groups(suspects, changes, counts, num_texts, given),
         "num_texts": num_texts,
-        "worst": max(labels, key=lambda row: row[2] + (row[3] or 0)),
+        "worst": labels[0],
     }
 
 

@@ -200,7 +200,7 @@ def _how_sure(row: dict[str, Any]) -> Any:
 
 def _by_length(num_tokens_N: np.ndarray, worth_N: np.ndarray) -> list[list[Any]]:
     """Fifths of the rows by length: which lengths, rows, their mean worth."""
-    edges = np.unique(np.quantile(num_tokens_N, np.arange(1, _NUM_LENGTHS) / _NUM_LENGTHS)) if len(worth_N) else []
+    edges: Any = np.unique(np.quantile(num_tokens_N, np.arange(1, _NUM_LENGTHS) / _NUM_LENGTHS)) if len(worth_N) else []
     bin_N, found = np.digitize(num_tokens_N, edges), list[list[Any]]()
     for index in np.unique(bin_N):
         lengths, worth = num_tokens_N[bin_N == index], worth_N[bin_N == index]

@@ -104,7 +104,7 @@ def history(runs: list[dict[str, Any]]) -> dict[str, Any]:
     profiles = [run["profiles"][NOW] for run in runs]
 
     def line(name: str, values: list[float | None]) -> dict[str, Any]:
-        return {"name": name, "points": [list(point) for point in enumerate(values)], "dots": len(values) < 12}
+        return {"name": name, "points": [list(point) for point in enumerate(values)], "dots": True}
 
     def share(counts: list[int], wholes: list[int]) -> list[float | None]:
         return [count / whole if whole else None for count, whole in zip(counts, wholes, strict=True)]
@@ -133,7 +133,7 @@ def _comparison(
     """A profile beside another one: movements, labels, and the bins of scores and lengths that are not empty."""
     whole, whole_before = max(1, now.num_rows_scored), max(1, before.num_rows_scored if before else 0)
     both = {**(before.labels if before else {}), **now.labels}
-    labels = [
+    labels: list[list[Any]] = [
         [label, now.labels.get(label, 0) / whole, before.labels.get(label, 0) / whole_before if before else None]
         for label in both
     ]
