@@ -5,6 +5,7 @@
 `drivers.config`. Ranges and intervals stay text, so that bundle.json shows an option as the user typed it.
 """
 
+import csv
 import itertools
 import math
 from typing import Annotated, Any
@@ -18,7 +19,14 @@ LabelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1
 
 
 def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    """'a, "b, c"' -> ["a", "b, c"]: a line of CSV."""
+    if not isinstance(value, str):
+        return value
+    try:
+        parts = next(csv.reader([value], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise ValueError('give names as CSV has them, as one,"one, with a comma","one with ""marks"""') from error
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _as_range(value: Any) -> Any:

@@ -5,6 +5,7 @@ Real processes are in test_isolated.py.
 
 import json
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -26,6 +27,7 @@ from bertray.bundle.info import BundleInfo, read_info
 from bertray.bundle.isolated import IsolatedBundle, ModelSpec
 from bertray.errors import BundleError, ShardError, UnavailableError
 from bertray.model import runtime
+from bertray.schema import OTHER_IDS
 from bertray.storage.location import Location
 from tests.stub_pool import Stub
 
@@ -95,6 +97,34 @@ def test_a_text_that_processes_die_over_by_chance_costs_no_row(
         found = bundle.predict_column(TEXTS)
     assert (found["label"].to_pylist(), found["error"].to_pylist()) == (["a"], [None])
     assert len(asked) == 3
+
+
+def test_slices_go_alone_and_one_with_other_ids_makes_all_be_scored_again(
+    spec: ModelSpec, info: BundleInfo, child_that: Callable[[Behaviour], None]
+) -> None:
+    texts = pa.array(
+        [b"deadly", *(b"text %d" % row + b"." * 1000 for row in range(30)), b"other ids"], pa.large_binary()
+    )
+    sizes = list[int]()
+
+    def behave(pipe: Connection, _: threading.Event) -> None:
+        pipe.send(("fp32", "cpu", info.fingerprint()))
+        while True:
+            asked = pickle.loads(data := pipe.recv_bytes())
+            if len(asked) == 2:
+                sizes.append(len(data))
+            if b"deadly" in asked.to_pylist():
+                return
+            table = Stub().predict_column(asked)
+            has_other_ids = b"other ids" in asked.to_pylist()
+            pipe.send(table.replace_schema_metadata({OTHER_IDS: b""}) if has_other_ids else table)
+
+    child_that(behave)
+    with IsolatedBundle(spec) as bundle:
+        found = bundle.predict_column(texts)
+    assert found["error"].null_count == len(texts) - 1 == 31 and found["error"][0].is_valid
+    assert OTHER_IDS in found.schema.metadata
+    assert len(sizes) == 16 and max(sizes) < 3000  # of 32 KB
 
 
 def test_a_model_that_takes_too_long_to_load_is_given_up(

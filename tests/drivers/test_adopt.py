@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -250,6 +251,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "no names": ({"id2label": None, "num_labels": 3}, "", r"no names \(LABEL_0, LABEL_1, LABEL_2\)\. Name them"),
     "no names, lower case": ({"id2label": {"0": "label_0", "1": "b", "2": "c"}}, "", "outputs have no names"),
     "a blank name": ({"id2label": {"0": " ", "1": "b", "2": "c"}}, "", "outputs have no names"),
+    "a null name": ({"id2label": {"0": None, "1": "b", "2": "c"}}, "", "outputs have no names"),
     "one name twice": ({"id2label": {"0": "b", "1": "b\u200b", "2": "c"}}, "", "several outputs have the label 'b'"),
     "too few labels": ({}, "--labels x,y", "--labels names 2 labels, and .* has 3 outputs: a, b, c"),
     "too many labels": ({"id2label": None}, "--labels w,x,y,z", r"stored as \[3\], which are not 4 outputs"),
@@ -379,6 +381,18 @@ def test_a_data_set_of_other_labels_is_refused(
     refused(model, ["--data", data, *options.split()], message, capsys)
     if labels == "A B C":
         assert adopted(model, "--data", data, "--labels", "A,B,C").labels == ("A", "B", "C")
+
+
+def test_labels_with_commas(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("orders, returns", 'a "good" one', "it's")
+    data = data_set(model.parent / "labelled", [(text, names[row % 3]) for row, text in enumerate(TEXTS)])
+    changed(model, "config.json", id2label={number: name.upper() for number, name in enumerate(names)})
+    capsys.readouterr()
+    assert adopt(["--model", str(model), "--output", f"{model}-bundle", "--data", data]) == 2
+    _, _, step = capsys.readouterr().err.partition("say --labels ")
+    assert adopted(model, "--data", data, "--labels", *shlex.split(step)).info.labels == tuple(sorted(names))
+    capsys.readouterr()
+    refused(model, ["--labels", 'a,"b'], r"--labels: 'a,\"b' is not allowed\. give names as CSV has them", capsys)
 
 
 def test_a_data_set_of_another_kind_is_refused(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,9 +146,12 @@ def test_predict_prints_values(bundle: Path, capfd: pytest.CaptureFixture[str]) 
     assert {"text", "value", "low", "high", "label", "review"} <= set(line) and 1960 < line["value"] < 2000
 
 
-def test_training_goes_on_from_a_bundle_of_numbers(dataset: Path, bundle: Path, tmp_path: Path) -> None:
+def test_training_goes_on_from_a_bundle_of_numbers(
+    dataset: Path, bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its head is in the user's unit: the first epoch begins there, not at the mean."""
     again = trained(dataset, str(bundle), tmp_path / "again", "--epochs=1", "--learning-rate=1e-7", "--huber")
+    assert re.search(r"the head is kept: its numbers are about 19\d\d.*, those of the data set about 19", caplog.text)
     first, second = (read_info(Location.of(str(one))) for one in (bundle, again))
     assert second.metrics["mae"] == pytest.approx(first.metrics["mae"], rel=0.02)
     assert second.values and second.values.cuts == ()
@@ -157,13 +160,17 @@ def test_training_goes_on_from_a_bundle_of_numbers(dataset: Path, bundle: Path, 
     assert column["review"].to_pylist() == [False]
 
 
-def test_a_head_of_numbers_of_another_size_is_drawn_anew(bundle: Path, tmp_path: Path) -> None:
+def test_a_head_of_numbers_of_another_size_is_drawn_anew(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [{"text": text, "label": (year - 1965) / 10 - 100} for text, year in texts(0, 200)]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
     common = ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "data"), "--regression"]
     assert prepare.main(common) == 0
     again = trained(tmp_path / "data", str(bundle), tmp_path / "again", "--epochs=1")
     assert read_info(Location.of(str(again))).metrics["mae"] < 5  # they lie 2,000 from the years
+    assert "which is kept if its own are near" in caplog.text and "the head is kept" not in caplog.text
+    assert "the head is new: its numbers are about 19" in caplog.text
 
 
 @pytest.mark.parametrize(

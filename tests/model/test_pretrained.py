@@ -8,12 +8,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, BertModel, RobertaConfig, RobertaModel
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from bertray.bundle.info import read_info
 from bertray.errors import RequestError
 from bertray.model import sources
 from bertray.model.files import check_files
+from bertray.model.outputs import outputs_of
 from bertray.model.pretrained import classifier_and_head, load_classifier, load_tokenizer
 from bertray.model.sources import encoder_folder
 from bertray.storage.location import Location
@@ -202,8 +210,8 @@ def test_a_head_of_the_same_labels_is_kept_in_the_order_of_the_data_set(
     [
         (["x", "y", "z"], {}, "has other labels, such as 'a'"),
         (["a", "b", "d"], {}, "has other labels, such as 'c'"),
-        (["a", "b", "c", "d"], {}, "is for 3 labels, not 4"),
-        (["a", "b"], {}, "is for 3 labels, not 2"),
+        (["a", "b", "c", "d"], {}, "has 3 outputs, not 4"),
+        (["a", "b"], {}, "has 3 outputs, not 2"),
         (["a", "b", "c"], {"id2label": None}, "has other labels, such as 'LABEL_0'"),
         (["a", "b", "c"], {"id2label": {"0": "a", "1": "a", "2": "b"}}, "has other labels"),
         (["a", "b", "c"], {"id2label": {"0": "a", "1": "b", "2": "c", "3": "c"}}, "has other labels"),
@@ -229,6 +237,31 @@ def test_a_head_for_one_label_a_row_is_not_for_several(tiny_bundle: Path, tiny_e
     # An encoder without a head may have names of labels in its configuration.
     _, note = classifier_and_head(str(tiny_encoder), ["a", "b", "c"], "single_label_classification", 0)
     assert note == f"the head is new: {tiny_encoder} has none"
+
+
+@pytest.mark.parametrize(
+    ("facts", "is_kept"),
+    [
+        ({"id2label": {"0": "quality"}, "problem_type": None}, True),
+        ({"id2label": {"0": "LABEL_0"}, "problem_type": None}, True),
+        ({"id2label": {"0": "value"}, "problem_type": "regression"}, True),
+        ({"id2label": {"0": "value"}, "problem_type": "multi_label_classification"}, False),
+    ],
+)
+def test_one_output_is_a_number_to_train_and_to_adopt(
+    facts: dict[str, Any], is_kept: bool, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    """Whatever its name, unless config.json says otherwise."""
+    BertForSequenceClassification(BertConfig.from_pretrained(tiny_encoder, num_labels=1)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | facts
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model, note = classifier_and_head(str(tmp_path), ["value"], "regression", 0)
+    stored = load_file(tmp_path / "model.safetensors")["classifier.weight"]
+    assert torch.equal(model.classifier.weight, stored) == is_kept
+    assert (
+        "which is kept if its own are near those of the data set" if is_kept else f"is for {facts['problem_type']}"
+    ) in note
+    assert (outputs_of("it", config, (), None)[1] == "regression") == is_kept
 
 
 def test_bert_as_the_hub_has_it(tiny_encoder: Path, tmp_path: Path) -> None:

@@ -150,6 +150,29 @@ def test_chance_is_what_it_is_said_to_be() -> None:
     assert min(values) > 0.15
 
 
+def test_numbers_in_one_bin_that_spread_out_are_held() -> None:
+    """Of a bundle that knows no bounds: all values are in the last bin."""
+
+    def values(num_rows: int, deviation: float) -> Profile:
+        values_N = RNG.normal(3000, deviation, num_rows)
+        sums = {"score_sum": values_N.sum(), "score_square_sum": np.square(values_N).sum()}
+        return profile(num_rows).model_copy(update={"labels": {}, "scores": (*[0] * 19, num_rows), **sums})
+
+    def verdict(now: Profile, **limits: float) -> Verdict:
+        return judge(
+            now, {"before": before}, 10, 0, ScoreConfig(bundle="b", input="i", output="o", **limits), "regression"
+        )
+
+    before = values(5000, 10)
+    for num_rows in (1, 3, 30, 1000, 20_000):
+        assert not any(verdict(values(num_rows, 10), max_mean_change=0.1).reasons for _ in range(50))
+    (reason,) = verdict(values(1000, 30)).reasons
+    assert re.match(
+        r"deviation of values moved by 0\.\d+ .* deviation (9|10)\.\d+ → deviation (2[89]|3[012])\.", reason
+    )
+    assert verdict(values(1000, 0)).is_held
+
+
 def test_mean_change() -> None:
     many = 10**9
     assert mean_change((10, 2), (13, 2), many, many) == pytest.approx(3 / (2**2 + 1.5**2) ** 0.5, abs=1e-4)

@@ -16,7 +16,7 @@ import torch
 
 from bertray.errors import DivergedError, RequestError
 from bertray.model.adapter import Layout
-from bertray.model.pretrained import load_tokenizer
+from bertray.model.pretrained import load_classifier, load_tokenizer
 from bertray.storage.location import Location
 from bertray.tokenization.tokenizer import ColumnTokenizer, Sequences
 from bertray.training import token_files
@@ -284,6 +284,18 @@ def test_several_labels_begin_where_nothing_is_known_of_a_text(lever: dict[str, 
         (objective.loss_sum(logits_SC, np.arange(NUM_ROWS)) / NUM_ROWS).backward()
     assert logits_SC.grad is not None
     torch.testing.assert_close(logits_SC.grad.sum(dim=0), torch.zeros(NUM_LABELS), atol=1e-3, rtol=0)
+
+
+def test_large_numbers_keep_their_digits(rows: Path, tiny_encoder: Path) -> None:
+    """Prices around ten millions, of which float32 knows the whole ones."""
+    model = load_classifier(str(tiny_encoder), ["value"], "regression", 0)
+    with opened_run(rows, model=model, problem_type="regression") as run:
+        run.progress.unit = (0.0, 1.0)
+        expected_NC = run._validation_logits()
+        run.progress.unit = (1e7, 100.0)
+        found_NC = run._validation_logits()
+    assert np.ptp(expected_NC) > 0.1
+    assert np.abs((found_NC - 1e7) / 100 - expected_NC).max() < 1e-7
 
 
 def test_documents_count_alike_whatever_their_windows(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from bertray.bundle.info import BundleInfo, read_info, was_replaced
 from bertray.errors import BundleError, RequestError, ShardError, UnavailableError
-from bertray.schema import ERROR, NUM_TOKENS, REVIEW, TRUNCATED
+from bertray.schema import ERROR, NUM_TOKENS, OTHER_IDS, REVIEW, TRUNCATED
 from bertray.storage.location import Location
 from bertray.storage.patience import watched
 from bertray.tasks.task import TASKS
@@ -188,12 +188,14 @@ class IsolatedBundle(AbstractContextManager["IsolatedBundle"]):
         size = -(-len(texts) // _NUM_SLICES)
         tables = []
         for start in range(0, len(texts), size):
-            part = texts[start : start + size]
+            part = pa.concat_arrays([texts[start : start + size]])  # a slice would take all texts through the pipe
             try:
                 tables.append(self._ask(part))
             except ChildProcessError as error:
                 tables.append(self._narrow_down(part, str(error)))
-        return pa.concat_tables(tables)
+        whole = pa.concat_tables(tables)  # with the first one's metadata
+        has_other_ids = any(OTHER_IDS in (one.schema.metadata or {}) for one in tables)
+        return whole.replace_schema_metadata({OTHER_IDS: b""}) if has_other_ids else whole
 
     def _ask(self, texts: pa.Array) -> pa.Table:
         if self._is_doubted:

@@ -53,7 +53,7 @@ def out_of_fold_logits(
         fold_N: the fold of each row, from 0 to `config.folds` - 1.
 
     Returns:
-        logits_NC, float32; NaN for rows without tokens. The same seed gives the same logits on the same processor
+        logits_NC, float64; NaN for rows without tokens. The same seed gives the same logits on the same processor
         with the same number of threads a fold; on a GPU attention adds up gradients in any order.
 
     Raises:
@@ -76,7 +76,7 @@ def out_of_fold_logits(
     # Once for all folds, in Ray's object store.
     data = ray.put((config, sequences, vocabulary_V, fold_N, dataset.labels, dataset.problem_type))
     board, num_steps = cluster.start_board(RunBoard), 1
-    logits_NC = np.full((len(fold_N), len(dataset.labels)), np.nan, dtype=np.float32)
+    logits_NC = np.full((len(fold_N), len(dataset.labels)), np.nan)
     waiting, num_done = iter(range(config.folds)), 0
     running: dict[Any, int] = {}
     try:
@@ -137,7 +137,7 @@ def _judge(data: tuple[Any, ...], fold: int, board: Any) -> tuple[np.ndarray, di
         )
         tuning.run()
         history = tuning.progress.history
-        logits_NC = np.full((len(fold_N), len(labels)), np.nan, dtype=np.float32)
+        logits_NC = np.full((len(fold_N), len(labels)), np.nan)
         known_NC = tuning.validation_logits_NC  # ends with the fold's last row that has tokens
         logits_NC[: len(known_NC)] = known_NC
         return logits_NC[fold_N == fold], {**history[-1], "wall_s": sum(epoch["wall_s"] for epoch in history)}

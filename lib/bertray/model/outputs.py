@@ -62,6 +62,11 @@ def outputs_of(
     return outputs, problem_type
 
 
+def kind_of(own: str | None, num_outputs: int) -> str:
+    """What the outputs are for, if config.json alone says it; `own` is its problem_type."""
+    return own or ("regression" if num_outputs == 1 else UNNAMED_PROBLEM_TYPE)
+
+
 def _own_labels(model: str, config: dict[str, Any], names: Sequence[str]) -> list[str]:
     id2label = config.get("id2label")
     if not id2label:  # transformers leaves out what it would assume
@@ -72,11 +77,11 @@ def _own_labels(model: str, config: dict[str, Any], names: Sequence[str]) -> lis
             f"--model {model}: id2label in its config.json is {id2label!r:.200}, and must number outputs from 0, as "
             '{"0": "a label", "1": "another"}. Mend it, in a copy of the model'
         )
-    return [str(id2label[key]) for key in sorted(id2label, key=int)]
+    return ["" if id2label[key] is None else str(id2label[key]) for key in sorted(id2label, key=int)]
 
 
 def _problem_type(model: str, own: Any, num_outputs: int, dataset: Dataset | None) -> ProblemType:
-    found = own or (dataset.problem_type if dataset else "regression" if num_outputs == 1 else UNNAMED_PROBLEM_TYPE)
+    found = dataset.problem_type if dataset and not own else kind_of(own, num_outputs)
     if found not in TASKS:
         why = f"its config.json says problem_type {own!r}"
         raise RequestError(f"--model {model}: {why}; bertray adopts models for {', '.join(TASKS)}")

@@ -12,10 +12,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 
 from bertray.errors import RequestError
 from bertray.model.adapter import first_position, last_layer, redraw
-from bertray.model.outputs import NO_HEAD
+from bertray.model.outputs import NO_HEAD, kind_of
 from bertray.model.sources import WEIGHTS, encoder_folder
+from bertray.tasks.task import TASKS
 from bertray.tokenization.columns import one_line
-from bertray.types import UNNAMED_PROBLEM_TYPE, ProblemType
+from bertray.types import ProblemType
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def classifier_and_head(encoder: str, labels: Sequence[str], problem_type: Probl
     weight = next((f"{name}.weight" for name, module in model.named_modules() if module is head), None)
     shapes = {name: stored for name, stored, _ in found["mismatched_keys"]}
     if weight in shapes:
-        return model, f"the head is new: that of {encoder} is for {shapes[weight][0]} labels, not {len(labels)}"
+        return model, f"the head is new: that of {encoder} has {shapes[weight][0]} outputs, not {len(labels)}"
     if head is None or weight in found["missing_keys"]:
         return model, f"the head is new: {encoder} has none"
     return model, _match_head(head, own, labels, problem_type, encoder)
@@ -195,11 +196,13 @@ def _match_head(
     """Put the rows of a loaded head in the order of the labels, or draw them anew where they are of others."""
     before = [one_line(str(own.id2label[number])) for number in sorted(own.id2label)]
     now = list(map(one_line, labels))
-    if sorted(before) != sorted(now) or len(set(now)) < len(now):
+    if (kind := kind_of(own.problem_type, len(before))) != problem_type:
+        why = f"{encoder} is for {kind}, the data set for {problem_type}"
+    elif TASKS[problem_type].outputs:  # whatever they are called
+        return f"{encoder} has a head for numbers, which is kept if its own are near those of the data set"
+    elif sorted(before) != sorted(now) or len(set(now)) < len(now):
         other = min(set(before) - set(now), default="")  # LABEL_0, if the labels have no names
         why = f"{encoder} has other labels, such as {other!r}"
-    elif (kind := own.problem_type or UNNAMED_PROBLEM_TYPE) != problem_type:
-        why = f"{encoder} is for {kind}, the data set for {problem_type}"
     else:
         order = [before.index(label) for label in now]
         for weights in head.parameters():

@@ -27,7 +27,7 @@ class ScoreConfig(JobConfig):
     )
     output: Place = Field(description="folder for predictions/, manifest/ and runs/; not inside the input")
     text_column: str = Field(default="text", description="column that holds the text")
-    keep_columns: Columns = Field(default_factory=list, description="columns to copy into the output, comma-separated")
+    keep_columns: Columns = Field(default_factory=list, description="columns to copy, as a line of CSV: date,author")
     probabilities: str | None = Field(
         default=None,
         pattern="^(all|top:[1-9][0-9]*)$",
@@ -82,7 +82,8 @@ class ScoreConfig(JobConfig):
         default=0.5,
         ge=0,
         le=2,
-        description="hold the run if the mean score or length moved by more standard deviations",
+        description="hold the run if the mean score or length, or the deviation of numbers, moved by more standard "
+        "deviations",
     )
     accept: bool = Field(default=False, description="publish the run even if one of these three limits is exceeded")
 

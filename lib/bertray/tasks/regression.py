@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from bertray.errors import RequestError
-from bertray.metrics.profile import BOUNDS, Limits, Movement, Profile, label_movement, score_movements
+from bertray.metrics.profile import BOUNDS, Limits, Movement, Profile, label_movement, mean_change, score_movements
 from bertray.metrics.regression import ValueErrors, class_metrics, conformal, spelt
 from bertray.schema import (
     HIGH,
@@ -290,9 +290,17 @@ class Regression:
         return np.where(np.isfinite(value_N), value_N, np.nan)
 
     def movements(self, before: Profile, now: Profile, against: str, limits: Limits) -> list[Movement]:
-        """How far values moved, and labels if there are cuts."""
+        """How far values and their deviation moved, and labels if there are cuts.
+
+        An adopted bundle without a data set has no bounds: all its values may lie in one bin.
+        """
         of_labels = [label_movement(before, now, against, limits)] if before.labels or now.labels else []
-        return [*of_labels, *score_movements(before, now, against, limits, "value")]
+        spread, spread_now = ((one, one) for _, one in (before.score_moments(), now.score_moments()))
+        # The deviation of normal values is as sure as the mean of twice as many.
+        change = mean_change(spread, spread_now, 2 * before.num_rows_scored, 2 * now.num_rows_scored)
+        shown = [f"deviation {one:.3f}" for one, _ in (spread, spread_now)]
+        of_spread = Movement.of(against, "deviation of values", change, limits[1], shown)
+        return [*of_labels, *score_movements(before, now, against, limits, "value"), of_spread]
 
     # How good a model is. What is decided, and targets, are of rows in scope.
 

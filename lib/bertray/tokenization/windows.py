@@ -43,13 +43,13 @@ def cut(lengths_N: np.ndarray, window: int, stride: int) -> tuple[np.ndarray, np
 
 
 def aggregate(logits_SC: np.ndarray, documents_S: np.ndarray, num_documents: int, how: LongDocuments) -> np.ndarray:
-    """logits_NC (float32) of documents from those of their windows; NaN for a document without windows.
+    """logits_NC of documents from those of their windows, of their type; NaN for a document without windows.
 
     Args:
         documents_S: the document of each window, ascending.
         how: mean or max over the windows, for each class; truncate: no document has more than one window.
     """
-    logits_NC = np.full((num_documents, logits_SC.shape[1]), np.nan, dtype=np.float32)
+    logits_NC = np.full((num_documents, logits_SC.shape[1]), np.nan, dtype=logits_SC.dtype)
     if how == "truncate":
         logits_NC[documents_S] = logits_SC
     elif len(documents_S):

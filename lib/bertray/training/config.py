@@ -265,7 +265,7 @@ class AdoptConfig(JobConfig):
     max_length: int | None = Field(default=None, ge=8, description="tokens that it reads at once; default: all it can")
     labels: Columns = Field(
         default_factory=list,
-        description="names of the model's outputs, in their order, comma-separated; default: id2label of its config",
+        description="names of the model's outputs, in their order, as a line of CSV; default: id2label of its config",
     )
     target_precision: float | None = Field(
         default=None, gt=0, lt=1, description=f"{_TARGET_PRECISION_HELP}; needs --data"

@@ -283,8 +283,9 @@ class FineTuning:
         if self.world_size > 1:
             torch.distributed.all_reduce(logits_SC)
         num_rows = int(tokens.documents_S[-1]) + 1
-        mean, deviation = self.progress.unit
-        in_unit_SC = logits_SC.cpu().numpy() * np.float32(deviation) + np.float32(mean)
+        in_unit_SC, (mean, deviation) = logits_SC.cpu().numpy(), self.progress.unit
+        if self._task.outputs:  # numbers, of which float32 would keep seven digits
+            in_unit_SC = in_unit_SC.astype(np.float64) * deviation + mean
         return aggregate(in_unit_SC, tokens.documents_S, num_rows, self.options.long_documents)
 
     def _tell_between_batches(self) -> None:

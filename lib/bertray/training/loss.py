@@ -8,6 +8,7 @@ Legend: S sequences, B sequences of a batch, N rows, C classes.
 from __future__ import annotations
 
 import logging
+import math
 from functools import cached_property
 from typing import Any
 
@@ -145,14 +146,16 @@ class _Numbers(Objective):
 
         Unless it answers with numbers of another size: then it is of other data, and drawn anew.
         """
-        mean, deviation = self.unit
-        head = last_layer(model)
-        answer = 0.0 if head is None or head.bias is None else head.bias.item()
-        if head is None or head.bias is None or (answer and abs(answer - mean) <= _MAX_DEVIATIONS * deviation):
-            change_unit(model, -mean / deviation, 1 / deviation)
-        elif answer:
-            _log.info("the head is new: that of the encoder answers about %g, the values are about %g", answer, mean)
+        (mean, deviation), head, became = self.unit, last_layer(model), "kept"
+        answer = math.nan if head is None or head.bias is None else head.bias.item()
+        if answer == 0:
+            return
+        if head is not None and abs(answer - mean) > _MAX_DEVIATIONS * deviation:
             redraw(head, model.config)
+            became = "new"
+        else:
+            change_unit(model, -mean / deviation, 1 / deviation)
+        _log.info("the head is %s: its numbers are about %g, those of the data set about %g", became, answer, mean)
 
     def _losses(self, logits_BC: torch.Tensor, rows: np.ndarray, rows_B: torch.Tensor) -> torch.Tensor:
         loss = huber_loss if self._is_huber else mse_loss
