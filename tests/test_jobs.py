@@ -59,7 +59,7 @@ def test_help_shows_commands_and_every_option(name: str, capsys: pytest.CaptureF
     assert f"usage: bertray {name}" in text
     assert f"\n    bertray {name}" in text
     assert "exit codes: 0 done" in text
-    assert "(required)" in text or name == "demo"
+    assert "(required)" in text or name in ("demo", "report")
     assert ("--num-workers" in text) == (name in ("train", "audit"))
     assert ("--mlflow-uri" in text) == (name == "train")
 
