@@ -40,7 +40,7 @@ Fine-tune a BERT classifier on labelled texts, and label a large archive with it
 
 {jobs}
 
-To begin: bertray demo. It runs four of these commands on generated data and prints each before it runs.
+To begin: bertray demo. It runs four of these commands on data of its own and prints each before it runs.
 bertray COMMAND --help shows examples and every option."""
 
 

@@ -35,7 +35,7 @@ from tests.conftest import WHAT_A_DIVERGING_WORKER_LOGS
 from tests.drivers.conftest import WORDS
 
 PROGRESS = Progress(
-    history=[dict.fromkeys(("epoch", "train_loss", "loss", "accuracy", "f1_macro", "wall_s"), 1.0)],
+    history=[dict.fromkeys(("epoch", "step", "train_loss", "loss", "accuracy", "f1_macro", "wall_s"), 1.0)],
     best_epoch=1,
     is_done=True,
 )

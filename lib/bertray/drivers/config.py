@@ -115,18 +115,18 @@ class ReportConfig(JobConfig):
 
 
 class DemoConfig(JobConfig):
-    """Try everything on an invented résumé corpus: prepare, train, evaluate and score.
+    """Try everything on passages of docstrings: prepare, train, evaluate and score.
 
         bertray demo
         bertray demo --output /tmp/demo --num-labelled 400 --num-archive 400 --epochs 1
 
-    The corpus is synthetic: its accuracy says nothing about your data. Every step is a command that you can type
-    yourself; the demo prints it before it runs it.
+    Which section of a docstring does a passage stand in? Every step is a command that you can type yourself; the demo
+    prints it before it runs it.
     """
 
     output: Place = Field(default="demo", description="local folder; files of an earlier demo are replaced")
-    num_labelled: int = Field(default=1839, ge=60, le=1839, description="labelled chunks")
-    num_archive: int = Field(default=4000, ge=80, le=4000, description="unlabelled chunks in 8 shards")
+    num_labelled: int = Field(default=3000, ge=60, le=3000, description="labelled passages")
+    num_archive: int = Field(default=4000, ge=80, le=4000, description="unlabelled passages in 8 shards")
     encoder: str = Field(default="minilm", description="as in bertray train")
     epochs: int = Field(default=3, ge=1, description="as in bertray train")
     learning_rate: float = Field(

@@ -1,6 +1,6 @@
-"""Writes the demo's corpus: invented résumé chunks, labelled by section, and an archive of them to score.
+"""Invents résumé chunks, labelled by section, and an archive of them: the usual example of tutorials.
 
-    python -m benchmarks.corpus    labelled and archived chunks, to lib/bertray/data/demo_*.parquet
+    python -m benchmarks.resumes resumes    writes resumes/labelled.parquet and resumes/archive/part-0000.parquet
 
     1. sentence  a template of the section, or one that several sections share, whose slots Faker fills
                  "{{done}} {{artefact}} for {{company}}" -> "Rewrote a chat bot for Diaz Ltd"
@@ -12,6 +12,7 @@ correctly, and wrong labels keep every model below 1.0. Addresses are under exam
 numbers under 555-01xx: they belong to nobody.
 """
 
+import sys
 from pathlib import Path
 from random import Random
 
@@ -20,9 +21,7 @@ import pyarrow.parquet as pq
 from faker import Faker
 from faker.providers import DynamicProvider
 
-from bertray.data import synthetic
-from bertray.data.synthetic import NUM_ARCHIVE, NUM_LABELLED
-
+NUM_LABELLED, NUM_ARCHIVE = 1839, 4000
 # The sections in their usual order on paper, with their shares of the labelled corpus.
 LABELS = ("Contact Information", "Summary", "Work Experience", "Projects", "Education", "Skills")
 _SHARES = (0.07, 0.07, 0.36, 0.13, 0.19, 0.18)
@@ -178,7 +177,12 @@ def archive_chunks(num_rows: int = NUM_ARCHIVE, seed: int = 1) -> pa.Table:
     return pa.Table.from_pylist(rows[:num_rows], schema=_ARCHIVE_SCHEMA)
 
 
+def write(folder: Path) -> None:
+    """Write both tables as files that bertray prepare and bertray score read."""
+    (folder / "archive").mkdir(parents=True, exist_ok=True)
+    pq.write_table(labelled_chunks(), folder / "labelled.parquet")
+    pq.write_table(archive_chunks(), folder / "archive" / "part-0000.parquet")
+
+
 if __name__ == "__main__":
-    for name, rows in (("labelled", labelled_chunks()), ("archive", archive_chunks())):
-        file = Path(synthetic.__file__).with_name(f"demo_{name}.parquet")
-        pq.write_table(rows, file, compression="zstd", compression_level=19)
+    write(Path(sys.argv[1]))
