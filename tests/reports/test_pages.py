@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.errors import RequestError
-from bertray.metrics.classification import difference_intervals, full_metrics, intervals, multi_label_metrics
+from bertray.metrics.classification import Counts, full_metrics, intervals
 from bertray.metrics.profile import Profile
 from bertray.metrics.regression import ValueErrors
 from bertray.reports.layout import axis, number, percent, text
@@ -120,17 +120,17 @@ def labelled(folder: Path, num_rows: int = 400, gain: float = 0.3, **changes: An
     given, base = (np.where(rng.random(num_rows) < share, true, others) for share in (0.8, 0.8 - gain))
     given[:6], score = (true[:6] + 5) % 77, rng.random(num_rows) * 0.9
     score[:6] = np.linspace(0.99, 0.95, 6)
-    difference = difference_intervals(true, given, base, 77)
+    measured, simple = (Counts(true, one, 77).metrics for one in (given, base))
     metrics = {
         **full_metrics(true, given, LABELS),
         "problem_type": "single_label_classification",
         "nll": float("nan"),
-        "intervals": difference_intervals(true, given, None, 77),
+        "intervals": intervals(measured, None, num_rows),
         "baseline": {
             **full_metrics(true, base, LABELS),
             "name": "the simple one",
             "num_training_rows": 9000,
-            "difference_intervals": difference,
+            "difference_intervals": intervals(measured, simple, num_rows),
         },
         "review": None,
         "out_of_scope": None,
@@ -203,9 +203,9 @@ def test_several_labels_a_row(tmp_path: Path) -> None:
     true_NC, given_NC = np.eye(3, dtype=int)[np.arange(90) % 3], np.eye(3, dtype=int)[np.arange(90) % 3]
     given_NC[:9] = 0
     names = ("joy", "love", "fear")
-    metrics = multi_label_metrics(true_NC, given_NC, names)
+    metrics = full_metrics(true_NC, given_NC, names)
     metrics |= {"problem_type": "multi_label_classification", "review": None, "out_of_scope": None, "baseline": None}
-    metrics["intervals"] = difference_intervals(true_NC, given_NC, None, 3)
+    metrics["intervals"] = intervals(Counts(true_NC, given_NC, 3).metrics, None, 90)
     answers = [[[names[index] for index in np.flatnonzero(row)] for row in side] for side in (true_NC, given_NC)]
     rows = {"text": [f"text {row}" for row in range(90)], "labels": answers[0], "predicted": answers[1]}
     rows |= {"score": np.full(90, 0.8), "is_right": np.arange(90) > 2}
@@ -226,12 +226,12 @@ def test_numbers(tmp_path: Path) -> None:
     sides = [ValueErrors(true, one) for one in (given, base)]
     metrics: dict[str, Any] = {**sides[0].metrics(), "num_rows": 300, "problem_type": "regression", "review": None}
     metrics |= {"interval": {"wanted": 0.9, "coverage": 0.88, "mean_width": 1.5}, "out_of_scope": None}
-    metrics["intervals"] = intervals(sides[0], None, 300)
+    metrics["intervals"] = intervals(sides[0].metrics, None, 300)
     metrics["baseline"] = {
         **sides[1].metrics(),
         "name": "ridge",
         "num_training_rows": 900,
-        "difference_intervals": intervals(*sides, 300),
+        "difference_intervals": intervals(*(side.metrics for side in sides), 300),
     }
     rows = {"text": [f"text {row}" for row in range(300)], "value": true, "predicted": [*given[:-1], None]}
     rows |= {"low": given - 0.7, "high": given + 0.7}

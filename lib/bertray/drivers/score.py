@@ -257,9 +257,9 @@ def score(config: ScoreConfig, *, open_pool: OpenPool | None = None) -> ScoreRes
         elif published and (latest := runs.latest()) and latest.published != published:
             lock.check()  # there are only failures, or what was older is not any more
             runs.announce(latest.model_copy(update={"published": published}))
-    if todo.pending or verdict:
-        add_page(output / RUNS / run_id)
-        add_page(output)
+        if todo.pending or verdict:
+            add_page(output / RUNS / run_id)
+            add_page(output)
     older = published.older if published else []
     return ScoreResult(str(output), summary, recorder.failures, older, verdict, _worst(new, recorder.failures))
 
