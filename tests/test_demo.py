@@ -43,7 +43,8 @@ def test_every_step_is_shown_and_the_end_says_where_things_lie(small_demo: Path)
     assert "a look at" in text
     assert "where everything lies" in text
     places = json.loads((small_demo / "stdout.txt").read_text())  # one line: the summary
-    assert set(places) == {"labelled", "archive", "dataset", "bundle", "evaluation", "scored", "card"}
+    folders = {"labelled", "archive", "dataset", "bundle", "evaluation", "scored"}
+    assert set(places) == folders | {"bundle page", "evaluation page", "scored page"}
     assert all(Path(place).exists() for place in places.values())
     for noise in ("Traceback", "WARNING", "Deprecat", "LOAD REPORT", "it/s]"):
         assert noise not in text

@@ -21,7 +21,7 @@ from bertray.data.config import PrepareConfig
 from bertray.data.dataset import Dataset
 from bertray.drivers.config import DemoConfig, PredictConfig, ReportConfig, VerifyConfig
 from bertray.errors import RequestError
-from bertray.reports.pages import add_page, make_page
+from bertray.reports.pages import add_page, make_page, page_of
 from bertray.reports.terminal import print_dataset, print_look, print_problems, print_scoring
 from bertray.storage.location import Location
 from bertray.storage.lock import RunLock, new_run_id
@@ -155,10 +155,12 @@ def run_demo(config: DemoConfig) -> JobResult:
         if exit_code != EXIT_OK:
             return JobResult({"failed": f"bertray {words[0]}", "exit_code": exit_code}, exit_code)
     print_look(Path(archive), Path(scored) / "predictions")
-    summary = {"labelled": labelled, **dict(zip(names, places, strict=True)), "card": f"{bundle}/README.md"}
-    print("where everything lies:")
+    pages = {"bundle page": bundle, "evaluation page": evaluation, "scored page": scored}
+    summary = {"labelled": labelled, **dict(zip(names, places, strict=True))}
+    summary |= {name: str(page_of(Location.of(place))) for name, place in pages.items()}
+    print("where everything lies (open the pages in a browser):")
     for name, place in summary.items():
-        print(f"  {name:<11} {place}")
+        print(f"  {name:<16} {place}")
     print("next: notebooks/explore.ipynb (make notebooks), then your own data (README.md)")
     print("a classifier that you already have: bertray adopt --model MODEL --output BUNDLE")
     return JobResult(summary)

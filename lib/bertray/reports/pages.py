@@ -47,8 +47,7 @@ def make_page(folder: Location, num_texts: int) -> Location:
     Raises:
         RequestError: the folder is no output that has a page, or a file of it is damaged.
     """
-    kind = _kind_of(folder)
-    module, page = import_module(f"bertray.reports.{kind.module}"), folder / kind.page
+    module, page = import_module(f"bertray.reports.{_kind_of(folder).module}"), page_of(folder)
     while True:
         content = module.render(module.facts(folder, num_texts)).encode()
         if len(content) <= MAX_PAGE_BYTES or not num_texts:
@@ -67,11 +66,16 @@ def add_page(folder: Location, num_texts: int = 0, place: Location | None = None
         place: where the folder will be; None: where it is.
     """
     try:
-        (folder / _kind_of(folder).page).remove(is_file=True)
+        page_of(folder).remove(is_file=True)
         page = make_page(folder, num_texts)
         _log.info("page: %s", place / page.name if place else page)
     except Exception as error:  # the work is done, whatever is wrong with its page
         _log.warning("warning: %s has no page: %s: %s", place or folder, type(error).__name__, error)
+
+
+def page_of(folder: Location) -> Location:
+    """The place of an output's page."""
+    return folder / _kind_of(folder).page
 
 
 def _kind_of(folder: Location) -> Kind:
