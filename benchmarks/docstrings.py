@@ -1,4 +1,4 @@
-"""Writes the demo's corpus: what docstrings say, labelled by the section that it stands in, and an archive of it.
+"""Writes the demo's corpus: passages of docstrings, labelled with their section, and an archive of other passages.
 
     python -m benchmarks.docstrings    labelled and archived passages, to lib/bertray/data/demo_*.parquet
 
@@ -36,7 +36,7 @@ _MIN_WORDS, _MAX_WORDS = 8, 40
 _DOCSTRING = re.compile(r'"""(.*?)"""', re.DOTALL)
 _HEADING = r"^ *([A-Z][A-Za-z ]+)\n *-{3,} *\n"
 _SECTION = re.compile(rf"{_HEADING}(.*?)(?={_HEADING.replace('(', '(?:')}|\Z)", re.DOTALL | re.MULTILINE)
-# Where what a section says begins anew: after "name : type", after "name :", after a blank line.
+# Where the next passage of a section starts: after "name : type", after "name :", after a blank line.
 _STARTS = dict.fromkeys(("Parameters", "Raises", "Returns"), r"(?m)^\S.*$") | {"See Also": r"(?m)^\S[^:\n]*(?::|$)"}
 _NAMES_A_SECTION = re.compile(r"\b(?:parameter|return|rais|note|see also|example|referenc)", re.IGNORECASE)
 _Row = dict[str, str | int | None]

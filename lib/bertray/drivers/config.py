@@ -120,8 +120,8 @@ class DemoConfig(JobConfig):
         bertray demo
         bertray demo --output /tmp/demo --num-labelled 400 --num-archive 400 --epochs 1
 
-    Which section of a docstring does a passage stand in? Every step is a command that you can type yourself; the demo
-    prints it before it runs it.
+    The task: which section of a docstring does a passage come from? Every step is a command that you can type
+    yourself; the demo prints it before it runs it.
     """
 
     output: Place = Field(default="demo", description="local folder; files of an earlier demo are replaced")

@@ -280,7 +280,7 @@ def replace_layers(module: Any, kind: type, make: Callable[[Any], torch.nn.Modul
 
 @torch.no_grad()
 def redraw(head: torch.nn.Linear, config: Any) -> None:
-    """Draw a head anew, as transformers draws one."""
+    """Give a head new random weights, as transformers does."""
     head.weight.normal_(std=getattr(config, "initializer_range", None) or 0.02)
     if head.bias is not None:
         head.bias.zero_()
