@@ -14,8 +14,7 @@ from sklearn.pipeline import make_pipeline
 
 from benchmarks.resumes import LABELS, archive_chunks, labelled_chunks, write
 from bertray import PrepareConfig, prepare
-
-Row = dict[str, str | None]
+from tests.corpora import Row, is_blank, labels_by_text
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +35,6 @@ def archive() -> pa.Table:
 @pytest.fixture(scope="module")
 def archive_texts(archive: pa.Table) -> list[str | None]:
     return archive["text"].to_pylist()
-
-
-def is_blank(text: str | None) -> bool:
-    return text is None or not text.strip()
-
-
-def labels_by_text(rows: list[Row]) -> dict[str, list[str | None]]:
-    labels: dict[str, list[str | None]] = {}
-    for row in rows:
-        if not is_blank(row["text"]):
-            labels.setdefault(row["text"], []).append(row["label"])
-    return labels
 
 
 # ---- labelled chunks

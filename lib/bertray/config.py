@@ -6,6 +6,7 @@
 """
 
 import csv
+import io
 import itertools
 import math
 from typing import Annotated, Any
@@ -27,6 +28,12 @@ def _split(value: Any) -> Any:
     except csv.Error as error:
         raise ValueError('give names as CSV has them, as one,"one, with a comma","one with ""marks"""') from error
     return [part.strip() for part in parts if part.strip()]
+
+
+def as_csv(names: list[str]) -> str:
+    """The inverse of `_split`: what a user types for these names."""
+    csv.writer(line := io.StringIO(), lineterminator="").writerow(names)
+    return line.getvalue()
 
 
 def _as_range(value: Any) -> Any:

@@ -14,8 +14,7 @@ from benchmarks.docstrings import LABELS, corpus, passages
 from bertray.data import synthetic
 from bertray.data.synthetic import NUM_ARCHIVE, NUM_LABELLED, write_corpus
 from bertray.metrics.baseline import classifier
-
-Row = dict[str, str | None]
+from tests.corpora import Row, is_blank, labels_by_text
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +35,6 @@ def rows() -> list[Row]:
 @pytest.fixture(scope="module")
 def archive_texts(archive: list[tuple[str, pa.Table]]) -> list[str | None]:
     return [text for _, table in archive for text in table["text"].to_pylist()]
-
-
-def is_blank(text: str | None) -> bool:
-    return text is None or not text.strip()
-
-
-def labels_by_text(rows: list[Row]) -> dict[str, list[str | None]]:
-    labels: dict[str, list[str | None]] = {}
-    for row in rows:
-        if not is_blank(row["text"]):
-            labels.setdefault(row["text"], []).append(row["label"])
-    return labels
 
 
 # ---- labelled passages

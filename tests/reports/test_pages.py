@@ -308,7 +308,8 @@ def profile_of(labels: dict[str, int], num_rows_error: int = 0, tokens: int = 8)
 def write_run(output: Path, day: int, now: Profile | None, before: Profile | None = None, **changes: Any) -> Path:
     folder = output / "runs" / f"202601{day:02}T031500.000000Z"
     folder.mkdir(parents=True)
-    options = {"bundle": "my bundle", "input": "in", "output": "out", "price_per_hour": 2.0, "keep_columns": ["id"]}
+    options: dict[str, Any] = {"bundle": "my bundle", "input": "in", "output": "out", "price_per_hour": 2.0}
+    options["keep_columns"] = ["id", "a, b"]
     (folder / "config.json").write_text(json.dumps({"config": options, "bundle_fingerprint": "ef" * 32}))
     (folder / "plan.json").write_text("{}")
     if now is None:  # it has scored nothing, and says so in its shard report alone
@@ -355,10 +356,8 @@ def test_a_held_run_says_what_to_do(tmp_path: Path) -> None:
     before = profile_of({"a": 900, "b": 100})
     page = page_of(write_run(tmp_path, 2, profile_of({"b": 1000}, tokens=64), before))
     assert "No: the run is held, and nothing of it is published. Beyond its limit is: label mix moved by" in page.words
-    assert (
-        "bertray score --bundle 'my bundle' --input in --output out --keep-columns id --price-per-hour 2.0 --accept"
-        in (page.words)
-    )
+    command = "bertray score --bundle 'my bundle' --input in --output out --keep-columns 'id,\"a, b\"'"
+    assert f"{command} --price-per-hour 2.0 --accept" in page.words
     assert len([one for _, one in page.tags if one.get("class") == "beyond"]) >= 2
     labels = [one.get("aria-label") or "" for one in page.all("svg")]
     assert any(

@@ -6,18 +6,15 @@ suspects.parquet     the rows, the worst first
 
 from __future__ import annotations
 
-import io
-import json
 from collections import Counter
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bertray import schema
 from bertray.reports.layout import number, percent, rendered, source_of
 from bertray.storage.location import Location
-from bertray.storage.outputs import readable
+from bertray.storage.outputs import read_json, read_rows
 from bertray.tasks.task import TASKS
 
 _MAX_PAIRS, _MAX_LABELS, _MAX_TEXTS_OF_PAIR = 30, 200, 5
@@ -30,11 +27,8 @@ def render(facts: dict[str, Any]) -> str:
 
 def facts(folder: Location, num_texts: int) -> dict[str, Any]:
     """What the page shows of an output of bertray audit."""
-    with readable(folder / "label_quality.json", "Audit again"):
-        report = json.loads((folder / "label_quality.json").read_bytes())
-    with readable(folder / "suspects.parquet", "Audit again"):
-        file = io.BytesIO((folder / "suspects.parquet").read_bytes())
-        suspects = pq.ParquetFile(file).read(use_threads=False)
+    report = read_json(folder / "label_quality.json", "Audit again")
+    suspects = read_rows(folder / "suspects.parquet", "Audit again")
     given = TASKS[report["problem_type"]].column
     answers = suspects.select([given, schema.SUGGESTED + given]).to_pylist()
     changes = [_change(row[given], row[schema.SUGGESTED + given]) for row in answers]

@@ -8,7 +8,6 @@ report.json of the data set  what was taken out, if the data set is still that o
 
 from __future__ import annotations
 
-import json
 import struct
 from itertools import pairwise
 from typing import Any
@@ -21,7 +20,7 @@ from bertray.errors import RequestError
 from bertray.reports.layout import number, rendered
 from bertray.schema import SPLITS
 from bertray.storage.location import Location
-from bertray.storage.outputs import readable
+from bertray.storage.outputs import read_json, readable
 from bertray.tasks.task import TASKS
 from bertray.training.trials import SEARCHED, TrialRecord, best_of
 
@@ -112,8 +111,7 @@ def _data(info: BundleInfo) -> dict[str, Any]:
     try:
         dataset = Dataset.open(place) if place else None
         if dataset and dataset.fingerprint() == info.data_fingerprint:
-            with readable(dataset.location / REPORT_FILE, "Prepare the data set again"):
-                report = json.loads((dataset.location / REPORT_FILE).read_bytes())
+            report = read_json(dataset.location / REPORT_FILE, "Prepare the data set again")
     except RequestError:  # it has been moved, or cannot be read from here
         report = {}
     labels = report.get("labels", {})
@@ -133,7 +131,7 @@ def _trials(folder: Location) -> dict[str, Any]:
     if not file.exists():
         return {"trials": None}
     with readable(file, "Tune again"):
-        records = [TrialRecord(**one) for one in json.loads(file.read_bytes())["trials"]]
+        records = [TrialRecord(**one) for one in read_json(file, "Tune again")["trials"]]
     ordered, best = sorted(records, key=lambda one: -one.score), best_of(records)
     varied = [name for name in SEARCHED if len({one.options[name] for one in records}) > 1]
     rows = [

@@ -8,20 +8,17 @@ Legend: N rows of the split, C classes.
 
 from __future__ import annotations
 
-import io
-import json
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bertray.reports.layout import number, percent, points, rendered, source_of
 from bertray.reports.terminal import SUMMARY_METRICS
 from bertray.schema import HIGH, LOW, NUM_TOKENS, SCORE, SOURCE, TEXT
 from bertray.storage.location import Location
-from bertray.storage.outputs import readable
+from bertray.storage.outputs import read_json, read_rows
 from bertray.tasks.task import TASKS
 
 # The first of these that there is answers the question; whether more is better; how it is written.
@@ -39,11 +36,8 @@ def render(facts: dict[str, Any]) -> str:
 
 def facts(folder: Location, num_texts: int) -> dict[str, Any]:
     """What the page shows of an output of bertray evaluate."""
-    with readable(folder / "metrics.json", "Evaluate again"):
-        metrics = json.loads((folder / "metrics.json").read_bytes())
-    with readable(folder / "predictions.parquet", "Evaluate again"):
-        file = io.BytesIO((folder / "predictions.parquet").read_bytes())
-        rows = pq.ParquetFile(file).read(use_threads=False)
+    metrics = read_json(folder / "metrics.json", "Evaluate again")
+    rows = read_rows(folder / "predictions.parquet", "Evaluate again")
     task = TASKS[metrics["problem_type"]]
     true, given = rows[task.column], rows["predicted"]
     if task.outputs:  # numbers

@@ -8,18 +8,18 @@ the runs before           shares of labels, of errors and of rows to be reviewed
 
 from __future__ import annotations
 
-import json
 import shlex
 from datetime import datetime
 from typing import Any
 
+from bertray.config import as_csv
 from bertray.metrics.profile import Profile
 from bertray.reports.layout import rendered
 from bertray.schema import NUM_LENGTH_BINS, NUM_SCORE_BINS, SHARD_REPORT_SCHEMA
 from bertray.scoring.config import ScoreConfig
 from bertray.scoring.runs import NOW, profile_of
 from bertray.storage.location import Location
-from bertray.storage.outputs import in_parallel, read_records, readable
+from bertray.storage.outputs import in_parallel, read_json, read_records
 
 NUM_RUNS = 30
 _NUM_LABEL_LINES, _NUM_LABEL_BARS, _MAX_FAILURES = 6, 12, 100
@@ -73,8 +73,7 @@ def read_run(folder: Location) -> dict[str, Any]:
 
     def content(name: str) -> dict[str, Any]:
         file = folder / name
-        with readable(file, _DAMAGED):
-            return dict(json.loads(file.read_bytes())) if file.exists() else {}
+        return read_json(file, _DAMAGED) if file.exists() else {}
 
     summary, asked, failures = content("summary.json"), content("config.json"), list[dict[str, str]]()
     profiles = {name: Profile(**one) for name, one in summary.get("profiles", {}).items()}
@@ -164,5 +163,5 @@ def _command(config: dict[str, Any]) -> str:
         if value is True:
             words.append(flag)
         elif value != field.get_default(call_default_factory=True) and name != "accept":
-            words += [flag, ",".join(value) if isinstance(value, list) else str(value)]
+            words += [flag, as_csv(value) if isinstance(value, list) else str(value)]
     return shlex.join(words)

@@ -76,6 +76,19 @@ def put_records(file: Location, records: pa.Table) -> None:
     file.put(buffer.getvalue())
 
 
+def read_json(file: Location, next_step: str) -> dict[str, Any]:
+    """A JSON object. RequestError: the file is damaged; with the next step."""
+    with readable(file, next_step):
+        return dict(json.loads(file.read_bytes()))
+
+
+def read_rows(file: Location, next_step: str, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file. RequestError: it is damaged; with the next step."""
+    # Without Arrow's threads: see `scoring.shard_reader.ShardFile`.
+    with readable(file, next_step), pq.ParquetFile(io.BytesIO(file.read_bytes())) as parquet:
+        return parquet.read(columns=columns, use_threads=False)
+
+
 def read_records(files: list[Location], schema: pa.Schema, next_step: str) -> pa.Table:
     """All records of the files, in order. A nullable column that an older file lacks is filled with nulls.
 
@@ -84,9 +97,8 @@ def read_records(files: list[Location], schema: pa.Schema, next_step: str) -> pa
     """
 
     def read(file: Location) -> pa.Table:
-        # Without Arrow's threads: see `scoring.shard_reader.ShardFile`.
-        with readable(file, next_step), pq.ParquetFile(io.BytesIO(file.read_bytes())) as parquet:
-            table = parquet.read(columns=schema.names, use_threads=False)
+        table = read_rows(file, next_step, schema.names)
+        with readable(file, next_step):
             return pa.concat_tables([schema.empty_table(), table], promote_options="default").cast(schema)
 
     return pa.concat_tables([schema.empty_table(), *in_parallel(read, files)])
