@@ -43,8 +43,8 @@ test-fast: install
 	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not chaos and not services'
 
 notebooks: install demo/scored/runs/latest.json
-	$(PY) -m nbconvert --to html --execute notebooks/explore.ipynb --output-dir demo
-	@echo "open demo/explore.html"
+	$(PY) -m nbconvert --to html --execute notebooks/*.ipynb --output-dir demo
+	@echo "open demo/01-model.html, demo/02-archive.html"
 
 # The pages of all that the demo has written, and of an audit of its labels, which takes two short trainings.
 pages: install demo/scored/runs/latest.json demo/label_check/label_quality.json
@@ -52,7 +52,7 @@ pages: install demo/scored/runs/latest.json demo/label_check/label_quality.json
 	@echo "open demo/scored/index.html, demo/evaluation/report.html, demo/bundle/report.html, demo/label_check/report.html"
 
 demo/label_check/label_quality.json: demo/scored/runs/latest.json
-	.venv/bin/bertray audit --data demo/dataset --output demo/label_check --encoder minilm --folds 2 --epochs 1 --learning-rate 5e-4 --overwrite
+	.venv/bin/bertray audit --data demo/dataset --output demo/label_check --encoder minilm --folds 2 --epochs 3 --learning-rate 5e-4 --overwrite
 
 demo/scored/runs/latest.json:
 	$(MAKE) demo

@@ -268,6 +268,11 @@ def small_demo(tiny_encoder: Path) -> Iterator[Path]:
         yield output
 
 
+def assert_rows_add_up(summary: dict[str, Any]) -> None:
+    """No row of a run is left out: it has an error, or an earlier row's label, or the model read it."""
+    assert summary["num_rows"] == sum(summary[f"num_rows_{what}"] for what in ("error", "repeated", "model"))
+
+
 def run_job_process(
     job: str, *arguments: object, env: dict[str, str] | None = None, stdin: str | None = None
 ) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,7 @@ from tests.conftest import ROOT, write_shard
 
 def test_what_is_public_is_announced() -> None:
     raised = {name for name, one in vars(errors).items() if inspect.isclass(one) and issubclass(one, Exception)}
-    jobs = {"prepare", "train", "evaluate", "score"}
+    jobs = {"prepare", "train", "evaluate", "audit", "score"}
     configs = {f"{name.capitalize()}{kind}" for name in jobs for kind in ("Config", "Result")}
     assert set(bertray.__all__) == raised | jobs | configs | {"Bundle", "Prediction"}
     assert bertray.__all__ == sorted(bertray.__all__)
@@ -29,7 +29,7 @@ def test_what_is_public_is_announced() -> None:
         bertray.predict  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "score"])
+@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "audit", "score"])
 def test_a_job_is_a_typed_function(name: str) -> None:
     config, result = (getattr(bertray, f"{name.capitalize()}{kind}") for kind in ("Config", "Result"))
     hints = get_type_hints(getattr(bertray, name))

@@ -1,5 +1,6 @@
-"""`make demo` at a smaller size, on a Ray of its own, and the notebook on what it wrote: what a new user sees."""
+"""`make demo` at a smaller size, on a Ray of its own, and the notebooks on what it wrote: what a new user sees."""
 
+import ast
 import json
 import os
 from pathlib import Path
@@ -11,20 +12,23 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from transformers import pipeline
 
+import bertray
 from bertray import Bundle
 from bertray.schema import SPLITS
 from tests.conftest import ROOT
 
-NOTEBOOK = ROOT / "notebooks" / "explore.ipynb"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+BY_NAME = {path.stem: path for path in NOTEBOOKS}
 
 
-def execute(demo: Path, monkeypatch: pytest.MonkeyPatch) -> nbformat.NotebookNode:
-    """Run the notebook from its own folder, as Jupyter and `make notebooks` do; its kernel is gone afterwards."""
+def execute(path: Path, demo: Path, monkeypatch: pytest.MonkeyPatch) -> nbformat.NotebookNode:
+    """Run a notebook from its own folder, as Jupyter and `make notebooks` do; its kernel is gone afterwards."""
     monkeypatch.setenv("BERTRAY_DEMO", str(demo))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's own backend makes the pictures
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(path, as_version=4)
     kernels: list[tuple[str, int]] = []
-    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
+    client = NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(path.parent)}})
     client.on_notebook_start = lambda notebook: kernels.append((client.km.ip, client.km.provisioner.pid))
     try:
         client.execute()
@@ -73,22 +77,46 @@ def test_pipeline_predict_and_score_agree(small_demo: Path) -> None:
         assert abs(prediction.score - other["score"]) < 1e-4
 
 
-def test_the_notebook_runs_on_the_demo(small_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    notebook = execute(small_demo, monkeypatch)
+@pytest.mark.parametrize(("name", "num_pictures"), [("01-model", 5), ("02-archive", 2)])
+def test_the_notebooks_run_on_the_demo(
+    name: str, num_pictures: int, small_demo: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BERTRAY_ENCODER", str(tiny_encoder))
+    notebook = execute(BY_NAME[name], small_demo, monkeypatch)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 5
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == num_pictures
     warnings = [output["text"] for output in outputs if output.get("name") == "stderr"]
-    assert warnings == []
+    assert [text for text in warnings if not text.startswith("warning: the models' accuracy on rows")] == []
+    for output in outputs:
+        assert "training" not in output.get("data", {}).get("text/plain", "") or "3 of 3 folds done" in str(output)
 
 
-def test_without_outputs_the_notebook_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CellExecutionError, match="make demo") as caught:
-        execute(tmp_path / "nowhere", monkeypatch)
-    assert str(tmp_path / "nowhere") in str(caught.value)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_without_outputs_a_notebook_says_what_is_missing(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CellExecutionError, match=f"{tmp_path}/nowhere/bundle"):
+        execute(path, tmp_path / "nowhere", monkeypatch)
+    assert not (tmp_path / "nowhere").exists()
 
 
-def test_the_notebook_is_committed_without_outputs() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_starts_in_ten_lines_of_the_public_interface(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    first = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert len([line for line in first.splitlines() if line.strip()]) <= 10
+    code = [ast.parse(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
+    imports = [node for tree in code for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    from_bertray = [node for node in imports if "bertray" in ast.unparse(node)]
+    assert from_bertray
+    for node in from_bertray:
+        assert isinstance(node, ast.ImportFrom) and node.module == "bertray"
+        assert {alias.name for alias in node.names} <= set(bertray.__all__)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_committed_without_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert notebook.metadata.kernelspec.name == "python3"

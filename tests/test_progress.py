@@ -6,6 +6,8 @@ import re
 import sys
 
 import pytest
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 
 from bertray import progress
 from bertray.cli import _log_to_stderr
@@ -23,6 +25,7 @@ def test_lines_in_a_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
     assert [record.getMessage() for record in caplog.records] == [
         "training: 15 of 100 steps, about 0:01:25 left epoch 1/2",
         "training: 30 of 100 steps, about 0:01:10 left epoch 1/2",
+        "training: 31 of 100 steps, 0:01:01 in all",
     ]
 
 
@@ -36,7 +39,8 @@ def test_a_total_that_is_found_out_on_the_way(
             now[0] = now_s
             bar.update(done, "epoch 1/2", 200 if done else 0)
     assert [record.getMessage() for record in caplog.records] == [
-        "training: 30 of 200 steps, about 0:02:50 left epoch 1/2"
+        "training: 30 of 200 steps, about 0:02:50 left epoch 1/2",
+        "training: 30 of 200 steps, 0:01:00 in all",
     ]
 
 
@@ -62,3 +66,18 @@ def test_nothing_is_said_before_anything_is_done(caplog: pytest.LogCaptureFixtur
     with caplog.at_level("INFO", logger="bertray"), ProgressBar("scoring", 0, "shards") as bar:
         bar.update(0)
     assert not caplog.records
+
+
+def test_under_a_notebooks_cell_the_bar_stays_when_it_is_saved() -> None:
+    """Without widgets; one bar, however often it moves."""
+    code = """\
+from bertray.progress import ProgressBar
+with ProgressBar("training", 10, "steps") as bar:
+    for done in range(4):
+        bar.update(done, "epoch 1/2")"""
+    notebook = new_notebook(cells=[new_code_cell(code)])
+    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    [output] = notebook.cells[0].outputs
+    shown = output["data"]["text/plain"]
+    assert shown.startswith("training") and "3/10" in shown and "epoch 1/2" in shown
+    assert "<pre" in output["data"]["text/html"]

@@ -28,15 +28,18 @@ if TYPE_CHECKING:
     from bertray.bundle.bundle import Bundle, Prediction
     from bertray.data.config import PrepareConfig
     from bertray.data.prepare import PrepareResult, prepare
+    from bertray.drivers.audit import AuditResult, audit
     from bertray.drivers.config import EvaluateConfig
     from bertray.drivers.evaluate import EvaluateResult, evaluate
     from bertray.drivers.score import ScoreResult, score
     from bertray.drivers.train import TrainResult, train
     from bertray.scoring.config import ScoreConfig
-    from bertray.training.config import TrainConfig
+    from bertray.training.config import AuditConfig, TrainConfig
 
 __version__ = "0.1.0"
 __all__ = [
+    "AuditConfig",
+    "AuditResult",
     "BertrayError",
     "Bundle",
     "BundleError",
@@ -56,6 +59,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "UnavailableError",
+    "audit",
     "evaluate",
     "prepare",
     "score",
@@ -67,12 +71,13 @@ _LAZY = {
     "bertray.bundle.bundle": ("Bundle", "Prediction"),
     "bertray.data.config": ("PrepareConfig",),
     "bertray.data.prepare": ("PrepareResult", "prepare"),
+    "bertray.drivers.audit": ("AuditResult", "audit"),
     "bertray.drivers.config": ("EvaluateConfig",),
     "bertray.drivers.evaluate": ("EvaluateResult", "evaluate"),
     "bertray.drivers.score": ("ScoreResult", "score"),
     "bertray.drivers.train": ("TrainResult", "train"),
     "bertray.scoring.config": ("ScoreConfig",),
-    "bertray.training.config": ("TrainConfig",),
+    "bertray.training.config": ("AuditConfig", "TrainConfig"),
 }
 
 

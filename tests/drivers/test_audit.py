@@ -14,7 +14,7 @@ import pytest
 from bertray.data.config import PrepareConfig
 from bertray.data.prepare import prepare
 from bertray.drivers import cluster
-from bertray.drivers.audit import Audit, _warnings, audit
+from bertray.drivers.audit import AuditResult, _warnings, audit
 from bertray.drivers.cross_validation import _result
 from bertray.errors import BertrayError, LockedError, RequestError
 from bertray.schema import suspect_schema
@@ -63,19 +63,19 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "data")
 
 
-def run(dataset: str, output: Path | str, encoder: Path, **options: Any) -> Audit:
+def run(dataset: str, output: Path | str, encoder: Path, **options: Any) -> AuditResult:
     return audit(AuditConfig(data=dataset, output=str(output), encoder=str(encoder), **{**OPTIONS, **options}))
 
 
 @pytest.fixture(scope="module")
 def audited(
     ray_cluster: str, dataset: str, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Audit, Path]:
+) -> tuple[AuditResult, Path]:
     output = tmp_path_factory.mktemp("audited") / "label_check"
     return run(dataset, output, tiny_encoder), output
 
 
-def test_planted_errors_are_the_worst_rows(audited: tuple[Audit, Path]) -> None:
+def test_planted_errors_are_the_worst_rows(audited: tuple[AuditResult, Path]) -> None:
     worst = audited[0].suspects.slice(0, len(WRONG_ROWS)).to_pylist()
     assert {row["source_row"]: row["label"] for row in worst} == WRONG_ROWS
     for row in worst:
@@ -85,7 +85,7 @@ def test_planted_errors_are_the_worst_rows(audited: tuple[Audit, Path]) -> None:
         assert Path(row["source"]).name == "train.jsonl"
 
 
-def test_what_is_written(audited: tuple[Audit, Path], dataset: str) -> None:
+def test_what_is_written(audited: tuple[AuditResult, Path], dataset: str) -> None:
     found, output = audited
     written = pq.ParquetFile(output / "suspects.parquet").read()
     assert written.schema.equals(suspect_schema("single_label_classification"))
@@ -103,7 +103,7 @@ def test_what_is_written(audited: tuple[Audit, Path], dataset: str) -> None:
     assert len(found.quality_N) == NUM_ROWS
 
 
-def test_models_that_have_learnt_too_little_are_told_of(audited: tuple[Audit, Path]) -> None:
+def test_models_that_have_learnt_too_little_are_told_of(audited: tuple[AuditResult, Path]) -> None:
     assert audited[0].report["warnings"] == []
     (warning,) = _warnings({"accuracy": 0.24, "f1_macro": 0.2})
     assert "accuracy on rows that they have not seen is 0.24" in warning and "--epochs" in warning
@@ -112,7 +112,7 @@ def test_models_that_have_learnt_too_little_are_told_of(audited: tuple[Audit, Pa
 
 @pytest.mark.chaos
 def test_the_same_seed_gives_the_same_after_a_worker_was_killed(
-    audited: tuple[Audit, Path], dataset: str, tiny_encoder: Path, tmp_path: Path
+    audited: tuple[AuditResult, Path], dataset: str, tiny_encoder: Path, tmp_path: Path
 ) -> None:
     # Half a second after a fold has begun it is in the middle of something.
     began_s: list[float] = []

@@ -22,7 +22,7 @@ from bertray.scoring.pool import Pool
 from bertray.scoring.score_unit import Request
 from bertray.scoring.units import Outcome, Work
 from bertray.storage.location import FileInfo, Location
-from tests.conftest import ROOT, write_shard
+from tests.conftest import ROOT, assert_rows_add_up, write_shard
 from tests.stub_pool import stub_pool
 
 PART_BYTES = 2000
@@ -40,7 +40,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A large shard of several row groups, and a small one."""
     folder = tmp_path_factory.mktemp("original")
     write_shard(folder / "small.parquet", ["one", None, "three"])
-    texts = [f"text {row} says {row**3}" for row in range(1000)]
+    texts = [f"text {row} says {row**3}" for row in (row - row % 10 // 9 for row in range(1000))]  # every tenth twice
     large = pa.table({"document_id": [f"{row}" for row in range(1000)], "text": texts})
     (folder / "date=2026-01-05").mkdir()
     pq.write_table(large, folder / "date=2026-01-05" / "large.parquet", row_group_size=300, compression="none")
@@ -65,7 +65,9 @@ def undisturbed(
 def run(archive: Path, output: Path, bundle: Path, open_pool: OpenPool | None = None) -> ScoreResult:
     places = {"bundle": str(bundle), "input": str(archive), "output": str(output)}
     config = ScoreConfig(**places, num_actors=2, precision="fp32", keep_columns=["document_id"])
-    return score(config, open_pool=open_pool)
+    scored = score(config, open_pool=open_pool)
+    assert_rows_add_up(scored.summary)
+    return scored
 
 
 def contents(output: Path) -> dict[str, bytes]:
@@ -130,6 +132,7 @@ def test_parts_of_a_killed_run_are_taken_up(
     assert num_staged >= 4
     scored = run(original, output, tiny_bundle)
     assert (scored.failures, scored.summary["num_parts_taken_up"]) == ([], num_staged)
+    assert scored.summary["num_rows_repeated"] == undisturbed[0].summary["num_rows_repeated"] > 50
     assert contents(output) == contents(undisturbed[1])
     assert not (output / "staging").exists()
 

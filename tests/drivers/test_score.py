@@ -35,7 +35,7 @@ from bertray.scoring.staging import Staging
 from bertray.scoring.units import Unit
 from bertray.storage.location import FileInfo, Location
 from bertray.storage.lock import RunLock
-from tests.conftest import ROOT, write_shard
+from tests.conftest import ROOT, assert_rows_add_up, write_shard
 from tests.stub_pool import stub_pool
 
 SUMMARY_KEYS = {
@@ -73,6 +73,7 @@ def run(
     settings = {"keep_columns": ["document_id"], "num_actors": 2, "precision": "fp32", **options}
     config = ScoreConfig(bundle=str(bundle), input=str(archive), output=str(output), **settings)
     scored = score(config, open_pool=open_pool)
+    assert_rows_add_up(scored.summary)
     return scored.summary, scored.failures
 
 

@@ -215,7 +215,7 @@ def test_only_code_is_uploaded(tmp_path):
     code = ["jobs/score.py", "jobs/runtime_env.yaml", "lib/bertray/__init__.py", "score.yaml"]
     rest = [
         *(".env", ".git/config", ".venv/bin/python", "demo/archive/0.parquet", "bundle/model.safetensors", "x"),
-        *("notebooks/explore.ipynb", "lib/bertray.egg-info/PKG-INFO", "lib/bertray/__pycache__/a.pyc", "README.md"),
+        *("notebooks/01-model.ipynb", "lib/bertray.egg-info/PKG-INFO", "lib/bertray/__pycache__/a.pyc", "README.md"),
     ]
     for name in code + rest:
         path = tmp_path / "tree" / name

@@ -321,6 +321,8 @@ def write_run(output: Path, day: int, now: Profile | None, before: Profile | Non
     summary = {
         **verdict.summary(),
         "num_shards_committed": 3,
+        "num_rows_model": now.num_rows_scored - 10,
+        "num_rows_repeated": 10,
         "num_shards_failed": 1,
         "wall_s": 1800.0,
         "tokens_per_s": 900.0,
@@ -346,7 +348,8 @@ def test_a_run_that_passed(tmp_path: Path) -> None:
     assert "cost 4 " in page.words  # four actors, half an hour, at 2
     assert "text is not UTF-8 8" in page.words
     assert "10.0.0.1 3 disk full" in page.words
-    assert "The last 2 runs" in page.words
+    assert "Of 1,008 rows the model read 990; 10 have the label of an earlier row " in page.words
+    assert "The last runs" in page.words
     labels = [one.get("aria-label") or "" for one in page.all("svg")]
     assert any("a 88.0\u00a0% (what was announced last 90.0\u00a0%)" in one for one in labels)
     assert any("a: 90.0\u00a0% at 2026-01-01, 88.0\u00a0% at 2026-01-02" in one for one in labels)
@@ -369,7 +372,14 @@ def test_a_held_run_says_what_to_do(tmp_path: Path) -> None:
 def test_a_run_with_failures_alone(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path, 1, None))
     assert "There is nothing to publish" in page.words
+    assert "No row was read." in page.words
     assert r"<1> no Parquet \u202eevil\u202c" in page.words
+
+
+def test_a_run_held_for_its_failures_says_to_mend_them(tmp_path: Path) -> None:
+    page = page_of(write_run(tmp_path, 1, Profile(), profile_of({"a": 900}), gate="held", held_because=["all failed"]))
+    assert "No row got a label. Mend what failed, below" in page.words
+    assert "--accept" not in page.words and "What changed" not in page.words
 
 
 def test_the_index_lists_the_last_runs(tmp_path: Path) -> None:

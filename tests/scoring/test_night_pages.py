@@ -33,6 +33,8 @@ def test_a_night_and_one_with_nothing_to_do(config: ScoreConfig) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["errors"] == {"text is empty": 2}
     assert summary["profiles"]["this run"]["num_rows"] == 4
+    assert [summary[f"num_rows{of}"] for of in ("", "_error", "_repeated", "_model")] == [4, 2, 0, 2]
+    assert "Of 4 rows the model read 2; 0 have the label of an earlier row" in page
     before = content(config)
     assert run(config, open_pool=stub_pool()).summary["run_id"] is None  # type: ignore[index]
     assert content(config) == before

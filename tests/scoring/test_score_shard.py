@@ -157,7 +157,7 @@ def test_identical_texts_are_scored_once(bundle: Bundle, tmp_path: Path, monkeyp
             prediction.num_tokens,
         )
     num_tokens = table["num_tokens"].to_pylist()
-    assert numbers(counts) == (7, 3, 3, sum(num_tokens), 2 * num_tokens[0])
+    assert numbers(counts) == (7, 3, 2, sum(num_tokens), 2 * num_tokens[0])
 
 
 @pytest.mark.parametrize("use_dictionary", [True, False])

@@ -46,7 +46,7 @@ _SUMMARY = ("num_rows", "num_rows_without_tokens", "num_suspects", "noise", "out
 SUSPECTS_FILE, REPORT_FILE = "suspects.parquet", "label_quality.json"
 
 
-class Audit(NamedTuple):
+class AuditResult(NamedTuple):
     """The result of an audit."""
 
     report: dict[str, Any]  # what label_quality.json holds
@@ -61,7 +61,7 @@ def run(config: AuditConfig) -> JobResult:
     return JobResult({"output": config.output, **{key: found.report[key] for key in _SUMMARY}})
 
 
-def audit(config: AuditConfig) -> Audit:
+def audit(config: AuditConfig) -> AuditResult:
     """Find the labels that are probably wrong, and write both files.
 
     Raises:
@@ -136,7 +136,7 @@ def audit(config: AuditConfig) -> Audit:
         add_page(output, config.page_texts)
     quality_N = np.full(rows.num_rows, np.nan)
     quality_N[judged] = issues.quality_N
-    return Audit(report, suspects, quality_N)
+    return AuditResult(report, suspects, quality_N)
 
 
 def _suspects(dataset: Dataset, rows: pa.Table, judged: np.ndarray, issues: LabelIssues, order: np.ndarray) -> pa.Table:

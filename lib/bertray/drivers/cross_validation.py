@@ -85,14 +85,14 @@ def out_of_fold_logits(
                 for fold in islice(waiting, num_at_a_time - len(running)):
                     running[task.remote(data, fold, board)] = fold
                 done, _ = ray.wait(list(running), timeout=LOOK_INTERVAL_S)
-                num_steps = max(num_steps, news_of(board).num_steps)
-                note = f"{num_done} of {config.folds} folds done"
-                bar.update(ray.get(board.num_steps_taken.remote()), note, num_steps * config.folds)
                 for one in done:
                     fold = running.pop(one)
                     logits_NC[fold_N == fold], metrics = _result(one, fold, config.max_failures)
                     log_epoch(metrics, f"fold {fold + 1} of {config.folds}", dataset.problem_type)
                     num_done += 1
+                num_steps = max(num_steps, news_of(board).num_steps)
+                note = f"{num_done} of {config.folds} folds done"
+                bar.update(ray.get(board.num_steps_taken.remote()), note, num_steps * config.folds)
     finally:
         for one in running:
             ray.cancel(one, force=True)

@@ -161,6 +161,6 @@ def run_demo(config: DemoConfig) -> JobResult:
     print("where everything lies (open the pages in a browser):")
     for name, place in summary.items():
         print(f"  {name:<16} {place}")
-    print("next: notebooks/explore.ipynb (make notebooks), then your own data (README.md)")
+    print("next: notebooks/ (make notebooks), then your own data (README.md)")
     print("a classifier that you already have: bertray adopt --model MODEL --output BUNDLE")
     return JobResult(summary)

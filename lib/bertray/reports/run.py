@@ -35,7 +35,8 @@ def facts(folder: Location, num_texts: int = 0) -> dict[str, Any]:
     """What the page shows of a run."""
     run = read_run(folder)
     summary, profiles = run["summary"], run["profiles"]
-    before = {name: one for name, one in profiles.items() if name != NOW and one.num_rows_scored}
+    scored = profiles[NOW].num_rows_scored
+    before = {name: one for name, one in profiles.items() if name != NOW and scored and one.num_rows_scored}
     edges = run["summary"].get("answers", {}).get("score_edges") or [bin / NUM_SCORE_BINS for bin in range(21)]
     failures = summary.get("failures", run["failures"])
     config, num_actors = run["config"], summary.get("num_actors", 0)

@@ -51,7 +51,7 @@ _IN_FINGERPRINT = ("text_column", "keep_columns", "probabilities", "engine", "pr
 # The counts of a summary, in its order; docs/glossary.md explains them.
 _OF_ROWS = ("num_rows", "num_rows_error", "num_rows_review", "num_tokens")
 _REPEATED = ("num_rows_repeated", "num_tokens_repeated")
-_COUNTED = ("num_shards_committed", "num_shards_failed", "num_parts_taken_up", *_OF_ROWS, *_REPEATED)
+_COUNTED = ("num_shards_committed", "num_shards_failed", "num_parts_taken_up", *_OF_ROWS, *_REPEATED, "num_rows_model")
 
 
 class Rate(BaseModel, frozen=True):
@@ -251,11 +251,12 @@ class Recorder:
         counts, profile = outcome.counts, outcome.counts.profile
         if is_piece:  # scored by this pass
             self._counts["num_tokens_scored"] += profile.num_tokens - counts.num_tokens_repeated
-            self._counts.update({name: getattr(counts, name) for name in _REPEATED})
         if outcome.part is None:
             self._counts["num_shards_committed"] += 1
             self._settled.add(outcome.shard.path)
             self._counts.update({name: getattr(profile, name) for name in _OF_ROWS})
+            self._counts.update({name: getattr(counts, name) for name in _REPEATED})
+            self._counts["num_rows_model"] += profile.num_rows_scored - counts.num_rows_repeated
             self.errors.update(counts.errors)
             self._precisions.add(outcome.precision)
             self._unrecorded.append(outcome)

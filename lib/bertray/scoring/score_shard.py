@@ -63,7 +63,7 @@ def _predicted(
         profile, num_tokens_scored = Profile.of(table), pc.sum(of_texts[NUM_TOKENS]).as_py() or 0
         counts = Counts(
             profile=profile,
-            num_rows_repeated=len(table) - len(of_texts),
+            num_rows_repeated=profile.num_rows_scored - of_texts[ERROR].null_count,
             num_tokens_repeated=profile.num_tokens - num_tokens_scored,
             errors=Counter(table[ERROR].drop_null().to_pylist()),
         )

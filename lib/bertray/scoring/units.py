@@ -47,7 +47,7 @@ class Unit(BaseModel, frozen=True):
 
 
 class Counts(BaseModel, frozen=True):
-    """Sums over scored rows. A repeated row has a text that occurs earlier in its step; it is not scored again."""
+    """Sums over rows. A repeated row has the label of a row before it in its step, with the same text."""
 
     profile: Profile = Profile()
     num_rows_repeated: int = 0
