@@ -268,6 +268,7 @@ def test_an_audit(tmp_path: Path) -> None:
         "num_rows_without_tokens": 2,
         "num_suspects": 6,
         "noise": 0.12,
+        "out_of_fold": {"accuracy": 0.81},
         "warnings": ["look"],
         "labels": {LABELS[0]: of_label, LABELS[1]: {"num_rows": 30, "num_suspects": 0, "noise": 0.0}},
         "problem_type": "single_label_classification",
@@ -280,9 +281,10 @@ def test_an_audit(tmp_path: Path) -> None:
     rows |= {"given_probability": [0.05] * 6, "suggested_probability": [0.9] * 6, "source": ["/a.csv"] * 6}
     pq.write_table(pa.table({**rows, "source_row": list(range(6))}), folder / "suspects.parquet")
     page = page_of(folder)
-    assert "6 of 40 training rows (15.0 %) are suspect; 12.0 % of all labels are probably wrong" in page.words
+    assert "6 of 40 training rows (15.0 %) are suspect; the estimated share of wrong labels is 12.0 %." in page.words
     assert r"<b>bold</b> → label \u202eevil\u202c (6)" in page.words
-    assert "5.0 % → 90.0 %" in page.words
+    assert "probability as labelled as suggested from" in page.words and "5.0 % 90.0 %" in page.words
+    assert "They are right on 81.0 % of all rows, so some suspects are their own mistakes." in page.words
     assert page.source.count('class="quote"') == 5  # of one pair
     assert "alert(1)" not in page_of(folder, 0).source
 
@@ -358,7 +360,10 @@ def test_a_run_that_passed(tmp_path: Path) -> None:
 def test_a_held_run_says_what_to_do(tmp_path: Path) -> None:
     before = profile_of({"a": 900, "b": 100})
     page = page_of(write_run(tmp_path, 2, profile_of({"b": 1000}, tokens=64), before))
-    assert "No: the run is held, and nothing of it is published. Beyond its limit is: label mix moved by" in page.words
+    assert (
+        "No: the run is held, and nothing of it is published. What is beyond its limit: label mix moved by"
+        in page.words
+    )
     command = "bertray score --bundle 'my bundle' --input in --output out --keep-columns 'id,\"a, b\"'"
     assert f"{command} --price-per-hour 2.0 --accept" in page.words
     assert len([one for _, one in page.tags if one.get("class") == "beyond"]) >= 2
@@ -378,7 +383,8 @@ def test_a_run_with_failures_alone(tmp_path: Path) -> None:
 
 def test_a_run_held_for_its_failures_says_to_mend_them(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path, 1, Profile(), profile_of({"a": 900}), gate="held", held_because=["all failed"]))
-    assert "No row got a label. Mend what failed, below" in page.words
+    assert "No row got a label: there is nothing to accept. Mend what failed, below" in page.words
+    assert "run the command again" in page.words and "bertray score --bundle" in page.words
     assert "--accept" not in page.words and "What changed" not in page.words
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from bertray import schema
-from bertray.reports.layout import number, percent, rendered, source_of
+from bertray.reports.layout import number, rendered, source_of
 from bertray.storage.location import Location
 from bertray.storage.outputs import read_json, read_rows
 from bertray.tasks.task import TASKS
@@ -40,6 +40,7 @@ def facts(folder: Location, num_texts: int) -> dict[str, Any]:
     labels.sort(key=lambda row: (-row[2] - (row[3] or 0), row[0]))
     has_missing = any(row[3] is not None for row in labels)  # several labels a row
     return {
+        "out_of_fold": {},
         **report,
         "place": folder,
         "by_label": [row if has_missing else [*row[:3], *row[4:]] for row in labels],
@@ -63,7 +64,10 @@ def _change(given: Any, suggested: Any) -> tuple[str, str] | None:
 def _groups(
     suspects: pa.Table, changes: list[Any], counts: Counter[Any], num_texts: int, given: str
 ) -> list[dict[str, Any]]:
-    """Of each pair, the most frequent first, the worst rows, at most so many in all: text, labels, how sure, source."""
+    """Of each pair, the most frequent first, the worst rows, at most so many in all: text, how sure, source.
+
+    Of numbers, which have no pairs, also what was given and suggested.
+    """
     groups, left = list[dict[str, Any]](), num_texts
     for pair in [pair for pair, _ in counts.most_common()] or [None]:
         most = min(left, _MAX_TEXTS_OF_PAIR) if pair else left
@@ -71,17 +75,12 @@ def _groups(
         if not rows:
             break
         left -= len(rows)
-        shown = [_shown(row, given) for row in suspects.take(pa.array(rows)).to_pylist()]
+        shown = [_shown(row, "" if pair else given) for row in suspects.take(pa.array(rows)).to_pylist()]
         groups.append({"pair": pair, "number": counts[pair], "rows": shown})
     return groups
 
 
 def _shown(row: dict[str, Any], given: str) -> list[Any]:
-    names = schema.GIVEN_PROBABILITY, schema.SUGGESTED_PROBABILITY
-    sure = [percent(row[name]) for name in names if name in row]
-    answers = [row[given], row[schema.SUGGESTED + given]]
-    told = [
-        ", ".join(one) or "none" if isinstance(one, list) else one if isinstance(one, str) else number(one)
-        for one in answers
-    ]
-    return [row[schema.TEXT], *told, " → ".join(sure), source_of(row)]
+    answers = [number(row[name]) for name in (given, schema.SUGGESTED + given)] if given else []
+    sure = [row.get(name) for name in (schema.GIVEN_PROBABILITY, schema.SUGGESTED_PROBABILITY)]
+    return [row[schema.TEXT], *answers, *sure, source_of(row)]

@@ -17,7 +17,7 @@ import numpy as np
 from bertray.bundle.info import EVENTS_FOLDER, TRIALS_FILE, BundleInfo, read_info
 from bertray.data.dataset import REPORT_FILE, Dataset
 from bertray.errors import RequestError
-from bertray.reports.layout import number, rendered
+from bertray.reports.layout import number, plain_words, rendered
 from bertray.schema import SPLITS
 from bertray.storage.location import Location
 from bertray.storage.outputs import read_json, readable
@@ -51,7 +51,7 @@ def facts(folder: Location, num_texts: int = 0) -> dict[str, Any]:
             {"name": "validation", "points": _points(history, "loss"), "dots": True},
         ],
         "scores": [
-            {"name": _words(name), "points": _points(history, name), "dots": True}
+            {"name": plain_words(name), "points": _points(history, name), "dots": True}
             for name in _SCORES
             if any(name in epoch for epoch in history)
         ],
@@ -60,14 +60,14 @@ def facts(folder: Location, num_texts: int = 0) -> dict[str, Any]:
             for one in history
         ],
         "is_rising": _is_rising([epoch.get(task.best_metric) for epoch in history], info),
-        "measured": [[_words(name), number(value)] for name, value in info.metrics.items() if name != "epoch"],
+        "measured": [
+            [plain_words(name), number(value)]
+            for name, value in info.metrics.items()
+            if name not in ("epoch", "train_loss")
+        ],
         **_data(info),
         **_trials(folder),
     }
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ").replace("f1", "F1")
 
 
 def _points(history: list[dict[str, float]], name: str) -> list[list[Any]]:
@@ -120,7 +120,7 @@ def _data(info: BundleInfo) -> dict[str, Any]:
         "data": place,
         "report": report or None,
         "classes": [[label, *(counts.get(split, 0) for split in SPLITS)] for label, counts in labels.items()],
-        "taken_out": sorted(([_words(reason), count] for reason, count in out.items()), key=lambda row: -row[1]),
+        "taken_out": sorted(([plain_words(reason), count] for reason, count in out.items()), key=lambda row: -row[1]),
         "warnings": report.get("warnings", []),
     }
 
@@ -145,5 +145,5 @@ def _trials(folder: Location) -> dict[str, Any]:
         for one in ordered[:_MAX_TRIAL_LINES]
         if one.history
     ]
-    found = {"rows": rows, "varied": [_words(name) for name in varied], "metric": _words(records[0].metric)}
+    found = {"rows": rows, "varied": [plain_words(name) for name in varied], "metric": plain_words(records[0].metric)}
     return {"trials": {**found, "lines": lines, "number": len(records)}}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bertray.reports.layout import number, percent, points, rendered, source_of
+from bertray.reports.layout import number, percent, plain_words, points, rendered, source_of
 from bertray.reports.terminal import SUMMARY_METRICS
 from bertray.schema import HIGH, LOW, NUM_TOKENS, SCORE, SOURCE, TEXT
 from bertray.storage.location import Location
@@ -23,8 +23,7 @@ from bertray.tasks.task import TASKS
 
 # The first of these that there is answers the question; whether more is better; how it is written.
 _MAIN = {"mae": (False, "n"), "accuracy": (True, "percent"), "f1_micro": (True, "percent")}
-_WORDS = {"mae": "mean absolute error", "rmse": "root mean square error", "subset_accuracy": "all labels right"}
-_MAX_CLASSES_OF_MATRIX, _MAX_CONFUSIONS, _MAX_GROUPS = 20, 30, 20
+_MAX_CLASSES_OF_MATRIX, _MAX_CONFUSIONS, _MAX_GROUPS = 20, 10, 20
 _NUM_BINS, _NUM_LENGTHS, _NUM_POINTS = 10, 5, 80
 _LEAST_ROWS_OF_POINT = 20
 
@@ -66,6 +65,11 @@ def facts(folder: Location, num_texts: int) -> dict[str, Any]:
         "how": how,
         "scores": scores,
         "coverage": coverage,
+        "told": coverage
+        and {
+            "gap": max(scores, key=lambda one: abs(one[0] - one[1])),
+            "half": min(coverage, key=lambda one: abs(one[0] - 0.5)),
+        },
         "classes": _classes(metrics),
         "matrix": _matrix(metrics),
         "confusions": _confusions(metrics),
@@ -104,8 +108,7 @@ def _compared(metrics: dict[str, Any]) -> list[list[Any]]:
     baseline, rows = metrics["baseline"] or {}, []
     show, differ = (number, partial(number, sign="+")) if "mae" in metrics else (percent, points)
     for name in (one for one in SUMMARY_METRICS if one in metrics):
-        words = _WORDS.get(name, name.replace("_", " ").replace("f1", "F1"))
-        row = [words, show(metrics[name]), "–", "–", "–"]
+        row = [plain_words(name), show(metrics[name]), "–", "–", "–"]
         if name in baseline:
             low, high = map(differ, baseline["difference_intervals"][name])
             row[2:] = [show(baseline[name]), differ(metrics[name] - baseline[name]), f"{low} to {high}"]

@@ -19,6 +19,8 @@ from bertray.schema import SOURCE, SOURCE_ROW
 TEXT_CHARS, LABEL_CHARS = 400, 80
 _NUM_TICKS = 5
 _NONE = "–"
+_SCORES = {"mae": "mean absolute error", "rmse": "root mean square error", "subset_accuracy": "all labels right"}
+_SCORES |= {"f1_macro": "macro-F1", "f1_micro": "micro-F1", "f1_weighted": "weighted F1"}
 
 
 def rendered(template: str, facts: dict[str, Any]) -> str:
@@ -81,6 +83,11 @@ def short(line: str, num_chars: int) -> str:
     """A line without its middle if it is longer: names that begin alike often end differently."""
     half = num_chars // 2
     return line if len(line) <= num_chars else f"{line[:half]}…{line[half - num_chars + 1 :]}"
+
+
+def plain_words(name: str) -> str:
+    """A name in a file, as of a score, as people say it."""
+    return _SCORES.get(name, name.replace("_", " "))
 
 
 def source_of(row: dict[str, Any]) -> str:
