@@ -295,16 +295,20 @@ def test_any_sequence_of_nights(tiny_bundle: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("during", [False, True])
-def test_a_crash_after_any_change_leaves_nothing_staged(during: bool, tiny_bundle: Path) -> None:
-    """Of one shard in parts: also where its record was written last, and the next run finds nothing to do."""
+@pytest.mark.parametrize("is_gone_later", [False, True])
+def test_a_crash_after_any_change_leaves_nothing_staged(during: bool, is_gone_later: bool, tiny_bundle: Path) -> None:
+    """Of one shard in parts: where its record was written last, or where it is gone when all others are staged."""
     Nights.bundle = tiny_bundle
     num_changes, has_crashed = 0, True
     while has_crashed:
         nights = Nights()
         nights.start()
-        nights.delete("a.parquet")
+        if not is_gone_later:
+            nights.delete("a.parquet")
         nights.crash(num_changes, during, prune=False, keep_columns=["document_id"])
         num_changes, has_crashed = num_changes + 1, not nights.is_settled
+        if is_gone_later and has_crashed:
+            nights.delete("2026/c.parquet")
         nights.run(prune=False, keep_columns=["document_id"])
         assert not [path for path in (nights.output / "staging").rglob("*") if path.is_file()]
         nights.teardown()

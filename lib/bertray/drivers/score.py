@@ -350,10 +350,12 @@ def _stream(
     Returns:
         How many processes held the model, and the archive as it is now.
     """
-    if not (pending := recorder.adopt(todo.pending)):
+    pending, kept = recorder.adopt(todo.pending), [*todo.staged, *todo.pending]
+    if not pending:
+        staging.remove_stale(archive, kept, request.fingerprint)
         return 0, archive
     with open_pool(request, pending) as pool:
-        staging.remove_stale(archive, [*todo.staged, *todo.pending], request.fingerprint)
+        staging.remove_stale(archive, kept, request.fingerprint)
         while pending:
             work = divide(pending, pool.unit_bytes, pool.num_processes, request.fingerprint, staging.files())
             # Closed here: what a stop leaves half-written is removed when nobody writes any more.
