@@ -86,7 +86,7 @@ def test_the_bundle_says_where_it_comes_from(one_worker: tuple[TrainResult, Bund
     assert f"{info.metrics['f1_macro']:.4f}" in card
     # how it went: page, event files; how sure it is
     page = (output / "report.html").read_text()
-    assert "training, by step: from " in page and "rows read" in page
+    assert "training, by step: from " in page and "were taken out" in page
     assert list((output / "tensorboard").iterdir())
     assert info.temperature != 1
     assert info.calibration["nll_after"] <= info.calibration["nll_before"]
