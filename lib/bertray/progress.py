@@ -55,12 +55,12 @@ class ProgressBar:
             self._cell = display(self._bar, display_id=True)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         if not self._bar.disable:  # stopped in a log, rich would print an empty line
             self._bar.stop()
         elif self._cell:
             self._cell.update(self._bar)
-        elif self._is_logged:
+        elif self._is_logged and error is None:
             (task,) = self._bar.tasks
             self._log(f"{timedelta(seconds=round(task.elapsed or 0))} in all")
 

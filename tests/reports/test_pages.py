@@ -323,6 +323,8 @@ def write_run(output: Path, day: int, now: Profile | None, before: Profile | Non
     summary = {
         **verdict.summary(),
         "num_shards_committed": 3,
+        "num_rows": now.num_rows,
+        "num_rows_error": now.num_rows_error,
         "num_rows_model": now.num_rows_scored - 10,
         "num_rows_repeated": 10,
         "num_shards_failed": 1,
@@ -383,7 +385,7 @@ def test_a_run_with_failures_alone(tmp_path: Path) -> None:
 
 def test_a_run_held_for_its_failures_says_to_mend_them(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path, 1, Profile(), profile_of({"a": 900}), gate="held", held_because=["all failed"]))
-    assert "No row got a label: there is nothing to accept. Mend what failed, below" in page.words
+    assert "No row was read: there is nothing to accept. Mend what failed, below" in page.words
     assert "run the command again" in page.words and "bertray score --bundle" in page.words
     assert "--accept" not in page.words and "What changed" not in page.words
 

@@ -82,5 +82,6 @@ def _groups(
 
 def _shown(row: dict[str, Any], given: str) -> list[Any]:
     answers = [number(row[name]) for name in (given, schema.SUGGESTED + given)] if given else []
-    sure = [row.get(name) for name in (schema.GIVEN_PROBABILITY, schema.SUGGESTED_PROBABILITY)]
+    names = schema.GIVEN_PROBABILITY, schema.SUGGESTED_PROBABILITY
+    sure = [row[name] for name in names if name in row]
     return [row[schema.TEXT], *answers, *sure, source_of(row)]

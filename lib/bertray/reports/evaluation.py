@@ -65,7 +65,8 @@ def facts(folder: Location, num_texts: int) -> dict[str, Any]:
         "how": how,
         "scores": scores,
         "coverage": coverage,
-        "told": coverage
+        "told": len(scores) > 1
+        and coverage
         and {
             "gap": max(scores, key=lambda one: abs(one[0] - one[1])),
             "half": min(coverage, key=lambda one: abs(one[0] - 0.5)),
