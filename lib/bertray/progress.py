@@ -42,6 +42,7 @@ class ProgressBar:
             get_time=time.monotonic,
         )
         self._task_id = self._bar.add_task(title, total=total, note="")
+        (self._task,) = self._bar.tasks
         self._cell: Any = None  # the output under a notebook's cell
         self._shown_s = time.monotonic()
         self._is_logged = False
@@ -61,8 +62,7 @@ class ProgressBar:
         elif self._cell:
             self._cell.update(self._bar)
         elif self._is_logged and error is None:
-            (task,) = self._bar.tasks
-            self._log(f"{timedelta(seconds=round(task.elapsed or 0))} in all")
+            self._log(f"{timedelta(seconds=round(self._task.elapsed or 0))} in all")
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
         """Show that `done` units are finished, with a note; `total` replaces the total unless it is 0 or None."""
@@ -73,12 +73,10 @@ class ProgressBar:
         if self._cell and waited_s >= _CELL_INTERVAL_S:
             self._cell.update(self._bar)
             self._shown_s = time.monotonic()
-        elif not self._cell and done and waited_s >= LOG_INTERVAL_S:
-            (task,) = self._bar.tasks
-            if task.time_remaining is not None:
-                self._log(f"about {timedelta(seconds=task.time_remaining)} left {note}")
-                self._shown_s, self._is_logged = time.monotonic(), True
+        elif not self._cell and done and waited_s >= LOG_INTERVAL_S and self._task.time_remaining is not None:
+            self._log(f"about {timedelta(seconds=self._task.time_remaining)} left {note}")
+            self._shown_s, self._is_logged = time.monotonic(), True
 
     def _log(self, rest: str) -> None:
-        (task,) = self._bar.tasks
+        task = self._task
         _log.info("%s: %d of %d %s, %s", task.description, task.completed, task.total, self._unit, rest)

@@ -289,6 +289,21 @@ def test_an_audit(tmp_path: Path) -> None:
     assert "alert(1)" not in page_of(folder, 0).source
 
 
+def test_an_audit_of_several_labels_a_row_shows_all_of_them(tmp_path: Path) -> None:
+    of_label = {"num_rows": 9, "num_suspects": 0, "num_missing": 1, "noise": 0.1}
+    facts = {"num_rows": 9, "num_rows_without_tokens": 0, "num_suspects": 1, "noise": 0.1, "warnings": []}
+    facts |= {"out_of_fold": {}, "labels": {"art": of_label, "war": of_label}, "config": {}, "versions": versions()}
+    facts |= {"problem_type": "multi_label_classification", "data_fingerprint": "cd" * 32}
+    (tmp_path / "label_quality.json").write_text(json.dumps(facts))
+    rows = {"text": ["a text"], "labels": [["art"]], "suggested_labels": [["art", "war"]], "quality": [0.1]}
+    rows |= {"given_probability": [0.05], "suggested_probability": [0.9], "source": ["/a.csv"], "source_row": [7]}
+    pq.write_table(pa.table(rows), tmp_path / "suspects.parquet")
+    page = page_of(tmp_path)
+    assert "nothing → war (1)" in page.words
+    assert "text label probably probability as labelled as suggested from" in page.words
+    assert "a text art art, war 5.0 % 90.0 % a.csv, row 7" in page.words
+
+
 def profile_of(labels: dict[str, int], num_rows_error: int = 0, tokens: int = 8) -> Profile:
     num_rows = sum(labels.values())
     scores = [0] * 15 + [num_rows] + [0] * 4
@@ -352,7 +367,7 @@ def test_a_run_that_passed(tmp_path: Path) -> None:
     assert "cost 4 " in page.words  # four actors, half an hour, at 2
     assert "text is not UTF-8 8" in page.words
     assert "10.0.0.1 3 disk full" in page.words
-    assert "Of 1,008 rows the model read 990; 10 have the label of an earlier row " in page.words
+    assert "Of 1,008 rows the model gave 990 a label; 10 have the label of an earlier row " in page.words
     assert "The last runs" in page.words
     labels = [one.get("aria-label") or "" for one in page.all("svg")]
     assert any("a 88.0\u00a0% (what was announced last 90.0\u00a0%)" in one for one in labels)

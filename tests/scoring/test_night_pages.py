@@ -34,7 +34,7 @@ def test_a_night_and_one_with_nothing_to_do(config: ScoreConfig) -> None:
     assert summary["errors"] == {"text is empty": 2}
     assert summary["profiles"]["this run"]["num_rows"] == 4
     assert [summary[f"num_rows{of}"] for of in ("", "_error", "_repeated", "_model")] == [4, 2, 0, 2]
-    assert "Of 4 rows the model read 2; 0 have the label of an earlier row" in page
+    assert "Of 4 rows the model gave 2 a label; 0 have the label of an earlier row" in page
     before = content(config)
     assert run(config, open_pool=stub_pool()).summary["run_id"] is None  # type: ignore[index]
     assert content(config) == before

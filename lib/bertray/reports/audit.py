@@ -40,7 +40,6 @@ def facts(folder: Location, num_texts: int) -> dict[str, Any]:
     labels.sort(key=lambda row: (-row[2] - (row[3] or 0), row[0]))
     has_missing = any(row[3] is not None for row in labels)  # several labels a row
     return {
-        "out_of_fold": {},
         **report,
         "place": folder,
         "by_label": [row if has_missing else [*row[:3], *row[4:]] for row in labels],
@@ -66,7 +65,7 @@ def _groups(
 ) -> list[dict[str, Any]]:
     """Of each pair, the most frequent first, the worst rows, at most so many in all: text, how sure, source.
 
-    Of numbers, which have no pairs, also what was given and suggested.
+    Where the pair does not say it, also what was given and suggested: of lists, and of numbers.
     """
     groups, left = list[dict[str, Any]](), num_texts
     for pair in [pair for pair, _ in counts.most_common()] or [None]:
@@ -75,13 +74,18 @@ def _groups(
         if not rows:
             break
         left -= len(rows)
-        shown = [_shown(row, "" if pair else given) for row in suspects.take(pa.array(rows)).to_pylist()]
+        shown = [_shown(row, given) for row in suspects.take(pa.array(rows)).to_pylist()]
         groups.append({"pair": pair, "number": counts[pair], "rows": shown})
     return groups
 
 
 def _shown(row: dict[str, Any], given: str) -> list[Any]:
-    answers = [number(row[name]) for name in (given, schema.SUGGESTED + given)] if given else []
+    answers = [row[given], row[schema.SUGGESTED + given]]
+    told = [
+        ", ".join(one) or "none" if isinstance(one, list) else number(one)
+        for one in answers
+        if not isinstance(one, str)
+    ]
     names = schema.GIVEN_PROBABILITY, schema.SUGGESTED_PROBABILITY
     sure = [row[name] for name in names if name in row]
-    return [row[schema.TEXT], *answers, *sure, source_of(row)]
+    return [row[schema.TEXT], *told, *sure, source_of(row)]

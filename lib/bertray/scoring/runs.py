@@ -51,7 +51,7 @@ _IN_FINGERPRINT = ("text_column", "keep_columns", "probabilities", "engine", "pr
 # The counts of a summary, in its order; docs/glossary.md explains them.
 _OF_ROWS = ("num_rows", "num_rows_error", "num_rows_review", "num_tokens")
 _REPEATED = ("num_rows_repeated", "num_tokens_repeated")
-_COUNTED = ("num_shards_committed", "num_shards_failed", "num_parts_taken_up", *_OF_ROWS, *_REPEATED, "num_rows_model")
+_COUNTED = ("num_shards_committed", "num_shards_failed", "num_parts_taken_up", *_OF_ROWS, *_REPEATED)
 
 
 class Rate(BaseModel, frozen=True):
@@ -256,7 +256,6 @@ class Recorder:
             self._settled.add(outcome.shard.path)
             self._counts.update({name: getattr(profile, name) for name in _OF_ROWS})
             self._counts.update({name: getattr(counts, name) for name in _REPEATED})
-            self._counts["num_rows_model"] += profile.num_rows_scored - counts.num_rows_repeated
             self.errors.update(counts.errors)
             self._precisions.add(outcome.precision)
             self._unrecorded.append(outcome)
@@ -289,6 +288,9 @@ class Recorder:
     def summary(self, wall_s: float) -> dict[str, Any]:
         return {
             **{name: self._counts[name] for name in _COUNTED},
+            "num_rows_model": self._counts["num_rows"]
+            - self._counts["num_rows_error"]
+            - self._counts["num_rows_repeated"],
             "wall_s": round(wall_s, 2),
             "rows_per_s": round(self._counts["num_rows"] / wall_s, 1),
             "tokens_per_s": round(self._counts["num_tokens_scored"] / wall_s, 1),
